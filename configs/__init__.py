@@ -1,0 +1,1 @@
+"""One file per experiment; default.py holds every key with its meaning."""

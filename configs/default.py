@@ -1,0 +1,118 @@
+"""Every key with its meaning, and the reference's training recipe as the values.
+
+Experiments start from here and change what differs. The recipe is tensorflow/tpu
+models/official/efficientnet (main.py, utils.py): TF-style RMSProp, learning rate 0.016 for each 256
+images with 5 epochs of warm-up and x0.97 every 2.4 epochs, L2 1e-5, label smoothing 0.1,
+an average of the weights with decay 0.9999, 350 epochs.
+
+Nothing derived is stored: steps, the scaled learning rate, and width, depth and resolution from phi
+are computed where they are used, so that an override on the command line is never stale.
+"""
+
+from ml_collections import ConfigDict, config_dict
+
+from effnet_jax import scaling
+from effnet_jax.models import parse_variant
+
+
+def get_config(model: str = "b0") -> ConfigDict:
+    """The defaults, for a model by name or coefficients: b0 to l2, phi=1.5, w=1.2,d=1.4,r=291."""
+    config = ConfigDict()
+    config.seed = 0  # All randomness, of data and of training, follows from it.
+    config.batch_size = 2048  # Images a step, over all devices and hosts.
+    config.epochs = 350.0  # Length of the run.
+    config.log_steps = 100  # Steps between two lines of progress and metrics.
+    config.eval_epochs = 5.0  # Epochs between two evaluations; there is always one at the end.
+    config.eval_batch_size = 1024
+
+    config.model = ConfigDict()
+    # Either phi, which gives width, depth and resolution by the law, or these three.
+    config.model.phi = config_dict.placeholder(float)
+    config.model.alpha = scaling.ALPHA  # Depth is alpha ** phi.
+    config.model.beta = scaling.BETA  # Width is beta ** phi.
+    config.model.gamma = scaling.GAMMA  # Resolution is base_resolution * gamma ** phi.
+    config.model.base_resolution = 224  # Pixels at phi = 0.
+    config.model.width = config_dict.placeholder(float)
+    config.model.depth = config_dict.placeholder(float)
+    config.model.resolution = config_dict.placeholder(int)  # Pixels; may be set beside phi.
+    config.model.dropout = config_dict.placeholder(float)  # None: 0.2 + 0.3 phi / 7.
+    config.model.update(parse_variant(model))
+    config.model.survival_probability = 0.8  # Of the last block; stochastic depth, linear by block.
+    config.model.stem_stride = 2  # 1 for small images.
+    config.model.batch_norm_momentum = 0.99  # Fraction of the running statistics that is kept.
+    config.model.batch_norm_epsilon = 1e-3
+    config.model.dtype = "float32"  # Of the computation: float32 or bfloat16.
+    config.model.num_classes = config_dict.placeholder(int)  # None: as many as the data has.
+
+    config.data = ConfigDict()
+    config.data.source = "tfds"  # tfds, folder or digits.
+    config.data.name = "imagenet2012"  # TFDS name, "dataset" or "dataset/config".
+    config.data.data_dir = config_dict.placeholder(str)  # None: TFDS's own default.
+    config.data.train_split = "train"  # TFDS split, or folder under data_dir.
+    config.data.eval_split = "validation"
+    config.data.holdout = 0.1  # Folder without splits: fraction of each class kept for evaluation.
+    config.data.check_images = 1000  # Images of each split decoded before the first step; 0: none.
+    config.data.threads = 16  # That read, decode and augment.
+    config.data.prefetch_batches = 4  # Ready or in work, ahead of the step.
+
+    config.preprocess = ConfigDict()
+    config.preprocess.mean = (0.485, 0.456, 0.406)  # RGB, of pixels in 0..1.
+    config.preprocess.std = (0.229, 0.224, 0.225)
+    config.preprocess.interpolation = "bicubic"  # bicubic, bilinear, area or nearest.
+    config.preprocess.crop_padding = 32  # Evaluation: central size / (size + padding) of the image.
+    config.preprocess.crop_area = (0.08, 1.0)  # Training: fraction of the image in a random crop.
+    config.preprocess.crop_aspect = (3 / 4, 4 / 3)  # Its width over its height.
+    config.preprocess.flip = True  # Training: mirror every other image.
+
+    config.loss = ConfigDict()
+    config.loss.label_smoothing = 0.1  # Training loss only; evaluation reports plain cross-entropy.
+
+    config.optimizer = ConfigDict()
+    config.optimizer.name = "rmsprop"  # rmsprop, sgd or adamw: each with its own settings below.
+    # Learning rates are for 256 images a step and scale with the batch.
+    config.optimizer.rmsprop = ConfigDict(
+        {
+            "learning_rate": 0.016,
+            "decay": 0.9,
+            "momentum": 0.9,
+            "epsilon": 1e-3,
+            "weight_decay": 1e-5,
+        }
+    )
+    config.optimizer.sgd = ConfigDict(
+        {
+            "learning_rate": 0.1,
+            "momentum": 0.9,
+            "nesterov": True,
+            "weight_decay": 5e-5,
+        }
+    )
+    config.optimizer.adamw = ConfigDict(
+        {
+            "learning_rate": 2.5e-4,
+            "b1": 0.9,
+            "b2": 0.999,
+            "epsilon": 1e-8,
+            "weight_decay": 0.05,
+        }
+    )
+    # Regexes over the slash-joined parameter name; the first full match gives the multiplier.
+    config.optimizer.weight_decay_rules = ((r".*norm/(scale|bias)", 0.0), (r".*", 1.0))
+    config.optimizer.learning_rate_rules = ((r".*", 1.0),)  # 0.0 freezes a parameter.
+
+    config.schedule = ConfigDict()
+    config.schedule.name = "staircase"  # staircase, cosine or constant.
+    config.schedule.warmup_epochs = 5.0  # Linear from 0.
+    config.schedule.decay_rate = 0.97  # Staircase: multiplies the rate ...
+    config.schedule.decay_epochs = 2.4  # ... every so many epochs, counted from step 0.
+
+    config.ema = ConfigDict()
+    config.ema.decay = 0.9999  # min(decay, (1 + n) / (10 + n)) at update n; 0.0: no averaging.
+
+    config.checkpoint = ConfigDict()
+    config.checkpoint.save_epochs = 1.0  # Epochs between two saves; every evaluation saves as well.
+    config.checkpoint.keep_newest = 2
+    config.checkpoint.keep_best = 1
+    config.checkpoint.best_metric = "ema_top1"  # Or raw_top1, ema_top5, raw_top5.
+    config.checkpoint.resume = "auto"  # auto: go on from the workdir; never: it must be empty.
+    return config.lock()

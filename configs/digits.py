@@ -1,0 +1,36 @@
+"""A small EfficientNet (phi < 0) on the 8x8 handwritten digits that scikit-learn ships.
+
+Command:  python train.py --config=configs/digits.py --workdir=runs/digits
+"""
+
+from configs import default
+
+
+def get_config(model: str = "phi=-4"):
+    config = default.get_config(model)
+    config.batch_size = 64
+    config.eval_batch_size = 128
+    config.epochs = 60.0
+    config.log_steps = 50
+    config.eval_epochs = 10.0
+
+    config.model.base_resolution = 48
+    config.model.stem_stride = 1
+    config.model.survival_probability = 0.9
+    config.model.batch_norm_momentum = 0.9
+
+    config.data.source = "digits"
+    config.data.name = "digits"
+    config.data.eval_split = "test"
+    config.data.threads = 2
+
+    config.preprocess.mean = (0.5, 0.5, 0.5)
+    config.preprocess.std = (0.5, 0.5, 0.5)
+    config.preprocess.interpolation = "bilinear"
+    config.preprocess.crop_padding = 0
+    config.preprocess.crop_area = (0.6, 1.0)
+    config.preprocess.flip = False
+
+    config.schedule.warmup_epochs = 3.0
+    config.checkpoint.save_epochs = 10.0
+    return config

@@ -1,0 +1,215 @@
+"""Where records come from: random access to encoded images and their labels.
+
+A source has `classes` (names by label), `len()`, `source[i] -> {"image": bytes, "label": int}` and
+`describe(i)`, which names a record for a message.
+"""
+
+import contextlib
+import io
+import os
+import pathlib
+from typing import Protocol
+
+from ml_collections import ConfigDict
+
+from effnet_jax.errors import UserError, check_choice, near
+
+EXTENSIONS = (".jpg", ".jpeg", ".png")
+
+
+class Source(Protocol):
+    """Random access to one split of a data set."""
+
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> dict[str, bytes | int]: ...
+
+    def describe(self, index: int) -> str: ...
+
+
+def cache_dir() -> pathlib.Path:
+    """Where prepared digits and compiled programs are kept: $XDG_CACHE_HOME or ~/.cache."""
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return pathlib.Path(home).expanduser() / "effnet_jax"
+
+
+class TfdsSource:
+    """A split of a TFDS data set that lies prepared as ArrayRecord; needs no TensorFlow."""
+
+    def __init__(self, name: str, data_dir: str | None, split: str):
+        import tensorflow_datasets as tfds
+
+        data_dir = str(pathlib.Path(data_dir or "~/tensorflow_datasets").expanduser())
+        arguments = f"--data_dir={data_dir} --file_format=array_record"
+        remedy = (
+            "TFDS needs TensorFlow to prepare it, this program does not; in an environment "
+            f"with both, run:\n  tfds build {name} {arguments}"
+        )
+        if not os.path.isdir(data_dir):
+            raise UserError(
+                f"no directory {data_dir} (config.data.data_dir) for data set {name!r}. {remedy}"
+            )
+        try:
+            builder = tfds.core.read_only_builder.builder_from_files(name, data_dir=data_dir)
+        except tfds.core.registered.DatasetNotFoundError:
+            raise UserError(
+                f"data set {name!r} is not prepared in {data_dir} (config.data.data_dir). {remedy}"
+            ) from None
+        if builder.info.file_format is not tfds.core.file_adapters.FileFormat.ARRAY_RECORD:
+            raise UserError(
+                f"data set {name!r} in {builder.data_dir} is stored as "
+                f"{builder.info.file_format.value}, not as ArrayRecord. In an environment with "
+                f"TensorFlow, run:\n  tfds convert_format --out_file_format=array_record "
+                f"--dataset_version_dir={builder.data_dir} --out_dir=NEW_DIR"
+            )
+        features = builder.info.features
+        if not {"image", "label"} <= set(features) or not hasattr(features["label"], "names"):
+            raise UserError(
+                f"data set {name!r} has the features {', '.join(features)}; needed are 'image' "
+                "and a class 'label'"
+            )
+        if split.partition("[")[0] not in builder.info.splits:
+            raise UserError(
+                f"data set {name!r} has no split {split!r}; it has: "
+                f"{near(split, builder.info.splits)}"
+            )
+        decoders = {"image": tfds.decode.SkipDecoding()}
+        self.classes = tuple(features["label"].names)
+        self._records = builder.as_data_source(split, decoders=decoders)
+        self._name = f"{name}/{split}"
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> dict[str, bytes | int]:
+        record = self._records[index]
+        return {"image": record["image"], "label": int(record["label"])}
+
+    def describe(self, index: int) -> str:
+        return f"record {index} of {self._name}"
+
+
+def digits_source(data_dir: str | None, split: str) -> TfdsSource:
+    """scikit-learn's digits; written to `data_dir` (by default the cache) on first use."""
+    data_dir = data_dir or str(cache_dir() / "data")
+    if not os.path.isdir(os.path.join(data_dir, "digits", "1.0.0")):
+        import tensorflow_datasets as tfds
+
+        from effnet_jax.data.digits import Digits
+
+        tfds.disable_progress_bar()
+        with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints three lines about nothing.
+            Digits(data_dir=data_dir, file_format="array_record").download_and_prepare()
+    return TfdsSource("digits", data_dir, split)
+
+
+class FolderSource:
+    """Image files in one folder a class; the sorted folder names are the classes."""
+
+    def __init__(self, classes: tuple[str, ...], files: list[tuple[str, int]]):
+        self.classes = classes
+        self._files = files
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> dict[str, bytes | int]:
+        path, label = self._files[index]
+        with open(path, "rb") as file:
+            return {"image": file.read(), "label": label}
+
+    def describe(self, index: int) -> str:
+        return self._files[index][0]
+
+
+def list_classes(folder: pathlib.Path) -> dict[str, list[str]]:
+    """The image files, at any depth, of every class folder in `folder`, sorted."""
+    found = {}
+    for entry in sorted(folder.iterdir()):
+        if entry.is_dir() and not entry.name.startswith("."):
+            walk = os.walk(entry, followlinks=True)
+            paths = (os.path.join(root, name) for root, _, names in walk for name in names)
+            found[entry.name] = sorted(p for p in paths if p.lower().endswith(EXTENSIONS))
+    if len(found) < 2:
+        raise UserError(
+            f"{folder} has {len(found)} class folders, and at least 2 are needed: "
+            "DIR/CLASS/*.jpg, or DIR/train/CLASS/*.jpg beside DIR/val/CLASS/*.jpg"
+        )
+    if empty := [name for name, files in found.items() if not files]:
+        raise UserError(
+            f"no JPEG or PNG file in {folder / empty[0]}"
+            + (f" and {len(empty) - 1} other class folders" if len(empty) > 1 else "")
+            + "; remove the empty folder or add images"
+        )
+    return found
+
+
+def folder_source(
+    data_dir: str | None, split: str, train_split: str, eval_split: str, holdout: float
+) -> FolderSource:
+    """A split of an image folder.
+
+    `data_dir/split/CLASS/...` where that exists; otherwise the classes lie in `data_dir` itself and
+    every n-th file of each class is held out for the evaluation split, `holdout` of them in all.
+    """
+    if not data_dir:
+        raise UserError("no image folder given; add --config.data.data_dir=DIR")
+    root = pathlib.Path(data_dir).expanduser()
+    if not root.is_dir():
+        raise UserError(f"no image folder {root} (config.data.data_dir)")
+    if (root / split).is_dir():
+        by_class = list_classes(root / split)
+    elif (root / train_split).is_dir() or (root / eval_split).is_dir():
+        raise UserError(
+            f"{root} has no folder {split!r}, but it has its sibling; give "
+            f"--config.data.train_split and --config.data.eval_split. It holds: "
+            f"{', '.join(sorted(entry.name for entry in root.iterdir() if entry.is_dir()))}"
+        )
+    else:
+        if not 0 < holdout <= 0.5:
+            raise UserError(f"config.data.holdout must be above 0 and at most 0.5; got {holdout}")
+        every = round(1 / holdout)
+        by_class = list_classes(root)
+        for name, files in by_class.items():
+            if len(files) < 2:
+                raise UserError(
+                    f"{root / name} has a single image, which can't be both trained on and held "
+                    "out for evaluation; add images, or make train/ and val/ folders"
+                )
+            held = set(files[::every])
+            by_class[name] = [file for file in files if (file in held) == (split == eval_split)]
+    classes = tuple(by_class)
+    files = [(path, label) for label, name in enumerate(classes) for path in by_class[name]]
+    return FolderSource(classes, files)
+
+
+def open_source(config: ConfigDict, split: str) -> Source:
+    """The split of the data set that `config.data` names; raises UserError where it isn't there."""
+    kind = check_choice("config.data.source", config.source, ("tfds", "folder", "digits"))
+    if kind == "tfds":
+        source = TfdsSource(config.name, config.data_dir, split)
+    elif kind == "digits":
+        source = digits_source(config.data_dir, split)
+    else:
+        source = folder_source(
+            config.data_dir, split, config.train_split, config.eval_split, config.holdout
+        )
+    if not len(source):
+        raise UserError(f"split {split!r} of {config.source} {config.name!r} is empty")
+    return source
+
+
+def check_classes(found: tuple[str, ...], expected: tuple[str, ...], split: str) -> None:
+    """Raises where a split's classes are not those that the model was, or will be, trained on.
+
+    Labels are positions in the sorted class names, so one missing folder would shift them all.
+    """
+    if found != expected:
+        missing = sorted(set(expected) - set(found))[:5]
+        added = sorted(set(found) - set(expected))[:5]
+        raise UserError(
+            f"split {split!r} has {len(found)} classes and training has {len(expected)}; "
+            f"missing: {', '.join(missing) or 'none'}; added: {', '.join(added) or 'none'}"
+        )

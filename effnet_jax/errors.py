@@ -1,0 +1,31 @@
+"""Errors meant for the person at the keyboard: one message that names the thing and the remedy."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """Bad input. The entry points print the message alone, without a traceback, and exit with 2."""
+
+
+class NonFiniteLossError(Exception):
+    """The loss became NaN or infinite; the message names the step and the last good checkpoint."""
+
+
+class Interrupted(Exception):
+    """The run saved and stopped because it was asked to; the same command goes on with it."""
+
+
+def near(name: str, options: Iterable[str], count: int = 4) -> str:
+    """The options most like `name`, or all of them where none is, as text for a message."""
+    options = [str(option) for option in options]
+    found = difflib.get_close_matches(str(name), options, n=count, cutoff=0.5)
+    return ", ".join(found or sorted(options))
+
+
+def check_choice(what: str, name: str, options: Iterable[str]) -> str:
+    """Returns `name` if it is one of `options`; otherwise a UserError that lists the near ones."""
+    options = list(options)
+    if name not in options:
+        raise UserError(f"unknown {what} {name!r}; did you mean: {near(name, options)}?")
+    return name

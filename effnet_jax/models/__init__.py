@@ -1,0 +1,115 @@
+"""`build(config.model)`: from the compound coefficients in a config to a Flax module."""
+
+import re
+
+import flax.linen as nn
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from effnet_jax import scaling
+from effnet_jax.errors import UserError, check_choice
+from effnet_jax.models import efficientnet
+
+NUMBER = r"[-+]?[0-9.]+(?:e[-+]?[0-9]+)?"
+
+
+def parse_variant(text: str) -> dict[str, float | int | None]:
+    """What a model's short name sets in `config.model`.
+
+    Args:
+      text: "b0" to "b8" or "l2"; "phi=1.5" (any real number); or "w=1.2,d=1.4,r=291" (width and
+        depth coefficients, resolution in pixels).
+
+    Returns:
+      Values for the keys phi, width, depth, resolution and dropout; None where the law decides.
+    """
+    if text in efficientnet.VARIANTS:
+        return {"phi": None, **efficientnet.VARIANTS[text]._asdict()}
+    free = {"width": None, "depth": None, "resolution": None, "dropout": None}
+    if match := re.fullmatch(f"phi=({NUMBER})", text):
+        return {"phi": _number(text, match[1]), **free}
+    if match := re.fullmatch(f"w=({NUMBER}),d=({NUMBER}),r=([0-9]+)", text):
+        width, depth = _number(text, match[1]), _number(text, match[2])
+        values = {"width": width, "depth": depth, "resolution": int(match[3]), "dropout": 0.2}
+        return {"phi": None, **values}
+    known = [*efficientnet.VARIANTS, "phi=NUMBER", "w=NUMBER,d=NUMBER,r=PIXELS"]
+    if "=" in text:
+        raise UserError(f"cannot read model {text!r}; write phi=1.5 or w=1.2,d=1.4,r=291")
+    check_choice("model", text, known)
+    raise UserError(f"model {text!r} needs numbers, as in phi=1.5 or w=1.2,d=1.4,r=291")
+
+
+def _number(text: str, digits: str) -> float:
+    try:
+        return float(digits)
+    except ValueError:
+        raise UserError(f"cannot read model {text!r}: {digits!r} is not a number") from None
+
+
+def coefficients(config: ConfigDict) -> scaling.Coefficients:
+    """Width, depth and resolution of `config.model`: from phi, or given one by one."""
+    given = (config.width, config.depth, config.resolution)
+    if config.phi is None:
+        if None in given:
+            raise UserError(
+                "config.model needs either phi, or all of width, depth and resolution; "
+                f"got phi=None, width={given[0]}, depth={given[1]}, resolution={given[2]}"
+            )
+        scaled = scaling.Coefficients(*given)
+    else:
+        if config.width is not None or config.depth is not None:
+            raise UserError(
+                "config.model has both phi and width or depth, which contradict each other; "
+                "choose the model as w=...,d=...,r=... to scale dimensions one by one"
+            )
+        scaled = scaling.compound(
+            config.phi, config.alpha, config.beta, config.gamma, config.base_resolution
+        )
+        if config.resolution is not None:
+            scaled = scaling.Coefficients(scaled.width, scaled.depth, config.resolution)
+    if scaled.width <= 0 or scaled.depth <= 0 or scaled.resolution <= 0:
+        raise UserError(f"width, depth and resolution must be above 0; got {scaled}")
+    return scaled
+
+
+def architecture(config: ConfigDict) -> efficientnet.Architecture:
+    """The scaled table of `config.model`, checked; builds no arrays."""
+    if not 0 < config.survival_probability <= 1:
+        raise UserError(
+            "config.model.survival_probability must be above 0 and at most 1; "
+            f"got {config.survival_probability}"
+        )
+    if config.stem_stride not in (1, 2):
+        raise UserError(f"config.model.stem_stride must be 1 or 2; got {config.stem_stride}")
+    if config.num_classes is None or config.num_classes < 1:
+        raise UserError(f"config.model.num_classes must be 1 or more; got {config.num_classes}")
+    spec = efficientnet.architecture(
+        coefficients(config), config.num_classes, config.stem_stride, config.survival_probability
+    )
+    if spec.resolution < spec.total_stride:
+        raise UserError(
+            f"resolution {spec.resolution} is below the network's total stride "
+            f"{spec.total_stride}: nothing would be left to pool. Raise config.model.resolution "
+            f"to {spec.total_stride} or more, or set config.model.stem_stride=1 for small images"
+        )
+    return spec
+
+
+def build(config: ConfigDict) -> nn.Module:
+    """The module of `config.model`.
+
+    `module.apply(variables, images, train=...)` returns `(logits, features)`; see EfficientNet.
+    """
+    check_choice("config.model.dtype", config.dtype, ("float32", "bfloat16"))
+    dropout = config.dropout
+    if dropout is None and config.phi is not None:
+        dropout = scaling.dropout_rate(config.phi)
+    if dropout is None or not 0 <= dropout < 1:
+        raise UserError(f"config.model.dropout must be at least 0 and below 1; got {dropout}")
+    return efficientnet.EfficientNet(
+        architecture(config),
+        dropout=dropout,
+        momentum=config.batch_norm_momentum,
+        epsilon=config.batch_norm_epsilon,
+        dtype=jnp.dtype(config.dtype),
+    )

@@ -1,0 +1,144 @@
+"""The layers that every network here is made of, with the reference's initialisers.
+
+Parameters and BatchNorm statistics are float32; `dtype` is that of the computation. Initialisers:
+tensorflow/tpu models/official/efficientnet/efficientnet_model.py.
+"""
+
+import math
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from effnet_jax.models import operations
+from effnet_jax.models.operations import depthwise_conv, spatial_mean
+
+__all__ = [
+    "BatchNorm",
+    "Conv",
+    "Dense",
+    "DepthwiseConv",
+    "depthwise_conv",
+    "normalize_images",
+    "spatial_mean",
+    "stochastic_depth",
+]
+
+# An untruncated normal with variance 2 / (kernel * kernel * outputs).
+conv_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+# Uniform within +-1 / sqrt(outputs).
+dense_init = nn.initializers.variance_scaling(1 / 3, "fan_out", "uniform")
+
+
+def depthwise_init(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+    """`conv_init` for a [k, k, 1, C] kernel: each channel has one output, so the fan is k * k."""
+    return math.sqrt(2 / (shape[0] * shape[1])) * jax.random.normal(key, shape, dtype)
+
+
+def normalize_images(
+    images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]
+) -> jax.Array:
+    """uint8 images [N, H, W, 3] to float32, `(x - 255 mean) / (255 std)`: the only place for it."""
+    scale = jnp.asarray(std, jnp.float32) * 255
+    return (images.astype(jnp.float32) - jnp.asarray(mean, jnp.float32) * 255) / scale
+
+
+def stochastic_depth(x: jax.Array, survival: float, key: jax.Array) -> jax.Array:
+    """Drops whole samples of a residual branch, [N, ...], and rescales those that stay.
+
+    Source: tensorflow/tpu models/official/efficientnet/utils.py, drop_connect; arXiv 1603.09382.
+    """
+    shape = (x.shape[0],) + (1,) * (x.ndim - 1)
+    kept = jnp.floor(survival + jax.random.uniform(key, shape, jnp.float32))
+    return x * (kept / survival).astype(x.dtype)
+
+
+class Conv(nn.Module):
+    """Convolution with SAME padding (an odd pixel goes to the bottom and right, as in TensorFlow).
+
+    A 1x1 convolution is computed as the matrix product that it is.
+    """
+
+    filters: int
+    kernel: int
+    stride: int = 1
+    use_bias: bool = False
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = (self.kernel, self.kernel, x.shape[-1], self.filters)
+        kernel = self.param("kernel", conv_init, shape, jnp.float32).astype(self.dtype)
+        x = x.astype(self.dtype)
+        if self.kernel == 1 and self.stride == 1:
+            x = operations.pointwise_conv(x, kernel)
+        else:
+            x = jax.lax.conv_general_dilated(
+                x, kernel, (self.stride,) * 2, "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+            )
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, (self.filters,), jnp.float32)
+            x = x + bias.astype(self.dtype)
+        return x
+
+
+class DepthwiseConv(nn.Module):
+    """One kernel a channel, SAME padding. Parameter: kernel [k, k, 1, C]."""
+
+    kernel: int
+    stride: int = 1
+    dtype: jnp.dtype = jnp.float32
+    operation: Callable[..., jax.Array] = depthwise_conv
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = (self.kernel, self.kernel, 1, x.shape[-1])
+        kernel = self.param("kernel", depthwise_init, shape, jnp.float32)
+        return self.operation(x.astype(self.dtype), kernel.astype(self.dtype), self.stride)
+
+
+class Dense(nn.Module):
+    """Fully connected layer, [N, C] to [N, features]."""
+
+    features: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel = self.param("kernel", dense_init, (x.shape[-1], self.features), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+        return x.astype(self.dtype) @ kernel.astype(self.dtype) + bias.astype(self.dtype)
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation over all but the last axis; statistics in float32.
+
+    Under jit over a batch that is sharded across devices, the statistics are those of the global
+    batch. The running variance is the biased one, as in the reference.
+
+    Attributes:
+      train: normalise by the batch's statistics and update the running ones.
+      momentum: fraction of the running value that is kept at each update.
+      epsilon: added to the variance.
+    """
+
+    train: bool
+    momentum: float
+    epsilon: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = (x.shape[-1],)
+        scale = self.param("scale", nn.initializers.ones, shape, jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, shape, jnp.float32)
+        mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
+        var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
+        if not self.train:
+            return operations.batch_norm_eval(x, mean.value, var.value, scale, bias, self.epsilon)
+        y, batch_mean, batch_var = operations.batch_norm_train(x, scale, bias, self.epsilon)
+        if not self.is_initializing():
+            keep = self.momentum
+            mean.value = keep * mean.value + (1 - keep) * batch_mean
+            var.value = keep * var.value + (1 - keep) * batch_var
+        return y

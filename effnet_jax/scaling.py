@@ -1,0 +1,134 @@
+"""Compound scaling (arXiv 1905.11946, section 3): the law, the rounding, and what a network costs.
+
+    depth      d = alpha ** phi
+    width      w = beta ** phi
+    resolution r = gamma ** phi      with alpha * beta**2 * gamma**2 ~ 2, each >= 1
+
+so that multiply-adds grow by about 2 ** phi. alpha, beta and gamma come from a small grid search at
+phi = 1; the paper found 1.2, 1.1 and 1.15.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+ALPHA, BETA, GAMMA = 1.2, 1.1, 1.15  # Depth, width, resolution: section 3.3, step 1.
+
+
+@dataclasses.dataclass(frozen=True)
+class Coefficients:
+    """How far a base network is scaled.
+
+    Attributes:
+      width: multiplies every filter count.
+      depth: multiplies every stage's number of blocks.
+      resolution: side of the square input image, in pixels.
+    """
+
+    width: float
+    depth: float
+    resolution: int
+
+
+def compound(
+    phi: float,
+    alpha: float = ALPHA,
+    beta: float = BETA,
+    gamma: float = GAMMA,
+    base_resolution: int = 224,
+) -> Coefficients:
+    """The paper's equation 3 for any real phi; a negative phi gives networks below the base.
+
+    B1 to B7 are the published roundings of this law, not its exact values: see
+    `models.efficientnet.VARIANTS`.
+    """
+    return Coefficients(
+        width=beta**phi,
+        depth=alpha**phi,
+        resolution=round(base_resolution * gamma**phi),
+    )
+
+
+def dropout_rate(phi: float) -> float:
+    """Classifier dropout: linear from 0.2 at B0 to 0.5 at B7 (section 5.2), within 0 and 0.5."""
+    return min(max(0.2 + 0.3 * phi / 7, 0.0), 0.5)
+
+
+def round_filters(filters: int, width: float, divisor: int = 8) -> int:
+    """Scaled filters: the nearest multiple of `divisor`, or the next where that loses over 10 %.
+
+    Source: tensorflow/tpu models/official/efficientnet/efficientnet_model.py, round_filters.
+    """
+    scaled = filters * width
+    rounded = max(divisor, int(scaled + divisor / 2) // divisor * divisor)
+    return rounded + divisor if rounded < 0.9 * scaled else rounded
+
+
+def round_repeats(repeats: int, depth: float) -> int:
+    """Scaled number of blocks, rounded up. Source: the same file, round_repeats."""
+    return math.ceil(depth * repeats)
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """One convolution or dense layer, with all that its cost depends on.
+
+    A dense layer, and a 1x1 convolution on a pooled feature map, have kernel 1 and size 1.
+
+    Attributes:
+      name: slash-joined module path, as in the parameter tree.
+      kernel: side of the square kernel.
+      stride: step between outputs, 1 or more.
+      inputs, outputs: channels.
+      groups: channel groups; `inputs` for a depthwise convolution.
+      size: side of the square output feature map.
+      bias: whether the layer adds a bias.
+      norm: whether a batch normalisation (scale, bias, running mean and variance) follows.
+    """
+
+    name: str
+    kernel: int
+    stride: int
+    inputs: int
+    outputs: int
+    size: int
+    groups: int = 1
+    bias: bool = False
+    norm: bool = False
+
+    @property
+    def weights(self) -> int:
+        return self.kernel**2 * (self.inputs // self.groups) * self.outputs
+
+    @property
+    def parameters(self) -> int:
+        """Trainable parameters: weights, bias, and the normalisation's scale and bias."""
+        return self.weights + self.outputs * (self.bias + 2 * self.norm)
+
+    @property
+    def statistics(self) -> int:
+        """Running mean and variance of the normalisation."""
+        return 2 * self.outputs * self.norm
+
+    @property
+    def multiply_adds(self) -> int:
+        """For one image; normalisation, activations and biases are not counted, as in the paper."""
+        return self.weights * self.size**2
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """Totals over a network's layers, for one image."""
+
+    parameters: int
+    statistics: int
+    multiply_adds: int
+
+
+def cost(layers: Sequence[Layer]) -> Cost:
+    """Exact trainable parameters, BatchNorm statistics and multiply-adds; builds no arrays."""
+    return Cost(
+        parameters=sum(layer.parameters for layer in layers),
+        statistics=sum(layer.statistics for layer in layers),
+        multiply_adds=sum(layer.multiply_adds for layer in layers),
+    )

@@ -1,0 +1,249 @@
+"""The training loop, to be read once from top to bottom."""
+
+import functools
+import pathlib
+import time
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from effnet_jax import checkpoint, parallel
+from effnet_jax.analysis.curves import draw_curves
+from effnet_jax.checkpoint import Checkpoints
+from effnet_jax.data import pipeline, sources
+from effnet_jax.errors import Interrupted, NonFiniteLossError, UserError
+from effnet_jax.evaluation import Evaluator
+from effnet_jax.training import optimizer as optimizers
+from effnet_jax.training import records
+from effnet_jax.training.interruption import Interruption
+from effnet_jax.training.meter import Meter
+from effnet_jax.training.state import TrainState, abstract_state, init_state
+from effnet_jax.training.step import make_train_step, random_key
+from effnet_jax.trees import shapes_by_name
+
+Results = dict[str, dict[str, float]]
+
+
+def resolve_classes(config: ConfigDict, classes: tuple[str, ...]) -> ConfigDict:
+    """A copy of the config whose number of classes is the data's, where it was left open."""
+    config = config.copy_and_resolve_references()
+    given = config.model.num_classes
+    if given is None:
+        with config.unlocked():
+            config.model.num_classes = len(classes)
+    elif given < len(classes):
+        raise UserError(
+            f"config.model.num_classes={given}, and the data has {len(classes)} classes; "
+            "leave it out to take as many as the data has"
+        )
+    return config
+
+
+def check_workdir(workdir: pathlib.Path, resume: str) -> None:
+    """Raises UserError where the workdir may not be written to."""
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"--workdir={workdir} is a file")
+    if resume == "never" and workdir.is_dir() and any(workdir.iterdir()):
+        raise UserError(
+            f"--workdir={workdir} is not empty and config.checkpoint.resume is 'never'; give an "
+            "empty one, or --config.checkpoint.resume=auto to go on with what is there"
+        )
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"can't make --workdir={workdir}: {error.strerror}") from None
+
+
+def train_and_evaluate(config: ConfigDict, workdir: str) -> tuple[TrainState, Results]:
+    """Trains until `config.epochs`, going on from the newest checkpoint in the workdir.
+
+    Args:
+      config: see configs/default.py.
+      workdir: where checkpoints, metrics, config and picture go.
+
+    Returns:
+      The final state, and the last evaluation by weights: {"raw": ..., "ema": ...}.
+
+    Raises:
+      UserError: bad input, before any compute is spent.
+      Interrupted: SIGTERM or Ctrl-C; a checkpoint was saved.
+      NonFiniteLossError: the message names the step; the last checkpoint is from before it.
+    """
+    started = time.perf_counter()
+    workdir = pathlib.Path(workdir).expanduser()
+
+    # Devices, data.
+    mesh = parallel.data_mesh()
+    replicated = parallel.replicated(mesh)
+    parallel.check_batch("batch_size", config.batch_size, mesh)
+    parallel.check_batch("eval_batch_size", config.eval_batch_size, mesh)
+    checkpoint.check_config(config.checkpoint)
+    pipeline.check_config(config.preprocess)
+    train_source = sources.open_source(config.data, config.data.train_split)
+    eval_source = sources.open_source(config.data, config.data.eval_split)
+    sources.check_classes(eval_source.classes, train_source.classes, config.data.eval_split)
+    config = resolve_classes(config, train_source.classes)
+
+    # Model and state: shapes first.
+    model, optimizer, shapes = abstract_state(config, len(train_source))
+    resolution = model.architecture.resolution
+
+    # Durations.
+    examples, batch_size = len(train_source), config.batch_size
+    to_steps = functools.partial(optimizers.steps, batch_size=batch_size, examples=examples)
+    total = to_steps(config.epochs)
+    eval_every = max(1, to_steps(config.eval_epochs))
+    save_every = max(1, to_steps(config.checkpoint.save_epochs))
+    if total < 1:
+        raise UserError(
+            f"config.epochs={config.epochs} of {examples} images is less than one step of "
+            f"batch_size={batch_size}"
+        )
+
+    check_workdir(workdir, config.checkpoint.resume)
+    for source in (train_source, eval_source):
+        pipeline.check_images(source, config.data.check_images, config.data.threads)
+
+    with (
+        Interruption(records.say) as interrupted,
+        Checkpoints(workdir, config.checkpoint) as checkpoints,
+    ):
+        # State: arrays, from the newest checkpoint or fresh.
+        state = checkpoints.restore(shapes, replicated, say=records.say)
+        if state is None:
+            init = jax.jit(
+                lambda key: init_state(model, optimizer, resolution, key),
+                out_shardings=replicated,
+            )
+            state = init(random_key(config.seed, "init", 0))
+        start = int(state.step)
+        record = records.Records(workdir, config, train_source.classes)
+        record.open(start)
+        write_parameters(workdir, config, shapes)
+
+        # Steps, compiled once, before the data starts to flow.
+        compiled_at = time.perf_counter()
+        abstract = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated), shapes
+        )
+        train_step = (
+            jax.jit(
+                make_train_step(model, optimizer, config),
+                donate_argnums=0,
+                out_shardings=replicated,
+            )
+            .lower(abstract, parallel.abstract_batch(batch_size, resolution, mesh))
+            .compile()
+        )
+        records.say(
+            f"{'going on at' if start else 'starting at'} step {start} of {total}: "
+            f"{sum(np.prod(leaf.shape, dtype=int) for leaf in jax.tree.leaves(shapes.params)):,} "
+            f"parameters, {resolution} px, {examples:,} images, {mesh.size} "
+            f"{jax.devices()[0].device_kind} device(s); compiled in "
+            f"{time.perf_counter() - compiled_at:.1f} s"
+        )
+        evaluator = Evaluator(model, config, eval_source, resolution, mesh)
+
+        def evaluate() -> Results | None:
+            results = {}
+            for weights in ("raw", "ema"):
+                results[weights] = evaluator(*state.weights(weights), should_stop=interrupted)
+                if results[weights] is None:
+                    return None
+            return results
+
+        # Data, from this step on.
+        dataset = pipeline.train_dataset(
+            train_source,
+            config.preprocess,
+            resolution,
+            batch_size,
+            config.seed,
+            jax.process_index(),
+            jax.process_count(),
+        )
+        batches = pipeline.read_ahead(dataset, config.data, start, total)
+        schedule = optimizers.learning_rate(config, examples)
+
+        meter, results, saved = Meter(batch_size), None, start if start else None
+        try:
+            with records.Progress(total, start) as progress:
+                for step in range(start + 1, total + 1):
+                    batch = meter.next_batch(batches)
+                    state, metrics = train_step(state, parallel.put_batch(batch, mesh))
+                    meter.add(step, metrics)
+                    progress.advance(step)
+                    if step == start + 1:
+                        meter.check()
+                        elapsed = time.perf_counter() - started
+                        records.say(f"first step done {elapsed:.1f} s after the start")
+
+                    epoch = step * batch_size / examples
+                    if step % config.log_steps == 0 or step == total:
+                        row = {"epoch": epoch, "learning_rate": float(schedule(step - 1))}
+                        row |= meter.window()
+                        row["seconds_left"] = (total - step) * batch_size / row["images_per_second"]
+                        progress.status(step, row)
+                        record.write(step, row)
+
+                    evaluate_now = step % eval_every == 0 or step == total
+                    if not (evaluate_now or step % save_every == 0 or interrupted()):
+                        continue
+                    meter.check()  # A state that is not finite never becomes a checkpoint.
+                    results = meter.pause(evaluate) if evaluate_now and not interrupted() else None
+                    scores = None
+                    if results:
+                        scores = {
+                            f"{weights}_{key}": value
+                            for weights, row in results.items()
+                            for key, value in row.items()
+                            if key != "count"
+                        }
+                        record.write(step, {"epoch": epoch, **scores})
+                    meter.pause(functools.partial(checkpoints.save, step, state, scores))
+                    saved = step
+                    if interrupted():
+                        checkpoints.wait()
+                        raise Interrupted(
+                            f"stopped by {interrupted.name} after step {step} of {total}; saved in "
+                            f"{workdir}. Run the same command again to go on"
+                        )
+        except NonFiniteLossError as error:
+            checkpoints.wait()
+            kept = f"step {saved}" if saved else "none yet"
+            raise NonFiniteLossError(
+                f"{error}; stopped. Last good checkpoint in {workdir}: {kept}. A lower learning "
+                "rate or a longer warm-up often helps"
+            ) from None
+        finally:
+            record.close()
+
+        if results is None:  # The run had been finished before.
+            results = evaluate()
+        if results is None:
+            raise Interrupted(f"stopped by {interrupted.name}; the run in {workdir} is finished")
+        checkpoints.wait()
+
+    if jax.process_index() == 0:
+        draw_curves(records.read_metrics(workdir), workdir / "curves.png")
+        minutes = (time.perf_counter() - started) / 60
+        title = f"step {total}, epoch {config.epochs:g}, {minutes:.1f} min in this run"
+        records.console.print(records.result_table(results, title))
+        records.say(f"curves: {workdir / 'curves.png'}   all else: {workdir}")
+    return state, results
+
+
+def write_parameters(workdir: pathlib.Path, config: ConfigDict, shapes: TrainState) -> None:
+    """parameters.csv: every parameter's name and shape, and what the rules decided for it."""
+    if jax.process_index() != 0:
+        return
+    decided = [
+        jax.tree.leaves(optimizers.multipliers(config.optimizer[key], shapes.params, key))
+        for key in ("weight_decay_rules", "learning_rate_rules")
+    ]
+    lines = ["name,shape,weight_decay_multiplier,learning_rate_multiplier"]
+    named = shapes_by_name(shapes.params)
+    for (name, shape), decay, rate in zip(named.items(), *decided, strict=True):
+        lines.append(f"{name},{'x'.join(map(str, shape))},{decay:g},{rate:g}")
+    records.write_atomically(workdir / "parameters.csv", "\n".join(lines) + "\n")

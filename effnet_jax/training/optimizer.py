@@ -1,0 +1,149 @@
+"""Learning rate, optimizer, per-parameter rules, and the decay of the averages."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from effnet_jax.errors import UserError, check_choice
+from effnet_jax.trees import path_name
+
+PyTree = Any
+OPTIMIZERS = ("rmsprop", "sgd", "adamw")
+SCHEDULES = ("staircase", "cosine", "constant")
+
+
+def steps(epochs: float, batch_size: int, examples: int) -> int:
+    """A duration in epochs as whole steps, rounded down as in the reference."""
+    return int(epochs * examples / batch_size)
+
+
+def learning_rate(config: ConfigDict, examples: int) -> optax.Schedule:
+    """The learning rate by step, of the configured optimizer and schedule.
+
+    Linear warm-up from 0, and a decay that counts from step 0, so that it has already begun when
+    warm-up ends. Source: tensorflow/tpu models/official/efficientnet/utils.py,
+    build_learning_rate.
+
+    Args:
+      config: the whole config.
+      examples: records in an epoch.
+    """
+    schedule = config.schedule
+    kind = check_choice("config.schedule.name", schedule.name, SCHEDULES)
+    name = check_choice("config.optimizer.name", config.optimizer.name, OPTIMIZERS)
+    peak = config.optimizer[name].learning_rate * config.batch_size / 256
+    total = max(1, steps(config.epochs, config.batch_size, examples))
+    warmup = steps(schedule.warmup_epochs, config.batch_size, examples)
+    decay_steps = schedule.decay_epochs * examples / config.batch_size
+
+    def rate(step: jax.Array) -> jax.Array:
+        if kind == "staircase":
+            decayed = peak * schedule.decay_rate ** jnp.floor(step / decay_steps)
+        elif kind == "cosine":
+            decayed = peak * 0.5 * (1 + jnp.cos(jnp.pi * jnp.minimum(step / total, 1)))
+        else:
+            decayed = jnp.asarray(peak, jnp.float32)
+        return jnp.where(step < warmup, peak * step / max(1, warmup), decayed)
+
+    return rate
+
+
+def ema_decay(decay: float, updates: jax.Array) -> jax.Array:
+    """Decay of the averages at a number of updates: a ramp first, min(decay, (1 + n) / (10 + n)).
+
+    Source: tf.train.ExponentialMovingAverage with num_updates.
+    """
+    return jnp.minimum(decay, (1 + updates) / (10 + updates))
+
+
+def multipliers(rules: Sequence[tuple[str, float]], params: PyTree, what: str) -> PyTree:
+    """A number for every parameter: that of the first rule that matches its whole name.
+
+    Args:
+      rules: (regular expression over the slash-joined name, multiplier).
+      params: parameters, or their shapes.
+      what: the config key, for messages.
+
+    Raises:
+      UserError: a parameter that no rule covers, or a rule that matches nothing at all.
+    """
+    uncovered, used = [], set()
+
+    def choose(path: tuple, _: Any) -> float:
+        name = path_name(path)
+        for index, (pattern, multiplier) in enumerate(rules):
+            if re.fullmatch(pattern, name):
+                used.add(index)
+                return float(multiplier)
+        uncovered.append(name)
+        return 0.0
+
+    try:
+        chosen = jax.tree_util.tree_map_with_path(choose, params)
+    except re.error as error:
+        raise UserError(f"{what}: bad regular expression {error.pattern!r}: {error}") from None
+    if uncovered:
+        shown = ", ".join(uncovered[:5])
+        raise UserError(
+            f"{what}: no rule covers {len(uncovered)} parameters ({shown} ...); "
+            "end the rules with ('.*', 1.0)"
+        )
+    unused = [pattern for index, (pattern, _) in enumerate(rules[:-1]) if index not in used]
+    if unused:
+        raise UserError(f"{what}: rule {unused[0]!r} is the first match of no parameter")
+    return chosen
+
+
+def _add_weight_decay(rate: float, factors: PyTree) -> optax.GradientTransformation:
+    def update(updates: PyTree, params: PyTree) -> PyTree:
+        return jax.tree.map(lambda u, p, f: u + rate * f * p, updates, params, factors)
+
+    return optax.stateless(update)
+
+
+def _multiply(factors: PyTree) -> optax.GradientTransformation:
+    return optax.stateless(lambda updates, _: jax.tree.map(lambda u, f: f * u, updates, factors))
+
+
+def build_optimizer(
+    config: ConfigDict, schedule: optax.Schedule, params: PyTree
+) -> optax.GradientTransformation:
+    """The optimizer of `config.optimizer`.
+
+    For rmsprop and sgd the weight decay is an L2 term of the loss, 0.5 * rate * sum(w**2), that
+    goes through the optimizer with the gradient; for adamw it is decoupled.
+
+    Args:
+      config: `config.optimizer`.
+      schedule: learning rate by step.
+      params: parameters, or their shapes.
+    """
+    name = check_choice("config.optimizer.name", config.name, OPTIMIZERS)
+    own = config[name]
+    rules = "config.optimizer.weight_decay_rules"
+    decay = _add_weight_decay(
+        own.weight_decay, multipliers(config.weight_decay_rules, params, rules)
+    )
+    rules = "config.optimizer.learning_rate_rules"
+    scale = _multiply(multipliers(config.learning_rate_rules, params, rules))
+    if name == "rmsprop":
+        # TensorFlow's: the accumulator starts at 1, epsilon is inside the root, and the learning
+        # rate is inside the momentum, which matters whenever the rate changes.
+        rmsprop = optax.rmsprop(
+            schedule,
+            decay=own.decay,
+            eps=own.epsilon,
+            initial_scale=1.0,
+            eps_in_sqrt=True,
+            momentum=own.momentum,
+        )
+        return optax.chain(decay, rmsprop, scale)
+    if name == "sgd":
+        return optax.chain(decay, optax.sgd(schedule, own.momentum, own.nesterov), scale)
+    adam = optax.scale_by_adam(own.b1, own.b2, own.epsilon)
+    return optax.chain(adam, decay, optax.scale_by_learning_rate(schedule), scale)

@@ -1,0 +1,216 @@
+"""What a run leaves for people: metrics, the config and versions it ran with, progress, a table."""
+
+import dataclasses
+import datetime
+import json
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from typing import Any
+
+import jax
+import psutil
+import rich.console
+import rich.progress
+import rich.table
+import tensorboardX
+from ml_collections import ConfigDict
+
+from effnet_jax.errors import UserError
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+ON_TERMINAL = sys.stderr.isatty()
+console = rich.console.Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def say(text: str) -> None:
+    """One plain line for the person who watches."""
+    console.print(text, markup=False)
+
+
+def read_config(workdir: str | pathlib.Path) -> ConfigDict:
+    """The config that a workdir was trained with."""
+    path = pathlib.Path(workdir) / "config.json"
+    if not path.is_file():
+        raise UserError(f"no run in {workdir}: {path} is missing; is --workdir right?")
+    try:
+        return ConfigDict(json.loads(path.read_text()))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is not a config that this program wrote: {error}") from None
+
+
+def read_classes(workdir: str | pathlib.Path) -> tuple[str, ...]:
+    """Names of the classes that a workdir was trained on, by label."""
+    return tuple(json.loads((pathlib.Path(workdir) / "classes.json").read_text()))
+
+
+def read_metrics(workdir: str | pathlib.Path) -> list[dict[str, float]]:
+    """Rows of metrics.jsonl, in order of steps; a line cut short by a crash is left out."""
+    path = pathlib.Path(workdir) / "metrics.jsonl"
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return rows
+
+
+def write_atomically(path: pathlib.Path, text: str) -> None:
+    """So that a crash leaves the old file or the new one, never half of it."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def git_commit() -> str | None:
+    """The commit that this code is at, with "-dirty" where the tree was changed."""
+    command = ["git", "-C", str(pathlib.Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        result = subprocess.run(
+            [*command, "--abbrev=40", "--exclude=*"], capture_output=True, text=True, timeout=20
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return result.stdout.strip() or None
+
+
+def describe_run() -> dict[str, Any]:
+    """When, where and with what a process runs."""
+    device = jax.devices()[0]
+    return {
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "commit": git_commit(),
+        "python": platform.python_version(),
+        "versions": {name: metadata.version(name) for name in PACKAGES},
+        "device": device.device_kind,
+        "platform": device.platform,
+        "devices": jax.device_count(),
+        "hosts": jax.process_count(),
+        "cpus": os.cpu_count(),
+        "system": platform.platform(),
+    }
+
+
+def changed_keys(old: dict, new: dict, prefix: str = "config") -> list[str]:
+    """`key: old -> new` for every value that differs between two nested dicts."""
+    lines = []
+    for key in sorted(old.keys() | new.keys()):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            lines += changed_keys(before, after, f"{prefix}.{key}")
+        elif before != after:
+            lines.append(f"{prefix}.{key}: {before} -> {after}")
+    return lines
+
+
+@dataclasses.dataclass
+class Progress:
+    """A bar on a terminal, plain lines elsewhere."""
+
+    total: int
+    start: int
+    _bar: rich.progress.Progress | None = None
+
+    def __enter__(self) -> "Progress":
+        if ON_TERMINAL:
+            self._bar = rich.progress.Progress(
+                rich.progress.TextColumn("{task.description}"),
+                rich.progress.BarColumn(),
+                rich.progress.MofNCompleteColumn(),
+                rich.progress.TimeRemainingColumn(elapsed_when_finished=True),
+                rich.progress.TextColumn("{task.fields[status]}"),
+                console=console,
+            )
+            self._bar.start()
+            self._task = self._bar.add_task(
+                "training", total=self.total, completed=self.start, status=""
+            )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def advance(self, step: int) -> None:
+        if self._bar:
+            self._bar.update(self._task, completed=step)
+
+    def status(self, step: int, row: dict[str, float]) -> None:
+        """Shows a window's metrics, and where there is no bar also the step and the time left."""
+        text = (
+            f"loss {row['train_loss']:.3f}  {row['images_per_second']:.0f} images/s  "
+            f"data wait {row['data_wait']:.1%}"
+        )
+        if self._bar:
+            self._bar.update(self._task, completed=step, status=text)
+        else:
+            left = datetime.timedelta(seconds=round(row["seconds_left"]))
+            say(f"step {step}/{self.total}  epoch {row['epoch']:.1f}  {text}  left {left}")
+
+
+class Records:
+    """The files of a workdir: config.json, classes.json, runs.jsonl, metrics.jsonl, TensorBoard.
+
+    The host with number 0 writes, the others do nothing.
+    """
+
+    def __init__(self, workdir: pathlib.Path, config: ConfigDict, classes: tuple[str, ...]):
+        self._workdir, self._config, self._classes = workdir, config, classes
+        self._writes = jax.process_index() == 0
+        self._file = self._events = None
+        self._process = psutil.Process()
+
+    def open(self, step: int) -> None:
+        """Writes what is known before the first step, and makes the metrics end at `step`.
+
+        A run that goes on does again what came after its checkpoint, so later rows are dropped. A
+        config that differs from the last one is kept beside it.
+        """
+        if not self._writes:
+            return
+        path = self._workdir / "config.json"
+        config = json.loads(self._config.to_json_best_effort())
+        if path.exists():
+            old = json.loads(path.read_text())
+            if changes := changed_keys(old, config):
+                say("going on with a changed config:\n  " + "\n  ".join(changes))
+                os.replace(path, self._workdir / f"config_until_step_{step}.json")
+        write_atomically(path, json.dumps(config, indent=2) + "\n")
+        write_atomically(self._workdir / "classes.json", json.dumps(self._classes) + "\n")
+        with open(self._workdir / "runs.jsonl", "a") as file:
+            file.write(json.dumps({"start_step": step, **describe_run()}) + "\n")
+
+        rows = [row for row in read_metrics(self._workdir) if row["step"] <= step]
+        path = self._workdir / "metrics.jsonl"
+        write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
+        self._file = open(path, "a", buffering=1)  # noqa: SIM115 - closed by close().
+        events = str(self._workdir / "tensorboard")
+        self._events = tensorboardX.SummaryWriter(events, purge_step=step + 1 if step else None)
+
+    def write(self, step: int, row: dict[str, float]) -> None:
+        """One row of metrics, with the memory that this process holds."""
+        if self._file:
+            memory = self._process.memory_info().rss / 2**20
+            row = {"step": step, **row, "resident_mib": round(memory, 1)}
+            self._file.write(json.dumps(row) + "\n")
+            for key, value in row.items():
+                if key != "step":
+                    self._events.add_scalar(key, value, step)
+
+    def close(self) -> None:
+        if self._file:
+            self._file.close()
+            self._events.close()
+
+
+def result_table(results: dict[str, dict[str, float]], title: str) -> rich.table.Table:
+    """Top-1, top-5, loss and count by weights ("raw", "ema")."""
+    table = rich.table.Table("weights", "top-1", "top-5", "loss", "images", title=title)
+    for weights, row in results.items():
+        scores = [f"{row['top1']:.2%}", f"{row['top5']:.2%}", f"{row['loss']:.4f}"]
+        table.add_row(weights, *scores, str(row["count"]))
+    return table

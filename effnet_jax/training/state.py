@@ -1,0 +1,80 @@
+"""`TrainState`: everything that a run is, in one frozen struct."""
+
+from typing import Any
+
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from effnet_jax import models
+from effnet_jax.training.optimizer import build_optimizer, learning_rate
+
+PyTree = Any
+
+
+@flax.struct.dataclass
+class TrainState:
+    """All that is needed to go on; random numbers and the place in the data follow from the step.
+
+    Attributes:
+      step: updates done, int32.
+      params, batch_stats: of the model, float32.
+      opt_state: optax state.
+      ema: running averages of params and batch_stats, under these names.
+    """
+
+    step: jax.Array
+    params: PyTree
+    batch_stats: PyTree
+    opt_state: PyTree
+    ema: dict[str, PyTree]
+
+    def weights(self, which: str) -> tuple[PyTree, PyTree]:
+        """Parameters and BatchNorm statistics, "raw" or "ema"."""
+        if which == "ema":
+            return self.ema["params"], self.ema["batch_stats"]
+        return self.params, self.batch_stats
+
+
+def init_variables(model: nn.Module, resolution: int, key: jax.Array) -> PyTree:
+    """Fresh params and batch_stats; under jit the forward pass is not computed."""
+    return model.init(key, jnp.zeros((1, resolution, resolution, 3)), train=False)
+
+
+def init_state(
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    resolution: int,
+    key: jax.Array,
+) -> TrainState:
+    """A fresh state; the averages start at the initial weights, as in TensorFlow."""
+    variables = init_variables(model, resolution, key)
+    averaged = {"params": variables["params"], "batch_stats": variables["batch_stats"]}
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=variables["params"],
+        batch_stats=variables["batch_stats"],
+        opt_state=optimizer.init(variables["params"]),
+        # A copy: the step donates the state, and a buffer can be donated only once.
+        ema=jax.tree.map(jnp.copy, averaged),
+    )
+
+
+def abstract_state(config: ConfigDict, examples: int) -> tuple[nn.Module, Any, TrainState]:
+    """Model, optimizer and the state's shapes; builds no arrays.
+
+    Args:
+      config: the whole config, with the number of classes known.
+      examples: training records in an epoch, on which the schedule depends.
+    """
+    model = models.build(config.model)
+    resolution = model.architecture.resolution
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    variables = jax.eval_shape(lambda key: init_variables(model, resolution, key), key)
+    schedule = learning_rate(config, examples)
+    optimizer = build_optimizer(config.optimizer, schedule, variables["params"])
+    shapes = jax.eval_shape(lambda key: init_state(model, optimizer, resolution, key), key)
+    return model, optimizer, shapes

@@ -1,0 +1,86 @@
+"""The training step: pure, `(state, batch) -> (state, metrics)`."""
+
+import zlib
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from effnet_jax.models.layers import normalize_images
+from effnet_jax.training.optimizer import ema_decay
+from effnet_jax.training.state import TrainState
+
+Batch = dict[str, jax.Array]
+Metrics = dict[str, jax.Array]
+
+
+def random_key(seed: int, purpose: str, step: int | jax.Array) -> jax.Array:
+    """The key for one purpose at one step; nothing random is ever stored."""
+    key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(purpose.encode()))
+    return jax.random.fold_in(key, step)
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: float = 0.0) -> jax.Array:
+    """Softmax cross-entropy by example, [N], with labels smoothed towards uniform."""
+    targets = jax.nn.one_hot(labels, logits.shape[-1], dtype=jnp.float32)
+    return optax.softmax_cross_entropy(logits, optax.smooth_labels(targets, smoothing))
+
+
+def make_train_step(
+    model: nn.Module, optimizer: optax.GradientTransformation, config: ConfigDict
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """The step for a model and an optimizer; not jitted.
+
+    Args:
+      model: see `models.build`.
+      optimizer: see `optimizer.build_optimizer`.
+      config: the whole config.
+
+    Returns:
+      A function of the state and a batch (image uint8 [N, H, W, 3], label int32 [N], mask
+      float32 [N]). Its metrics are loss and correct, summed over the batch, their count, and the
+      norm of the gradient, which includes no weight decay.
+    """
+    preprocess, smoothing = config.preprocess, config.loss.label_smoothing
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        rngs = {
+            name: random_key(config.seed, name, state.step)
+            for name in ("dropout", "stochastic_depth")
+        }
+        images = normalize_images(batch["image"], preprocess.mean, preprocess.std)
+        count = batch["mask"].sum()
+
+        def loss_fn(params):
+            variables = {"params": params, "batch_stats": state.batch_stats}
+            (logits, _), updated = model.apply(
+                variables, images, train=True, mutable=["batch_stats"], rngs=rngs
+            )
+            losses = cross_entropy(logits, batch["label"], smoothing) * batch["mask"]
+            return losses.sum() / count, (logits, updated["batch_stats"])
+
+        grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+        (loss, (logits, batch_stats)), grads = grad_fn(state.params)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+
+        step = state.step + 1
+        decay = ema_decay(config.ema.decay, step)
+        ema = jax.tree.map(
+            lambda average, new: decay * average + (1 - decay) * new,
+            state.ema,
+            {"params": params, "batch_stats": batch_stats},
+        )
+        correct = (logits.argmax(-1) == batch["label"]) * batch["mask"]
+        metrics = {
+            "loss": loss * count,
+            "correct": correct.sum(),
+            "count": count,
+            "grad_norm": optax.global_norm(grads),
+        }
+        return TrainState(step, params, batch_stats, opt_state, ema), metrics
+
+    return train_step

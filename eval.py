@@ -1,0 +1,27 @@
+"""Evaluates a workdir: python eval.py --workdir=DIR [--step=N] [--weights=ema|raw].
+
+Its last line is a JSON object: top1, top5, loss, count, step, weights.
+"""
+
+import json
+
+from absl import flags
+
+from effnet_jax import cli
+
+WORKDIR = flags.DEFINE_string("workdir", None, "Of the run; its config is read from there.")
+STEP = flags.DEFINE_integer("step", None, "Which checkpoint; by default the newest.")
+WEIGHTS = flags.DEFINE_enum("weights", "ema", ["ema", "raw"], "Averaged or raw weights.")
+DATA_DIR = flags.DEFINE_string("data_dir", None, "Where the data is now, if it has moved.")
+
+
+def main() -> None:
+    from effnet_jax.evaluation import evaluate_workdir
+
+    result = evaluate_workdir(WORKDIR.value, STEP.value, WEIGHTS.value, DATA_DIR.value)
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    flags.mark_flag_as_required("workdir")
+    cli.run_with_flags(main)

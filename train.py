@@ -1,0 +1,34 @@
+"""Trains a model: python train.py --config=configs/digits.py --workdir=DIR [--config.a.b=c ...].
+
+The same command with the same workdir goes on where it stopped. Exit codes: effnet_jax/cli.py.
+"""
+
+import pathlib
+
+from absl import flags
+from ml_collections import config_flags
+
+from effnet_jax import cli
+
+HERE = pathlib.Path(__file__).resolve().parent
+CONFIG = config_flags.DEFINE_config_file(
+    "config",
+    str(HERE / "configs" / "digits.py"),
+    "Experiment, FILE or FILE:ARGUMENT; any key can be overridden as --config.key=value.",
+)
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Where everything goes; by default runs/NAME of the config."
+)
+
+
+def main() -> None:
+    from effnet_jax.training.loop import train_and_evaluate
+
+    name = pathlib.Path(
+        config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]
+    ).stem
+    train_and_evaluate(CONFIG.value, WORKDIR.value or f"runs/{name}")
+
+
+if __name__ == "__main__":
+    cli.run_with_flags(main)
