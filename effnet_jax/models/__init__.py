@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from effnet_jax import scaling
-from effnet_jax.errors import UserError, check_choice
+from effnet_jax.errors import UserError, check_choice, near
 from effnet_jax.models import efficientnet
 
 NUMBER = r"[-+]?[0-9.]+(?:e[-+]?[0-9]+)?"
@@ -32,11 +32,10 @@ def parse_variant(text: str) -> dict[str, float | int | None]:
         width, depth = _number(text, match[1]), _number(text, match[2])
         values = {"width": width, "depth": depth, "resolution": int(match[3]), "dropout": 0.2}
         return {"phi": None, **values}
-    known = [*efficientnet.VARIANTS, "phi=NUMBER", "w=NUMBER,d=NUMBER,r=PIXELS"]
-    if "=" in text:
-        raise UserError(f"cannot read model {text!r}; write phi=1.5 or w=1.2,d=1.4,r=291")
-    check_choice("model", text, known)
-    raise UserError(f"model {text!r} needs numbers, as in phi=1.5 or w=1.2,d=1.4,r=291")
+    if "=" in text or text in ("phi", "w", "d", "r"):
+        raise UserError(f"cannot read model {text!r}; write phi=1.5, or w=1.2,d=1.4,r=291")
+    known = near(text, efficientnet.VARIANTS)
+    raise UserError(f"unknown model {text!r}; did you mean {known}, phi=1.5, or w=1.2,d=1.4,r=291?")
 
 
 def _number(text: str, digits: str) -> float:

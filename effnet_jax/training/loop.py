@@ -18,7 +18,7 @@ from effnet_jax.training import optimizer as optimizers
 from effnet_jax.training import records
 from effnet_jax.training.interruption import Interruption
 from effnet_jax.training.meter import Meter
-from effnet_jax.training.state import TrainState, abstract_state, init_state
+from effnet_jax.training.state import TrainState, abstract_state, fresh_state
 from effnet_jax.training.step import make_train_step, random_key
 from effnet_jax.trees import shapes_by_name
 
@@ -112,11 +112,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> tuple[TrainState, Re
         # State: arrays, from the newest checkpoint or fresh.
         state = checkpoints.restore(shapes, replicated, say=records.say)
         if state is None:
-            init = jax.jit(
-                lambda key: init_state(model, optimizer, resolution, key),
-                out_shardings=replicated,
-            )
-            state = init(random_key(config.seed, "init", 0))
+            key = random_key(config.seed, "init", 0)
+            state = fresh_state(model, optimizer, resolution, key, replicated)
         start = int(state.step)
         record = records.Records(workdir, config, train_source.classes)
         record.open(start)

@@ -1,0 +1,1 @@
+"""Commands: python -m effnet_jax.tools.NAME."""

@@ -1,0 +1,102 @@
+"""What models are and cost, without building them.
+
+As in: python -m effnet_jax.tools.summary b0 b7 phi=1.5 w=1.2,d=1.4,r=291
+
+A model is b0 to b8, l2, phi=NUMBER, or w=WIDTH,d=DEPTH,r=PIXELS. --layers adds the table of layers,
+--json prints a list of objects in the order asked.
+"""
+
+import argparse
+import dataclasses
+import json
+from typing import Any
+
+import rich.console
+import rich.table
+from ml_collections import ConfigDict
+
+from effnet_jax import cli, models, scaling
+from effnet_jax.errors import UserError
+
+
+def describe(name: str, num_classes: int, stem_stride: int, with_layers: bool) -> dict[str, Any]:
+    """One model as a dict: width, depth, resolution and the exact counts."""
+    config = ConfigDict(
+        {
+            **models.parse_variant(name),
+            "alpha": scaling.ALPHA,
+            "beta": scaling.BETA,
+            "gamma": scaling.GAMMA,
+            "base_resolution": 224,
+            "survival_probability": 0.8,
+            "stem_stride": stem_stride,
+            "num_classes": num_classes,
+        }
+    )
+    coefficients, layers = models.coefficients(config), models.architecture(config).layers()
+    cost = scaling.cost(layers)
+    result = {
+        "model": name,
+        "width": coefficients.width,
+        "depth": coefficients.depth,
+        "resolution": coefficients.resolution,
+        "parameters": cost.parameters,
+        "multiply_adds": cost.multiply_adds,
+    }
+    if with_layers:
+        result["layers"] = [
+            {
+                **dataclasses.asdict(layer),
+                "parameters": layer.parameters,
+                "multiply_adds": layer.multiply_adds,
+            }
+            for layer in layers
+        ]
+    return result
+
+
+def layer_table(row: dict[str, Any]) -> rich.table.Table:
+    """The layers of one model, with the shape of what each puts out."""
+    columns = ("layer", "kernel", "stride", "output", "groups", "parameters", "multiply-adds")
+    table = rich.table.Table(*columns, title=row["model"])
+    for layer in row["layers"]:
+        output = f"{layer['size']} x {layer['size']} x {layer['outputs']}"
+        kernel = f"{layer['kernel']} x {layer['kernel']}"
+        counts = [f"{layer[key]:,}" for key in ("groups", "parameters", "multiply_adds")]
+        table.add_row(layer["name"], kernel, str(layer["stride"]), output, *counts)
+    return table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m effnet_jax.tools.summary",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("models", nargs="+", metavar="MODEL")
+    parser.add_argument("--layers", action="store_true", help="also every layer with its shapes")
+    parser.add_argument("--json", action="store_true", help="JSON instead of tables")
+    parser.add_argument("--num_classes", type=int, default=1000)
+    parser.add_argument("--stem_stride", type=int, default=2, help="1 for small images")
+    args = parser.parse_args()
+    if args.num_classes < 1:
+        raise UserError(f"--num_classes must be 1 or more; got {args.num_classes}")
+
+    rows = [describe(m, args.num_classes, args.stem_stride, args.layers) for m in args.models]
+    if args.json:
+        print(json.dumps(rows, indent=2))
+        return
+    console = rich.console.Console()
+    if not console.is_terminal:
+        console.width = 120  # A pipe or a file has no width; the default of 80 would cut numbers.
+    table = rich.table.Table("model", "width", "depth", "resolution", "parameters", "multiply-adds")
+    for row in rows:
+        scale = [f"{row['width']:.4g}", f"{row['depth']:.4g}", str(row["resolution"])]
+        table.add_row(row["model"], *scale, f"{row['parameters']:,}", f"{row['multiply_adds']:,}")
+    console.print(table)
+    for row in rows if args.layers else ():
+        console.print(layer_table(row))
+
+
+if __name__ == "__main__":
+    cli.run(main)

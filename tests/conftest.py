@@ -1,0 +1,53 @@
+"""Eight CPU devices, one compilation cache, and one tiny experiment for all tests."""
+
+import os
+import pathlib
+import sys
+import tempfile
+
+# Before JAX starts. Sub-processes of tests that want one device drop the flag.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="effnet_jax_tests_")
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import csv  # noqa: E402
+import shutil  # noqa: E402
+
+import pytest  # noqa: E402
+from ml_collections import ConfigDict  # noqa: E402
+
+from configs import digits  # noqa: E402
+from effnet_jax import cli  # noqa: E402
+
+cli.use_compilation_cache()
+GOLDEN = ROOT / "tests" / "golden"
+TINY = "w=0.25,d=0.2,r=16"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def remove_cache():
+    yield
+    shutil.rmtree(os.environ["XDG_CACHE_HOME"], ignore_errors=True)
+
+
+def read_golden(name: str) -> list[dict[str, str]]:
+    """Rows of a file of figures from outside."""
+    with open(GOLDEN / name, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture
+def tiny() -> ConfigDict:
+    """Digits with the smallest network that has every kind of layer: 2 epochs of 22 steps."""
+    config = digits.get_config(TINY)
+    config.batch_size = 64
+    config.eval_batch_size = 128
+    config.epochs = 2.0
+    config.log_steps = 10
+    config.eval_epochs = 1.0
+    config.checkpoint.save_epochs = 0.5
+    return config

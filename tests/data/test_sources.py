@@ -1,0 +1,125 @@
+"""The three kinds of source, and what is said when they aren't there."""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from configs import folder
+from effnet_jax.data import pipeline, sources
+from effnet_jax.data.decode import decode_image
+from effnet_jax.errors import UserError
+
+
+def make_folder(root: pathlib.Path, classes: dict[str, int], suffix: str = ".png") -> pathlib.Path:
+    for label, (name, count) in enumerate(classes.items()):
+        (root / name).mkdir(parents=True)
+        for index in range(count):
+            pixels = np.full((20, 24, 3), 40 * label + index, np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{index:03d}{suffix}")
+    return root
+
+
+def config_for(root: pathlib.Path):
+    config = folder.get_config("b0").data
+    config.data_dir = str(root)
+    return config
+
+
+def test_digits_are_scikit_learn_s():
+    digits = load_digits()
+    splits = {name: sources.digits_source(None, name) for name in ("train", "test")}
+    assert {name: len(source) for name, source in splits.items()} == {"train": 1437, "test": 360}
+    assert splits["train"].classes == tuple("0123456789")
+    # Every image once, in one split or the other, with its label.
+    seen = sorted(
+        (decode_image(record["image"])[..., 0].tobytes(), record["label"])
+        for source in splits.values()
+        for record in (source[index] for index in range(len(source)))
+    )
+    pixels = np.round(digits.images * (255 / 16)).astype(np.uint8)
+    expected = zip((image.tobytes() for image in pixels), digits.target.tolist(), strict=True)
+    assert seen == sorted(expected)
+    assert "record 3 of digits/train" in splits["train"].describe(3)
+
+
+def test_folder_with_splits(tmp_path):
+    make_folder(tmp_path / "train", {"cat": 3, "dog": 2})
+    make_folder(tmp_path / "val", {"cat": 1, "dog": 1}, ".jpg")
+    config = config_for(tmp_path)
+    train, val = (sources.open_source(config, split) for split in ("train", "val"))
+    assert (len(train), len(val)) == (5, 2)
+    assert train.classes == val.classes == ("cat", "dog")
+    assert [train[index]["label"] for index in range(5)] == [0, 0, 0, 1, 1]
+    assert decode_image(train[4]["image"])[0, 0, 0] == 41
+    assert train.describe(4).endswith("dog/001.png")
+
+
+def test_folder_without_splits_holds_out_a_tenth_of_each_class(tmp_path):
+    config = config_for(make_folder(tmp_path / "all", {"a": 20, "b": 11}))
+    train, val = (sources.open_source(config, split) for split in ("train", "val"))
+    assert (len(train), len(val)) == (18 + 9, 2 + 2)
+    names = [source.describe(index) for source in (train, val) for index in range(len(source))]
+    assert len(set(names)) == 31
+    assert {val[index]["label"] for index in range(4)} == {0, 1}
+
+
+def test_folders_that_can_not_be_trained_on(tmp_path):
+    def fails(root, message):
+        with pytest.raises(UserError, match=message):
+            sources.open_source(config_for(root), "train")
+
+    fails(tmp_path / "nowhere", "no image folder")
+    (tmp_path / "empty").mkdir()
+    fails(tmp_path / "empty", "0 class folders")
+    fails(make_folder(tmp_path / "single", {"cat": 3}), "1 class folders")
+    fails(make_folder(tmp_path / "hollow", {"cat": 3, "dog": 0}), "no JPEG or PNG file in .*dog")
+    make_folder(tmp_path / "half" / "val", {"cat": 1, "dog": 1})
+    fails(tmp_path / "half", "no folder 'train'")
+    with pytest.raises(UserError, match="no image folder given"):
+        sources.open_source(folder.get_config("b0").data, "train")
+
+
+def test_classes_that_differ_between_splits_are_named():
+    with pytest.raises(UserError, match=r"missing: dog; added: cow"):
+        sources.check_classes(("cat", "cow"), ("cat", "dog"), "val")
+    sources.check_classes(("cat",), ("cat",), "val")
+
+
+def test_a_corrupt_image_is_named_before_training(tmp_path):
+    root = make_folder(tmp_path, {"cat": 8, "dog": 8})
+    bad = root / "dog" / "003.png"
+    bad.write_bytes(bad.read_bytes()[:50])
+    source = sources.open_source(config_for(root), "train")
+    with pytest.raises(UserError, match=r"003\.png"):
+        pipeline.check_images(source, 1000, 2)
+
+
+def test_tfds_that_is_not_there_gives_the_command(tmp_path):
+    message = rf"tfds build imagenet2012 --data_dir={tmp_path} --file_format=array_record"
+    with pytest.raises(UserError, match=message):
+        sources.TfdsSource("imagenet2012", str(tmp_path), "train")
+    with pytest.raises(UserError, match="no directory"):
+        sources.TfdsSource("imagenet2012", str(tmp_path / "nowhere"), "train")
+    with pytest.raises(UserError, match="did you mean: tfds"):
+        config = folder.get_config("b0").data
+        config.source = "tdfs"
+        sources.open_source(config, "train")
+
+
+def test_tfds_in_another_format_gives_the_command(tmp_path):
+    sources.digits_source(str(tmp_path), "train")
+    info = tmp_path / "digits" / "1.0.0" / "dataset_info.json"
+    values = json.loads(info.read_text())
+    values["fileFormat"] = "tfrecord"
+    info.write_text(json.dumps(values))
+    with pytest.raises(UserError, match="tfds convert_format --out_file_format=array_record"):
+        sources.TfdsSource("digits", str(tmp_path), "train")
+
+
+def test_an_unknown_split_lists_those_there_are():
+    with pytest.raises(UserError, match="it has: test, train"):
+        sources.digits_source(None, "validation")

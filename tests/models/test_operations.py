@@ -1,0 +1,170 @@
+"""The CPU forms of layer arithmetic against the plain ones."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from effnet_jax.models import operations
+
+SIZES = [(8, 8), (9, 9), (7, 10), (12, 5), (1, 1), (2, 3), (4, 1)]
+
+
+def plain_depthwise(x, kernel, stride):
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        "SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=x.shape[-1],
+        precision=lax.Precision.HIGHEST,
+    )
+
+
+def value_and_grads(operation, x, kernel, stride):
+    def scalar(x, kernel):
+        y = operation(x, kernel, stride)
+        # Another weight for every output, so that no gradient cancels.
+        weights = jnp.cos(jnp.arange(y.size, dtype=jnp.float32)).reshape(y.shape)
+        return (y.astype(jnp.float32) * weights).sum(), y
+
+    grads, y = jax.grad(scalar, argnums=(0, 1), has_aux=True)(x, kernel)
+    return y, *grads
+
+
+def assert_close(actual, expected, relative=1e-5):
+    actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+    assert actual.shape == expected.shape
+    assert np.abs(actual - expected).max() <= relative * np.abs(expected).max()
+
+
+@pytest.mark.parametrize(("kernel", "stride"), itertools.product((3, 5), (1, 2)))
+def test_depthwise_and_both_gradients_equal_lax(kernel, stride):
+    for height, width in SIZES:
+        keys = jax.random.split(jax.random.key(height * 31 + width), 2)
+        x = jax.random.normal(keys[0], (2, height, width, 6))
+        w = jax.random.normal(keys[1], (kernel, kernel, 1, 6))
+        ours = jax.jit(functools.partial(value_and_grads, operations.depthwise_conv, stride=stride))
+        plain = jax.jit(functools.partial(value_and_grads, plain_depthwise, stride=stride))
+        for actual, expected in zip(ours(x, w), plain(x, w), strict=True):
+            assert_close(actual, expected)
+
+
+def test_depthwise_in_bfloat16():
+    x = jax.random.normal(jax.random.key(0), (2, 16, 16, 8), jnp.bfloat16)
+    w = jax.random.normal(jax.random.key(1), (5, 5, 1, 8), jnp.bfloat16)
+    ours = value_and_grads(operations.depthwise_conv, x, w, 1)
+    exact = value_and_grads(plain_depthwise, x.astype(jnp.float32), w.astype(jnp.float32), 1)
+    for actual, expected in zip(ours, exact, strict=True):
+        assert actual.dtype == jnp.bfloat16
+        assert_close(actual.astype(jnp.float32), expected, 0.02)
+
+
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+def test_depthwise_lowers_to_the_plain_convolution_on_accelerators(platform):
+    x, w = jnp.zeros((2, 8, 8, 4)), jnp.zeros((3, 3, 1, 4))
+
+    def lowered(operation, function):
+        traced = jax.jit(functools.partial(function, operation, stride=2)).trace(x, w)
+        return traced.lower(lowering_platforms=(platform,)).as_text()
+
+    def forward(operation, x, w, stride):
+        return operation(x, w, stride)
+
+    for function in (forward, value_and_grads):
+        ours, plain = (
+            lowered(operation, function)
+            for operation in (operations.depthwise_conv, plain_depthwise)
+        )
+        count = plain.count("stablehlo.convolution")
+        assert count == (1 if function is forward else 3)
+        assert ours.count("stablehlo.convolution") == count
+        for leftover in ("stablehlo.pad", "stablehlo.while", "stablehlo.case"):
+            assert leftover not in ours
+    # And the CPU form has none.
+    traced = jax.jit(functools.partial(operations.depthwise_conv, stride=1)).trace(x, w)
+    assert "stablehlo.convolution" not in traced.lower(lowering_platforms=("cpu",)).as_text()
+
+
+def test_depthwise_over_a_sharded_batch_gathers_nothing():
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    x = jax.device_put(
+        jax.random.normal(jax.random.key(0), (16, 9, 9, 8)),
+        NamedSharding(mesh, PartitionSpec("data")),
+    )
+    w = jax.random.normal(jax.random.key(1), (3, 3, 1, 8))
+    step = jax.jit(functools.partial(value_and_grads, operations.depthwise_conv, stride=1))
+    text = step.lower(x, w).compile().as_text()
+    assert "all-gather" not in text
+    assert "all-to-all" not in text
+    for actual, expected in zip(step(x, w), value_and_grads(plain_depthwise, x, w, 1), strict=True):
+        assert_close(actual, expected)
+
+
+def test_pointwise_is_a_1x1_convolution():
+    x = jax.random.normal(jax.random.key(0), (2, 5, 7, 6))
+    w = jax.random.normal(jax.random.key(1), (1, 1, 6, 10))
+
+    def plain(x, w, stride):
+        return lax.conv_general_dilated(
+            x, w, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    ours = value_and_grads(lambda x, w, _: operations.pointwise_conv(x, w), x, w, 1)
+    for actual, expected in zip(ours, value_and_grads(plain, x, w, 1), strict=True):
+        assert_close(actual, expected)
+
+
+def plain_batch_norm(x, scale, bias, epsilon):
+    mean, var = x.mean((0, 1, 2)), x.var((0, 1, 2))
+    return (x - mean) / jnp.sqrt(var + epsilon) * scale + bias, mean, var
+
+
+def test_batch_norm_and_its_gradients_equal_the_textbook():
+    keys = jax.random.split(jax.random.key(0), 4)
+    x = 3 * jax.random.normal(keys[0], (4, 6, 5, 7)) + 2
+    scale, bias = jax.random.normal(keys[1], (2, 7))
+    weights = jax.random.normal(keys[2], x.shape)
+
+    def run(function):
+        def scalar(x, scale, bias):
+            y, mean, var = function(x, scale, bias, 1e-3)
+            return (y * weights).sum(), (y, mean, var)
+
+        grads, values = jax.jit(jax.grad(scalar, argnums=(0, 1, 2), has_aux=True))(x, scale, bias)
+        return *values, *grads
+
+    ours, plain = run(operations.batch_norm_train), run(plain_batch_norm)
+    for actual, expected in zip(ours, plain, strict=True):
+        assert_close(actual, expected)
+    _, mean, var = ours[:3]
+    y = operations.batch_norm_eval(x, mean, var, scale, bias, 1e-3)
+    assert_close(y, ours[0])
+
+
+def test_batch_norm_is_accurate_where_the_mean_is_large():
+    # E[x^2] - E[x]^2 in float32 loses digits here; a hundred deviations is as far as activations go.
+    x = 100 + jax.random.normal(jax.random.key(0), (16, 8, 8, 3))
+    y, mean, var = operations.batch_norm_train(x, jnp.ones(3), jnp.zeros(3), 1e-3)
+    exact = np.asarray(x, np.float64)
+    assert_close(mean, exact.mean((0, 1, 2)))
+    assert_close(var, exact.var((0, 1, 2)), 1e-2)
+    assert_close(np.asarray(y).std((0, 1, 2)), np.ones(3), 1e-2)
+
+
+def test_this_jaxlib_computes_the_fusion_that_0_10_2_gets_wrong():
+    # jax issue 39103: a matrix-vector product under vmap, then a sum by row, over more than 16k
+    # rows: jaxlib 0.10.2 returns wrong numbers on CPU, silently. requirements.txt avoids it.
+    rows = jnp.arange(32_769, dtype=jnp.float32)
+    x = jnp.stack([rows, jnp.zeros_like(rows), jnp.zeros_like(rows)], axis=1)
+
+    def f(x):
+        return jax.vmap(lambda row: jnp.sum((jnp.eye(3) @ row) ** 2))(x)
+
+    np.testing.assert_array_equal(jax.jit(f)(x), np.arange(32_769, dtype=np.float32) ** 2)
