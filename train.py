@@ -13,8 +13,8 @@ from effnet_jax import cli
 HERE = pathlib.Path(__file__).resolve().parent
 CONFIG = config_flags.DEFINE_config_file(
     "config",
-    str(HERE / "configs" / "digits.py"),
-    "Experiment, FILE or FILE:ARGUMENT; any key can be overridden as --config.key=value.",
+    None,
+    "Experiment, FILE or FILE:ARGUMENT (default: configs/digits.py); --config.key=value overrides.",
 )
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "Where everything goes; by default runs/NAME of the config."
@@ -31,4 +31,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run_with_flags(main)
+    cli.run_with_flags(main, default_config=str(HERE / "configs" / "digits.py"))

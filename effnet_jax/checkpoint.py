@@ -98,8 +98,8 @@ class Checkpoints:
         self._manager.close()  # Waits for the save under way.
 
     def steps(self) -> list[int]:
-        """Steps with a whole checkpoint, oldest first, read from disk."""
-        return sorted(self._manager.all_steps(read=True)) if self._folder.is_dir() else []
+        """Steps with a whole checkpoint, oldest first."""
+        return sorted(self._manager.all_steps()) if self._folder.is_dir() else []
 
     def save(self, step: int, state: PyTree, metrics: dict[str, float] | None = None) -> None:
         """Starts to save; returns when the state may be donated. Raises if the last save failed."""
@@ -161,18 +161,18 @@ class Checkpoints:
     def _check_same(self, saved: Shapes, wanted: Shapes, step: int) -> None:
         where = f"checkpoint {step} in {self._folder}"
         parts = {name.partition("/")[0] for name in wanted}
+        saved = {name: shape for name, shape in saved.items() if name.partition("/")[0] in parts}
 
-        def of(shapes: Shapes, *chosen: str) -> Shapes:
-            return {k: v for k, v in shapes.items() if k.partition("/")[0] in chosen}
+        def of_model(shapes: Shapes) -> Shapes:
+            kinds = ("params", "batch_stats")
+            return {name: shapes[name] for name in shapes if name.partition("/")[0] in kinds}
 
-        if lines := describe_difference(
-            of(saved, "params", "batch_stats"), of(wanted, "params", "batch_stats")
-        ):
+        if lines := describe_difference(of_model(saved), of_model(wanted)):
             raise UserError(
                 f"{where} was written by another model:\n{lines}\n"
                 "Use the model that wrote it (see config.json there), or another --workdir"
             )
-        if describe_difference(of(saved, *parts), wanted):
+        if describe_difference(saved, wanted):
             raise UserError(
                 f"{where} was written with another optimizer than this config's; use the one in "
                 "config.json there, or another --workdir"

@@ -5,12 +5,18 @@ a checkpoint was saved and the same command goes on with it (EX_TEMPFAIL: a sche
 """
 
 import contextlib
+import importlib.util
 import os
 import sys
 from collections.abc import Callable, Iterator
 
+if not any(map(importlib.util.find_spec, ("jax_cuda12_plugin", "jax_cuda13_plugin", "libtpu"))):
+    # Before JAX is imported. When a program comes out of the compilation cache, XLA's CPU backend
+    # logs kilobytes about two tuning flags that no processor "supports"; real failures are raised.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
 import jax
-from absl import flags, logging
+from absl import app, flags, logging
 
 from effnet_jax.data.sources import cache_dir
 from effnet_jax.errors import Interrupted, NonFiniteLossError, UserError
@@ -50,16 +56,40 @@ def run(main: Callable[[], None]) -> None:
         main()
 
 
-def run_with_flags(main: Callable[[], None]) -> None:
-    """As `run`, after absl flags were read from the command line."""
+def run_with_flags(main: Callable[[], None], default_config: str | None = None) -> None:
+    """As `run`, after absl flags were read from the command line.
+
+    Args:
+      main: the command.
+      default_config: value of --config where the command line has none.
+    """
     with _exit_codes():
+        has_config = any(arg == "--config" or arg.startswith("--config=") for arg in sys.argv)
+        if default_config and not has_config:
+            # Not as the flag's default: overrides of that are checked while modules are imported,
+            # where nothing could turn a wrong one into a message.
+            sys.argv.insert(1, f"--config={default_config}")
+        app.define_help_flags()
         try:
             left = flags.FLAGS(sys.argv)[1:]
-        except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-            if isinstance(error, UserError):
-                raise
-            text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
-            raise UserError(f"{text.strip()}\nTry --help") from None
+            for name in flags.FLAGS:
+                hasattr(flags.FLAGS[name].value, "lock")  # Raises for a config that wasn't loaded.
+        except Exception as error:
+            raise UserError(_explain(error)) from None
         if left:
             raise UserError(f"unexpected argument {left[0]!r}; flags are --name=value. Try --help")
     run(main)
+
+
+def _explain(error: Exception) -> str:
+    """What is wrong with the command line, out of what absl and ml_collections raise for it."""
+    while error.args and isinstance(error.args[0], Exception):
+        error = error.args[0]
+    text = str(error.args[0] if error.args else error).strip()
+    if "Error whilst parsing config file" in text:
+        # A traceback as text. Of our own errors the message is enough; a config's bug stays whole.
+        return text.rpartition("UserError: ")[2]
+    if isinstance(error, AttributeError | KeyError):
+        hint = "" if "Did you mean" in text else "; configs/default.py has every key"
+        return f"unknown config key {'. '.join(text.split(chr(10)))}{hint}"
+    return f"{text}\nTry --help"

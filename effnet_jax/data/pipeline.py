@@ -35,7 +35,13 @@ def check_config(config: ConfigDict) -> None:
     """Raises UserError for values of `config.preprocess` that no image could be made with."""
     check_choice("interpolation", config.interpolation, augment.INTERPOLATIONS)
     for key in ("crop_area", "crop_aspect"):
-        low, high = config[key]
+        try:
+            low, high = map(float, config[key])
+        except (TypeError, ValueError):
+            raise UserError(
+                f"config.preprocess.{key} must be two numbers, as in '(0.1, 1.0)'; "
+                f"got {config[key]}"
+            ) from None
         if not 0 < low <= high or (key == "crop_area" and high > 1):
             raise UserError(
                 f"config.preprocess.{key} must be a range above 0; got {(low, high)}"

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from effnet_jax import scaling
 from effnet_jax.models import layers
+from effnet_jax.models.operations import swish
 from effnet_jax.scaling import Coefficients, Layer
 
 
@@ -195,7 +196,7 @@ class ConvNormAct(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         x = self.conv(self.filters, self.kernel, self.stride, name="conv")(x)
-        return nn.swish(self.norm(name="norm")(x))
+        return swish(self.norm(name="norm")(x))
 
 
 class SqueezeExcite(nn.Module):
@@ -208,7 +209,7 @@ class SqueezeExcite(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         gate = layers.spatial_mean(x)
         gate = self.conv(self.squeezed, 1, use_bias=True, name="reduce")(gate)
-        gate = self.conv(x.shape[-1], 1, use_bias=True, name="expand")(nn.swish(gate))
+        gate = self.conv(x.shape[-1], 1, use_bias=True, name="expand")(swish(gate))
         return x * nn.sigmoid(gate)
 
 
@@ -225,9 +226,9 @@ class MBConv(nn.Module):
         spec, inputs = self.spec, x
         if spec.expanded != spec.inputs:
             x = self.conv(spec.expanded, 1, name="expand")(x)
-            x = nn.swish(self.norm(name="expand_norm")(x))
+            x = swish(self.norm(name="expand_norm")(x))
         x = self.depthwise(spec.kernel, spec.stride, name="depthwise")(x)
-        x = nn.swish(self.norm(name="depthwise_norm")(x))
+        x = swish(self.norm(name="depthwise_norm")(x))
         x = SqueezeExcite(self.conv, spec.squeezed, name="squeeze_excite")(x)
         x = self.conv(spec.outputs, 1, name="project")(x)
         x = self.norm(name="project_norm")(x)

@@ -1,7 +1,9 @@
-"""Layer arithmetic that XLA compiles badly on CPU, in forms that it compiles well.
+"""The layer arithmetic of EfficientNet in forms that XLA compiles well on every platform.
 
-On TPU and GPU every function here is the plain `lax` operation. On CPU, XLA runs a depthwise convolution
-50 times slower than memory allows and sums over columns one element at a time.
+TPU and GPU get the plain operations. XLA on CPU needs help in three places: its depthwise convolution is
+far below what memory allows, its sums over N, H and W run one element at a time, and it writes out
+intermediate results that are cheaper to compute again. `lax.platform_dependent` picks the form when a
+function is lowered, so that code compiled for a TPU holds no trace of the CPU form.
 """
 
 import functools
@@ -10,179 +12,237 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-DIMENSIONS = ("NHWC", "HWIO", "NHWC")
+# Terms of one unrolled sum over rows. With fewer of them, the partial sums are large and dominate the
+# time; XLA CPU stops vectorising plain sums above 8, but not products.
+SUM_TERMS = 8
+PRODUCT_TERMS = 28
 
 
 def _same_padding(size, k, stride):
-    """Zeros before and after one axis under TensorFlow's SAME: the odd one goes after."""
+    """Zeros before and after an axis of this size under TensorFlow's SAME: the odd one goes after."""
     total = max((-(-size // stride) - 1) * stride + k - size, 0)
     return total // 2, total - total // 2
 
 
-def _conv(x, kernel, stride):
+def _fold_rows(rows, h, terms):
+    """Sums rows(start, stop) [N, stop - start, W, C] over slabs of h rows -> [N, ceil(h/terms), W, C].
+
+    A sum over N, H and W is fast on CPU when most of it is this: an elementwise sum, which is vectorised
+    and fused with whatever computes its terms. The barrier keeps the slow reduction of the little that
+    is left from swallowing it. N isn't summed here, so that a sharded batch needs no communication.
+    """
+    size = -(-h // terms)
+    slabs = [rows(start, min(start + size, h)) for start in range(0, h, size)]
+    missing = ((0, 0), (0, size - slabs[-1].shape[1]), (0, 0), (0, 0))
+    return lax.optimization_barrier(sum(slabs[:-1], jnp.pad(slabs[-1], missing)))
+
+
+def channel_sums(x):
+    """Sums of x [N, H, W, C] over N, H and W -> float32 [C]."""
+
+    def cpu(x):
+        folded = _fold_rows(lambda a, b: x[:, a:b].astype(jnp.float32), x.shape[1], SUM_TERMS)
+        return folded.sum((0, 1, 2))
+
+    return lax.platform_dependent(
+        x, cpu=cpu, default=lambda x: x.astype(jnp.float32).sum((0, 1, 2))
+    )
+
+
+# ---- Depthwise convolution
+
+
+def lax_depthwise_conv(x, kernel, stride):
+    """The plain form of `depthwise_conv`: a grouped convolution. Right everywhere, slow on CPU."""
     return lax.conv_general_dilated(
         x,
         kernel,
         (stride, stride),
         "SAME",
-        dimension_numbers=DIMENSIONS,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=x.shape[-1],
     )
 
 
-def _taps(x, k, stride, out_h, out_w, top, left):
-    """The k*k shifted views of zero-padded x: tap (i, j) at (h, w) is x[s*h + i - top, s*w + j - left]."""
-    bottom = (out_h - 1) * stride + k - top - x.shape[1]
-    right = (out_w - 1) * stride + k - left - x.shape[2]
-    x = lax.pad(
-        x, jnp.zeros((), x.dtype), ((0, 0, 0), (top, bottom, 0), (left, right, 0), (0, 0, 0))
-    )
-    for i in range(k):
-        for j in range(k):
-            limit = (
-                x.shape[0],
-                i + (out_h - 1) * stride + 1,
-                j + (out_w - 1) * stride + 1,
-                x.shape[3],
-            )
-            yield i, j, lax.slice(x, (0, i, j, 0), limit, (1, stride, stride, 1))
+def _padded(x, k, stride):
+    """x [N, H, W, C] with SAME's zeros around it.
+
+    The forward pass and the filter gradient both call this, on the same x: XLA then keeps the padded
+    array alone and never writes x itself. The barrier keeps x's producer (BatchNorm, swish) from being
+    computed again for each of the k*k taps.
+    """
+    h, w = (_same_padding(size, k, stride) for size in x.shape[1:3])
+    return lax.optimization_barrier(jnp.pad(x, ((0, 0), h, w, (0, 0))))
+
+
+def _tap(x, i, j, stride, h, w):
+    """The [N, h, w, C] view of x that starts at row i and column j."""
+    limits = (x.shape[0], i + (h - 1) * stride + 1, j + (w - 1) * stride + 1, x.shape[3])
+    return lax.slice(x, (0, i, j, 0), limits, (1, stride, stride, 1))
 
 
 def _shifted(x, kernel, stride):
-    n, h, w, c = x.shape
+    """The convolution as k*k shifted multiply-adds, which XLA CPU fuses into one vectorised loop."""
     k = kernel.shape[0]
-    x = lax.optimization_barrier(x)
-    (top, _), (left, _) = _same_padding(h, k, stride), _same_padding(w, k, stride)
-    y = 0
-    for i, j, tap in _taps(x, k, stride, -(-h // stride), -(-w // stride), top, left):
-        y += tap * kernel[i, j, 0]
-    return y
+    h, w = (-(-size // stride) for size in x.shape[1:3])
+    x = _padded(x, k, stride)
+    return sum(_tap(x, i, j, stride, h, w) * kernel[i, j, 0] for i in range(k) for j in range(k))
 
 
 def _shifted_input_grad(dy, kernel, stride, h, w):
+    """Gradient for x [N, h, w, C], as shifted multiply-adds of dy.
+
+    With stride 2 the even and odd rows and columns of x see different taps: each of the four phases is a
+    sum over its own quarter of the taps, where a dilated dy would multiply zeros three times out of four.
+    """
     k = kernel.shape[0]
-    dy = lax.optimization_barrier(dy)
     (top, _), (left, _) = _same_padding(h, k, stride), _same_padding(w, k, stride)
-    if stride > 1:
-        dy = lax.pad(
-            dy,
-            jnp.zeros((), dy.dtype),
-            ((0, 0, 0), (0, 0, stride - 1), (0, 0, stride - 1), (0, 0, 0)),
-        )
-    dx = 0
-    for i, j, tap in _taps(dy, k, 1, h, w, k - 1 - top, k - 1 - left):
-        dx += tap * kernel[k - 1 - i, k - 1 - j, 0]
-    return dx
+    rows, columns = -(-h // stride), -(-w // stride)
+    dy = lax.optimization_barrier(jnp.pad(dy, ((0, 0), (k, k), (k, k), (0, 0))))
 
-
-def _rows_filter_grad(x, dy, k, stride):
-    n, h, w, c = x.shape
-    _, oh, ow, _ = dy.shape
-    (top, _), (left, _) = _same_padding(h, k, stride), _same_padding(w, k, stride)
-    bottom = (oh - 1) * stride + k - top - h
-    right = (ow - 1) * stride + k - left - w
-    x = lax.pad(
-        x, jnp.zeros((), x.dtype), ((0, 0, 0), (top, bottom, 0), (left, right, 0), (0, 0, 0))
-    )
-    x, dy = lax.optimization_barrier((x, dy))
-
-    def row(r, acc):
-        g = lax.dynamic_slice_in_dim(dy, r, 1, 1)[:, 0].astype(jnp.float32)
-        rows = lax.dynamic_slice_in_dim(x, r * stride, k, 1).astype(jnp.float32)
-        return tuple(
-            acc[i * k + j]
-            + g * lax.slice_in_dim(rows[:, i], j, j + (ow - 1) * stride + 1, stride, 1)
+    def phase(p, q):
+        taps = [
+            _tap(dy, k + (p + top - i) // stride, k + (q + left - j) // stride, 1, rows, columns)
+            * kernel[i, j, 0]
             for i in range(k)
             for j in range(k)
-        )
+            if (p + top - i) % stride == 0 and (q + left - j) % stride == 0
+        ]
+        return sum(taps) if taps else jnp.zeros_like(_tap(dy, 0, 0, 1, rows, columns))
 
-    acc = lax.fori_loop(0, oh, row, (jnp.zeros((n, ow, c), jnp.float32),) * (k * k))
-    return jnp.stack([a.sum((0, 1)) for a in acc]).reshape(k, k, 1, c)
+    if stride == 1:
+        return phase(0, 0)
+    dx = jnp.stack([jnp.stack([phase(p, q) for q in range(stride)], 3) for p in range(stride)], 2)
+    return dx.reshape(dx.shape[0], rows * stride, columns * stride, -1)[:, :h, :w]
+
+
+def _shifted_filter_grad(x, dy, kernel, stride):
+    """Gradient for the kernel: for every tap, the sum over N, H and W of dy times the shifted x."""
+    k = kernel.shape[0]
+    _, h, w, _ = dy.shape
+    x, dy = _padded(x, k, stride), lax.optimization_barrier(dy)
+
+    def products(i, j):
+        def rows(start, stop):
+            shifted = _tap(x, i + start * stride, j, stride, stop - start, w)
+            return dy[:, start:stop].astype(jnp.float32) * shifted.astype(jnp.float32)
+
+        return rows
+
+    sums = [
+        _fold_rows(products(i, j), h, PRODUCT_TERMS).sum((0, 1, 2))
+        for i in range(k)
+        for j in range(k)
+    ]
+    return jnp.stack(sums).reshape(kernel.shape).astype(kernel.dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def depthwise_conv(x, kernel, stride):
-    """Depthwise convolution, SAME: x [N, H, W, C], kernel [k, k, 1, C] -> [N, H/stride, W/stride, C]."""
+    """Depthwise convolution with SAME padding, one filter for each channel.
+
+    x [N, H, W, C], kernel [k, k, 1, C] with k odd -> [N, ceil(H / stride), ceil(W / stride), C]. The
+    gradient is written out because automatic differentiation of the shifted form moves several times
+    the bytes.
+    """
     return lax.platform_dependent(
         x,
         kernel,
         cpu=functools.partial(_shifted, stride=stride),
-        default=functools.partial(_conv, stride=stride),
+        default=functools.partial(lax_depthwise_conv, stride=stride),
     )
 
 
-def _fwd(x, kernel, stride):
+def _depthwise_fwd(x, kernel, stride):
     return depthwise_conv(x, kernel, stride), (x, kernel)
 
 
-def _bwd(stride, residuals, dy):
+def _depthwise_bwd(stride, residuals, dy):
     def cpu(x, kernel, dy):
-        dx = _shifted_input_grad(dy, kernel, stride, x.shape[1], x.shape[2])
-        return dx, _rows_filter_grad(x, dy, kernel.shape[0], stride).astype(kernel.dtype)
+        dx = _shifted_input_grad(dy, kernel, stride, *x.shape[1:3])
+        return dx, _shifted_filter_grad(x, dy, kernel, stride)
 
     def default(x, kernel, dy):
-        return jax.vjp(functools.partial(_conv, stride=stride), x, kernel)[1](dy)
+        return jax.vjp(functools.partial(lax_depthwise_conv, stride=stride), x, kernel)[1](dy)
 
     return lax.platform_dependent(*residuals, dy, cpu=cpu, default=default)
 
 
-depthwise_conv.defvjp(_fwd, _bwd)
+depthwise_conv.defvjp(_depthwise_fwd, _depthwise_bwd)
+
+
+# ---- Pointwise convolution
 
 
 def pointwise_conv(x, kernel):
-    """1x1 convolution as a matrix product: x [N, H, W, Cin], kernel [1, 1, Cin, Cout]."""
-    return lax.dot_general(x, kernel[0, 0], (((3,), (0,)), ((), ())))
+    """1x1 convolution: x [N, H, W, Cin], kernel [1, 1, Cin, Cout] -> [N, H, W, Cout].
+
+    A product of two matrices: contracting x's three axes at once, as the filter gradient of the
+    four-dimensional form does, makes XLA CPU write a transposed copy first, which doubles the time.
+    """
+    y = x.reshape(-1, x.shape[-1]) @ kernel[0, 0]
+    return y.reshape(*x.shape[:-1], -1)
 
 
-def channel_sums(x):
-    """Sums of x [..., C] over every axis but the last, in float32."""
-
-    def by_product(x):
-        x = x.reshape(-1, x.shape[-1]).astype(jnp.float32)
-        return jnp.ones((1, x.shape[0]), jnp.float32).dot(x)[0]
-
-    def plain(x):
-        return x.astype(jnp.float32).sum(range(x.ndim - 1))
-
-    return lax.platform_dependent(x, cpu=by_product, default=plain)
+# ---- BatchNorm
 
 
-def _bn_forward(x, scale, bias, epsilon):
-    count = x.size // x.shape[-1]
-    mean = channel_sums(x) / count
-    var = jnp.maximum(channel_sums(jnp.square(x.astype(jnp.float32))) / count - mean**2, 0)
-    y = batch_norm_eval(x, mean, var, scale, bias, epsilon)
-    return y, mean, var
+def batch_norm_eval(x, mean, var, scale, bias, epsilon):
+    """Normalises x [N, H, W, C] by the given statistics [C]; computes in float32, returns x.dtype."""
+    factor = scale * lax.rsqrt(var + epsilon)
+    return ((x.astype(jnp.float32) - mean) * factor + bias).astype(x.dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def batch_norm_train(x, scale, bias, epsilon):
-    """Normalise x [N, H, W, C] by its own statistics -> y, mean, var."""
-    return _bn_forward(x, scale, bias, epsilon)
+    """Normalises x [N, H, W, C] by its own mean and biased variance over N, H and W.
+
+    Returns y in x.dtype, and mean and var in float32 [C]. These two are for running averages: the
+    gradient takes their cotangents as zero. The variance is the mean squared distance from the mean
+    (two passes): it can't cancel, and on CPU it costs no more than E[x^2] - E[x]^2, since XLA doesn't
+    compute two sums in one pass there.
+    """
+    count = x.size // x.shape[-1]
+    mean = channel_sums(x) / count
+    var = channel_sums(jnp.square(x.astype(jnp.float32) - mean)) / count
+    return batch_norm_eval(x, mean, var, scale, bias, epsilon), mean, var
 
 
-def _bn_fwd(x, scale, bias, epsilon):
-    y, mean, var = _bn_forward(x, scale, bias, epsilon)
+def _batch_norm_fwd(x, scale, bias, epsilon):
+    y, mean, var = batch_norm_train(x, scale, bias, epsilon)
     return (y, mean, var), (x, scale, mean, lax.rsqrt(var + epsilon))
 
 
-def _bn_bwd(epsilon, residuals, cotangents):
-    x, scale, mean, inv = residuals
+def _batch_norm_bwd(epsilon, residuals, cotangents):
+    x, scale, mean, inverse = residuals
     dy = cotangents[0].astype(jnp.float32)
-    count = x.size // x.shape[-1]
-    xhat = (x.astype(jnp.float32) - mean) * inv
+    xhat = (x.astype(jnp.float32) - mean) * inverse
     dbias, dscale = channel_sums(dy), channel_sums(dy * xhat)
-    dx = scale * inv * (dy - dbias / count - xhat * (dscale / count))
+    count = x.size // x.shape[-1]
+    dx = scale * inverse * (dy - dbias / count - xhat * (dscale / count))
     return dx.astype(x.dtype), dscale.astype(scale.dtype), dbias.astype(scale.dtype)
 
 
-batch_norm_train.defvjp(_bn_fwd, _bn_bwd)
+batch_norm_train.defvjp(_batch_norm_fwd, _batch_norm_bwd)
 
 
-def batch_norm_eval(x, mean, var, scale, bias, epsilon):
-    """Normalise x [N, H, W, C] by running statistics."""
-    factor = scale * lax.rsqrt(var + epsilon)
-    return (x.astype(jnp.float32) * factor + (bias - mean * factor)).astype(x.dtype)
+# ---- Activation
+
+
+@jax.custom_vjp
+def swish(x):
+    """x * sigmoid(x), any shape. Only x is kept for the gradient, not the sigmoid."""
+    return x * jax.nn.sigmoid(x)
+
+
+def _swish_bwd(x, dy):
+    # The sigmoid by tanh: written as in the forward pass, XLA would see that the two are equal and keep
+    # the forward one in memory until here, which on CPU costs more than computing it.
+    gate = 0.5 * jnp.tanh(0.5 * x) + 0.5
+    return (dy * (gate + x * gate * (1 - gate)),)
+
+
+swish.defvjp(lambda x: (swish(x), x), _swish_bwd)
 
 
 def spatial_mean(x):

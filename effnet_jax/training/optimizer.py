@@ -1,5 +1,6 @@
 """Learning rate, optimizer, per-parameter rules, and the decay of the averages."""
 
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -37,13 +38,17 @@ def learning_rate(config: ConfigDict, examples: int) -> optax.Schedule:
     kind = check_choice("config.schedule.name", schedule.name, SCHEDULES)
     name = check_choice("config.optimizer.name", config.optimizer.name, OPTIMIZERS)
     peak = config.optimizer[name].learning_rate * config.batch_size / 256
+    if not (schedule.decay_rate > 0 and schedule.decay_epochs > 0):
+        raise UserError("config.schedule.decay_rate and decay_epochs must be above 0")
     total = max(1, steps(config.epochs, config.batch_size, examples))
     warmup = steps(schedule.warmup_epochs, config.batch_size, examples)
     decay_steps = schedule.decay_epochs * examples / config.batch_size
 
     def rate(step: jax.Array) -> jax.Array:
         if kind == "staircase":
-            decayed = peak * schedule.decay_rate ** jnp.floor(step / decay_steps)
+            # Not rate ** count: float32 rounds 0.97, and the power multiplies that error.
+            decays = jnp.floor(step / decay_steps)
+            decayed = peak * jnp.exp(math.log(schedule.decay_rate) * decays)
         elif kind == "cosine":
             decayed = peak * 0.5 * (1 + jnp.cos(jnp.pi * jnp.minimum(step / total, 1)))
         else:

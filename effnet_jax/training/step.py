@@ -79,7 +79,7 @@ def make_train_step(
             "loss": loss * count,
             "correct": correct.sum(),
             "count": count,
-            "grad_norm": optax.global_norm(grads),
+            "grad_norm": optax.tree.norm(grads),
         }
         return TrainState(step, params, batch_stats, opt_state, ema), metrics
 

@@ -1,0 +1,321 @@
+"""The whole loop: stop, resume, kill, non-finite loss, bad input; train.py as a user runs it."""
+
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from conftest import ROOT, TINY
+from jax.sharding import SingleDeviceSharding
+
+from effnet_jax import cli
+from effnet_jax.checkpoint import FOLDER, Checkpoints
+from effnet_jax.errors import Interrupted, NonFiniteLossError, UserError
+from effnet_jax.training import loop, records
+from effnet_jax.training.state import abstract_state
+
+COMMAND = [
+    sys.executable,
+    str(ROOT / "train.py"),
+    f"--config={ROOT}/configs/digits.py:{TINY}",
+    "--config.epochs=2",
+    "--config.eval_epochs=1",
+    "--config.log_steps=10",
+]
+
+
+def environment() -> dict[str, str]:
+    """As a user's: one CPU device."""
+    return {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
+
+
+def start(workdir: pathlib.Path, *arguments: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [*COMMAND, f"--workdir={workdir}", *arguments],
+        env=environment(),
+        cwd=workdir.parent,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(workdir: pathlib.Path, *arguments: str) -> tuple[int, str]:
+    process = start(workdir, *arguments)
+    output = process.communicate(timeout=300)[0]
+    return process.returncode, output
+
+
+def final_state(workdir: pathlib.Path, step: int = 44):
+    config = records.read_config(workdir)
+    _, _, shapes = abstract_state(config, 1437)
+    with Checkpoints(workdir, config.checkpoint, read_only=True) as checkpoints:
+        here = SingleDeviceSharding(jax.devices()[0])
+        return jax.device_get(checkpoints.restore(shapes, here, step))
+
+
+def assert_bit_equal(one, other):
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(a, b)
+
+
+def wait_until(condition, process: subprocess.Popen, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it took too long"
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.002)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """A run from start to end, as the user's command."""
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    code, output = finish(workdir)
+    assert code == 0, output
+    return workdir, output
+
+
+def test_a_run_leaves_everything_it_should(uninterrupted):
+    workdir, output = uninterrupted
+    assert "starting at step 0 of 44" in output
+    assert "step 10/44" in output
+    assert "data wait" in output
+    assert "ema" in output
+    assert "Traceback" not in output
+    rows = records.read_metrics(workdir)
+    train = [row for row in rows if "train_loss" in row]
+    assert [row["step"] for row in train] == [10, 20, 30, 40, 44]
+    for row in train:
+        assert row["resident_mib"] > 10
+        assert 0 <= row["data_wait"] <= 1
+    assert train[-1]["train_loss"] < train[0]["train_loss"]
+    evaluations = [row for row in rows if "ema_top1" in row]
+    assert [row["step"] for row in evaluations] == [22, 44]
+    assert {"raw_top1", "raw_top5", "raw_loss", "ema_top5", "ema_loss"} <= evaluations[-1].keys()
+    run = json.loads((workdir / "runs.jsonl").read_text())
+    assert run["versions"]["jax"] == jax.__version__
+    assert run["device"] == "cpu"
+    assert {"commit", "python", "time", "cpus"} <= run.keys()
+    config = json.loads((workdir / "config.json").read_text())
+    assert config["epochs"] == 2.0
+    assert config["model"]["num_classes"] == 10
+    assert json.loads((workdir / "classes.json").read_text()) == [str(i) for i in range(10)]
+    lines = (workdir / "parameters.csv").read_text().splitlines()
+    assert "stem/norm/scale,8,0,1" in lines
+    assert "stem/conv/kernel,3x3x3x8,1,1" in lines
+    assert (workdir / "curves.png").read_bytes().startswith(b"\x89PNG")
+    events = [path for path in (workdir / "tensorboard").iterdir() if path.stat().st_size > 500]
+    assert events
+
+
+def test_the_same_command_again_shows_the_result_and_changes_nothing(uninterrupted):
+    workdir, first = uninterrupted
+    before = final_state(workdir)
+    code, output = finish(workdir)
+    assert code == 0
+    table = lambda text: [line for line in text.splitlines() if "│" in line]  # noqa: E731
+    assert table(output) == table(first)
+    assert_bit_equal(before, final_state(workdir))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_stop_and_resume_is_bit_equal(uninterrupted, tmp_path, number):
+    workdir = tmp_path / "run"
+    process = start(workdir, "--config.epochs=2")
+    metrics = workdir / "metrics.jsonl"
+    wait_until(lambda: metrics.exists() and '"step": 10' in metrics.read_text(), process)
+    process.send_signal(number)
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode == cli.INTERRUPTED == 75, output
+    assert "saving a checkpoint" in output
+    assert "Run the same command again to go on" in output
+    assert "Traceback" not in output
+    steps = sorted(int(path.name) for path in (workdir / FOLDER).iterdir())
+    assert 10 <= steps[-1] < 44
+    code, output = finish(workdir)
+    assert code == 0, output
+    assert f"going on at step {steps[-1]} of 44" in output
+    assert_bit_equal(final_state(workdir), final_state(uninterrupted[0]))
+    rows = [row["step"] for row in records.read_metrics(workdir) if "train_loss" in row]
+    assert rows == sorted(set(rows))
+
+
+def test_killed_while_saving_loses_no_committed_checkpoint_and_ends_bit_equal(
+    uninterrupted, tmp_path
+):
+    workdir = tmp_path / "run"
+    folder = workdir / FOLDER
+    moments = random.Random(0)
+    arguments = ("--config.checkpoint.save_epochs=0.05", "--config.checkpoint.keep_newest=3")
+
+    def listing() -> set[str]:
+        return {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+
+    def committed() -> set[int]:
+        return {int(name) for name in listing() if name.isdigit()}
+
+    killed_in_save, reached = 0, 0
+    for _ in range(5):
+        process = start(workdir, *arguments)
+        # A save under way shows as a folder with a temporary name. Any moment within it will do.
+        wanted = reached + moments.randint(2, 5)
+        wait_until(
+            lambda wanted=wanted: (
+                max(committed(), default=0) >= wanted
+                and any(not name.isdigit() for name in listing())
+            ),
+            process,
+        )
+        time.sleep(moments.random() * 0.02)
+        process.kill()
+        process.wait()
+        killed_in_save += any(not name.isdigit() for name in listing())
+        before = committed()
+        assert before, "a committed checkpoint was there, and is lost"
+        reached = max(before)
+        assert final_state(workdir, reached).step == reached
+    assert killed_in_save >= 1
+    code, output = finish(workdir, *arguments)
+    assert code == 0, output
+    assert f"going on at step {reached} of 44" in output
+    assert_bit_equal(final_state(workdir), final_state(uninterrupted[0]))
+
+
+def test_a_second_run_compiles_nothing_anew(uninterrupted, tmp_path):
+    seconds = []
+    cache = tmp_path / "cache"
+    for name in ("first", "second"):
+        process = subprocess.run(
+            [*COMMAND, f"--workdir={tmp_path / name}", "--config.epochs=0.1"],
+            env={**environment(), "JAX_COMPILATION_CACHE_DIR": str(cache)},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert process.returncode == 0, process.stderr
+        line = next(line for line in process.stderr.splitlines() if "first step done" in line)
+        seconds.append(float(line.split()[3]))
+        if name == "first":
+            entries = {path.name for path in cache.iterdir() if path.name.endswith("-cache")}
+    assert entries
+    assert {path.name for path in cache.iterdir() if path.name.endswith("-cache")} == entries
+    assert seconds[1] < seconds[0]
+
+
+def test_a_signal_in_the_evaluation_saves_too(tiny, tmp_path, monkeypatch):
+    from effnet_jax import evaluation
+
+    original = evaluation.Evaluator.__call__
+
+    def interrupted(self, *arguments, **options):
+        signal.raise_signal(signal.SIGTERM)
+        return original(self, *arguments, **options)
+
+    monkeypatch.setattr(evaluation.Evaluator, "__call__", interrupted)
+    with pytest.raises(Interrupted, match="SIGTERM after step 22"):
+        loop.train_and_evaluate(tiny, str(tmp_path))
+    assert (tmp_path / FOLDER / "22").is_dir()
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
+    tiny, tmp_path, monkeypatch
+):
+    tiny.checkpoint.save_epochs = 0.25  # Every 5 steps.
+    original = loop.make_train_step
+
+    def poisoned(model, optimizer, config):
+        step = original(model, optimizer, config)
+
+        def train_step(state, batch):
+            state, metrics = step(state, batch)
+            bad = state.step >= 13
+            metrics["loss"] = jax.numpy.where(bad, jax.numpy.nan, metrics["loss"])
+            poison = lambda x: jax.numpy.where(bad, jax.numpy.nan, x)  # noqa: E731
+            return state.replace(params=jax.tree.map(poison, state.params)), metrics
+
+        return train_step
+
+    monkeypatch.setattr(loop, "make_train_step", poisoned)
+    with pytest.raises(NonFiniteLossError, match=r"loss is nan at step 13; .*: step 10\."):
+        loop.train_and_evaluate(tiny, str(tmp_path))
+    assert sorted(int(path.name) for path in (tmp_path / FOLDER).iterdir()) == [5, 10]
+    assert np.isfinite(final_state(tmp_path, 10).params["stem"]["conv"]["kernel"]).all()
+
+
+def test_bad_input_is_refused_before_the_workdir_is_touched(tiny, tmp_path):
+    def fails(message, **changes):
+        config = tiny.copy_and_resolve_references()
+        config.update_from_flattened_dict(changes)
+        with pytest.raises(UserError, match=message):
+            loop.train_and_evaluate(config, str(tmp_path / "new"))
+        assert not (tmp_path / "new").exists()
+
+    fails("batch_size=60 does not divide by the 8 devices", batch_size=60)
+    fails("eval_batch_size=12 .* 8 devices", eval_batch_size=12)
+    fails("less than one step", epochs=0.01)
+    fails("num_classes=9, and the data has 10", **{"model.num_classes": 9})
+    fails("total stride 16", **{"model.resolution": 15})
+    fails("did you mean: rmsprop", **{"optimizer.name": "rmsprob"})
+    fails("no rule covers", **{"optimizer.learning_rate_rules": (("stem/.*", 1.0),)})
+    fails("bicubic", **{"preprocess.interpolation": "bicubik"})
+    fails("no split 'training'; it has: train", **{"data.train_split": "training"})
+
+
+def test_resume_never_wants_an_empty_workdir(tiny, tmp_path):
+    (tmp_path / "notes.txt").write_text("precious")
+    tiny.checkpoint.resume = "never"
+    with pytest.raises(UserError, match="not empty"):
+        loop.train_and_evaluate(tiny, str(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_workdir_of_another_architecture_shows_the_difference(uninterrupted, tiny):
+    workdir = uninterrupted[0]
+    before = (workdir / "config.json").read_text()
+    tiny.model.width = 0.5
+    with pytest.raises(UserError, match=r"another model:\n.*checkpoint .*, model "):
+        loop.train_and_evaluate(tiny, str(workdir))
+    assert (workdir / "config.json").read_text() == before
+
+
+def test_errors_reach_the_user_without_a_traceback(tmp_path):
+    def fails(message, *arguments, command=COMMAND):
+        process = subprocess.run(
+            [*command, f"--workdir={tmp_path / 'new'}", *arguments],
+            env=environment(),
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert process.returncode == cli.BAD_INPUT == 2, process.stderr
+        assert message in process.stderr
+        assert "Traceback" not in process.stderr
+        assert not (tmp_path / "new").exists()
+
+    train = COMMAND[:2]
+    fails("unknown config key", "--config.optimiser.name=sgd")
+    fails("default.py has every key", "--config.xyzzy=1", command=train)
+    fails("two numbers", "--config.preprocess.crop_area=3")
+    fails("learning_rate", "--config.optimizer.rmsprop.learning_rat=1")
+    fails("batch_size", "--config.batch_size=many")
+    fails("b8", f"--config={ROOT}/configs/imagenet.py:b9", command=train)
+    fails("nowhere.py", "--config=nowhere.py", command=train)
+    fails(
+        "tfds build imagenet2012",
+        f"--config={ROOT}/configs/imagenet.py",
+        f"--config.data.data_dir={tmp_path}",
+        command=train,
+    )
+    fails("unexpected argument", "digits", command=train)
+    fails("no run in", command=[sys.executable, str(ROOT / "eval.py")])

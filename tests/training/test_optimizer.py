@@ -1,0 +1,171 @@
+"""Schedules, averages, optimizers and rules against figures from outside or by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from conftest import read_golden
+
+from configs import default
+from effnet_jax.errors import UserError
+from effnet_jax.training import optimizer
+
+IMAGENET = 1_281_167
+
+
+@pytest.mark.parametrize("batch", [2048, 4096])
+def test_learning_rate_is_the_reference_s(batch):
+    config = default.get_config("b0")
+    config.batch_size = batch
+    rate = jax.jit(optimizer.learning_rate(config, IMAGENET))
+    rows = [row for row in read_golden("lr_ema.csv") if int(row["batch"]) == batch]
+    assert len(rows) == 16
+    for row in rows:
+        assert float(rate(int(row["step"]))) == pytest.approx(float(row["lr"]), rel=1e-6), row
+
+
+def test_decay_of_the_averages_is_the_reference_s():
+    for row in read_golden("lr_ema.csv"):
+        expected = float(row["ema_effective_decay_at_num_updates=step"])
+        assert float(optimizer.ema_decay(0.9999, int(row["step"]))) == pytest.approx(expected)
+
+
+def test_length_of_the_reference_s_run():
+    assert optimizer.steps(350, 2048, IMAGENET) == 218_949  # official_training.json, train_steps
+
+
+def test_cosine_and_constant():
+    config = default.get_config("b0")
+    config.batch_size, config.epochs = 256, 10.0
+    config.schedule.warmup_epochs = 1.0
+    config.optimizer.name = "sgd"
+    config.schedule.name = "cosine"
+    rate = optimizer.learning_rate(config, 2560)  # 100 steps, 10 of them warm-up.
+    peak = config.optimizer.sgd.learning_rate
+    assert float(rate(5)) == pytest.approx(peak / 2)
+    assert float(rate(50)) == pytest.approx(peak * 0.5)
+    assert float(rate(25)) == pytest.approx(peak * 0.5 * (1 + np.cos(np.pi / 4)))
+    assert float(rate(100)) == pytest.approx(0, abs=1e-9)
+    config.schedule.name = "constant"
+    config.batch_size = 512
+    assert float(optimizer.learning_rate(config, 2560)(99)) == pytest.approx(2 * peak)
+
+
+def run(transformation, weights, gradients):
+    state = transformation.init(weights)
+    path = []
+    for gradient in gradients:
+        updates, state = transformation.update(gradient, state, weights)
+        weights = optax.apply_updates(weights, updates)
+        path.append(weights)
+    return path
+
+
+def test_rmsprop_follows_tensorflow_s_trajectory():
+    # official_training.json: ms = 0.9 ms + 0.1 g^2 from 1; mom = 0.9 mom + lr g / sqrt(ms + 1e-3);
+    # w -= mom; g includes 1e-5 w, but not for BatchNorm. The rate falls on the way, which tells the
+    # learning rate inside the momentum from outside.
+    rates = [0.1, 0.1, 0.05, 0.05, 0.01, 0.01]
+    rng = np.random.default_rng(0)
+    gradients = rng.normal(size=(len(rates), 2)) * np.array([1.0, 1e-3])
+    config = default.get_config("b0").optimizer
+    config.rmsprop.weight_decay = 1e-2
+    params = {"conv": {"kernel": jnp.asarray(0.7)}, "norm": {"scale": jnp.asarray(-0.4)}}
+    schedule = lambda step: jnp.asarray(rates)[step]  # noqa: E731
+    ours = run(
+        optimizer.build_optimizer(config, schedule, params),
+        params,
+        [{"conv": {"kernel": g[0]}, "norm": {"scale": g[1]}} for g in jnp.asarray(gradients)],
+    )
+    w, ms, mom = np.array([0.7, -0.4]), np.ones(2), np.zeros(2)
+    for rate, gradient, actual in zip(rates, gradients, ours, strict=True):
+        g = gradient + np.array([1e-2, 0]) * w
+        ms = 0.9 * ms + 0.1 * g**2
+        mom = 0.9 * mom + rate * g / np.sqrt(ms + 1e-3)
+        w = w - mom
+        np.testing.assert_allclose(
+            [actual["conv"]["kernel"], actual["norm"]["scale"]], w, rtol=1e-5
+        )
+
+
+def test_sgd_and_adamw_follow_their_definitions():
+    config = default.get_config("b0").optimizer
+    params = {"kernel": jnp.asarray(0.5)}
+    gradients = [0.3, -0.2, 0.1]
+    trees = [{"kernel": jnp.asarray(g)} for g in gradients]
+    schedule = lambda step: 0.1  # noqa: E731
+
+    config.name = "sgd"
+    config.weight_decay_rules = ((".*", 1.0),)
+    config.sgd.update({"momentum": 0.9, "nesterov": False, "weight_decay": 0.01})
+    ours = run(optimizer.build_optimizer(config, schedule, params), params, trees)
+    w, trace = 0.5, 0.0
+    for g, actual in zip(gradients, ours, strict=True):
+        trace = 0.9 * trace + g + 0.01 * w
+        w -= 0.1 * trace
+        assert float(actual["kernel"]) == pytest.approx(w, rel=1e-5)
+
+    config.name = "adamw"
+    config.adamw.update({"b1": 0.9, "b2": 0.99, "epsilon": 1e-8, "weight_decay": 0.05})
+    ours = run(optimizer.build_optimizer(config, schedule, params), params, trees)
+    w, m, v = 0.5, 0.0, 0.0
+    for step, (g, actual) in enumerate(zip(gradients, ours, strict=True), 1):
+        m, v = 0.9 * m + 0.1 * g, 0.99 * v + 0.01 * g * g
+        step_size = (m / (1 - 0.9**step)) / (np.sqrt(v / (1 - 0.99**step)) + 1e-8)
+        w -= 0.1 * (step_size + 0.05 * w)
+        assert float(actual["kernel"]) == pytest.approx(w, rel=1e-5)
+
+
+PARAMS = {
+    "stem": {"conv": {"kernel": 0}, "norm": {"scale": 0, "bias": 0}},
+    "stage1": {"block1": {"expand_norm": {"bias": 0}, "squeeze_excite": {"reduce": {"bias": 0}}}},
+    "classifier": {"kernel": 0, "bias": 0},
+}
+
+
+def test_default_rules_decay_everything_but_batch_norm():
+    rules = default.get_config("b0").optimizer.weight_decay_rules
+    factors = optimizer.multipliers(rules, PARAMS, "rules")
+    assert factors == {
+        "stem": {"conv": {"kernel": 1}, "norm": {"scale": 0, "bias": 0}},
+        "stage1": {
+            "block1": {"expand_norm": {"bias": 0}, "squeeze_excite": {"reduce": {"bias": 1}}}
+        },
+        "classifier": {"kernel": 1, "bias": 1},
+    }
+
+
+def test_rules_are_full_matches_first_one_wins_and_all_must_be_covered():
+    rules = (("classifier/.*", 0.5), (".*kernel", 2.0), (".*", 3.0))
+    factors = optimizer.multipliers(rules, PARAMS, "rules")
+    assert factors["classifier"] == {"kernel": 0.5, "bias": 0.5}
+    assert factors["stem"]["conv"]["kernel"] == 2.0
+    assert factors["stem"]["norm"]["bias"] == 3.0
+    with pytest.raises(UserError, match=r"rules: no rule covers 6 parameters \(.*bias"):
+        optimizer.multipliers((("classifier/kernel", 1.0),), PARAMS, "rules")
+    with pytest.raises(UserError, match="first match of no parameter"):
+        optimizer.multipliers((("clasifier/.*", 1.0), (".*", 1.0)), PARAMS, "rules")
+    with pytest.raises(UserError, match="bad regular expression"):
+        optimizer.multipliers((("(", 1.0),), PARAMS, "rules")
+
+
+def test_a_learning_rate_of_zero_freezes():
+    config = default.get_config("b0").optimizer
+    config.learning_rate_rules = (("frozen", 0.0), (".*", 1.0))
+    config.weight_decay_rules = ((".*", 1.0),)
+    params = {"frozen": jnp.asarray(1.0), "free": jnp.asarray(1.0)}
+    gradients = [{"frozen": jnp.asarray(1.0), "free": jnp.asarray(1.0)}] * 3
+    end = run(optimizer.build_optimizer(config, lambda step: 0.1, params), params, gradients)[-1]
+    assert float(end["frozen"]) == 1.0
+    assert float(end["free"]) < 1.0
+
+
+def test_unknown_names_list_the_near_ones():
+    config = default.get_config("b0")
+    config.schedule.name = "cosin"
+    with pytest.raises(UserError, match="cosine"):
+        optimizer.learning_rate(config, 100)
+    config.schedule.name, config.optimizer.name = "cosine", "adam"
+    with pytest.raises(UserError, match="adamw"):
+        optimizer.learning_rate(config, 100)

@@ -1,0 +1,105 @@
+"""The step: loss by hand, equal on 1 and 8 devices, learning something."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from effnet_jax.data import pipeline, sources
+from effnet_jax.training.state import abstract_state, fresh_state
+from effnet_jax.training.step import cross_entropy, make_train_step, random_key
+
+
+def test_cross_entropy_by_hand():
+    logits = jnp.asarray([[2.0, 0.0, -1.0]])
+    log_p = np.log(np.exp([2.0, 0.0, -1.0]) / np.exp([2.0, 0.0, -1.0]).sum())
+    assert float(cross_entropy(logits, jnp.asarray([1]))[0]) == pytest.approx(-log_p[1], rel=1e-6)
+    # Label smoothing 0.1 over three classes: 0.1 / 3 on each, 0.9 more on the label.
+    expected = -(0.9 * log_p[1] + 0.1 / 3 * log_p.sum())
+    smoothed = float(cross_entropy(logits, jnp.asarray([1]), 0.1)[0])
+    assert smoothed == pytest.approx(expected, rel=1e-6)
+
+
+def test_keys_differ_by_seed_purpose_and_step():
+    keys = [
+        random_key(seed, purpose, step)
+        for seed in (0, 1)
+        for purpose in ("init", "dropout")
+        for step in (0, 1)
+    ]
+    assert len({jax.random.key_data(key).tobytes() for key in map(jax.device_get, keys)}) == 8
+    again = jax.random.key_data(random_key(1, "dropout", 1))
+    np.testing.assert_array_equal(again, jax.random.key_data(keys[-1]))
+
+
+def prepare(config, devices: int):
+    """The jitted step, a fresh state and a batch, on so many devices."""
+    mesh = jax.make_mesh(
+        (devices,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices]
+    )
+    replicated = NamedSharding(mesh, PartitionSpec())
+    with config.unlocked():
+        config.model.num_classes = 10
+    model, optimizer, _ = abstract_state(config, 1437)
+    state = fresh_state(model, optimizer, 16, random_key(0, "init", 0), replicated)
+    source = sources.open_source(config.data, "train")
+    dataset = pipeline.train_dataset(source, config.preprocess, 16, config.batch_size, 0)
+    batches = [
+        jax.device_put(dataset[step], NamedSharding(mesh, PartitionSpec("data")))
+        for step in range(2)
+    ]
+    step = jax.jit(
+        make_train_step(model, optimizer, config), donate_argnums=0, out_shardings=replicated
+    )
+    return step, state, batches
+
+
+def test_one_and_eight_devices_take_the_same_step(tiny):
+    # BatchNorm is over the global batch and random numbers follow from the step, so only the order
+    # of float32 sums differs; RMSProp's root and BatchNorm magnify that in small gradients.
+    tiny.schedule.warmup_epochs = 0.0
+    results = []
+    for devices in (1, 8):
+        step, state, batches = prepare(tiny, devices)
+        state, metrics = step(state, batches[0])
+        assert state.params["stem"]["conv"]["kernel"].sharding.num_devices == devices
+        results.append(jax.device_get((state, metrics)))
+    (one, one_metrics), (eight, eight_metrics) = results
+    for key in one_metrics:
+        np.testing.assert_allclose(eight_metrics[key], one_metrics[key], rtol=1e-5, err_msg=key)
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(eight), strict=True):
+        np.testing.assert_allclose(b, a, rtol=2e-4, atol=2e-5)
+
+
+def test_loss_falls_on_a_memorisable_batch_and_averages_follow(tiny):
+    tiny.schedule.name = "constant"
+    tiny.schedule.warmup_epochs = 0.0
+    tiny.model.dropout, tiny.model.survival_probability = 0.0, 1.0
+    step, state, batches = prepare(tiny, 1)
+    initial = jax.device_get(state)
+    losses = []
+    for count in range(40):
+        before = jax.device_get(state.ema)
+        state, metrics = step(state, batches[0])
+        losses.append(float(metrics["loss"] / metrics["count"]))
+        if count in (0, 7):
+            # ema = d ema + (1 - d) new with d = (1 + n) / (10 + n) at update n, BatchNorm included.
+            decay = (2 + count) / (11 + count)
+            new = {"params": state.params, "batch_stats": state.batch_stats}
+            expected = jax.tree.map(lambda e, n, d=decay: d * e + (1 - d) * n, before, new)
+            for a, b in zip(jax.tree.leaves(state.ema), jax.tree.leaves(expected), strict=True):
+                np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+    assert losses[0] > 1.5
+    # Label smoothing bounds the loss below: 0.5 for 10 classes at 0.1.
+    assert min(losses[-5:]) < 0.75
+    assert int(state.step) == 40
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), initial.params, state.params)
+    assert all(jax.tree.leaves(moved))
+
+
+def test_the_step_is_compiled_once(tiny):
+    step, state, batches = prepare(tiny, 8)
+    for batch in batches:
+        state, _ = step(state, batch)
+    assert step._cache_size() == 1
