@@ -4,6 +4,7 @@ A checkpoint is one folder, `checkpoints/STEP`, that appears by a rename when it
 killed while it saves leaves a folder with a temporary name, and every earlier checkpoint, behind.
 """
 
+import os
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -66,6 +67,7 @@ class Checkpoints:
           read_only: for evaluation; nothing is created or deleted.
         """
         self._folder = pathlib.Path(workdir).resolve() / FOLDER
+        self._read_only = read_only
 
         def metric(metrics: dict[str, float]) -> float:
             return metrics[config.best_metric]
@@ -123,7 +125,7 @@ class Checkpoints:
           shapes: the state's shapes, as from `jax.eval_shape`, or a dict of some of its parts.
           sharding: where to put every array.
           step: which; by default the newest that can be read.
-          say: told of every checkpoint that can't be read and is passed over.
+          say: told of every checkpoint that can't be read; it is passed over and put aside.
 
         Raises:
           UserError: the step isn't there, the checkpoint is of another model or optimizer, or
@@ -141,22 +143,37 @@ class Checkpoints:
             restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
             partial_restore=True,
         )
+        unreadable = []
         for candidate in [step] if step is not None else reversed(steps):
             try:
                 saved = shapes_by_name(self._manager.item_metadata(candidate).tree)
                 self._check_same(saved, shapes_by_name(shapes), candidate)
-                return self._manager.restore(candidate, args=arguments)
+                restored = self._manager.restore(candidate, args=arguments)
+                self._put_aside(unreadable)
+                return restored
             except UserError:
                 raise
             except Exception as error:  # Damage shows as any of a dozen kinds of error.
                 reason = str(error).strip().partition("\n")[0][:200]
                 say(f"checkpoint {candidate} in {self._folder} can't be read: {reason}")
+                unreadable.append(candidate)
         if steps:
             raise UserError(
                 f"no checkpoint in {self._folder} can be read (tried {step or steps}); "
                 "the files are left as they are"
             )
         return None
+
+    def _put_aside(self, steps: list[int]) -> None:
+        """Makes room for these steps to be saved again; what is there is moved, not deleted."""
+        if self._read_only or not steps:
+            return
+        aside = self._folder.parent / f"unreadable_{FOLDER}"
+        aside.mkdir(exist_ok=True)
+        for step in steps:
+            number = sum(path.name.partition("_")[0] == str(step) for path in aside.iterdir())
+            os.replace(self._folder / str(step), aside / f"{step}_{number}")
+        self._manager.reload()
 
     def _check_same(self, saved: Shapes, wanted: Shapes, step: int) -> None:
         where = f"checkpoint {step} in {self._folder}"

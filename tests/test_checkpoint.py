@@ -90,7 +90,7 @@ def test_the_state_may_be_donated_as_soon_as_save_returns(tmp_path, config):
     assert np.unique(saved["params"]["conv"]["kernel"]).tolist() == [1.0]
 
 
-def test_a_damaged_checkpoint_is_passed_over_and_left_alone(tmp_path, config):
+def test_a_damaged_checkpoint_is_passed_over_and_put_aside(tmp_path, config):
     save_all(tmp_path, config, {3: None, 7: None})
     damaged = tmp_path / checkpoint.FOLDER / "7"
     data = [path for path in damaged.rglob("*") if path.is_file() and path.parent.name == "d"]
@@ -100,12 +100,18 @@ def test_a_damaged_checkpoint_is_passed_over_and_left_alone(tmp_path, config):
     said = []
     with Checkpoints(tmp_path, config) as checkpoints:
         shapes = jax.eval_shape(lambda: state(0))
+        with pytest.raises(UserError, match="can be read"):
+            checkpoints.restore(shapes, HERE, step=7, say=said.append)
+        assert damaged.is_dir()
+        said.clear()
         assert int(checkpoints.restore(shapes, HERE, say=said.append).step) == 3
         assert len(said) == 1
         assert "checkpoint 7" in said[0]
-        assert damaged.is_dir()
-        with pytest.raises(UserError, match="can be read"):
-            checkpoints.restore(shapes, HERE, step=7, say=said.append)
+        assert (tmp_path / "unreadable_checkpoints" / "7_0").is_dir()
+        checkpoints.save(7, state(7))
+        checkpoints.wait()
+        assert checkpoints.steps() == [3, 7]
+        assert int(checkpoints.restore(shapes, HERE).step) == 7
 
 
 def test_another_model_or_optimizer_is_told_apart(tmp_path, config):

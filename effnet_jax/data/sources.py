@@ -8,6 +8,7 @@ import contextlib
 import io
 import os
 import pathlib
+import tempfile
 from typing import Protocol
 
 from ml_collections import ConfigDict
@@ -41,7 +42,8 @@ class TfdsSource:
     def __init__(self, name: str, data_dir: str | None, split: str):
         import tensorflow_datasets as tfds
 
-        data_dir = str(pathlib.Path(data_dir or "~/tensorflow_datasets").expanduser())
+        default = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
+        data_dir = str(pathlib.Path(data_dir or default).expanduser())
         arguments = f"--data_dir={data_dir} --file_format=array_record"
         remedy = (
             "TFDS needs TensorFlow to prepare it, this program does not; in an environment "
@@ -100,8 +102,13 @@ def digits_source(data_dir: str | None, split: str) -> TfdsSource:
         from effnet_jax.data.digits import Digits
 
         tfds.disable_progress_bar()
-        with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints three lines about nothing.
-            Digits(data_dir=data_dir, file_format="array_record").download_and_prepare()
+        # Prepared where nobody else looks and then moved, so that two runs may start at once.
+        os.makedirs(data_dir, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=data_dir) as private:
+            with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints lines about nothing.
+                Digits(data_dir=private, file_format="array_record").download_and_prepare()
+            with contextlib.suppress(OSError):  # The other run was faster.
+                os.rename(os.path.join(private, "digits"), os.path.join(data_dir, "digits"))
     return TfdsSource("digits", data_dir, split)
 
 

@@ -22,7 +22,7 @@ from effnet_jax.training.state import TrainState, abstract_state, fresh_state
 from effnet_jax.training.step import make_train_step, random_key
 from effnet_jax.trees import shapes_by_name
 
-Results = dict[str, dict[str, float]]
+Scores = dict[str, float | int]
 
 
 def resolve_classes(config: ConfigDict, classes: tuple[str, ...]) -> ConfigDict:
@@ -55,7 +55,7 @@ def check_workdir(workdir: pathlib.Path, resume: str) -> None:
         raise UserError(f"can't make --workdir={workdir}: {error.strerror}") from None
 
 
-def train_and_evaluate(config: ConfigDict, workdir: str) -> tuple[TrainState, Results]:
+def train_and_evaluate(config: ConfigDict, workdir: str) -> tuple[TrainState, Scores]:
     """Trains until `config.epochs`, going on from the newest checkpoint in the workdir.
 
     Args:
@@ -63,7 +63,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> tuple[TrainState, Re
       workdir: where checkpoints, metrics, config and picture go.
 
     Returns:
-      The final state, and the last evaluation by weights: {"raw": ..., "ema": ...}.
+      The final state, and the last evaluation: raw_top1, ema_top1 and so on, and the counts.
 
     Raises:
       UserError: bad input, before any compute is spent.
@@ -142,13 +142,16 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> tuple[TrainState, Re
         )
         evaluator = Evaluator(model, config, eval_source, resolution, mesh)
 
-        def evaluate() -> Results | None:
-            results = {}
+        def evaluate(step: int) -> Scores | None:
+            """Both weights on the evaluation split; None where a signal came."""
+            scores = {}
             for weights in ("raw", "ema"):
-                results[weights] = evaluator(*state.weights(weights), should_stop=interrupted)
-                if results[weights] is None:
+                result = evaluator(*state.weights(weights), should_stop=interrupted)
+                if result is None:
                     return None
-            return results
+                scores |= {f"{weights}_{key}": value for key, value in result.items()}
+            record.write(step, {"epoch": step * batch_size / examples, **scores})
+            return scores
 
         # Data, from this step on.
         dataset = pipeline.train_dataset(
@@ -163,8 +166,13 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> tuple[TrainState, Re
         batches = pipeline.read_ahead(dataset, config.data, start, total)
         schedule = optimizers.learning_rate(config, examples)
 
-        meter, results, saved = Meter(batch_size), None, start if start else None
+        def is_evaluated(step: int) -> bool:
+            return step % eval_every == 0 or step == total
+
+        meter, scores, saved = Meter(batch_size), None, start or None
         try:
+            if start and is_evaluated(start):  # A signal may have come in between.
+                scores = record.evaluation(start) or evaluate(start)
             with records.Progress(total, start) as progress:
                 for step in range(start + 1, total + 1):
                     batch = meter.next_batch(batches)
@@ -176,29 +184,20 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> tuple[TrainState, Re
                         elapsed = time.perf_counter() - started
                         records.say(f"first step done {elapsed:.1f} s after the start")
 
-                    epoch = step * batch_size / examples
                     if step % config.log_steps == 0 or step == total:
-                        row = {"epoch": epoch, "learning_rate": float(schedule(step - 1))}
+                        row = {"epoch": step * batch_size / examples}
+                        row["learning_rate"] = float(schedule(step - 1))
                         row |= meter.window()
                         row["seconds_left"] = (total - step) * batch_size / row["images_per_second"]
                         progress.status(step, row)
                         record.write(step, row)
 
-                    evaluate_now = step % eval_every == 0 or step == total
-                    if not (evaluate_now or step % save_every == 0 or interrupted()):
+                    if not (is_evaluated(step) or step % save_every == 0 or interrupted()):
                         continue
                     meter.check()  # A state that is not finite never becomes a checkpoint.
-                    results = meter.pause(evaluate) if evaluate_now and not interrupted() else None
-                    scores = None
-                    if results:
-                        scores = {
-                            f"{weights}_{key}": value
-                            for weights, row in results.items()
-                            for key, value in row.items()
-                            if key != "count"
-                        }
-                        record.write(step, {"epoch": epoch, **scores})
-                    meter.pause(functools.partial(checkpoints.save, step, state, scores))
+                    with meter.paused():
+                        scores = evaluate(step) if is_evaluated(step) else None
+                        checkpoints.save(step, state, scores)
                     saved = step
                     if interrupted():
                         checkpoints.wait()
@@ -216,19 +215,17 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> tuple[TrainState, Re
         finally:
             record.close()
 
-        if results is None:  # The run had been finished before.
-            results = evaluate()
-        if results is None:
-            raise Interrupted(f"stopped by {interrupted.name}; the run in {workdir} is finished")
         checkpoints.wait()
+        if scores is None:  # Of a run that had been finished before.
+            raise Interrupted(f"stopped by {interrupted.name}; the run in {workdir} is finished")
 
     if jax.process_index() == 0:
         draw_curves(records.read_metrics(workdir), workdir / "curves.png")
         minutes = (time.perf_counter() - started) / 60
-        title = f"step {total}, epoch {config.epochs:g}, {minutes:.1f} min in this run"
-        records.console.print(records.result_table(results, title))
+        title = f"step {int(state.step)}, {minutes:.1f} min in this run"
+        records.console.print(records.result_table(scores, title))
         records.say(f"curves: {workdir / 'curves.png'}   all else: {workdir}")
-    return state, results
+    return state, scores
 
 
 def write_parameters(workdir: pathlib.Path, config: ConfigDict, shapes: TrainState) -> None:

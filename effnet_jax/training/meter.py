@@ -1,9 +1,10 @@
 """What the device returned and how long it took, without stopping it to ask."""
 
 import collections
+import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TypeVar
 
 import jax
@@ -35,12 +36,12 @@ class Meter:
         self._waited += time.perf_counter() - start
         return batch
 
-    def pause(self, work: Callable[[], T]) -> T:
-        """Does something that is no training, an evaluation say; its time does not count."""
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """For what is no training, an evaluation say: its time does not count."""
         start = time.perf_counter()
-        result = work()
+        yield
         self._paused += time.perf_counter() - start
-        return result
 
     def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
         """Takes a step's metrics, and reads those of the step before the last."""

@@ -201,16 +201,25 @@ class Records:
                 if key != "step":
                     self._events.add_scalar(key, value, step)
 
+    def evaluation(self, step: int) -> dict[str, float] | None:
+        """What the evaluation at a step found, if there was one before this start."""
+        for row in read_metrics(self._workdir):
+            if row["step"] == step and "ema_top1" in row:
+                return {key: row[key] for key in row if key.startswith(("raw_", "ema_"))}
+        return None
+
     def close(self) -> None:
         if self._file:
             self._file.close()
             self._events.close()
 
 
-def result_table(results: dict[str, dict[str, float]], title: str) -> rich.table.Table:
-    """Top-1, top-5, loss and count by weights ("raw", "ema")."""
+def result_table(scores: dict[str, float], title: str) -> rich.table.Table:
+    """Top-1, top-5, loss and count of raw and averaged weights."""
     table = rich.table.Table("weights", "top-1", "top-5", "loss", "images", title=title)
-    for weights, row in results.items():
-        scores = [f"{row['top1']:.2%}", f"{row['top5']:.2%}", f"{row['loss']:.4f}"]
-        table.add_row(weights, *scores, str(row["count"]))
+    for weights in ("raw", "ema"):
+        top1, top5, loss, count = (
+            scores[f"{weights}_{k}"] for k in ("top1", "top5", "loss", "count")
+        )
+        table.add_row(weights, f"{top1:.2%}", f"{top5:.2%}", f"{loss:.4f}", str(count))
     return table
