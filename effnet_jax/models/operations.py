@@ -49,6 +49,28 @@ def channel_sums(x):
     )
 
 
+@jax.custom_vjp
+def spatial_mean(x):
+    """Mean of x [N, H, W, C] over H and W -> [N, 1, 1, C]."""
+
+    def cpu(x):
+        return _fold_rows(lambda a, b: x[:, a:b], x.shape[1], SUM_TERMS).sum((1, 2), keepdims=True)
+
+    def plain(x):
+        return x.sum((1, 2), keepdims=True)
+
+    # Below this size the plain sum runs from cache, and is no slower.
+    cpu = cpu if x.shape[1] >= 32 else plain
+    return lax.platform_dependent(x, cpu=cpu, default=plain) / (x.shape[1] * x.shape[2])
+
+
+def _spatial_mean_bwd(shape, dy):
+    return (jnp.broadcast_to(dy / (shape[1] * shape[2]), shape),)
+
+
+spatial_mean.defvjp(lambda x: (spatial_mean(x), x.shape), _spatial_mean_bwd)
+
+
 # ---- Depthwise convolution
 
 
@@ -243,8 +265,3 @@ def _swish_bwd(x, dy):
 
 
 swish.defvjp(lambda x: (swish(x), x), _swish_bwd)
-
-
-def spatial_mean(x):
-    """Mean of x [N, H, W, C] over H and W -> [N, 1, 1, C]."""
-    return x.mean((1, 2), keepdims=True)

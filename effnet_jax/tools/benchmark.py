@@ -27,6 +27,8 @@ from effnet_jax.training import records
 from effnet_jax.training.state import abstract_state, fresh_state
 from effnet_jax.training.step import make_train_step, random_key
 
+# Batches of each form that are not counted: until then, on CPU, memory is still being faulted in.
+WARM_UP = 2
 FORMS = {"ours": operations.depthwise_conv, "lax": operations.lax_depthwise_conv}
 
 
@@ -59,8 +61,6 @@ class Timed:
         evaluate = jax.jit(make_eval_step(model, config.preprocess), out_shardings=replicated)
         self._train = train.lower(self._state, self._batch).compile()
         self._evaluate = evaluate.lower(*self._state.weights("raw"), self._batch).compile()
-        for mode in ("train", "infer"):
-            self.run(mode)
 
     def run(self, mode: str) -> float:
         start = time.perf_counter()
@@ -78,10 +78,13 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
     for form in FORMS:
         start = time.perf_counter()
         forms[form] = Timed(form, args)
-        records.say(f"{form}: compiled and warm after {time.perf_counter() - start:.0f} s")
+        records.say(f"{form}: compiled after {time.perf_counter() - start:.0f} s")
     machine = records.describe_run()
     rows = []
     for mode in ("train", "infer"):
+        for _ in range(WARM_UP):
+            for timed in forms.values():
+                timed.run(mode)
         pairs = []
         for number in range(args.repeats):
             pairs.append({form: timed.run(mode) for form, timed in forms.items()})
