@@ -5,7 +5,6 @@ a checkpoint was saved and the same command goes on with it (EX_TEMPFAIL: a sche
 """
 
 import contextlib
-import ctypes
 import importlib.util
 import os
 import sys
@@ -19,25 +18,25 @@ from effnet_jax.errors import Interrupted, NonFiniteLossError, UserError
 DONE, BAD_INPUT, NOT_FINITE, INTERRUPTED = 0, 2, 3, 75
 
 
-def prepare_process() -> None:
-    """Settings that have to be made before JAX is imported; only for processes that use the CPU."""
+def tune_process() -> None:
+    """Starts this process again with settings for computing on a CPU, unless it has them.
+
+    They are read when a process starts, or when JAX is imported. Nothing happens where JAX has an
+    accelerator to run on, and nothing but glibc knows the first.
+    """
     if any(map(importlib.util.find_spec, ("jax_cuda12_plugin", "jax_cuda13_plugin", "libtpu"))):
         return
-    # When a program comes out of the compilation cache, XLA's CPU backend logs kilobytes about two
-    # tuning flags that no processor "supports"; real failures are raised.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    # XLA allocates a program's temporary memory, a gigabyte for B0 at batch 16, anew at every call,
-    # and glibc gives it back in between: faulting the pages in took a third of a training step.
-    # So keep freed memory, in one arena, and map none of it apart (malloc.h; not on other systems).
-    with contextlib.suppress(AttributeError, OSError, TypeError):
-        mallopt = ctypes.CDLL(None).mallopt
-        m_trim_threshold, m_mmap_max, m_arena_max = -1, -4, -8
-        mallopt(m_mmap_max, 0)
-        mallopt(m_trim_threshold, 2**31 - 1)
-        mallopt(m_arena_max, 1)
-
-
-prepare_process()
+    # XLA allocates a program's temporary memory, a gigabyte for B0 at batch 16, anew at every call:
+    # with small pages, faulting it in takes a third of a training step.
+    huge_pages = "glibc.malloc.hugetlb=1"
+    tunables = os.environ.get("GLIBC_TUNABLES", "")
+    if sys.platform == "linux" and "glibc.malloc.hugetlb" not in tunables:
+        settings = {"GLIBC_TUNABLES": ":".join(filter(None, (tunables, huge_pages)))}
+        # When a program comes out of the compilation cache, XLA's CPU backend logs kilobytes about
+        # two tuning flags that no processor "supports"; real failures are raised.
+        settings["TF_CPP_MIN_LOG_LEVEL"] = os.environ.get("TF_CPP_MIN_LOG_LEVEL", "3")
+        sys.stdout.flush()
+        os.execve(sys.executable, sys.orig_argv, {**os.environ, **settings})
 
 
 def use_compilation_cache() -> None:
@@ -66,8 +65,15 @@ def _exit_codes() -> Iterator[None]:
         sys.exit(code)
 
 
-def run(main: Callable[[], None]) -> None:
-    """Runs a command's `main`, and turns the errors meant for people into a message and a code."""
+def run(main: Callable[[], None], computes: bool = True) -> None:
+    """Runs a command's `main`, and turns the errors meant for people into a message and a code.
+
+    Args:
+      main: the command.
+      computes: whether it runs anything on a device.
+    """
+    if computes:
+        tune_process()
     logging.set_verbosity(logging.ERROR)
     use_compilation_cache()
     with _exit_codes():
@@ -81,6 +87,7 @@ def run_with_flags(main: Callable[[], None], default_config: str | None = None) 
       main: the command.
       default_config: value of --config where the command line has none.
     """
+    tune_process()
     with _exit_codes():
         has_config = any(arg == "--config" or arg.startswith("--config=") for arg in sys.argv)
         if default_config and not has_config:
