@@ -10,11 +10,11 @@ def get_config(model: str = "phi=-4"):
     config = default.get_config(model)
     config.batch_size = 64
     config.eval_batch_size = 128
-    config.epochs = 60.0
+    config.epochs = 40.0
     config.log_steps = 50
     config.eval_epochs = 10.0
 
-    config.model.base_resolution = 48
+    config.model.base_resolution = 42
     config.model.stem_stride = 1
     config.model.survival_probability = 0.9
     config.model.batch_norm_momentum = 0.9

@@ -1,35 +1,39 @@
 """The layer arithmetic of EfficientNet in forms that XLA compiles well on every platform.
 
-TPU and GPU get the plain operations. XLA on CPU needs help in three places: its depthwise convolution is
-far below what memory allows, its sums over N, H and W run one element at a time, and it writes out
-intermediate results that are cheaper to compute again. `lax.platform_dependent` picks the form when a
-function is lowered, so that code compiled for a TPU holds no trace of the CPU form.
+TPU and GPU get the plain operations. XLA on CPU needs help in three places: its depthwise
+convolution is far below what memory allows, its sums over N, H and W run one element at a time,
+and it writes out intermediate results that are cheaper to compute again. `lax.platform_dependent`
+picks the form when a function is lowered, so that code compiled for a TPU holds no trace of the
+CPU form.
 """
 
 import functools
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import Array, lax
 
-# Terms of one unrolled sum over rows. With fewer of them, the partial sums are large and dominate the
-# time; XLA CPU stops vectorising plain sums above 8, but not products.
+# Terms of one unrolled sum over rows. With fewer of them, the partial sums are large and dominate
+# the time; XLA CPU stops vectorising plain sums above 8, but not products.
 SUM_TERMS = 8
 PRODUCT_TERMS = 28
 
 
 def _same_padding(size, k, stride):
-    """Zeros before and after an axis of this size under TensorFlow's SAME: the odd one goes after."""
+    """Zeros before and after an axis under TensorFlow's SAME: the odd one goes after."""
     total = max((-(-size // stride) - 1) * stride + k - size, 0)
     return total // 2, total - total // 2
 
 
 def _fold_rows(rows, h, terms):
-    """Sums rows(start, stop) [N, stop - start, W, C] over slabs of h rows -> [N, ceil(h/terms), W, C].
+    """Sums the h rows of a feature map, given by slabs, into ceil(h / terms) rows.
 
-    A sum over N, H and W is fast on CPU when most of it is this: an elementwise sum, which is vectorised
-    and fused with whatever computes its terms. The barrier keeps the slow reduction of the little that
-    is left from swallowing it. N isn't summed here, so that a sharded batch needs no communication.
+    rows(start, stop) is [N, stop - start, W, C]; the sum is [N, ceil(h / terms), W, C].
+
+    A sum over N, H and W is fast on CPU when most of it is this: an elementwise sum, which is
+    vectorised and fused with whatever computes its terms. The barrier keeps the slow reduction of
+    the little that is left from swallowing it. N isn't summed here, so that a sharded batch needs
+    no communication.
     """
     size = -(-h // terms)
     slabs = [rows(start, min(start + size, h)) for start in range(0, h, size)]
@@ -37,7 +41,7 @@ def _fold_rows(rows, h, terms):
     return lax.optimization_barrier(sum(slabs[:-1], jnp.pad(slabs[-1], missing)))
 
 
-def channel_sums(x):
+def channel_sums(x: Array) -> Array:
     """Sums of x [N, H, W, C] over N, H and W -> float32 [C]."""
 
     def cpu(x):
@@ -50,31 +54,32 @@ def channel_sums(x):
 
 
 @jax.custom_vjp
-def spatial_mean(x):
-    """Mean of x [N, H, W, C] over H and W -> [N, 1, 1, C]."""
+def spatial_mean(x: Array) -> Array:
+    """Mean of x [N, H, W, C] over H and W -> [N, 1, 1, C]; sums in float32, returns x.dtype."""
 
     def cpu(x):
-        return _fold_rows(lambda a, b: x[:, a:b], x.shape[1], SUM_TERMS).sum((1, 2), keepdims=True)
+        folded = _fold_rows(lambda a, b: x[:, a:b].astype(jnp.float32), x.shape[1], SUM_TERMS)
+        return folded.sum((1, 2), keepdims=True)
 
     def plain(x):
-        return x.sum((1, 2), keepdims=True)
+        return x.astype(jnp.float32).sum((1, 2), keepdims=True)
 
     # Below this size the plain sum runs from cache, and is no slower.
-    cpu = cpu if x.shape[1] >= 32 else plain
-    return lax.platform_dependent(x, cpu=cpu, default=plain) / (x.shape[1] * x.shape[2])
+    total = lax.platform_dependent(x, cpu=cpu if x.shape[1] >= 32 else plain, default=plain)
+    return (total / (x.shape[1] * x.shape[2])).astype(x.dtype)
 
 
-def _spatial_mean_bwd(shape, dy):
-    return (jnp.broadcast_to(dy / (shape[1] * shape[2]), shape),)
+def _spatial_mean_bwd(x, dy):
+    return (jnp.broadcast_to(dy / (x.shape[1] * x.shape[2]), x.shape),)
 
 
-spatial_mean.defvjp(lambda x: (spatial_mean(x), x.shape), _spatial_mean_bwd)
+spatial_mean.defvjp(lambda x: (spatial_mean(x), x), _spatial_mean_bwd)
 
 
 # ---- Depthwise convolution
 
 
-def lax_depthwise_conv(x, kernel, stride):
+def lax_depthwise_conv(x: Array, kernel: Array, stride: int) -> Array:
     """The plain form of `depthwise_conv`: a grouped convolution. Right everywhere, slow on CPU."""
     return lax.conv_general_dilated(
         x,
@@ -89,9 +94,9 @@ def lax_depthwise_conv(x, kernel, stride):
 def _padded(x, k, stride):
     """x [N, H, W, C] with SAME's zeros around it.
 
-    The forward pass and the filter gradient both call this, on the same x: XLA then keeps the padded
-    array alone and never writes x itself. The barrier keeps x's producer (BatchNorm, swish) from being
-    computed again for each of the k*k taps.
+    The forward pass and the filter gradient both call this, on the same x: XLA then keeps the
+    padded array alone and never writes x itself. The barrier keeps x's producer (BatchNorm, swish)
+    from being computed again for each of the k*k taps.
     """
     h, w = (_same_padding(size, k, stride) for size in x.shape[1:3])
     return lax.optimization_barrier(jnp.pad(x, ((0, 0), h, w, (0, 0))))
@@ -104,7 +109,7 @@ def _tap(x, i, j, stride, h, w):
 
 
 def _shifted(x, kernel, stride):
-    """The convolution as k*k shifted multiply-adds, which XLA CPU fuses into one vectorised loop."""
+    """The convolution as k*k shifted multiply-adds, which XLA CPU fuses into one fast loop."""
     k = kernel.shape[0]
     h, w = (-(-size // stride) for size in x.shape[1:3])
     x = _padded(x, k, stride)
@@ -114,8 +119,9 @@ def _shifted(x, kernel, stride):
 def _shifted_input_grad(dy, kernel, stride, h, w):
     """Gradient for x [N, h, w, C], as shifted multiply-adds of dy.
 
-    With stride 2 the even and odd rows and columns of x see different taps: each of the four phases is a
-    sum over its own quarter of the taps, where a dilated dy would multiply zeros three times out of four.
+    With stride 2 the even and odd rows and columns of x see different taps: each of the four
+    phases is a sum over its own quarter of the taps, where a dilated dy would multiply zeros three
+    times out of four.
     """
     k = kernel.shape[0]
     (top, _), (left, _) = _same_padding(h, k, stride), _same_padding(w, k, stride)
@@ -160,12 +166,12 @@ def _shifted_filter_grad(x, dy, kernel, stride):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def depthwise_conv(x, kernel, stride):
+def depthwise_conv(x: Array, kernel: Array, stride: int) -> Array:
     """Depthwise convolution with SAME padding, one filter for each channel.
 
-    x [N, H, W, C], kernel [k, k, 1, C] with k odd -> [N, ceil(H / stride), ceil(W / stride), C]. The
-    gradient is written out because automatic differentiation of the shifted form moves several times
-    the bytes.
+    x [N, H, W, C], kernel [k, k, 1, C] with k odd -> [N, ceil(H / stride), ceil(W / stride), C].
+    The gradient is written out because automatic differentiation of the shifted form moves several
+    times the bytes.
     """
     return lax.platform_dependent(
         x,
@@ -196,7 +202,7 @@ depthwise_conv.defvjp(_depthwise_fwd, _depthwise_bwd)
 # ---- Pointwise convolution
 
 
-def pointwise_conv(x, kernel):
+def pointwise_conv(x: Array, kernel: Array) -> Array:
     """1x1 convolution: x [N, H, W, Cin], kernel [1, 1, Cin, Cout] -> [N, H, W, Cout].
 
     A product of two matrices: contracting x's three axes at once, as the filter gradient of the
@@ -209,20 +215,24 @@ def pointwise_conv(x, kernel):
 # ---- BatchNorm
 
 
-def batch_norm_eval(x, mean, var, scale, bias, epsilon):
-    """Normalises x [N, H, W, C] by the given statistics [C]; computes in float32, returns x.dtype."""
+def batch_norm_eval(
+    x: Array, mean: Array, var: Array, scale: Array, bias: Array, epsilon: float
+) -> Array:
+    """Normalises x [N, H, W, C] by statistics [C]; computes in float32, returns x.dtype."""
     factor = scale * lax.rsqrt(var + epsilon)
     return ((x.astype(jnp.float32) - mean) * factor + bias).astype(x.dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def batch_norm_train(x, scale, bias, epsilon):
+def batch_norm_train(
+    x: Array, scale: Array, bias: Array, epsilon: float
+) -> tuple[Array, Array, Array]:
     """Normalises x [N, H, W, C] by its own mean and biased variance over N, H and W.
 
     Returns y in x.dtype, and mean and var in float32 [C]. These two are for running averages: the
     gradient takes their cotangents as zero. The variance is the mean squared distance from the mean
-    (two passes): it can't cancel, and on CPU it costs no more than E[x^2] - E[x]^2, since XLA doesn't
-    compute two sums in one pass there.
+    (two passes): it can't cancel, and on CPU it costs no more than E[x^2] - E[x]^2, since XLA
+    doesn't compute two sums in one pass there.
     """
     count = x.size // x.shape[-1]
     mean = channel_sums(x) / count
@@ -252,14 +262,14 @@ batch_norm_train.defvjp(_batch_norm_fwd, _batch_norm_bwd)
 
 
 @jax.custom_vjp
-def swish(x):
+def swish(x: Array) -> Array:
     """x * sigmoid(x), any shape. Only x is kept for the gradient, not the sigmoid."""
     return x * jax.nn.sigmoid(x)
 
 
 def _swish_bwd(x, dy):
-    # The sigmoid by tanh: written as in the forward pass, XLA would see that the two are equal and keep
-    # the forward one in memory until here, which on CPU costs more than computing it.
+    # The sigmoid by tanh: written as in the forward pass, XLA would see that the two are equal and
+    # keep the forward one in memory until here, which on CPU costs more than computing it.
     gate = 0.5 * jnp.tanh(0.5 * x) + 0.5
     return (dy * (gate + x * gate * (1 - gate)),)
 
