@@ -13,12 +13,13 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Of the run; its config is read f
 STEP = flags.DEFINE_integer("step", None, "Which checkpoint; by default the newest.")
 WEIGHTS = flags.DEFINE_enum("weights", "ema", ["ema", "raw"], "Averaged or raw weights.")
 DATA_DIR = flags.DEFINE_string("data_dir", None, "Where the data is now, if it has moved.")
+CSV = flags.DEFINE_string("csv", None, "Add a row with result, run and machine to this file.")
 
 
 def main() -> None:
     from effnet_jax.evaluation import evaluate_workdir
 
-    result = evaluate_workdir(WORKDIR.value, STEP.value, WEIGHTS.value, DATA_DIR.value)
+    result = evaluate_workdir(WORKDIR.value, STEP.value, WEIGHTS.value, DATA_DIR.value, CSV.value)
     print(json.dumps(result))
 
 

@@ -1,6 +1,9 @@
 """A small EfficientNet (phi < 0) on the 8x8 handwritten digits that scikit-learn ships.
 
-Command:  python train.py --config=configs/digits.py --workdir=runs/digits
+Command:   python train.py --config=configs/digits.py --workdir=runs/digits
+Argument:  the model, as in configs/imagenet.py. At phi=-4: 1,192,012 parameters, 24 px.
+Hardware:  2 cores of an AMD EPYC: under 2 minutes, of which half a minute is compilation.
+Expect:    top-1 of 99.2 % (357 of 360), raw and averaged weights alike, with seed 0.
 """
 
 from configs import default
@@ -12,7 +15,7 @@ def get_config(model: str = "phi=-4"):
     config.eval_batch_size = 128
     config.epochs = 40.0
     config.log_steps = 50
-    config.eval_epochs = 10.0
+    config.eval_epochs = 5.0
 
     config.model.base_resolution = 42
     config.model.stem_stride = 1
@@ -32,5 +35,5 @@ def get_config(model: str = "phi=-4"):
     config.preprocess.flip = False
 
     config.schedule.warmup_epochs = 3.0
-    config.checkpoint.save_epochs = 10.0
+    config.checkpoint.save_epochs = 5.0
     return config

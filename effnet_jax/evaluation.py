@@ -1,5 +1,6 @@
 """One evaluation for the training loop and for eval.py: exact over every record."""
 
+import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -91,7 +92,11 @@ class Evaluator:
 
 
 def evaluate_workdir(
-    workdir: str, step: int | None = None, weights: str = "ema", data_dir: str | None = None
+    workdir: str,
+    step: int | None = None,
+    weights: str = "ema",
+    data_dir: str | None = None,
+    csv: str | None = None,
 ) -> dict[str, float | int | str]:
     """Evaluates a checkpoint on the evaluation split that its run had.
 
@@ -100,6 +105,7 @@ def evaluate_workdir(
       step: which checkpoint; by default the newest that can be read.
       weights: "ema" or "raw".
       data_dir: where the data is, if not where the config says.
+      csv: a file under results/ to add a row to: the result, the model, the run and the machine.
 
     Returns:
       top1, top5, loss, count, step, weights.
@@ -123,4 +129,21 @@ def evaluate_workdir(
         raise UserError(f"no checkpoint in {workdir} yet")
     chosen = state["ema"] if weights == "ema" else state
     result = evaluator(chosen["params"], chosen["batch_stats"])
-    return {**result, "step": int(state["step"]), "weights": weights}
+    result = {**result, "step": int(state["step"]), "weights": weights}
+    if csv is not None:
+        scaled = models.coefficients(config.model)
+        row = {
+            "data": f"{config.data.name}/{config.data.eval_split}",
+            "phi": config.model.phi,
+            "width": scaled.width,
+            "depth": scaled.depth,
+            "resolution": scaled.resolution,
+            "parameters": sum(leaf.size for leaf in jax.tree.leaves(shapes["params"])),
+            "batch_size": config.batch_size,
+            "epochs": config.epochs,
+            "seed": config.seed,
+            **result,
+            **records.describe_machine(),
+        }
+        records.append_csv(pathlib.Path(csv), [row])
+    return result

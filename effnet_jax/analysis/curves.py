@@ -17,7 +17,10 @@ def draw_curves(rows: list[dict[str, float]], path: pathlib.Path) -> None:
             points = [(row["epoch"], scale * row[key]) for row in rows if key in row]
             if points:
                 marker = None if name == "train" else "o"
-                label = "train (augmented)" if name == "train" else f"evaluation, {name} weights"
+                label = f"evaluation, {name} weights"
+                if name == "train":
+                    smoothed = ", smoothed labels" if metric == "loss" else ""
+                    label = f"training (augmented{smoothed})"
                 axes.plot(*zip(*points, strict=True), color=colour, marker=marker, label=label)
         axes.set_xlabel("epoch")
         axes.grid(alpha=0.3)

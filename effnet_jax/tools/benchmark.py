@@ -6,7 +6,6 @@ holds on a noisy machine.
 """
 
 import argparse
-import csv
 import json
 import pathlib
 import statistics
@@ -79,7 +78,7 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
         start = time.perf_counter()
         forms[form] = Timed(form, args)
         records.say(f"{form}: compiled after {time.perf_counter() - start:.0f} s")
-    machine = records.describe_run()
+    machine = records.describe_machine()
     rows = []
     for mode in ("train", "infer"):
         for _ in range(WARM_UP):
@@ -105,28 +104,10 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
                 "ratio_min": round(min(ratios), 3),
                 "ratio_max": round(max(ratios), 3),
                 "repeats": args.repeats,
-                "device": machine["device"],
-                "devices": machine["devices"],
-                "cpus": machine["cpus"],
-                "jax": machine["versions"]["jax"],
-                "jaxlib": machine["versions"]["jaxlib"],
-                "python": machine["python"],
-                "commit": machine["commit"],
-                "time": machine["time"],
+                **machine,
             }
         )
     return rows
-
-
-def append_csv(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:
-    """Adds rows to a results file, which is begun with a header where it doesn't exist."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = not path.exists()
-    with open(path, "a", newline="") as file:
-        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerows(rows)
 
 
 def main() -> None:
@@ -149,7 +130,7 @@ def main() -> None:
 
     rows = measure(args)
     if args.csv:
-        append_csv(args.csv, rows)
+        records.append_csv(args.csv, rows)
     if args.json:
         print(json.dumps(rows, indent=2))
         return

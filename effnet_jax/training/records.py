@@ -1,5 +1,6 @@
 """What a run leaves for people: metrics, the config and versions it ran with, progress, a table."""
 
+import csv
 import dataclasses
 import datetime
 import json
@@ -93,6 +94,29 @@ def describe_run() -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "system": platform.platform(),
     }
+
+
+def describe_machine() -> dict[str, Any]:
+    """`describe_run` in the flat columns that rows under results/ end with."""
+    run = describe_run()
+    versions = {name: run["versions"][name] for name in ("jax", "jaxlib")}
+    kept = ("device", "devices", "cpus", "python", "commit", "time")
+    return {**versions, **{key: run[key] for key in kept}}
+
+
+def append_csv(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:
+    """Adds rows to a results file, which is begun with a header where it doesn't exist."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists():
+        with open(path, newline="") as file:
+            header = next(csv.reader(file), [])
+        if header != list(rows[0]):
+            raise UserError(f"{path} has other columns than these rows; choose another --csv")
+    with open(path, "a", newline="") as file:
+        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+        if file.tell() == 0:
+            writer.writeheader()
+        writer.writerows(rows)
 
 
 def changed_keys(old: dict, new: dict, prefix: str = "config") -> list[str]:
