@@ -8,6 +8,7 @@ import json
 from absl import flags
 
 from effnet_jax import cli
+from effnet_jax.errors import UserError
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Of the run; its config is read from there.")
 STEP = flags.DEFINE_integer("step", None, "Which checkpoint; by default the newest.")
@@ -17,6 +18,8 @@ CSV = flags.DEFINE_string("csv", None, "Add a row with result, run and machine t
 
 
 def main() -> None:
+    if WORKDIR.value is None:
+        raise UserError("--workdir=DIR is required: the folder that train.py wrote to")
     from effnet_jax.evaluation import evaluate_workdir
 
     result = evaluate_workdir(WORKDIR.value, STEP.value, WEIGHTS.value, DATA_DIR.value, CSV.value)
@@ -24,5 +27,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    flags.mark_flag_as_required("workdir")
     cli.run_with_flags(main)

@@ -1,6 +1,7 @@
 """Trains a model: python train.py --config=configs/digits.py --workdir=DIR [--config.a.b=c ...].
 
-The same command with the same workdir goes on where it stopped. Exit codes: effnet_jax/cli.py.
+The same command with the same workdir goes on where it stopped. Exit codes: 0 done, 2 bad input,
+3 the loss was not finite, 75 interrupted and saved, 130 Ctrl-C with nothing to save.
 """
 
 import pathlib

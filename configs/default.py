@@ -3,7 +3,8 @@
 Experiments start from here and change what differs. The recipe is tensorflow/tpu
 models/official/efficientnet (main.py, utils.py): TF-style RMSProp, learning rate 0.016 for each 256
 images with 5 epochs of warm-up and x0.97 every 2.4 epochs, L2 1e-5, label smoothing 0.1,
-an average of the weights with decay 0.9999, 350 epochs.
+an average of the weights with decay 0.9999, 350 epochs. One thing differs: BatchNorm's statistics
+are those of the global batch, where the reference's are those of groups of devices.
 
 Nothing derived is stored: steps, the scaled learning rate, and width, depth and resolution from phi
 are computed where they are used, so that an override on the command line is never stale.
@@ -52,8 +53,8 @@ def get_config(model: str = "b0") -> ConfigDict:
     config.data.eval_split = "validation"
     config.data.holdout = 0.1  # Folder without splits: fraction of each class kept for evaluation.
     config.data.check_images = 1000  # Images of each split decoded before the first step; 0: none.
-    config.data.threads = 16  # That read, decode and augment.
-    config.data.prefetch_batches = 4  # Ready or in work, ahead of the step.
+    config.data.threads = 16  # That read, decode and augment; each makes a batch of its own.
+    config.data.prefetch_batches = 16  # Ready or in work, ahead of the step.
 
     config.preprocess = ConfigDict()
     config.preprocess.mean = (0.485, 0.456, 0.406)  # RGB, of pixels in 0..1.

@@ -1,7 +1,8 @@
 """How every command starts and ends: flags, quiet logs, the compilation cache, exit codes.
 
 Exit codes: 0 done; 2 bad input, told in one message; 3 the loss was not finite; 75 interrupted,
-a checkpoint was saved and the same command goes on with it (EX_TEMPFAIL: a scheduler may requeue).
+a checkpoint was saved and the same command goes on with it (EX_TEMPFAIL: a scheduler may requeue);
+130 Ctrl-C where there was nothing to save yet, or pressed a second time.
 """
 
 import contextlib
@@ -15,7 +16,7 @@ from absl import app, flags, logging
 from effnet_jax.data.sources import cache_dir
 from effnet_jax.errors import Interrupted, NonFiniteLossError, UserError
 
-DONE, BAD_INPUT, NOT_FINITE, INTERRUPTED = 0, 2, 3, 75
+DONE, BAD_INPUT, NOT_FINITE, INTERRUPTED, STOPPED = 0, 2, 3, 75, 130
 
 
 def tune_process() -> None:
@@ -60,6 +61,8 @@ def _exit_codes() -> Iterator[None]:
         code, message = NOT_FINITE, f"error: {error}"
     except Interrupted as error:
         code, message = INTERRUPTED, str(error)
+    except KeyboardInterrupt:
+        code, message = STOPPED, "stopped at once, by Ctrl-C; checkpoints are as they were"
     if code:
         print(message, file=sys.stderr)
         sys.exit(code)
@@ -94,6 +97,10 @@ def run_with_flags(main: Callable[[], None], default_config: str | None = None) 
             # Not as the flag's default: overrides of that are checked while modules are imported,
             # where nothing could turn a wrong one into a message.
             sys.argv.insert(1, f"--config={default_config}")
+        for argument, following in zip(sys.argv, [*sys.argv[1:], ""], strict=True):
+            path = following if argument == "--config" else argument.partition("--config=")[2]
+            if path and not os.path.isfile(path.partition(":")[0]):
+                raise UserError(f"no config file {path.partition(':')[0]}")
         app.define_help_flags()
         try:
             left = flags.FLAGS(sys.argv)[1:]

@@ -9,7 +9,7 @@ class UserError(ValueError):
 
 
 class NonFiniteLossError(Exception):
-    """The loss became NaN or infinite; the message names the step and the last good checkpoint."""
+    """Loss, gradient or weights became NaN or infinite; the message names the step."""
 
 
 class Interrupted(Exception):

@@ -10,15 +10,13 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from effnet_jax import models, parallel
+from effnet_jax import models, parallel, records
 from effnet_jax.checkpoint import Checkpoints
 from effnet_jax.data import pipeline, sources
 from effnet_jax.data.sources import Source
 from effnet_jax.errors import UserError
+from effnet_jax.loss import cross_entropy
 from effnet_jax.models.layers import normalize_images
-from effnet_jax.training import records
-from effnet_jax.training.state import init_variables
-from effnet_jax.training.step import cross_entropy
 
 PyTree = Any
 Metrics = dict[str, float | int]
@@ -120,7 +118,7 @@ def evaluate_workdir(
     resolution = model.architecture.resolution
     evaluator = Evaluator(model, config, source, resolution, mesh)
 
-    shapes = jax.eval_shape(lambda: init_variables(model, resolution, jax.random.key(0)))
+    shapes = jax.eval_shape(lambda: models.init_variables(model, resolution, jax.random.key(0)))
     shapes = {name: shapes[name] for name in ("params", "batch_stats")}
     wanted = {"step": jax.ShapeDtypeStruct((), np.int32), **shapes, "ema": shapes}
     with Checkpoints(workdir, config.checkpoint, read_only=True) as checkpoints:

@@ -28,5 +28,7 @@ def decode_image(data: bytes) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(data)) as image:
             return np.asarray(image.convert("RGB"))
+    except Image.UnidentifiedImageError:
+        raise ValueError("it is no image, or a badly damaged one") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(str(error).replace(repr(data), "the data")) from None
+        raise ValueError(str(error)) from None

@@ -33,7 +33,7 @@ def _decode(source: Source, index: int) -> tuple[np.ndarray, int]:
 
 def check_config(config: ConfigDict) -> None:
     """Raises UserError for values of `config.preprocess` that no image could be made with."""
-    check_choice("interpolation", config.interpolation, augment.INTERPOLATIONS)
+    check_choice("config.preprocess.interpolation", config.interpolation, augment.INTERPOLATIONS)
     for key in ("crop_area", "crop_aspect"):
         try:
             low, high = map(float, config[key])
@@ -47,8 +47,13 @@ def check_config(config: ConfigDict) -> None:
                 f"config.preprocess.{key} must be a range above 0; got {(low, high)}"
                 + (" (at most 1)" if key == "crop_area" else "")
             )
-    if config.crop_padding < 0:
-        raise UserError(f"config.preprocess.crop_padding is negative: {config.crop_padding}")
+    for key in ("mean", "std"):
+        if len(config[key]) != 3 or (key == "std" and min(config[key]) <= 0):
+            raise UserError(
+                f"config.preprocess.{key} must be three numbers, for red, green and blue"
+                + (", above 0" if key == "std" else "")
+                + f"; got {config[key]}"
+            )
 
 
 def check_images(source: Source, count: int, threads: int) -> None:
@@ -132,9 +137,18 @@ def eval_dataset(
 def read_ahead(
     dataset: grain.MapDataset, config: ConfigDict, start: int = 0, stop: int | None = None
 ) -> Iterator[Batch]:
-    """Iterates `dataset[start:stop]`, with at most `config.data.prefetch_batches` batches ahead."""
+    """Iterates `dataset[start:stop]` in order, read ahead by threads.
+
+    One thread makes one batch, so no more than `prefetch_batches` threads are ever busy, and no
+    more than so many batches are in memory.
+
+    Args:
+      dataset: of batches.
+      config: `config.data`.
+      start, stop: positions; None for the end.
+    """
     options = grain.ReadOptions(
-        num_threads=min(config.threads, config.prefetch_batches),
+        num_threads=config.threads,
         prefetch_buffer_size=config.prefetch_batches,
     )
     return iter(dataset[start:stop].to_iter_dataset(options))

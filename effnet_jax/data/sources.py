@@ -6,6 +6,7 @@ A source has `classes` (names by label), `len()`, `source[i] -> {"image": bytes,
 
 import contextlib
 import io
+import math
 import os
 import pathlib
 import tempfile
@@ -13,7 +14,7 @@ from typing import Protocol
 
 from ml_collections import ConfigDict
 
-from effnet_jax.errors import UserError, check_choice, near
+from effnet_jax.errors import UserError, check_choice
 
 EXTENSIONS = (".jpg", ".jpeg", ".png")
 
@@ -72,14 +73,15 @@ class TfdsSource:
                 f"data set {name!r} has the features {', '.join(features)}; needed are 'image' "
                 "and a class 'label'"
             )
-        if split.partition("[")[0] not in builder.info.splits:
-            raise UserError(
-                f"data set {name!r} has no split {split!r}; it has: "
-                f"{near(split, builder.info.splits)}"
-            )
         decoders = {"image": tfds.decode.SkipDecoding()}
         self.classes = tuple(features["label"].names)
-        self._records = builder.as_data_source(split, decoders=decoders)
+        try:
+            self._records = builder.as_data_source(split, decoders=decoders)
+        except (KeyError, ValueError) as error:
+            raise UserError(
+                f"no split {split!r} in data set {name!r}, which has "
+                f"{', '.join(sorted(builder.info.splits))} ({str(error).partition(chr(10))[0]})"
+            ) from None
         self._name = f"{name}/{split}"
 
     def __len__(self) -> int:
@@ -94,16 +96,26 @@ class TfdsSource:
 
 
 def digits_source(data_dir: str | None, split: str) -> TfdsSource:
-    """scikit-learn's digits; written to `data_dir` (by default the cache) on first use."""
+    """scikit-learn's digits from `data_dir`; by default from the cache, written on first use."""
+    if data_dir and not os.path.isdir(os.path.join(data_dir, "digits")):
+        raise UserError(
+            f"no digits in {data_dir} (config.data.data_dir); leave it out, and they are made "
+            f"under {cache_dir()}"
+        )
     data_dir = data_dir or str(cache_dir() / "data")
-    if not os.path.isdir(os.path.join(data_dir, "digits", "1.0.0")):
+    if not os.path.isdir(os.path.join(data_dir, "digits")):
         import tensorflow_datasets as tfds
 
         from effnet_jax.data.digits import Digits
 
         tfds.disable_progress_bar()
         # Prepared where nobody else looks and then moved, so that two runs may start at once.
-        os.makedirs(data_dir, exist_ok=True)
+        try:
+            os.makedirs(data_dir, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"can't write digits to {data_dir} ({error.strerror}); set XDG_CACHE_HOME"
+            ) from None
         with tempfile.TemporaryDirectory(dir=data_dir) as private:
             with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints lines about nothing.
                 Digits(data_dir=private, file_format="array_record").download_and_prepare()
@@ -159,7 +171,7 @@ def folder_source(
     """A split of an image folder.
 
     `data_dir/split/CLASS/...` where that exists; otherwise the classes lie in `data_dir` itself and
-    every n-th file of each class is held out for the evaluation split, `holdout` of them in all.
+    the fraction `holdout` of each class, at least one file, is held out for the evaluation split.
     """
     if not data_dir:
         raise UserError("no image folder given; add --config.data.data_dir=DIR")
@@ -175,9 +187,6 @@ def folder_source(
             f"{', '.join(sorted(entry.name for entry in root.iterdir() if entry.is_dir()))}"
         )
     else:
-        if not 0 < holdout <= 0.5:
-            raise UserError(f"config.data.holdout must be above 0 and at most 0.5; got {holdout}")
-        every = round(1 / holdout)
         by_class = list_classes(root)
         for name, files in by_class.items():
             if len(files) < 2:
@@ -185,7 +194,12 @@ def folder_source(
                     f"{root / name} has a single image, which can't be both trained on and held "
                     "out for evaluation; add images, or make train/ and val/ folders"
                 )
-            held = set(files[::every])
+            # Spread evenly: file i where the running share of held out files steps up.
+            shares = [math.floor((index + 1) * holdout + 1e-9) for index in range(len(files))]
+            shares[-1] = max(shares[-1], 1)
+            held = {
+                f for f, low, high in zip(files, [0, *shares], shares, strict=False) if high > low
+            }
             by_class[name] = [file for file in files if (file in held) == (split == eval_split)]
     classes = tuple(by_class)
     files = [(path, label) for label, name in enumerate(classes) for path in by_class[name]]

@@ -1,8 +1,10 @@
 """`build(config.model)`: from the compound coefficients in a config to a Flax module."""
 
 import re
+from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
@@ -10,6 +12,7 @@ from effnet_jax import scaling
 from effnet_jax.errors import UserError, check_choice, near
 from effnet_jax.models import efficientnet
 
+MOST_PHI = 20  # About 2 ** 20 times the base network's multiply-adds.
 NUMBER = r"[-+]?[0-9.]+(?:e[-+]?[0-9]+)?"
 
 
@@ -47,6 +50,8 @@ def _number(text: str, digits: str) -> float:
 
 def coefficients(config: ConfigDict) -> scaling.Coefficients:
     """Width, depth and resolution of `config.model`: from phi, or given one by one."""
+    if config.phi is not None and not abs(config.phi) <= MOST_PHI:
+        raise UserError(f"phi must be within -{MOST_PHI} and {MOST_PHI}; got {config.phi}")
     given = (config.width, config.depth, config.resolution)
     if config.phi is None:
         if None in given:
@@ -66,8 +71,8 @@ def coefficients(config: ConfigDict) -> scaling.Coefficients:
         )
         if config.resolution is not None:
             scaled = scaling.Coefficients(scaled.width, scaled.depth, config.resolution)
-    if scaled.width <= 0 or scaled.depth <= 0 or scaled.resolution <= 0:
-        raise UserError(f"width, depth and resolution must be above 0; got {scaled}")
+    if not (0 < scaled.width <= 100 and 0 < scaled.depth <= 100 and scaled.resolution > 0):
+        raise UserError(f"width, depth (at most 100) and resolution must be above 0; got {scaled}")
     return scaled
 
 
@@ -88,8 +93,9 @@ def architecture(config: ConfigDict) -> efficientnet.Architecture:
     if spec.resolution < spec.total_stride:
         raise UserError(
             f"resolution {spec.resolution} is below the network's total stride "
-            f"{spec.total_stride}: nothing would be left to pool. Raise config.model.resolution "
-            f"to {spec.total_stride} or more, or set config.model.stem_stride=1 for small images"
+            f"{spec.total_stride}: nothing would be left to pool. Raise the resolution to "
+            f"{spec.total_stride} or more (config.model.resolution, or r= in the model's name), or "
+            "use a stem stride of 1 for small images (config.model.stem_stride)"
         )
     return spec
 
@@ -112,3 +118,8 @@ def build(config: ConfigDict) -> nn.Module:
         epsilon=config.batch_norm_epsilon,
         dtype=jnp.dtype(config.dtype),
     )
+
+
+def init_variables(model: nn.Module, resolution: int, key: jax.Array) -> dict[str, Any]:
+    """Fresh params and batch_stats; under jit the forward pass is not computed."""
+    return model.init(key, jnp.zeros((1, resolution, resolution, 3)), train=False)

@@ -18,11 +18,10 @@ import rich.console
 import rich.table
 
 from configs import default
-from effnet_jax import cli, parallel
+from effnet_jax import cli, parallel, records
 from effnet_jax.errors import UserError
 from effnet_jax.evaluation import make_eval_step
 from effnet_jax.models import operations
-from effnet_jax.training import records
 from effnet_jax.training.state import abstract_state, fresh_state
 from effnet_jax.training.step import make_train_step, random_key
 

@@ -13,26 +13,17 @@ from typing import Any
 
 import rich.console
 import rich.table
-from ml_collections import ConfigDict
 
+from configs import default
 from effnet_jax import cli, models, scaling
 from effnet_jax.errors import UserError
 
 
 def describe(name: str, num_classes: int, stem_stride: int, with_layers: bool) -> dict[str, Any]:
     """One model as a dict: width, depth, resolution and the exact counts."""
-    config = ConfigDict(
-        {
-            **models.parse_variant(name),
-            "alpha": scaling.ALPHA,
-            "beta": scaling.BETA,
-            "gamma": scaling.GAMMA,
-            "base_resolution": 224,
-            "survival_probability": 0.8,
-            "stem_stride": stem_stride,
-            "num_classes": num_classes,
-        }
-    )
+    config = default.get_config(name).model
+    with config.unlocked():
+        config.num_classes, config.stem_stride = num_classes, stem_stride
     coefficients, layers = models.coefficients(config), models.architecture(config).layers()
     cost = scaling.cost(layers)
     result = {

@@ -1,21 +1,24 @@
 """The training loop, to be read once from top to bottom."""
 
 import functools
+import operator
+import os
 import pathlib
+import tempfile
 import time
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from effnet_jax import checkpoint, parallel
+from effnet_jax import checkpoint, parallel, records
 from effnet_jax.analysis.curves import draw_curves
 from effnet_jax.checkpoint import Checkpoints
 from effnet_jax.data import pipeline, sources
 from effnet_jax.errors import Interrupted, NonFiniteLossError, UserError
 from effnet_jax.evaluation import Evaluator
+from effnet_jax.ranges import check_ranges
 from effnet_jax.training import optimizer as optimizers
-from effnet_jax.training import records
 from effnet_jax.training.interruption import Interruption
 from effnet_jax.training.meter import Meter
 from effnet_jax.training.state import TrainState, abstract_state, fresh_state
@@ -25,9 +28,11 @@ from effnet_jax.trees import shapes_by_name
 Scores = dict[str, float | int]
 
 
-def resolve_classes(config: ConfigDict, classes: tuple[str, ...]) -> ConfigDict:
-    """A copy of the config whose number of classes is the data's, where it was left open."""
+def resolve(config: ConfigDict, classes: tuple[str, ...]) -> ConfigDict:
+    """A copy of the config that also holds elsewhere: absolute data_dir, number of classes."""
     config = config.copy_and_resolve_references()
+    if config.data.data_dir is not None:
+        config.data.data_dir = os.path.abspath(os.path.expanduser(config.data.data_dir))
     given = config.model.num_classes
     if given is None:
         with config.unlocked():
@@ -40,8 +45,13 @@ def resolve_classes(config: ConfigDict, classes: tuple[str, ...]) -> ConfigDict:
     return config
 
 
-def check_workdir(workdir: pathlib.Path, resume: str) -> None:
-    """Raises UserError where the workdir may not be written to."""
+# A run's place in its data follows from these and the step; a run that goes on has to keep them.
+KEPT = ("seed", "batch_size", "data.source", "data.name", "data.train_split")
+
+
+def check_workdir(workdir: pathlib.Path, config: ConfigDict) -> None:
+    """Makes the workdir; raises UserError where this run may not, or can't, write to it."""
+    resume = config.checkpoint.resume
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"--workdir={workdir} is a file")
     if resume == "never" and workdir.is_dir() and any(workdir.iterdir()):
@@ -49,10 +59,21 @@ def check_workdir(workdir: pathlib.Path, resume: str) -> None:
             f"--workdir={workdir} is not empty and config.checkpoint.resume is 'never'; give an "
             "empty one, or --config.checkpoint.resume=auto to go on with what is there"
         )
+    if (workdir / "config.json").exists():
+        old = records.read_config(workdir)
+        for key in KEPT:
+            before, now = (operator.attrgetter(key)(each) for each in (old, config))
+            if before != now:
+                raise UserError(
+                    f"the run in {workdir} has config.{key}={before}, and now it is {now}: its "
+                    "place in the data would be lost. Keep the value, or give another --workdir"
+                )
     try:
         workdir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=workdir):
+            pass
     except OSError as error:
-        raise UserError(f"can't make --workdir={workdir}: {error.strerror}") from None
+        raise UserError(f"can't write to --workdir={workdir}: {error.strerror}") from None
 
 
 def train_and_evaluate(config: ConfigDict, workdir: str) -> tuple[TrainState, Scores]:
@@ -74,6 +95,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> tuple[TrainState, Sc
     workdir = pathlib.Path(workdir).expanduser()
 
     # Devices, data.
+    check_ranges(config)
     mesh = parallel.data_mesh()
     replicated = parallel.replicated(mesh)
     parallel.check_batch("batch_size", config.batch_size, mesh)
@@ -83,7 +105,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> tuple[TrainState, Sc
     train_source = sources.open_source(config.data, config.data.train_split)
     eval_source = sources.open_source(config.data, config.data.eval_split)
     sources.check_classes(eval_source.classes, train_source.classes, config.data.eval_split)
-    config = resolve_classes(config, train_source.classes)
+    config = resolve(config, train_source.classes)
 
     # Model and state: shapes first.
     model, optimizer, shapes = abstract_state(config, len(train_source))
@@ -101,9 +123,9 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> tuple[TrainState, Sc
             f"batch_size={batch_size}"
         )
 
-    check_workdir(workdir, config.checkpoint.resume)
     for source in (train_source, eval_source):
         pipeline.check_images(source, config.data.check_images, config.data.threads)
+    check_workdir(workdir, config)
 
     with (
         Interruption(records.say) as interrupted,
@@ -115,6 +137,11 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> tuple[TrainState, Sc
             key = random_key(config.seed, "init", 0)
             state = fresh_state(model, optimizer, resolution, key, replicated)
         start = int(state.step)
+        if start > total:
+            raise UserError(
+                f"the run in {workdir} is at step {start}, past the {total} steps of config.epochs="
+                f"{config.epochs:g}; raise it, or give another --workdir"
+            )
         record = records.Records(workdir, config, train_source.classes)
         record.open(start)
         write_parameters(workdir, config, shapes)
@@ -167,7 +194,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> tuple[TrainState, Sc
         schedule = optimizers.learning_rate(config, examples)
 
         def is_evaluated(step: int) -> bool:
-            return step % eval_every == 0 or step == total
+            # At the end, and not just before it: epochs are rarely whole steps.
+            return step == total or (step % eval_every == 0 and total - step >= eval_every // 2)
 
         meter, scores, saved = Meter(batch_size), None, start or None
         try:
@@ -205,13 +233,10 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> tuple[TrainState, Sc
                             f"stopped by {interrupted.name} after step {step} of {total}; saved in "
                             f"{workdir}. Run the same command again to go on"
                         )
-        except NonFiniteLossError as error:
+        except (NonFiniteLossError, UserError) as error:  # A bad number, or an unreadable image.
             checkpoints.wait()
             kept = f"step {saved}" if saved else "none yet"
-            raise NonFiniteLossError(
-                f"{error}; stopped. Last good checkpoint in {workdir}: {kept}. A lower learning "
-                "rate or a longer warm-up often helps"
-            ) from None
+            raise type(error)(f"{error}. Last good checkpoint in {workdir}: {kept}") from None
         finally:
             record.close()
 

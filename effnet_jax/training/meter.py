@@ -57,9 +57,12 @@ class Meter:
     def _read(self) -> None:
         step, metrics = self._pending.popleft()
         values = {key: float(value) for key, value in jax.device_get(metrics).items()}
-        for key in ("loss", "grad_norm"):
+        for key in ("loss", "grad_norm", "weight_norm"):
             if not math.isfinite(values[key]):
-                raise NonFiniteLossError(f"{key} is {values[key]} at step {step}")
+                raise NonFiniteLossError(
+                    f"{key} is {values[key]} at step {step}: stopped. A lower learning rate or a "
+                    "longer warm-up often helps"
+                )
         self._sums.update(values)
         self._steps += 1
 

@@ -41,11 +41,6 @@ class TrainState:
         return self.params, self.batch_stats
 
 
-def init_variables(model: nn.Module, resolution: int, key: jax.Array) -> PyTree:
-    """Fresh params and batch_stats; under jit the forward pass is not computed."""
-    return model.init(key, jnp.zeros((1, resolution, resolution, 3)), train=False)
-
-
 def init_state(
     model: nn.Module,
     optimizer: optax.GradientTransformation,
@@ -53,7 +48,7 @@ def init_state(
     key: jax.Array,
 ) -> TrainState:
     """A fresh state; the averages start at the initial weights, as in TensorFlow."""
-    variables = init_variables(model, resolution, key)
+    variables = models.init_variables(model, resolution, key)
     averaged = {"params": variables["params"], "batch_stats": variables["batch_stats"]}
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -94,7 +89,7 @@ def abstract_state(config: ConfigDict, examples: int) -> tuple[nn.Module, Any, T
     model = models.build(config.model)
     resolution = model.architecture.resolution
     key = jax.eval_shape(lambda: jax.random.key(0))
-    variables = jax.eval_shape(lambda key: init_variables(model, resolution, key), key)
+    variables = jax.eval_shape(lambda key: models.init_variables(model, resolution, key), key)
     schedule = learning_rate(config, examples)
     optimizer = build_optimizer(config.optimizer, schedule, variables["params"])
     shapes = jax.eval_shape(lambda key: init_state(model, optimizer, resolution, key), key)

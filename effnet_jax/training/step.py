@@ -5,10 +5,10 @@ from collections.abc import Callable
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
+from effnet_jax.loss import cross_entropy
 from effnet_jax.models.layers import normalize_images
 from effnet_jax.training.optimizer import ema_decay
 from effnet_jax.training.state import TrainState
@@ -23,12 +23,6 @@ def random_key(seed: int, purpose: str, step: int | jax.Array) -> jax.Array:
     return jax.random.fold_in(key, step)
 
 
-def cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: float = 0.0) -> jax.Array:
-    """Softmax cross-entropy by example, [N], with labels smoothed towards uniform."""
-    targets = jax.nn.one_hot(labels, logits.shape[-1], dtype=jnp.float32)
-    return optax.softmax_cross_entropy(logits, optax.smooth_labels(targets, smoothing))
-
-
 def make_train_step(
     model: nn.Module, optimizer: optax.GradientTransformation, config: ConfigDict
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
@@ -41,8 +35,9 @@ def make_train_step(
 
     Returns:
       A function of the state and a batch (image uint8 [N, H, W, 3], label int32 [N], mask
-      float32 [N]). Its metrics are loss and correct, summed over the batch, their count, and the
-      norm of the gradient, which includes no weight decay.
+      float32 [N]). Its metrics are loss and correct, summed over the batch, their count, the norm
+      of the gradient without weight decay, and that of the new weights and BatchNorm statistics,
+      which is finite only if they all are.
     """
     preprocess, smoothing = config.preprocess, config.loss.label_smoothing
 
@@ -80,6 +75,7 @@ def make_train_step(
             "correct": correct.sum(),
             "count": count,
             "grad_norm": optax.tree.norm(grads),
+            "weight_norm": optax.tree.norm((params, batch_stats)),
         }
         return TrainState(step, params, batch_stats, opt_state, ema), metrics
 

@@ -165,7 +165,8 @@ def test_an_unreadable_record_is_named(tiny):
         ("crop_area", (0.5, 0.2), "crop_area"),
         ("crop_area", (0.5, 1.2), "crop_area"),
         ("crop_aspect", (0.0, 1.0), "crop_aspect"),
-        ("crop_padding", -1, "crop_padding"),
+        ("mean", (0.5, 0.5), "three numbers"),
+        ("std", (0.5, 0.5, 0.0), "above 0"),
     ],
 )
 def test_impossible_preprocessing_is_refused(tiny, key, value, message):

@@ -9,8 +9,8 @@ from conftest import TINY, read_golden
 from configs import default
 from effnet_jax import models, scaling
 from effnet_jax.errors import UserError
+from effnet_jax.models import init_variables
 from effnet_jax.models.efficientnet import VARIANTS
-from effnet_jax.training.state import init_variables
 from effnet_jax.trees import shapes_by_name
 
 

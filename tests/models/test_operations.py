@@ -44,7 +44,7 @@ def assert_close(actual, expected, relative=1e-5):
     assert np.abs(actual - expected).max() <= relative * np.abs(expected).max()
 
 
-@pytest.mark.parametrize(("kernel", "stride"), itertools.product((3, 5), (1, 2)))
+@pytest.mark.parametrize(("kernel", "stride"), list(itertools.product((3, 5), (1, 2))))
 def test_depthwise_and_both_gradients_equal_lax(kernel, stride):
     for height, width in SIZES:
         keys = jax.random.split(jax.random.key(height * 31 + width), 2)

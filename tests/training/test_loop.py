@@ -11,14 +11,15 @@ import time
 
 import jax
 import numpy as np
+import optax
 import pytest
 from conftest import ROOT, TINY
 from jax.sharding import SingleDeviceSharding
 
-from effnet_jax import cli
+from effnet_jax import cli, records
 from effnet_jax.checkpoint import FOLDER, Checkpoints
 from effnet_jax.errors import Interrupted, NonFiniteLossError, UserError
-from effnet_jax.training import loop, records
+from effnet_jax.training import loop
 from effnet_jax.training.state import abstract_state
 
 COMMAND = [
@@ -238,15 +239,16 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
 
         def train_step(state, batch):
             state, metrics = step(state, batch)
-            bad = state.step >= 13
-            metrics["loss"] = jax.numpy.where(bad, jax.numpy.nan, metrics["loss"])
-            poison = lambda x: jax.numpy.where(bad, jax.numpy.nan, x)  # noqa: E731
-            return state.replace(params=jax.tree.map(poison, state.params)), metrics
+            # The gradient was finite, the new weights are not: the loss shows it a step later.
+            poison = jax.numpy.where(state.step == 15, jax.numpy.nan, 0.0)
+            params = jax.tree.map(lambda x: x + poison, state.params)
+            metrics["weight_norm"] = optax.tree.norm(params)
+            return state.replace(params=params), metrics
 
         return train_step
 
     monkeypatch.setattr(loop, "make_train_step", poisoned)
-    with pytest.raises(NonFiniteLossError, match=r"loss is nan at step 13; .*: step 10\."):
+    with pytest.raises(NonFiniteLossError, match=r"weight_norm is nan at step 15: .*: step 10$"):
         loop.train_and_evaluate(tiny, str(tmp_path))
     assert sorted(int(path.name) for path in (tmp_path / FOLDER).iterdir()) == [5, 10]
     assert np.isfinite(final_state(tmp_path, 10).params["stem"]["conv"]["kernel"]).all()
@@ -263,12 +265,20 @@ def test_bad_input_is_refused_before_the_workdir_is_touched(tiny, tmp_path):
     fails("batch_size=60 does not divide by the 8 devices", batch_size=60)
     fails("eval_batch_size=12 .* 8 devices", eval_batch_size=12)
     fails("less than one step", epochs=0.01)
+    fails("config.log_steps must be at least 1; got 0", log_steps=0)
+    fails("config.seed must be at least 0", seed=-1)
+    fails("label_smoothing must be at least 0 and at most", **{"loss.label_smoothing": 3.0})
+    fails("learning_rate must be at least 0", **{"optimizer.rmsprop.learning_rate": -1.0})
+    fails("config.data.threads must be at least 1", **{"data.threads": 0})
     fails("num_classes=9, and the data has 10", **{"model.num_classes": 9})
     fails("total stride 16", **{"model.resolution": 15})
     fails("did you mean: rmsprop", **{"optimizer.name": "rmsprob"})
     fails("no rule covers", **{"optimizer.learning_rate_rules": (("stem/.*", 1.0),)})
     fails("bicubic", **{"preprocess.interpolation": "bicubik"})
-    fails("no split 'training'; it has: train", **{"data.train_split": "training"})
+    fails(
+        "no split 'training' in data set 'digits', which has test, train",
+        **{"data.train_split": "training"},
+    )
 
 
 def test_resume_never_wants_an_empty_workdir(tiny, tmp_path):
@@ -277,6 +287,21 @@ def test_resume_never_wants_an_empty_workdir(tiny, tmp_path):
     with pytest.raises(UserError, match="not empty"):
         loop.train_and_evaluate(tiny, str(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_run_that_goes_on_keeps_its_place_in_the_data(uninterrupted, tiny):
+    workdir = uninterrupted[0]
+    before = (workdir / "config.json").read_text()
+    for message, key, value in (
+        ("config.batch_size=64, and now it is 32", "batch_size", 32),
+        ("config.seed=0, and now it is 1", "seed", 1),
+        ("is at step 44, past the 22 steps of config.epochs=1", "epochs", 1.0),
+    ):
+        config = tiny.copy_and_resolve_references()
+        config[key] = value
+        with pytest.raises(UserError, match=message):
+            loop.train_and_evaluate(config, str(workdir))
+    assert (workdir / "config.json").read_text() == before
 
 
 def test_a_workdir_of_another_architecture_shows_the_difference(uninterrupted, tiny):
@@ -310,7 +335,7 @@ def test_errors_reach_the_user_without_a_traceback(tmp_path):
     fails("learning_rate", "--config.optimizer.rmsprop.learning_rat=1")
     fails("batch_size", "--config.batch_size=many")
     fails("b8", f"--config={ROOT}/configs/imagenet.py:b9", command=train)
-    fails("nowhere.py", "--config=nowhere.py", command=train)
+    fails("no config file nowhere.py", "--config=nowhere.py:b0", command=train)
     fails(
         "tfds build imagenet2012",
         f"--config={ROOT}/configs/imagenet.py",

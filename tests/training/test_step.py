@@ -7,8 +7,9 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from effnet_jax.data import pipeline, sources
+from effnet_jax.loss import cross_entropy
 from effnet_jax.training.state import abstract_state, fresh_state
-from effnet_jax.training.step import cross_entropy, make_train_step, random_key
+from effnet_jax.training.step import make_train_step, random_key
 
 
 def test_cross_entropy_by_hand():

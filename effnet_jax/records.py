@@ -38,14 +38,20 @@ def read_config(workdir: str | pathlib.Path) -> ConfigDict:
     if not path.is_file():
         raise UserError(f"no run in {workdir}: {path} is missing; is --workdir right?")
     try:
-        return ConfigDict(json.loads(path.read_text()))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not a config that this program wrote: {error}") from None
+        config = ConfigDict(json.loads(path.read_text()))
+        config.model.num_classes, config.data.source, config.checkpoint.keep_newest  # noqa: B018
+        return config
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        raise UserError(f"{path} is no config that this program wrote: {error}") from None
 
 
 def read_classes(workdir: str | pathlib.Path) -> tuple[str, ...]:
     """Names of the classes that a workdir was trained on, by label."""
-    return tuple(json.loads((pathlib.Path(workdir) / "classes.json").read_text()))
+    path = pathlib.Path(workdir) / "classes.json"
+    try:
+        return tuple(json.loads(path.read_text()))
+    except (OSError, ValueError) as error:
+        raise UserError(f"can't read the names of the classes from {path}: {error}") from None
 
 
 def read_metrics(workdir: str | pathlib.Path) -> list[dict[str, float]]:
@@ -106,17 +112,19 @@ def describe_machine() -> dict[str, Any]:
 
 def append_csv(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:
     """Adds rows to a results file, which is begun with a header where it doesn't exist."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists():
-        with open(path, newline="") as file:
-            header = next(csv.reader(file), [])
-        if header != list(rows[0]):
-            raise UserError(f"{path} has other columns than these rows; choose another --csv")
-    with open(path, "a", newline="") as file:
-        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-        if file.tell() == 0:
-            writer.writeheader()
-        writer.writerows(rows)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "a+", newline="") as file:
+            file.seek(0)
+            header = next(csv.reader(file), None)
+            if header not in (None, list(rows[0])):
+                raise UserError(f"{path} has other columns than these rows; choose another --csv")
+            writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+            if header is None:
+                writer.writeheader()
+            writer.writerows(rows)
+    except OSError as error:
+        raise UserError(f"can't write to --csv={path}: {error.strerror}; rows: {rows}") from None
 
 
 def changed_keys(old: dict, new: dict, prefix: str = "config") -> list[str]:

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from configs import digits
+from effnet_jax import records
 from effnet_jax.errors import UserError
-from effnet_jax.training import records
 
 
 @pytest.fixture
