@@ -2,8 +2,8 @@
 
 Command:   python train.py --config=configs/digits.py --workdir=runs/digits
 Argument:  the model, as in configs/imagenet.py. At phi=-4: 1,192,012 parameters, 24 px.
-Hardware:  2 cores of an AMD EPYC: under 2 minutes, of which half a minute is compilation.
-Expect:    top-1 of 99.2 % (357 of 360), raw and averaged weights alike, with seed 0.
+Hardware:  2 cores of an AMD EPYC: 2.1 minutes, of which half a minute is compilation.
+Expect:    top-1 of 99.2 % with averaged weights, 99.4 % with raw ones (seed 0).
 """
 
 from configs import default
