@@ -1,5 +1,6 @@
 """What is written for people survives crashes and restarts."""
 
+import contextlib
 import json
 
 import pytest
@@ -38,9 +39,11 @@ def test_going_on_drops_rows_after_the_checkpoint_and_half_written_ones(tmp_path
 
 def test_a_changed_config_is_told_and_the_old_one_kept(tmp_path, record, capsys):
     config = digits.get_config()
-    record(config).open(0)
+    with contextlib.closing(record(config)) as first:
+        first.open(0)
     config.optimizer.rmsprop.learning_rate = 0.5
-    record(config).open(7)
+    with contextlib.closing(record(config)) as second:
+        second.open(7)
     assert "config.optimizer.rmsprop.learning_rate: 0.016 -> 0.5" in capsys.readouterr().err
     kept = json.loads((tmp_path / "config_until_step_7.json").read_text())
     assert kept["optimizer"]["rmsprop"]["learning_rate"] == 0.016

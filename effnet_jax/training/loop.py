@@ -1,5 +1,6 @@
 """The training loop, to be read once from top to bottom."""
 
+import contextlib
 import functools
 import operator
 import os
@@ -130,6 +131,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> tuple[TrainState, Sc
     with (
         Interruption(records.say) as interrupted,
         Checkpoints(workdir, config.checkpoint) as checkpoints,
+        contextlib.closing(records.Records(workdir, config, train_source.classes)) as record,
     ):
         # State: arrays, from the newest checkpoint or fresh.
         state = checkpoints.restore(shapes, replicated, say=records.say)
@@ -142,7 +144,6 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> tuple[TrainState, Sc
                 f"the run in {workdir} is at step {start}, past the {total} steps of config.epochs="
                 f"{config.epochs:g}; raise it, or give another --workdir"
             )
-        record = records.Records(workdir, config, train_source.classes)
         record.open(start)
         write_parameters(workdir, config, shapes)
 
@@ -237,8 +238,6 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> tuple[TrainState, Sc
             checkpoints.wait()
             kept = f"step {saved}" if saved else "none yet"
             raise type(error)(f"{error}. Last good checkpoint in {workdir}: {kept}") from None
-        finally:
-            record.close()
 
         checkpoints.wait()
         if scores is None:  # Of a run that had been finished before.
