@@ -39,8 +39,6 @@ RANGES = {
     "schedule.decay_epochs": (1e-9, ANY),
     "ema.decay": (0, 1),
     "checkpoint.save_epochs": (0, ANY),
-    "checkpoint.keep_newest": (1, ANY),
-    "checkpoint.keep_best": (0, ANY),
 }
 
 
