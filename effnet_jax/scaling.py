@@ -9,8 +9,11 @@ phi = 1; the paper found 1.2, 1.1 and 1.15.
 """
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+from effnet_jax.errors import UserError
 
 ALPHA, BETA, GAMMA = 1.2, 1.1, 1.15  # Depth, width, resolution: section 3.3, step 1.
 
@@ -132,3 +135,63 @@ def cost(layers: Sequence[Layer]) -> Cost:
         statistics=sum(layer.statistics for layer in layers),
         multiply_adds=sum(layer.multiply_adds for layer in layers),
     )
+
+
+def candidates(
+    step: float = 0.05, tolerance: float = 0.1, product: float = 2.0
+) -> list[tuple[float, float, float]]:
+    """The grid of section 3.3, step 1: every (alpha, beta, gamma) that about doubles the cost.
+
+    Args:
+      step: between neighbours on each axis, which begins at 1.
+      tolerance: how far alpha * beta**2 * gamma**2 may be from `product`.
+      product: by how much phi = 1 multiplies the multiply-adds.
+
+    Raises:
+      UserError: no point is near enough; the message says how near the nearest is.
+    """
+    if not (step > 0 and tolerance >= 0 and product > 1):
+        raise UserError(
+            "a grid needs step > 0, tolerance >= 0 and product > 1; "
+            f"got step={step:g}, tolerance={tolerance:g}, product={product:g}"
+        )
+
+    def axis(most: float) -> list[float]:
+        count = math.floor((most - 1) / step + 1e-9)
+        return [round(1 + index * step, 10) for index in range(count + 1)]
+
+    most = product + tolerance
+    grid = list(itertools.product(axis(most), axis(most**0.5), axis(most**0.5)))
+    distances = [abs(alpha * (beta * gamma) ** 2 - product) for alpha, beta, gamma in grid]
+    found = [point for point, d in zip(grid, distances, strict=True) if d <= tolerance + 1e-9]
+    if not found:
+        nearest, point = min(zip(distances, grid, strict=True))
+        raise UserError(
+            f"no point of the grid with step {step:g} has alpha * beta^2 * gamma^2 within "
+            f"{tolerance:g} of {product:g}; the nearest, alpha={point[0]:g}, beta={point[1]:g}, "
+            f"gamma={point[2]:g}, is {nearest:.3g} off. Take a smaller step or a larger tolerance"
+        )
+    return found
+
+
+def solve(cost_at: Callable[[float], int], target: float, low: float, high: float) -> float:
+    """The coefficient between `low` and `high` whose cost is nearest to `target`.
+
+    Rounding makes a network's cost a staircase of any one coefficient, so that equal costs are
+    rarely possible, only near ones. Of all values on the same stair this is a short one.
+
+    Args:
+      cost_at: multiply-adds at a coefficient; must not fall where the coefficient rises.
+      target: multiply-adds wanted.
+      low, high: where to look.
+    """
+    if cost_at(high) <= target:
+        return high
+    below, above = low, high
+    while above - below > 1e-7 * high:
+        middle = (below + above) / 2
+        below, above = (middle, above) if cost_at(middle) <= target else (below, middle)
+    found = min((below, above), key=lambda value: abs(cost_at(value) - target))
+    cost = cost_at(found)
+    rounded = (round(found, digits) for digits in range(1, 8))
+    return next((value for value in rounded if cost_at(value) == cost), found)

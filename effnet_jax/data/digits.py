@@ -8,6 +8,15 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 
+def pixels_and_labels(test: bool) -> tuple[np.ndarray, np.ndarray]:
+    """One split of the digits: uint8 [n, 8, 8] and the labels [n]."""
+    from sklearn.datasets import load_digits  # Slow to import, and needed just once.
+
+    digits = load_digits()
+    chosen = (np.arange(len(digits.target)) % 5 == 0) == test
+    return np.round(digits.images[chosen] * (255 / 16)).astype(np.uint8), digits.target[chosen]
+
+
 class Digits(tfds.core.GeneratorBasedBuilder):
     """1,797 grey images of 8x8 pixels in 10 classes (UCI optical digits, the test writers).
 
@@ -32,11 +41,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
         return {"train": self._generate_examples(False), "test": self._generate_examples(True)}
 
     def _generate_examples(self, test: bool) -> Iterator[tuple[int, dict]]:
-        from sklearn.datasets import load_digits  # Slow to import, and needed just once.
-
-        digits = load_digits()
-        for index, (pixels, label) in enumerate(zip(digits.images, digits.target, strict=True)):
-            if (index % 5 == 0) == test:
-                png = io.BytesIO()  # Encoded here: TFDS would need TensorFlow to do it.
-                Image.fromarray(np.round(pixels * (255 / 16)).astype(np.uint8)).save(png, "PNG")
-                yield index, {"image": png.getvalue(), "label": int(label)}
+        for key, (pixels, label) in enumerate(zip(*pixels_and_labels(test), strict=True)):
+            png = io.BytesIO()  # Encoded here: TFDS would need TensorFlow to do it.
+            Image.fromarray(pixels).save(png, "PNG")
+            yield key, {"image": png.getvalue(), "label": int(label)}

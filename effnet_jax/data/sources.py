@@ -10,7 +10,8 @@ import math
 import os
 import pathlib
 import tempfile
-from typing import Protocol
+from collections.abc import Callable
+from typing import Any, Protocol
 
 from ml_collections import ConfigDict
 
@@ -95,18 +96,28 @@ class TfdsSource:
         return f"record {index} of {self._name}"
 
 
-def digits_source(data_dir: str | None, split: str) -> TfdsSource:
-    """scikit-learn's digits from `data_dir`; by default from the cache, written on first use."""
-    if data_dir and not os.path.isdir(os.path.join(data_dir, "digits")):
+def _builders() -> dict[str, Callable[..., Any]]:
+    """The data sets that this package makes itself, by name; imported where one is made."""
+    from effnet_jax.data.cluttered_digits import ClutteredDigits
+    from effnet_jax.data.digits import Digits
+
+    return {"digits": Digits, "cluttered_digits": ClutteredDigits}
+
+
+def digits_source(name: str, data_dir: str | None, split: str) -> TfdsSource:
+    """A data set made of scikit-learn's digits: "digits" or "cluttered_digits".
+
+    From `data_dir`; by default from the cache, where it is written on first use.
+    """
+    check_choice("config.data.name", name, ("digits", "cluttered_digits"))
+    if data_dir and not os.path.isdir(os.path.join(data_dir, name)):
         raise UserError(
-            f"no digits in {data_dir} (config.data.data_dir); leave it out, and they are made "
+            f"no {name} in {data_dir} (config.data.data_dir); leave it out, and they are made "
             f"under {cache_dir()}"
         )
     data_dir = data_dir or str(cache_dir() / "data")
-    if not os.path.isdir(os.path.join(data_dir, "digits")):
+    if not os.path.isdir(os.path.join(data_dir, name)):
         import tensorflow_datasets as tfds
-
-        from effnet_jax.data.digits import Digits
 
         tfds.disable_progress_bar()
         # Prepared where nobody else looks and then moved, so that two runs may start at once.
@@ -114,14 +125,15 @@ def digits_source(data_dir: str | None, split: str) -> TfdsSource:
             os.makedirs(data_dir, exist_ok=True)
         except OSError as error:
             raise UserError(
-                f"can't write digits to {data_dir} ({error.strerror}); set XDG_CACHE_HOME"
+                f"can't write {name} to {data_dir} ({error.strerror}); set XDG_CACHE_HOME"
             ) from None
         with tempfile.TemporaryDirectory(dir=data_dir) as private:
             with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints lines about nothing.
-                Digits(data_dir=private, file_format="array_record").download_and_prepare()
+                builder = _builders()[name](data_dir=private, file_format="array_record")
+                builder.download_and_prepare()
             with contextlib.suppress(OSError):  # The other run was faster.
-                os.rename(os.path.join(private, "digits"), os.path.join(data_dir, "digits"))
-    return TfdsSource("digits", data_dir, split)
+                os.rename(os.path.join(private, name), os.path.join(data_dir, name))
+    return TfdsSource(name, data_dir, split)
 
 
 class FolderSource:
@@ -212,7 +224,7 @@ def open_source(config: ConfigDict, split: str) -> Source:
     if kind == "tfds":
         source = TfdsSource(config.name, config.data_dir, split)
     elif kind == "digits":
-        source = digits_source(config.data_dir, split)
+        source = digits_source(config.name, config.data_dir, split)
     else:
         source = folder_source(
             config.data_dir, split, config.train_split, config.eval_split, config.holdout

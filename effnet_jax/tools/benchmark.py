@@ -27,6 +27,7 @@ from effnet_jax.training.step import make_train_step, random_key
 
 # Batches of each form that are not counted: until then, on CPU, memory is still being faulted in.
 WARM_UP = 2
+SEED = np.uint32(0)
 FORMS = {"ours": operations.depthwise_conv, "lax": operations.lax_depthwise_conv}
 
 
@@ -57,13 +58,13 @@ class Timed:
             make_train_step(model, optimizer, config), donate_argnums=0, out_shardings=replicated
         )
         evaluate = jax.jit(make_eval_step(model, config.preprocess), out_shardings=replicated)
-        self._train = train.lower(self._state, self._batch).compile()
+        self._train = train.lower(self._state, self._batch, SEED).compile()
         self._evaluate = evaluate.lower(*self._state.weights("raw"), self._batch).compile()
 
     def run(self, mode: str) -> float:
         start = time.perf_counter()
         if mode == "train":
-            self._state, metrics = self._train(self._state, self._batch)
+            self._state, metrics = self._train(self._state, self._batch, SEED)
         else:
             metrics = self._evaluate(*self._state.weights("raw"), self._batch)
         jax.block_until_ready(metrics)

@@ -148,7 +148,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> tuple[TrainState, Sc
         write_parameters(workdir, config, shapes)
 
         # Steps, compiled once, before the data starts to flow.
-        compiled_at = time.perf_counter()
+        compiled_at, seed = time.perf_counter(), np.uint32(config.seed)
         abstract = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated), shapes
         )
@@ -158,7 +158,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> tuple[TrainState, Sc
                 donate_argnums=0,
                 out_shardings=replicated,
             )
-            .lower(abstract, parallel.abstract_batch(batch_size, resolution, mesh))
+            .lower(abstract, parallel.abstract_batch(batch_size, resolution, mesh), seed)
             .compile()
         )
         records.say(
@@ -205,7 +205,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> tuple[TrainState, Sc
             with records.Progress(total, start) as progress:
                 for step in range(start + 1, total + 1):
                     batch = meter.next_batch(batches)
-                    state, metrics = train_step(state, parallel.put_batch(batch, mesh))
+                    state, metrics = train_step(state, parallel.put_batch(batch, mesh), seed)
                     meter.add(step, metrics)
                     progress.advance(step)
                     if step == start + 1:

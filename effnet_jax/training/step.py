@@ -1,4 +1,4 @@
-"""The training step: pure, `(state, batch) -> (state, metrics)`."""
+"""The training step: pure, `(state, batch, seed) -> (state, metrics)`."""
 
 import zlib
 from collections.abc import Callable
@@ -17,7 +17,7 @@ Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
 
 
-def random_key(seed: int, purpose: str, step: int | jax.Array) -> jax.Array:
+def random_key(seed: int | jax.Array, purpose: str, step: int | jax.Array) -> jax.Array:
     """The key for one purpose at one step; nothing random is ever stored."""
     key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(purpose.encode()))
     return jax.random.fold_in(key, step)
@@ -25,7 +25,7 @@ def random_key(seed: int, purpose: str, step: int | jax.Array) -> jax.Array:
 
 def make_train_step(
     model: nn.Module, optimizer: optax.GradientTransformation, config: ConfigDict
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]:
     """The step for a model and an optimizer; not jitted.
 
     Args:
@@ -34,16 +34,19 @@ def make_train_step(
       config: the whole config.
 
     Returns:
-      A function of the state and a batch (image uint8 [N, H, W, 3], label int32 [N], mask
-      float32 [N]). Its metrics are loss and correct, summed over the batch, their count, the norm
-      of the gradient without weight decay, and that of the new weights and BatchNorm statistics,
-      which is finite only if they all are.
+      A function of the state, a batch (image uint8 [N, H, W, 3], label int32 [N], mask
+      float32 [N]) and the run's seed (uint32; an argument, so that runs over seeds share one
+      compiled program). Its metrics are loss and correct, summed over the batch, their count, the
+      norm of the gradient without weight decay, and that of the new weights and BatchNorm
+      statistics, which is finite only if they all are.
     """
     preprocess, smoothing = config.preprocess, config.loss.label_smoothing
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def train_step(
+        state: TrainState, batch: Batch, seed: jax.Array
+    ) -> tuple[TrainState, Metrics]:
         rngs = {
-            name: random_key(config.seed, name, state.step)
+            name: random_key(seed, name, state.step)
             for name in ("dropout", "stochastic_depth")
         }
         images = normalize_images(batch["image"], preprocess.mean, preprocess.std)

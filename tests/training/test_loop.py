@@ -237,8 +237,8 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
     def poisoned(model, optimizer, config):
         step = original(model, optimizer, config)
 
-        def train_step(state, batch):
-            state, metrics = step(state, batch)
+        def train_step(state, batch, seed):
+            state, metrics = step(state, batch, seed)
             # The gradient was finite, the new weights are not: the loss shows it a step later.
             poison = jax.numpy.where(state.step == 15, jax.numpy.nan, 0.0)
             params = jax.tree.map(lambda x: x + poison, state.params)

@@ -11,6 +11,8 @@ from effnet_jax.loss import cross_entropy
 from effnet_jax.training.state import abstract_state, fresh_state
 from effnet_jax.training.step import make_train_step, random_key
 
+SEED = np.uint32(0)
+
 
 def test_cross_entropy_by_hand():
     logits = jnp.asarray([[2.0, 0.0, -1.0]])
@@ -65,10 +67,10 @@ def test_one_and_eight_devices_take_the_same_step(tiny):
     results = []
     for devices in (1, 8):
         step, state, batches = prepare(tiny, devices)
-        state, metrics = step(state, batches[0])
+        state, metrics = step(state, batches[0], SEED)
         assert state.params["stem"]["conv"]["kernel"].sharding.num_devices == devices
         results.append(jax.device_get((state, metrics)))
-        step(state, batches[1])
+        step(state, batches[1], SEED)
         assert step._cache_size() == 1  # Compiled once, and the state comes out as it went in.
     (one, one_metrics), (eight, eight_metrics) = results
     for key in one_metrics:
@@ -83,7 +85,7 @@ def test_loss_falls_on_a_memorisable_batch_and_averages_follow(tiny):
     losses = []
     for count in range(40):
         before = jax.device_get(state.ema)
-        state, metrics = step(state, batches[0])
+        state, metrics = step(state, batches[0], SEED)
         losses.append(float(metrics["loss"] / metrics["count"]))
         if count in (0, 7):
             # ema = d ema + (1 - d) new with d = (1 + n) / (10 + n) at update n, BatchNorm included.

@@ -1,0 +1,43 @@
+"""A very small EfficientNet (phi = -8) on cluttered digits: the base network of docs/scaling_study.md.
+
+Command:   python train.py --config=configs/cluttered_digits.py --workdir=runs/cluttered
+Argument:  the model, as in configs/imagenet.py. At phi=-8: 48 px.
+"""
+
+from configs import default
+
+
+def get_config(model: str = "phi=-8"):
+    config = default.get_config(model)
+    config.batch_size = 64
+    config.eval_batch_size = 200
+    config.epochs = 8.0
+    config.log_steps = 125
+    config.eval_epochs = 8.0
+
+    config.model.base_resolution = 147  # 48 px at phi = -8.
+    config.model.survival_probability = 1.0  # Nothing here trains long enough to overfit.
+    config.model.batch_norm_momentum = 0.9
+
+    config.data.source = "digits"
+    config.data.name = "cluttered_digits"
+    config.data.eval_split = "test"
+    config.data.threads = 2
+    config.data.prefetch_batches = 4
+    config.data.check_images = 100
+
+    config.preprocess.mean = (0.1, 0.1, 0.1)
+    config.preprocess.std = (0.2, 0.2, 0.2)
+    config.preprocess.interpolation = "bilinear"
+    config.preprocess.crop_padding = 0
+    config.preprocess.crop_area = (0.7, 1.0)
+    config.preprocess.flip = False
+
+    config.optimizer.name = "sgd"
+    config.optimizer.sgd.learning_rate = 0.4
+    config.schedule.name = "cosine"
+    config.schedule.warmup_epochs = 1.0
+    config.ema.decay = 0.99
+    config.checkpoint.save_epochs = 2.0
+    config.checkpoint.keep_newest = 1
+    return config

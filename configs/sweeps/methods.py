@@ -1,0 +1,45 @@
+"""Width, depth or resolution alone against all three (paper, figure 8), at equal multiply-adds.
+
+`methods`, or `methods:2,4` for other multiples of the base's multiply-adds. Compound scaling is by
+the config's own alpha, beta and gamma. Rounding leaves each network a little off the multiple; a
+run that would be further off than TOLERANCE is an error, which says how near is possible.
+"""
+
+from effnet_jax.errors import UserError
+from effnet_jax.scaling import solve
+from effnet_jax.sweeps.plan import Run, multiply_adds, numbers, scaled
+
+MULTIPLES = (2.0, 4.0)
+TOLERANCE = 0.05  # Of the multiply-adds wanted.
+
+
+def get_sweep(config, argument):
+    model = config.model
+
+    def compound(k):
+        return scaled(config, model.beta**k, model.alpha**k, model.gamma**k)
+
+    methods = {  # Overrides at a coefficient, and the coefficient's name.
+        "width": (lambda w: scaled(config, width=w), "w"),
+        "depth": (lambda d: scaled(config, depth=d), "d"),
+        "resolution": (lambda r: scaled(config, resolution=r), "r"),
+        "compound": (compound, "phi+"),
+    }
+    base = multiply_adds(config, scaled(config))
+    yield Run("base", "base", "1x", scaled(config))
+    for multiple in numbers(argument, MULTIPLES):
+        for method, (overrides_at, symbol) in methods.items():
+            target = multiple * base
+            coefficient = solve(
+                lambda value, at=overrides_at: multiply_adds(config, at(value)), target, 0.01, 30.0
+            )
+            overrides = overrides_at(coefficient)
+            found = multiply_adds(config, overrides)
+            if abs(found / target - 1) > TOLERANCE:
+                raise UserError(
+                    f"{method} alone can't reach {multiple:g} times the base's multiply-adds: "
+                    f"{symbol}={coefficient:g} is nearest, with {found / base:.3g} times. Try "
+                    f"methods:{found / base:.2g}, or another base"
+                )
+            label = f"{multiple:g}x ({symbol}{'' if symbol[-1] == '+' else '='}{coefficient:g})"
+            yield Run(f"{method}_{multiple:g}x", method, label, overrides)

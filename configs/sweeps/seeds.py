@@ -1,0 +1,17 @@
+"""Another sweep once for each seed: `seeds:3,methods:2,4` is methods:2,4 with seeds 0, 1 and 2.
+
+All runs of one seed come first: the runs of the next find their programs compiled.
+"""
+
+from effnet_jax.errors import UserError
+from effnet_jax.sweeps.plan import expand
+
+
+def get_sweep(config, argument):
+    count, _, inner = argument.partition(",")
+    if not (count.isdecimal() and int(count) and inner):
+        raise UserError(f"seeds needs a count and a sweep, as in seeds:3,methods; got {argument!r}")
+    for seed in range(config.seed, config.seed + int(count)):
+        for run in expand(config, inner):
+            overrides = {**run.overrides, "seed": seed}
+            yield run._replace(name=f"{run.name}_seed{seed}", overrides=overrides)

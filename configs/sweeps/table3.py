@@ -1,0 +1,33 @@
+"""Scaling MobileNetV1, MobileNetV2 and ResNet-50 (paper, table 3); `table3:mobilenet_v2` for some.
+
+The paper doesn't state the compound coefficients of MobileNetV2 and ResNet-50; MobileNetV1's,
+d=1.4, w=1.2, r=1.3, are taken for all three.
+"""
+
+from configs import default
+from effnet_jax.errors import check_choice
+from effnet_jax.sweeps.plan import Run
+
+BASES = {  # Depth, width and resolution of each row.
+    "mobilenet_v1": {"width": (1, 2, 1), "resolution": (1, 1, 2)},
+    "mobilenet_v2": {"depth": (4, 1, 1), "width": (1, 2, 1), "resolution": (1, 1, 2)},
+    "resnet50": {"depth": (4, 1, 1), "width": (1, 2, 1), "resolution": (1, 1, 2)},
+}
+
+
+def get_sweep(config, argument):
+    for base in argument.split(",") if argument else BASES:
+        check_choice("base of table 3", base, BASES)
+        own = default.get_config(base).model
+        rows = {"baseline": (1, 1, 1), **BASES[base], "compound": (1.4, 1.2, 1.3)}
+        for scaling, (d, w, r) in rows.items():
+            overrides = {
+                "model.base": base,
+                "model.phi": None,
+                "model.width": float(w),
+                "model.depth": float(d),
+                "model.resolution": round(config.model.base_resolution * r),
+                "model.dropout": own.dropout,
+                "model.survival_probability": own.survival_probability,
+            }
+            yield Run(f"{base}_{scaling}", base, scaling, overrides)

@@ -1,0 +1,101 @@
+"""scikit-learn's handwritten digits at random places and scales among parts of other digits.
+
+A data set where size matters: small digits need resolution, telling a digit from the pieces around
+it needs depth and width. Everything follows from the index of the image, so that the data set is
+the same wherever it is made.
+"""
+
+import io
+from collections.abc import Iterator
+
+import cv2
+import numpy as np
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from effnet_jax.data.digits import pixels_and_labels
+
+CANVAS = 96  # Side, in pixels.
+EXAMPLES = {"train": 8000, "test": 2000}
+SIDES = (36, 66)  # Pixels: the smallest and the largest that the 8x8 digit becomes.
+CONTRAST = (0.7, 1.0)  # Brightness of the digit.
+PARTS = (4, 8)  # Fewest and most parts of other digits.
+PART_SIDES = (3, 4)  # Pixels of the 8x8 digit that a part is cut from.
+PART_CONTRAST = (0.25, 0.65)
+NOISE = 8.0  # Standard deviation of each pixel's noise, of 255.
+
+
+def place(canvas: np.ndarray, pixels: np.ndarray, scale: float, rng: np.random.Generator) -> None:
+    """Draws `pixels` [h, w], enlarged by `scale`, anywhere on the canvas; the brighter one shows."""
+    height, width = (round(side * scale) for side in pixels.shape)
+    enlarged = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_CUBIC)
+    top = int(rng.integers(0, canvas.shape[0] - height + 1))
+    left = int(rng.integers(0, canvas.shape[1] - width + 1))
+    window = canvas[top : top + height, left : left + width]
+    np.maximum(window, enlarged, out=window)
+
+
+def draw(
+    index: int, digits: np.ndarray, labels: np.ndarray, seed: int
+) -> tuple[np.ndarray, int]:
+    """Image number `index` and its label.
+
+    Args:
+      index: of the image.
+      digits: [n, 8, 8] in 0 to 255, float32: what digits and parts are taken from.
+      labels: [n].
+      seed: another one for each split.
+
+    Returns:
+      uint8 [CANVAS, CANVAS] and the label of the one whole digit in it.
+    """
+    rng = np.random.default_rng((seed, index))
+    canvas = np.zeros((CANVAS, CANVAS), np.float32)
+    low, high = np.log(np.array(SIDES) / digits.shape[1])
+    for _ in range(rng.integers(PARTS[0], PARTS[1], endpoint=True)):
+        side = rng.integers(PART_SIDES[0], PART_SIDES[1], endpoint=True)
+        top, left = rng.integers(0, digits.shape[1] - side, 2, endpoint=True)
+        part = digits[rng.integers(len(digits)), top : top + side, left : left + side]
+        place(canvas, part * rng.uniform(*PART_CONTRAST), np.exp(rng.uniform(low, high)), rng)
+    chosen = rng.integers(len(digits))
+    digit = digits[chosen] * rng.uniform(*CONTRAST)
+    place(canvas, digit, np.exp(rng.uniform(low, high)), rng)
+    noisy = canvas + rng.normal(0, NOISE, canvas.shape)
+    return noisy.round().clip(0, 255).astype(np.uint8), int(labels[chosen])
+
+
+class ClutteredDigits(tfds.core.GeneratorBasedBuilder):
+    """Grey images of 96x96 pixels in 10 classes: one whole digit of 36 to 66 pixels among parts
+    of others.
+
+    8,000 for training, made of the 1,437 training images of `Digits`, and 2,000 for testing, made
+    of its 360 test images: no digit, whole or in parts, is in both.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        shape = (CANVAS, CANVAS, 1)
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=self.__doc__,
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(shape=shape, encoding_format="png"),
+                    "label": tfds.features.ClassLabel(num_classes=10),
+                }
+            ),
+        )
+
+    def _split_generators(self, dl_manager) -> dict[str, Iterator]:
+        return {split: self._generate_examples(split) for split in EXAMPLES}
+
+    def _generate_examples(self, split: str) -> Iterator[tuple[int, dict]]:
+        digits, labels = pixels_and_labels(test=split == "test")
+        digits = digits.astype(np.float32)
+        seed = list(EXAMPLES).index(split)
+        for index in range(EXAMPLES[split]):
+            image, label = draw(index, digits, labels, seed)
+            png = io.BytesIO()  # Encoded here: TFDS would need TensorFlow to do it.
+            Image.fromarray(image).save(png, "PNG")
+            yield index, {"image": png.getvalue(), "label": label}
