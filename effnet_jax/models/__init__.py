@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from effnet_jax import scaling
 from effnet_jax.errors import UserError, check_choice, near
 from effnet_jax.models import efficientnet
+from effnet_jax.models.network import Architecture, Network
 
 MOST_PHI = 20  # About 2 ** 20 times the base network's multiply-adds.
 NUMBER = r"[-+]?[0-9.]+(?:e[-+]?[0-9]+)?"
@@ -76,7 +77,7 @@ def coefficients(config: ConfigDict) -> scaling.Coefficients:
     return scaled
 
 
-def architecture(config: ConfigDict) -> efficientnet.Architecture:
+def architecture(config: ConfigDict) -> Architecture:
     """The scaled table of `config.model`, checked; builds no arrays."""
     if not 0 < config.survival_probability <= 1:
         raise UserError(
@@ -103,7 +104,7 @@ def architecture(config: ConfigDict) -> efficientnet.Architecture:
 def build(config: ConfigDict) -> nn.Module:
     """The module of `config.model`.
 
-    `module.apply(variables, images, train=...)` returns `(logits, features)`; see EfficientNet.
+    `module.apply(variables, images, train=...)` returns `(logits, features)`; see Network.
     """
     check_choice("config.model.dtype", config.dtype, ("float32", "bfloat16"))
     dropout = config.dropout
@@ -111,7 +112,7 @@ def build(config: ConfigDict) -> nn.Module:
         dropout = scaling.dropout_rate(config.phi)
     if dropout is None or not 0 <= dropout < 1:
         raise UserError(f"config.model.dropout must be at least 0 and below 1; got {dropout}")
-    return efficientnet.EfficientNet(
+    return Network(
         architecture(config),
         dropout=dropout,
         momentum=config.batch_norm_momentum,
