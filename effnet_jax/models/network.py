@@ -56,7 +56,7 @@ class Block:
 
     @property
     def has_skip(self) -> bool:
-        """Whether the block's input can be added to its output as it is."""
+        """Whether the input can be added to the output as it is; MobileNetV1 adds it nowhere."""
         return self.stride == 1 and self.inputs == self.outputs
 
     def layers(self, size: int) -> list[Layer]:
