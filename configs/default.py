@@ -17,7 +17,11 @@ from effnet_jax.models import parse_variant
 
 
 def get_config(model: str = "b0") -> ConfigDict:
-    """The defaults, for a model by name or coefficients: b0 to l2, phi=1.5, w=1.2,d=1.4,r=291."""
+    """The defaults, for a model by name or coefficients.
+
+    As in b0 to l2, phi=1.5, w=1.2,d=1.4,r=291, resnet50, or mobilenet_v2,phi=1.5: see
+    `models.parse_variant`.
+    """
     config = ConfigDict()
     config.seed = 0  # All randomness, of data and of training, follows from it.
     config.batch_size = 2048  # Images a step, over all devices and hosts.
@@ -27,6 +31,9 @@ def get_config(model: str = "b0") -> ConfigDict:
     config.eval_batch_size = 1024
 
     config.model = ConfigDict()
+    # efficientnet, mobilenet_v1, mobilenet_v2, or resnet18 to resnet1001. The model's name sets it,
+    # with its own dropout, survival_probability and base_resolution.
+    config.model.base = "efficientnet"
     # Either phi, which gives width, depth and resolution by the law, or these three.
     config.model.phi = config_dict.placeholder(float)
     config.model.alpha = scaling.ALPHA  # Depth is alpha ** phi.
@@ -36,14 +43,15 @@ def get_config(model: str = "b0") -> ConfigDict:
     config.model.width = config_dict.placeholder(float)
     config.model.depth = config_dict.placeholder(float)
     config.model.resolution = config_dict.placeholder(int)  # Pixels; may be set beside phi.
-    config.model.dropout = config_dict.placeholder(float)  # None: 0.2 + 0.3 phi / 7.
-    config.model.update(parse_variant(model))
+    config.model.dropout = config_dict.placeholder(float)  # None: 0.2 + 0.3 phi / 7, or the base's.
     config.model.survival_probability = 0.8  # Of the last block; stochastic depth, linear by block.
-    config.model.stem_stride = 2  # 1 for small images.
+    # 1 for small images. ResNet then has a 3x3 stem without pooling, as all its small forms do.
+    config.model.stem_stride = 2
     config.model.batch_norm_momentum = 0.99  # Fraction of the running statistics that is kept.
     config.model.batch_norm_epsilon = 1e-3
     config.model.dtype = "float32"  # Of the computation: float32 or bfloat16.
     config.model.num_classes = config_dict.placeholder(int)  # None: as many as the data has.
+    config.model.update(parse_variant(model))
 
     config.data = ConfigDict()
     config.data.source = "tfds"  # tfds, folder or digits.

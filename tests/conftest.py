@@ -17,11 +17,13 @@ sys.path.insert(0, str(ROOT))
 import csv  # noqa: E402
 import shutil  # noqa: E402
 
+import jax  # noqa: E402
 import pytest  # noqa: E402
 from ml_collections import ConfigDict  # noqa: E402
 
-from configs import digits  # noqa: E402
-from effnet_jax import cli  # noqa: E402
+from configs import default, digits  # noqa: E402
+from effnet_jax import cli, models  # noqa: E402
+from effnet_jax.trees import shapes_by_name  # noqa: E402
 
 cli.use_compilation_cache()
 GOLDEN = ROOT / "tests" / "golden"
@@ -38,6 +40,24 @@ def read_golden(name: str) -> list[dict[str, str]]:
     """Rows of a file of figures from outside."""
     with open(GOLDEN / name, newline="") as file:
         return list(csv.DictReader(file))
+
+
+def config_for(model: str, **changes) -> ConfigDict:
+    """`config.model` of a model by name, with 1000 classes unless `changes` says otherwise."""
+    config = default.get_config(model).model
+    with config.unlocked():
+        config.num_classes = 1000
+        config.update(changes)
+    return config
+
+
+def variable_shapes(config: ConfigDict) -> dict[str, tuple[int, ...]]:
+    """Shape of every array of the model of `config.model`, by name; builds none."""
+    model = models.build(config)
+    size = model.architecture.resolution
+    return shapes_by_name(
+        jax.eval_shape(lambda: models.init_variables(model, size, jax.random.key(0)))
+    )
 
 
 @pytest.fixture

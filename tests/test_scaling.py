@@ -35,7 +35,7 @@ def test_parameters_and_multiply_adds_are_the_reference_s(row):
 def test_coefficients_and_ends_are_the_reference_s(row):
     variant, spec = VARIANTS[row["model"]], scaled(row["model"])
     assert variant[:3] == (float(row["width"]), float(row["depth"]), int(row["res"]))
-    assert spec.stem_filters == int(row["stem"])
+    assert spec.stem.filters == int(row["stem"])
     assert spec.head_filters == int(row["head"])
     assert sum(map(len, spec.stages)) == int(row["n_blocks"])
 

@@ -1,7 +1,9 @@
 """`build(config.model)`: from the compound coefficients in a config to a Flax module."""
 
+import functools
 import re
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -10,35 +12,103 @@ from ml_collections import ConfigDict
 
 from effnet_jax import scaling
 from effnet_jax.errors import UserError, check_choice, near
-from effnet_jax.models import efficientnet
+from effnet_jax.models import efficientnet, mobilenet, resnet
+from effnet_jax.models.network import Architecture, Network
 
 MOST_PHI = 20  # About 2 ** 20 times the base network's multiply-adds.
+RESNET = "resnet([1-9][0-9]{0,3})"
 NUMBER = r"[-+]?[0-9.]+(?:e[-+]?[0-9]+)?"
 
 
-def parse_variant(text: str) -> dict[str, float | int | None]:
+class Base(NamedTuple):
+    """A base network: what scales it, and the values in `config.model` that come with it.
+
+    Attributes:
+      architecture: `(coefficients, num_classes, stem_stride, survival_probability)` -> table.
+      resolution: of the unscaled network, in pixels.
+      dropout: before the classifier; None: grows with phi (`scaling.dropout_rate`).
+      survival_probability: of the last block; 1: no stochastic depth.
+    """
+
+    architecture: Callable[..., Architecture]
+    resolution: int
+    dropout: float | None
+    survival_probability: float
+
+
+# ResNets, of which there are too many to list, are in `base`.
+BASES = {
+    "efficientnet": Base(efficientnet.architecture, 224, None, 0.8),
+    "mobilenet_v1": Base(mobilenet.v1, 224, 0.2, 1.0),
+    "mobilenet_v2": Base(mobilenet.v2, 224, 0.2, 1.0),
+}
+NAMES = (*BASES, *(f"resnet{depth}" for depth in resnet.IMAGENET))
+
+
+def base(name: str) -> Base:
+    """The base network of a name; a UserError with the near ones where there is none."""
+    if match := re.fullmatch(RESNET, name):
+        depth = int(match[1])
+        resolution = 32 if resnet.form(depth).small else 224
+        return Base(functools.partial(resnet.architecture, depth), resolution, 0.0, 1.0)
+    return BASES[check_choice("config.model.base", name, NAMES)]
+
+
+def parse_variant(text: str) -> dict[str, Any]:
     """What a model's short name sets in `config.model`.
 
     Args:
-      text: "b0" to "b8" or "l2"; "phi=1.5" (any real number); or "w=1.2,d=1.4,r=291" (width and
-        depth coefficients, resolution in pixels).
+      text: "b0" to "b8" or "l2"; or a base network ("mobilenet_v2", "resnet50") with a comma and
+        how it is scaled: "phi=1.5" (any real number), or "w=1.2,d=1.4,r=291" (width and depth
+        coefficients, resolution in pixels). Either may be left out: the base is then EfficientNet,
+        or is not scaled.
 
     Returns:
-      Values for the keys phi, width, depth, resolution and dropout; None where the law decides.
+      Values for the keys base, base_resolution, phi, width, depth, resolution, dropout and
+      survival_probability; None where the law decides.
     """
     if text in efficientnet.VARIANTS:
-        return {"phi": None, **efficientnet.VARIANTS[text]._asdict()}
-    free = {"width": None, "depth": None, "resolution": None, "dropout": None}
-    if match := re.fullmatch(f"phi=({NUMBER})", text):
-        return {"phi": _number(text, match[1]), **free}
-    if match := re.fullmatch(f"w=({NUMBER}),d=({NUMBER}),r=([0-9]+)", text):
+        name, scale = "efficientnet", ""
+    elif "=" in text.partition(",")[0]:
+        name, scale = "efficientnet", text
+    else:
+        name, comma, scale = text.partition(",")
+        if (comma and not scale) or name in (*efficientnet.VARIANTS, "phi", "w", "d", "r"):
+            raise _unreadable(text)
+        if name not in BASES and not re.fullmatch(RESNET, name):
+            known = near(name, [*efficientnet.VARIANTS, *NAMES])
+            raise UserError(
+                f"unknown model {text!r}; did you mean {known}, phi=1.5, or w=1.2,d=1.4,r=291?"
+            )
+    found = base(name)
+    values = {
+        "base": name,
+        "base_resolution": found.resolution,
+        "phi": None,
+        "width": None,
+        "depth": None,
+        "resolution": None,
+        # The law's at phi = 0, where nothing else says.
+        "dropout": scaling.dropout_rate(0) if found.dropout is None else found.dropout,
+        "survival_probability": found.survival_probability,
+    }
+    if text in efficientnet.VARIANTS:
+        return values | efficientnet.VARIANTS[text]._asdict()
+    if not scale:
+        return values | {"width": 1.0, "depth": 1.0, "resolution": found.resolution}
+    if match := re.fullmatch(f"phi=({NUMBER})", scale):
+        return values | {"phi": _number(text, match[1]), "dropout": None}
+    if match := re.fullmatch(f"w=({NUMBER}),d=({NUMBER}),r=([0-9]+)", scale):
         width, depth = _number(text, match[1]), _number(text, match[2])
-        values = {"width": width, "depth": depth, "resolution": int(match[3]), "dropout": 0.2}
-        return {"phi": None, **values}
-    if "=" in text or text in ("phi", "w", "d", "r"):
-        raise UserError(f"cannot read model {text!r}; write phi=1.5, or w=1.2,d=1.4,r=291")
-    known = near(text, efficientnet.VARIANTS)
-    raise UserError(f"unknown model {text!r}; did you mean {known}, phi=1.5, or w=1.2,d=1.4,r=291?")
+        return values | {"width": width, "depth": depth, "resolution": int(match[3])}
+    raise _unreadable(text)
+
+
+def _unreadable(text: str) -> UserError:
+    return UserError(
+        f"cannot read model {text!r}; write phi=1.5, or w=1.2,d=1.4,r=291, if need be after a base "
+        "network and a comma, as in resnet50,phi=1.5"
+    )
 
 
 def _number(text: str, digits: str) -> float:
@@ -76,7 +146,7 @@ def coefficients(config: ConfigDict) -> scaling.Coefficients:
     return scaled
 
 
-def architecture(config: ConfigDict) -> efficientnet.Architecture:
+def architecture(config: ConfigDict) -> Architecture:
     """The scaled table of `config.model`, checked; builds no arrays."""
     if not 0 < config.survival_probability <= 1:
         raise UserError(
@@ -87,7 +157,7 @@ def architecture(config: ConfigDict) -> efficientnet.Architecture:
         raise UserError(f"config.model.stem_stride must be 1 or 2; got {config.stem_stride}")
     if config.num_classes is None or config.num_classes < 1:
         raise UserError(f"config.model.num_classes must be 1 or more; got {config.num_classes}")
-    spec = efficientnet.architecture(
+    spec = base(config.base).architecture(
         coefficients(config), config.num_classes, config.stem_stride, config.survival_probability
     )
     if spec.resolution < spec.total_stride:
@@ -103,15 +173,15 @@ def architecture(config: ConfigDict) -> efficientnet.Architecture:
 def build(config: ConfigDict) -> nn.Module:
     """The module of `config.model`.
 
-    `module.apply(variables, images, train=...)` returns `(logits, features)`; see EfficientNet.
+    `module.apply(variables, images, train=...)` returns `(logits, features)`; see Network.
     """
     check_choice("config.model.dtype", config.dtype, ("float32", "bfloat16"))
-    dropout = config.dropout
+    dropout = base(config.base).dropout if config.dropout is None else config.dropout
     if dropout is None and config.phi is not None:
         dropout = scaling.dropout_rate(config.phi)
     if dropout is None or not 0 <= dropout < 1:
         raise UserError(f"config.model.dropout must be at least 0 and below 1; got {dropout}")
-    return efficientnet.EfficientNet(
+    return Network(
         architecture(config),
         dropout=dropout,
         momentum=config.batch_norm_momentum,

@@ -6,15 +6,14 @@ and efficientnet_model.py.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from effnet_jax import scaling
 from effnet_jax.models import layers
+from effnet_jax.models.network import Architecture, Block, Parts, Stem, scale_stages
 from effnet_jax.models.operations import swish
 from effnet_jax.scaling import Coefficients, Layer
 
@@ -66,79 +65,99 @@ VARIANTS = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Block:
-    """One MBConv block after scaling and rounding.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MBConv(Block):
+    """Inverted bottleneck: expand 1x1, depthwise, squeeze-excite, project 1x1, identity skip.
 
     Attributes:
-      name: slash-joined module path.
-      kernel, stride: of the depthwise convolution.
-      inputs, expanded, outputs: channels before, inside and after the block.
-      squeezed: channels inside squeeze-excitation.
-      survival: probability that the block is kept for a sample in training. Used only where the
-        block has an identity skip.
+      kernel: of the depthwise convolution.
+      expanded: channels inside; no expansion where they are the block's inputs.
+      squeezed: channels inside squeeze-excitation; 0 for none.
     """
 
-    name: str
     kernel: int
-    stride: int
-    inputs: int
     expanded: int
-    outputs: int
     squeezed: int
-    survival: float
 
-    @property
-    def has_skip(self) -> bool:
-        return self.stride == 1 and self.inputs == self.outputs
-
-
-@dataclasses.dataclass(frozen=True)
-class Architecture:
-    """The scaled network as a table: what the module builds and the counts are taken from."""
-
-    resolution: int
-    stem_filters: int
-    stem_stride: int
-    stages: tuple[tuple[Block, ...], ...]
-    head_filters: int
-    num_classes: int
-
-    @property
-    def total_stride(self) -> int:
-        strides = [block.stride for blocks in self.stages for block in blocks]
-        return functools.reduce(lambda total, stride: total * stride, strides, self.stem_stride)
-
-    def layers(self) -> list[Layer]:
-        """Every convolution and dense layer in order, named as in the parameter tree."""
-        size = -(-self.resolution // self.stem_stride)  # SAME padding rounds up.
-        rows = [Layer("stem/conv", 3, self.stem_stride, 3, self.stem_filters, size, norm=True)]
-        for block in (block for blocks in self.stages for block in blocks):
-            name, inside = block.name, block.expanded
-            if inside != block.inputs:
-                rows.append(Layer(f"{name}/expand", 1, 1, block.inputs, inside, size, norm=True))
-            size = -(-size // block.stride)
+    def layers(self, size: int) -> list[Layer]:
+        name, inside, rows = self.name, self.expanded, []
+        if inside != self.inputs:
+            rows.append(Layer(f"{name}/expand", 1, 1, self.inputs, inside, size, norm=True))
+        size = -(-size // self.stride)
+        rows.append(
+            Layer(
+                f"{name}/depthwise",
+                self.kernel,
+                self.stride,
+                inside,
+                inside,
+                size,
+                groups=inside,
+                norm=True,
+            )
+        )
+        if self.squeezed:
+            gate = f"{name}/squeeze_excite"
             rows += [
-                Layer(
-                    f"{name}/depthwise",
-                    block.kernel,
-                    block.stride,
-                    inside,
-                    inside,
-                    size,
-                    groups=inside,
-                    norm=True,
-                ),
-                Layer(f"{name}/squeeze_excite/reduce", 1, 1, inside, block.squeezed, 1, bias=True),
-                Layer(f"{name}/squeeze_excite/expand", 1, 1, block.squeezed, inside, 1, bias=True),
-                Layer(f"{name}/project", 1, 1, inside, block.outputs, size, norm=True),
+                Layer(f"{gate}/reduce", 1, 1, inside, self.squeezed, 1, bias=True),
+                Layer(f"{gate}/expand", 1, 1, self.squeezed, inside, 1, bias=True),
             ]
-        last = self.stages[-1][-1].outputs
-        return [
-            *rows,
-            Layer("head/conv", 1, 1, last, self.head_filters, size, norm=True),
-            Layer("classifier", 1, 1, self.head_filters, self.num_classes, 1, bias=True),
-        ]
+        return [*rows, Layer(f"{name}/project", 1, 1, inside, self.outputs, size, norm=True)]
+
+    def module(self, parts: Parts, name: str) -> nn.Module:
+        return MBConvModule(parts, self, name=name)
+
+
+class SqueezeExcite(nn.Module):
+    """Gates each channel by a small network of the pooled features (arXiv 1709.01507)."""
+
+    parts: Parts
+    squeezed: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        gate = layers.spatial_mean(x)
+        gate = self.parts.conv(self.squeezed, 1, use_bias=True, name="reduce")(gate)
+        gate = self.parts.act(gate)
+        gate = self.parts.conv(x.shape[-1], 1, use_bias=True, name="expand")(gate)
+        return x * nn.sigmoid(gate)
+
+
+class MBConvModule(nn.Module):
+    """See `MBConv`."""
+
+    parts: Parts
+    spec: MBConv
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        spec, parts, inputs = self.spec, self.parts, x
+        if spec.expanded != spec.inputs:
+            x = parts.conv(spec.expanded, 1, name="expand")(x)
+            x = parts.act(parts.norm(name="expand_norm")(x))
+        x = parts.depthwise(spec.kernel, spec.stride, name="depthwise")(x)
+        x = parts.act(parts.norm(name="depthwise_norm")(x))
+        if spec.squeezed:
+            x = SqueezeExcite(parts, spec.squeezed, name="squeeze_excite")(x)
+        x = parts.conv(spec.outputs, 1, name="project")(x)
+        x = parts.norm(name="project_norm")(x)
+        if not spec.has_skip:
+            return x
+        if train:
+            x = layers.stochastic_depth(x, spec.survival, self.make_rng("stochastic_depth"))
+        return x + inputs
+
+
+def mbconv(row: Stage, width: float, squeeze_ratio: float, inputs: int, **block) -> MBConv:
+    """A block of `row`; `block`: its name, stride and survival. A ratio of 0: no squeeze-excite."""
+    return MBConv(
+        kernel=row.kernel,
+        inputs=inputs,
+        expanded=inputs * row.expand,
+        outputs=scaling.round_filters(row.filters, width),
+        squeezed=max(1, int(inputs * squeeze_ratio)) if squeeze_ratio else 0,
+        **block,
+    )
 
 
 def architecture(
@@ -147,163 +166,15 @@ def architecture(
     stem_stride: int = 2,
     survival_probability: float = 0.8,
 ) -> Architecture:
-    """Scales and rounds the table.
-
-    Block i of n survives with probability 1 - (1 - survival_probability) * i / n, i counted from 0
-    over the whole network.
-    """
-    width, depth = coefficients.width, coefficients.depth
-    repeats = [scaling.round_repeats(stage.repeats, depth) for stage in STAGES]
-    inputs = stem_filters = scaling.round_filters(STEM_FILTERS, width)
-    stages, index = [], 0
-    for number, (stage, count) in enumerate(zip(STAGES, repeats, strict=True), 1):
-        outputs = scaling.round_filters(stage.filters, width)
-        blocks = []
-        for position in range(count):
-            blocks.append(
-                Block(
-                    name=f"stage{number}/block{position + 1}",
-                    kernel=stage.kernel,
-                    stride=stage.stride if position == 0 else 1,
-                    inputs=inputs,
-                    expanded=inputs * stage.expand,
-                    outputs=outputs,
-                    squeezed=max(1, int(inputs * SQUEEZE_RATIO)),
-                    survival=1 - (1 - survival_probability) * index / sum(repeats),
-                )
-            )
-            inputs, index = outputs, index + 1
-        stages.append(tuple(blocks))
+    """Scales and rounds the table."""
+    width = coefficients.width
+    stem = Stem(scaling.round_filters(STEM_FILTERS, width), stride=stem_stride)
+    make = functools.partial(mbconv, width=width, squeeze_ratio=SQUEEZE_RATIO)
     return Architecture(
         resolution=coefficients.resolution,
-        stem_filters=stem_filters,
-        stem_stride=stem_stride,
-        stages=tuple(stages),
+        stem=stem,
+        stages=scale_stages(STAGES, make, stem.filters, coefficients.depth, survival_probability),
         head_filters=scaling.round_filters(HEAD_FILTERS, width),
         num_classes=num_classes,
+        activation=swish,
     )
-
-
-class ConvNormAct(nn.Module):
-    """Convolution, batch normalisation, activation: the stem and the head."""
-
-    conv: Callable[..., nn.Module]
-    norm: Callable[..., nn.Module]
-    filters: int
-    kernel: int
-    stride: int
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        x = self.conv(self.filters, self.kernel, self.stride, name="conv")(x)
-        return swish(self.norm(name="norm")(x))
-
-
-class SqueezeExcite(nn.Module):
-    """Gates each channel by a small network of the pooled features (arXiv 1709.01507)."""
-
-    conv: Callable[..., nn.Module]
-    squeezed: int
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        gate = layers.spatial_mean(x)
-        gate = self.conv(self.squeezed, 1, use_bias=True, name="reduce")(gate)
-        gate = self.conv(x.shape[-1], 1, use_bias=True, name="expand")(swish(gate))
-        return x * nn.sigmoid(gate)
-
-
-class MBConv(nn.Module):
-    """Inverted bottleneck: expand 1x1, depthwise, squeeze-excite, project 1x1, identity skip."""
-
-    conv: Callable[..., nn.Module]
-    depthwise: Callable[..., nn.Module]
-    norm: Callable[..., nn.Module]
-    spec: Block
-
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        spec, inputs = self.spec, x
-        if spec.expanded != spec.inputs:
-            x = self.conv(spec.expanded, 1, name="expand")(x)
-            x = swish(self.norm(name="expand_norm")(x))
-        x = self.depthwise(spec.kernel, spec.stride, name="depthwise")(x)
-        x = swish(self.norm(name="depthwise_norm")(x))
-        x = SqueezeExcite(self.conv, spec.squeezed, name="squeeze_excite")(x)
-        x = self.conv(spec.outputs, 1, name="project")(x)
-        x = self.norm(name="project_norm")(x)
-        if not spec.has_skip:
-            return x
-        if train:
-            x = layers.stochastic_depth(x, spec.survival, self.make_rng("stochastic_depth"))
-        return x + inputs
-
-
-class Blocks(nn.Module):
-    """One stage: its blocks in order."""
-
-    block: Callable[..., nn.Module]
-    specs: Sequence[Block]
-
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        for spec in self.specs:
-            x = self.block(spec=spec, name=spec.name.rpartition("/")[2])(x, train)
-        return x
-
-
-class EfficientNet(nn.Module):
-    """The network of an `Architecture`.
-
-    Attributes:
-      architecture: the scaled table.
-      dropout: rate between pooling and classifier.
-      momentum, epsilon: of batch normalisation; momentum is the fraction of the running value kept.
-      dtype: of the computation; parameters and statistics stay float32.
-      depthwise_conv: the operation of the depthwise layers, `(x, kernel, stride) -> y`.
-    """
-
-    architecture: Architecture
-    dropout: float = 0.2
-    momentum: float = 0.99
-    epsilon: float = 1e-3
-    dtype: jnp.dtype = jnp.float32
-    depthwise_conv: Callable[..., jax.Array] = layers.depthwise_conv
-
-    @nn.compact
-    def __call__(self, images: jax.Array, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Runs the network.
-
-        Args:
-          images: normalised images, [N, H, W, 3].
-          train: batch statistics, dropout and stochastic depth are on. Needs the random streams
-            "dropout" and "stochastic_depth", and "batch_stats" mutable.
-
-        Returns:
-          Logits [N, num_classes] in float32, and the features by name: stem, stage1 to stage7 and
-          head as [N, h, w, C], pre_logits as [N, C].
-        """
-        spec = self.architecture
-        conv = functools.partial(layers.Conv, dtype=self.dtype)
-        depthwise = functools.partial(
-            layers.DepthwiseConv, dtype=self.dtype, operation=self.depthwise_conv
-        )
-        norm = functools.partial(
-            layers.BatchNorm, train=train, momentum=self.momentum, epsilon=self.epsilon
-        )
-        block = functools.partial(MBConv, conv=conv, depthwise=depthwise, norm=norm)
-
-        features = {}
-        x = images.astype(self.dtype)
-        x = ConvNormAct(conv, norm, spec.stem_filters, 3, spec.stem_stride, name="stem")(x)
-        features["stem"] = x
-        for number, specs in enumerate(spec.stages, 1):
-            x = Blocks(block, specs, name=f"stage{number}")(x, train)
-            features[f"stage{number}"] = x
-        x = ConvNormAct(conv, norm, spec.head_filters, 1, 1, name="head")(x)
-        features["head"] = x
-        x = layers.spatial_mean(x)[:, 0, 0, :]
-        features["pre_logits"] = x
-        x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        logits = layers.Dense(spec.num_classes, dtype=self.dtype, name="classifier")(x)
-        return logits.astype(jnp.float32), features

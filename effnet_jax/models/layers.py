@@ -121,16 +121,18 @@ class BatchNorm(nn.Module):
       train: normalise by the batch's statistics and update the running ones.
       momentum: fraction of the running value that is kept at each update.
       epsilon: added to the variance.
+      scale_init: of the scale; zeros let a residual block start as the identity.
     """
 
     train: bool
     momentum: float
     epsilon: float
+    scale_init: nn.initializers.Initializer = nn.initializers.ones
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (x.shape[-1],)
-        scale = self.param("scale", nn.initializers.ones, shape, jnp.float32)
+        scale = self.param("scale", self.scale_init, shape, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, shape, jnp.float32)
         mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
         var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)

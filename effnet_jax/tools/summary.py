@@ -1,9 +1,10 @@
 """What models are and cost, without building them.
 
-As in: python -m effnet_jax.tools.summary b0 b7 phi=1.5 w=1.2,d=1.4,r=291
+As in: python -m effnet_jax.tools.summary b0 phi=1.5 resnet50 mobilenet_v2,w=2,d=1,r=224
 
-A model is b0 to b8, l2, phi=NUMBER, or w=WIDTH,d=DEPTH,r=PIXELS. --layers adds the table of layers,
---json prints a list of objects in the order asked.
+A model is b0 to b8, l2, phi=NUMBER, or w=WIDTH,d=DEPTH,r=PIXELS; or another base network alone, or
+with a comma and either of the last two: mobilenet_v1, mobilenet_v2, resnet18 to resnet1001.
+--layers adds the table of layers, --json prints a list of objects in the order asked.
 """
 
 import argparse

@@ -4,28 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import TINY, read_golden
+from conftest import TINY, config_for, read_golden, variable_shapes
 
-from configs import default
 from effnet_jax import models, scaling
 from effnet_jax.errors import UserError
 from effnet_jax.models import init_variables
 from effnet_jax.models.efficientnet import VARIANTS
-from effnet_jax.trees import shapes_by_name
-
-
-def config_for(model: str, **changes):
-    config = default.get_config(model).model
-    with config.unlocked():
-        config.num_classes = 1000
-        config.update(changes)
-    return config
-
-
-def variable_shapes(config) -> dict[str, tuple[int, ...]]:
-    model = models.build(config)
-    size = model.architecture.resolution
-    return shapes_by_name(jax.eval_shape(lambda: init_variables(model, size, jax.random.key(0))))
 
 
 def init(model, resolution: int, key: jax.Array):

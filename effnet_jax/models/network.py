@@ -1,0 +1,254 @@
+"""What all families share: a network is a table of blocks, and one module builds any such table.
+
+A family's file holds its rows, its kinds of block, and a function that scales the rows into an
+`Architecture`. A kind of block is a `Block`, which knows its cost, and the Flax module it makes.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from effnet_jax import scaling
+from effnet_jax.models import layers
+from effnet_jax.scaling import Layer
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """What blocks are made of: the layers with their settings bound, and the activation.
+
+    Attributes:
+      conv: `(filters, kernel, stride=1, use_bias=False, name=...)` -> module.
+      depthwise: `(kernel, stride=1, name=...)` -> module.
+      norm: `(name=...)` -> module.
+      act: any shape -> the same shape.
+    """
+
+    conv: Callable[..., nn.Module]
+    depthwise: Callable[..., nn.Module]
+    norm: Callable[..., nn.Module]
+    act: Callable[[jax.Array], jax.Array]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Block:
+    """One block after scaling and rounding; each kind of block adds what it needs.
+
+    Attributes:
+      name: slash-joined module path.
+      stride: of the whole block.
+      inputs, outputs: channels before and after the block.
+      survival: probability that the block is kept for a sample in training. Used only where the
+        block has a skip.
+    """
+
+    name: str
+    stride: int
+    inputs: int
+    outputs: int
+    survival: float
+
+    @property
+    def has_skip(self) -> bool:
+        """Whether the input can be added to the output as it is; MobileNetV1 adds it nowhere."""
+        return self.stride == 1 and self.inputs == self.outputs
+
+    def layers(self, size: int) -> list[Layer]:
+        """Its convolutions in order, for an input of `size` pixels a side."""
+        raise NotImplementedError
+
+    def module(self, parts: Parts, name: str) -> nn.Module:
+        """The Flax module: `(x [N, h, w, inputs], train) -> [N, h / stride, w / stride, outputs]`.
+
+        SAME padding: h / stride is rounded up.
+        """
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class Stem:
+    """The first convolution; `pool`: a 3x3 max pool with stride 2 follows."""
+
+    filters: int
+    kernel: int = 3
+    stride: int = 2
+    pool: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """The scaled network as a table: what the module builds and the counts are taken from.
+
+    Attributes:
+      resolution: side of the square input image, in pixels.
+      stem: the first layer.
+      stages: blocks by stage.
+      head_filters: of the 1x1 convolution before the pooling; 0 where there is none.
+      num_classes: outputs of the classifier.
+      activation: after every normalisation but those that end a residual branch or a projection.
+    """
+
+    resolution: int
+    stem: Stem
+    stages: tuple[tuple[Block, ...], ...]
+    head_filters: int
+    num_classes: int
+    activation: Callable[[jax.Array], jax.Array]
+
+    @property
+    def total_stride(self) -> int:
+        strides = [block.stride for blocks in self.stages for block in blocks]
+        return self.stem.stride * (2 if self.stem.pool else 1) * math.prod(strides)
+
+    def layers(self) -> list[Layer]:
+        """Every convolution and dense layer in order, named as in the parameter tree."""
+        stem = self.stem
+        size = -(-self.resolution // stem.stride)  # SAME padding rounds up.
+        rows = [Layer("stem/conv", stem.kernel, stem.stride, 3, stem.filters, size, norm=True)]
+        if stem.pool:
+            size = -(-size // 2)
+        for block in (block for blocks in self.stages for block in blocks):
+            rows += block.layers(size)
+            size = -(-size // block.stride)
+        channels = self.stages[-1][-1].outputs
+        if self.head_filters:
+            rows.append(Layer("head/conv", 1, 1, channels, self.head_filters, size, norm=True))
+            channels = self.head_filters
+        return [*rows, Layer("classifier", 1, 1, channels, self.num_classes, 1, bias=True)]
+
+
+class Row(Protocol):
+    """A row of a family's table: `repeats` blocks, of which only the first has the stride."""
+
+    stride: int
+    repeats: int
+
+
+def scale_stages(
+    rows: Sequence[Row],
+    make: Callable[..., Block],
+    inputs: int,
+    depth: float,
+    survival_probability: float,
+) -> tuple[tuple[Block, ...], ...]:
+    """The blocks of every row, the number of them scaled by `depth` and rounded up.
+
+    Block i of n survives with probability 1 - (1 - survival_probability) * i / n, i counted from 0
+    over the whole network.
+
+    Args:
+      rows: of the family's table.
+      make: `(row, name=, stride=, inputs=, survival=)` -> block.
+      inputs: channels that enter the first block.
+    """
+    repeats = [scaling.round_repeats(row.repeats, depth) for row in rows]
+    stages, index = [], 0
+    for number, (row, count) in enumerate(zip(rows, repeats, strict=True), 1):
+        blocks = []
+        for position in range(count):
+            block = make(
+                row,
+                name=f"stage{number}/block{position + 1}",
+                stride=row.stride if position == 0 else 1,
+                inputs=inputs,
+                survival=1 - (1 - survival_probability) * index / sum(repeats),
+            )
+            blocks.append(block)
+            inputs, index = block.outputs, index + 1
+        stages.append(tuple(blocks))
+    return tuple(stages)
+
+
+class ConvNormAct(nn.Module):
+    """Convolution, batch normalisation, activation: the stem and the head."""
+
+    parts: Parts
+    filters: int
+    kernel: int
+    stride: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = self.parts.conv(self.filters, self.kernel, self.stride, name="conv")(x)
+        return self.parts.act(self.parts.norm(name="norm")(x))
+
+
+class Blocks(nn.Module):
+    """One stage: its blocks in order."""
+
+    parts: Parts
+    blocks: Sequence[Block]
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        for block in self.blocks:
+            x = block.module(self.parts, name=block.name.rpartition("/")[2])(x, train)
+        return x
+
+
+class Network(nn.Module):
+    """The network of an `Architecture`.
+
+    Attributes:
+      architecture: the scaled table.
+      dropout: rate between pooling and classifier.
+      momentum, epsilon: of batch normalisation; momentum is the fraction of the running value kept.
+      dtype: of the computation; parameters and statistics stay float32.
+      depthwise_conv: the operation of the depthwise layers, `(x, kernel, stride) -> y`.
+    """
+
+    architecture: Architecture
+    dropout: float = 0.2
+    momentum: float = 0.99
+    epsilon: float = 1e-3
+    dtype: jnp.dtype = jnp.float32
+    depthwise_conv: Callable[..., jax.Array] = layers.depthwise_conv
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Runs the network.
+
+        Args:
+          images: normalised images, [N, H, W, 3].
+          train: batch statistics, dropout and stochastic depth are on. Needs the random streams
+            "dropout" and "stochastic_depth", and "batch_stats" mutable.
+
+        Returns:
+          Logits [N, num_classes] in float32, and the features by name: stem (after its pooling),
+          stage1, stage2 and so on, and head where there is one, as [N, h, w, C], pre_logits as
+          [N, C].
+        """
+        spec = self.architecture
+        parts = Parts(
+            conv=functools.partial(layers.Conv, dtype=self.dtype),
+            depthwise=functools.partial(
+                layers.DepthwiseConv, dtype=self.dtype, operation=self.depthwise_conv
+            ),
+            norm=functools.partial(
+                layers.BatchNorm, train=train, momentum=self.momentum, epsilon=self.epsilon
+            ),
+            act=spec.activation,
+        )
+        features = {}
+        x, stem = images.astype(self.dtype), spec.stem
+        x = ConvNormAct(parts, stem.filters, stem.kernel, stem.stride, name="stem")(x)
+        if stem.pool:
+            x = nn.max_pool(x, (3, 3), strides=(2, 2), padding="SAME")
+        features["stem"] = x
+        for number, blocks in enumerate(spec.stages, 1):
+            x = Blocks(parts, blocks, name=f"stage{number}")(x, train)
+            features[f"stage{number}"] = x
+        if spec.head_filters:
+            x = ConvNormAct(parts, spec.head_filters, 1, 1, name="head")(x)
+            features["head"] = x
+        x = layers.spatial_mean(x)[:, 0, 0, :]
+        features["pre_logits"] = x
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        logits = layers.Dense(spec.num_classes, dtype=self.dtype, name="classifier")(x)
+        return logits.astype(jnp.float32), features
