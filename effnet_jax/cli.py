@@ -1,8 +1,9 @@
 """How every command starts and ends: flags, quiet logs, the compilation cache, exit codes.
 
-Exit codes: 0 done; 2 bad input, told in one message; 3 the loss was not finite; 75 interrupted,
-a checkpoint was saved and the same command goes on with it (EX_TEMPFAIL: a scheduler may requeue);
-130 Ctrl-C where there was nothing to save yet, or pressed a second time.
+Exit codes: 0 done; 1 some runs of a sweep failed; 2 bad input, told in one message; 3 the loss was
+not finite; 75 interrupted, a checkpoint was saved and the same command goes on with it
+(EX_TEMPFAIL: a scheduler may requeue); 130 Ctrl-C where there was nothing to save yet, or pressed a
+second time.
 """
 
 import contextlib
@@ -14,9 +15,9 @@ from collections.abc import Callable, Iterator
 from absl import app, flags, logging
 
 from effnet_jax.data.sources import cache_dir
-from effnet_jax.errors import Interrupted, NonFiniteLossError, UserError
+from effnet_jax.errors import Interrupted, NonFiniteLossError, RunsFailed, UserError
 
-DONE, BAD_INPUT, NOT_FINITE, INTERRUPTED, STOPPED = 0, 2, 3, 75, 130
+DONE, FAILED, BAD_INPUT, NOT_FINITE, INTERRUPTED, STOPPED = 0, 1, 2, 3, 75, 130
 
 
 def tune_process() -> None:
@@ -57,6 +58,8 @@ def _exit_codes() -> Iterator[None]:
         yield
     except UserError as error:
         code, message = BAD_INPUT, f"error: {error}"
+    except RunsFailed as error:
+        code, message = FAILED, f"error: {error}"
     except NonFiniteLossError as error:
         code, message = NOT_FINITE, f"error: {error}"
     except Interrupted as error:
@@ -83,12 +86,15 @@ def run(main: Callable[[], None], computes: bool = True) -> None:
         main()
 
 
-def run_with_flags(main: Callable[[], None], default_config: str | None = None) -> None:
+def run_with_flags(
+    main: Callable[[], None], default_config: str | None = None, computes: bool = True
+) -> None:
     """As `run`, after absl flags were read from the command line.
 
     Args:
       main: the command.
       default_config: value of --config where the command line has none.
+      computes: as for `run`.
     """
     tune_process()
     with _exit_codes():
@@ -110,7 +116,7 @@ def run_with_flags(main: Callable[[], None], default_config: str | None = None) 
             raise UserError(_explain(error)) from None
         if left:
             raise UserError(f"unexpected argument {left[0]!r}; flags are --name=value. Try --help")
-    run(main)
+    run(main, computes)
 
 
 def _explain(error: Exception) -> str:

@@ -16,6 +16,10 @@ class Interrupted(Exception):
     """The run saved and stopped because it was asked to; the same command goes on with it."""
 
 
+class RunsFailed(Exception):
+    """Some runs of a sweep failed and the others did not; the message lists them."""
+
+
 def near(name: str, options: Iterable[str], count: int = 4) -> str:
     """The options most like `name`, or all of them where none is, as text for a message."""
     options = [str(option) for option in options]

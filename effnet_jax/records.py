@@ -39,7 +39,7 @@ def read_config(workdir: str | pathlib.Path) -> ConfigDict:
         raise UserError(f"no run in {workdir}: {path} is missing; is --workdir right?")
     try:
         config = ConfigDict(json.loads(path.read_text()))
-        config.model.num_classes, config.data.source, config.checkpoint.keep_newest  # noqa: B018
+        config.model.base, config.data.source, config.checkpoint.keep_newest  # noqa: B018
         return config
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise UserError(f"{path} is no config that this program wrote: {error}") from None
@@ -71,6 +71,14 @@ def write_atomically(path: pathlib.Path, text: str) -> None:
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text)
     os.replace(temporary, path)
+
+
+def read_json(path: pathlib.Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+    write_atomically(path, json.dumps(value, indent=2) + "\n")
 
 
 def git_commit() -> str | None:

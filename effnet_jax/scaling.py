@@ -174,8 +174,8 @@ def candidates(
     return found
 
 
-def solve(cost_at: Callable[[float], int], target: float, low: float, high: float) -> float:
-    """The coefficient between `low` and `high` whose cost is nearest to `target`.
+def solve(cost_at: Callable[[float], int], target: float) -> float:
+    """The coefficient above 0 whose cost is nearest to `target`.
 
     Rounding makes a network's cost a staircase of any one coefficient, so that equal costs are
     rarely possible, only near ones. Of all values on the same stair this is a short one.
@@ -183,12 +183,11 @@ def solve(cost_at: Callable[[float], int], target: float, low: float, high: floa
     Args:
       cost_at: multiply-adds at a coefficient; must not fall where the coefficient rises.
       target: multiply-adds wanted.
-      low, high: where to look.
     """
-    if cost_at(high) <= target:
-        return high
-    below, above = low, high
-    while above - below > 1e-7 * high:
+    below, above = 0.01, 1.0
+    while cost_at(above) <= target:
+        below, above = above, 2 * above
+    while above - below > 1e-7 * above:
         middle = (below + above) / 2
         below, above = (middle, above) if cost_at(middle) <= target else (below, middle)
     found = min((below, above), key=lambda value: abs(cost_at(value) - target))

@@ -1,4 +1,4 @@
-"""Depth alone (paper, figure 3 middle): `depth`, or `depth:1,2,4` for other multiples of the base."""
+"""Depth alone (paper, figure 3 middle): `depth`, or `depth:1,2,4` for other multiples."""
 
 from effnet_jax.sweeps.plan import Run, numbers, scaled
 

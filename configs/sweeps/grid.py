@@ -2,17 +2,29 @@
 
 `grid`, or `grid:step=0.1,tolerance=0.15,phi=1`: every point of the grid with
 |alpha * beta^2 * gamma^2 - 2| <= tolerance, as the base scaled by alpha^phi, beta^phi, gamma^phi.
+
+Rounding moves the multiply-adds of a small network far from 2^phi times the base's, and the search
+would then find whatever rounding favours. With `equal=1` each candidate goes as far in its own
+direction as brings its real multiply-adds nearest to 2^phi times the base's.
 """
 
-from effnet_jax.scaling import candidates
-from effnet_jax.sweeps.plan import Run, scaled, settings
+from effnet_jax.scaling import candidates, solve
+from effnet_jax.sweeps.plan import Run, multiply_adds, scaled, settings
 
 
 def get_sweep(config, argument):
-    given = settings(argument, step=0.05, tolerance=0.1, phi=1.0)
-    phi = given["phi"]
-    for alpha, beta, gamma in candidates(given["step"], given["tolerance"]):
-        overrides = scaled(config, beta**phi, alpha**phi, gamma**phi)
+    given = settings(argument, step=0.05, tolerance=0.1, phi=1.0, equal=0.0)
+    target = 2 ** given["phi"] * multiply_adds(config, scaled(config))
+    for point in candidates(given["step"], given["tolerance"]):
+        alpha, beta, gamma = point
+
+        def overrides_at(phi, alpha=alpha, beta=beta, gamma=gamma):
+            return scaled(config, beta**phi, alpha**phi, gamma**phi)
+
+        phi = given["phi"]
+        if given["equal"]:
+            phi = solve(lambda phi, at=overrides_at: multiply_adds(config, at(phi)), target)
+        overrides = overrides_at(phi)
         overrides |= {"model.alpha": alpha, "model.beta": beta, "model.gamma": gamma}
         name = f"alpha{alpha:g}_beta{beta:g}_gamma{gamma:g}"
         yield Run(name, "grid", f"{alpha:g}, {beta:g}, {gamma:g}", overrides)

@@ -31,7 +31,7 @@ def get_sweep(config, argument):
         for method, (overrides_at, symbol) in methods.items():
             target = multiple * base
             coefficient = solve(
-                lambda value, at=overrides_at: multiply_adds(config, at(value)), target, 0.01, 30.0
+                lambda value, at=overrides_at: multiply_adds(config, at(value)), target
             )
             overrides = overrides_at(coefficient)
             found = multiply_adds(config, overrides)

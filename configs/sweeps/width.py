@@ -1,4 +1,4 @@
-"""Width alone (paper, figure 3 left): `width`, or `width:1,1.4,2` for other multiples of the base."""
+"""Width alone (paper, figure 3 left): `width`, or `width:1,1.4,2` for other multiples."""
 
 from effnet_jax.sweeps.plan import Run, numbers, scaled
 

@@ -15,9 +15,9 @@ from PIL import Image
 
 from effnet_jax.data.digits import pixels_and_labels
 
-CANVAS = 96  # Side, in pixels.
+CANVAS = 112  # Side, in pixels.
 EXAMPLES = {"train": 8000, "test": 2000}
-SIDES = (36, 66)  # Pixels: the smallest and the largest that the 8x8 digit becomes.
+SIDES = (42, 77)  # Pixels: the smallest and the largest that the 8x8 digit becomes.
 CONTRAST = (0.7, 1.0)  # Brightness of the digit.
 PARTS = (4, 8)  # Fewest and most parts of other digits.
 PART_SIDES = (3, 4)  # Pixels of the 8x8 digit that a part is cut from.
@@ -26,7 +26,7 @@ NOISE = 8.0  # Standard deviation of each pixel's noise, of 255.
 
 
 def place(canvas: np.ndarray, pixels: np.ndarray, scale: float, rng: np.random.Generator) -> None:
-    """Draws `pixels` [h, w], enlarged by `scale`, anywhere on the canvas; the brighter one shows."""
+    """Draws `pixels` [h, w], enlarged by `scale`, somewhere on the canvas; the brighter shows."""
     height, width = (round(side * scale) for side in pixels.shape)
     enlarged = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_CUBIC)
     top = int(rng.integers(0, canvas.shape[0] - height + 1))
@@ -35,9 +35,7 @@ def place(canvas: np.ndarray, pixels: np.ndarray, scale: float, rng: np.random.G
     np.maximum(window, enlarged, out=window)
 
 
-def draw(
-    index: int, digits: np.ndarray, labels: np.ndarray, seed: int
-) -> tuple[np.ndarray, int]:
+def draw(index: int, digits: np.ndarray, labels: np.ndarray, seed: int) -> tuple[np.ndarray, int]:
     """Image number `index` and its label.
 
     Args:
@@ -65,7 +63,7 @@ def draw(
 
 
 class ClutteredDigits(tfds.core.GeneratorBasedBuilder):
-    """Grey images of 96x96 pixels in 10 classes: one whole digit of 36 to 66 pixels among parts
+    """Grey images of 112x112 pixels in 10 classes: one whole digit of 42 to 77 pixels among parts
     of others.
 
     8,000 for training, made of the 1,437 training images of `Digits`, and 2,000 for testing, made

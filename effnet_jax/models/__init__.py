@@ -170,20 +170,25 @@ def architecture(config: ConfigDict) -> Architecture:
     return spec
 
 
+def dropout(config: ConfigDict) -> float:
+    """The rate before the classifier: the config's, else the base's own, else the law's by phi."""
+    rate = base(config.base).dropout if config.dropout is None else config.dropout
+    if rate is None and config.phi is not None:
+        rate = scaling.dropout_rate(config.phi)
+    if rate is None or not 0 <= rate < 1:
+        raise UserError(f"config.model.dropout must be at least 0 and below 1; got {rate}")
+    return rate
+
+
 def build(config: ConfigDict) -> nn.Module:
     """The module of `config.model`.
 
     `module.apply(variables, images, train=...)` returns `(logits, features)`; see Network.
     """
     check_choice("config.model.dtype", config.dtype, ("float32", "bfloat16"))
-    dropout = base(config.base).dropout if config.dropout is None else config.dropout
-    if dropout is None and config.phi is not None:
-        dropout = scaling.dropout_rate(config.phi)
-    if dropout is None or not 0 <= dropout < 1:
-        raise UserError(f"config.model.dropout must be at least 0 and below 1; got {dropout}")
     return Network(
         architecture(config),
-        dropout=dropout,
+        dropout=dropout(config),
         momentum=config.batch_norm_momentum,
         epsilon=config.batch_norm_epsilon,
         dtype=jnp.dtype(config.dtype),

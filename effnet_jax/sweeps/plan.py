@@ -44,7 +44,7 @@ class Planned:
 
 
 def expand(config: ConfigDict, sweep: str) -> Iterator[Run]:
-    """The runs of "NAME", "NAME:ARGUMENT" or "FILE.py:ARGUMENT"; names are files in configs/sweeps."""
+    """The runs of "NAME", "NAME:ARGUMENT" (a file in configs/sweeps) or "FILE.py:ARGUMENT"."""
     name, _, argument = sweep.partition(":")
     path = pathlib.Path(name)
     if path.suffix != ".py":
@@ -104,7 +104,7 @@ def apply(config: ConfigDict, run: Run) -> ConfigDict:
         try:
             for part in path:
                 section = section[part]
-            section[last]  # noqa: B018 - raises where it isn't there.
+            section[last]
             section[last] = value
         except (KeyError, AttributeError):
             keys = [key for key, _ in _flat(config)]

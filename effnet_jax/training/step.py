@@ -42,12 +42,9 @@ def make_train_step(
     """
     preprocess, smoothing = config.preprocess, config.loss.label_smoothing
 
-    def train_step(
-        state: TrainState, batch: Batch, seed: jax.Array
-    ) -> tuple[TrainState, Metrics]:
+    def train_step(state: TrainState, batch: Batch, seed: jax.Array) -> tuple[TrainState, Metrics]:
         rngs = {
-            name: random_key(seed, name, state.step)
-            for name in ("dropout", "stochastic_depth")
+            name: random_key(seed, name, state.step) for name in ("dropout", "stochastic_depth")
         }
         images = normalize_images(batch["image"], preprocess.mean, preprocess.std)
         count = batch["mask"].sum()

@@ -1,0 +1,60 @@
+"""How much memory a run will need, told before it is started."""
+
+import subprocess
+
+import psutil
+from ml_collections import ConfigDict
+
+from effnet_jax import models, scaling
+from effnet_jax.errors import UserError
+from effnet_jax.sweeps.launch import visible_gpus
+
+PROCESS = 0.7 * 2**30  # Bytes of a process that has imported everything and compiled a step.
+# Arrays the size of a layer's output that a training step holds for each layer: the convolution's
+# output, what the activation makes of it, and their gradients in part.
+COPIES = 2.5
+SLOTS = {"rmsprop": 2, "sgd": 1, "adamw": 2}  # Arrays an optimizer keeps beside each parameter.
+
+
+def predict(config: ConfigDict) -> float:
+    """Bytes at the peak of a training step, all devices together; right to about a factor of 1.5.
+
+    Weights, their average, gradient and optimizer state, and the activations of a batch.
+    """
+    layers = models.architecture(config.model).layers()
+    arrays = 3 + SLOTS[config.optimizer.name]
+    state = 4 * arrays * scaling.cost(layers).parameters
+    activations = sum(layer.size**2 * layer.outputs for layer in layers)
+    size = 2 if config.model.dtype == "bfloat16" else 4
+    return PROCESS + state + COPIES * size * config.batch_size * activations
+
+
+def available() -> float:
+    """Bytes that runs can take: the smallest GPU's where there are GPUs, or else this machine's."""
+    if visible_gpus():
+        query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+        lines = subprocess.run(query, capture_output=True, text=True).stdout.split()
+        return min(map(float, lines)) * 2**20 * len(visible_gpus())
+    return psutil.virtual_memory().available
+
+
+def check(needs: dict[str, float], parallel: int) -> None:
+    """Raises UserError where the runs at work at one time could need more than there is.
+
+    Args:
+      needs: predicted bytes of each run.
+      parallel: runs at a time.
+    """
+    free = available()
+    name, need = max(needs.items(), key=lambda item: item[1])
+    if need > free:
+        raise UserError(
+            f"run {name!r} will need about {need / 2**30:.1f} GiB of memory, and there are "
+            f"{free / 2**30:.1f}; take a smaller config.batch_size, or --force to try"
+        )
+    together = sum(sorted(needs.values())[-parallel:])
+    if together > free:
+        raise UserError(
+            f"{parallel} runs at a time may need {together / 2**30:.1f} GiB of memory, and there "
+            f"are {free / 2**30:.1f}; take a lower --parallel, or --force to try"
+        )
