@@ -36,10 +36,12 @@ def get_config(model: str = "b0") -> ConfigDict:
     config.model.base = "efficientnet"
     # Either phi, which gives width, depth and resolution by the law, or these three.
     config.model.phi = config_dict.placeholder(float)
-    config.model.alpha = scaling.ALPHA  # Depth is alpha ** phi.
-    config.model.beta = scaling.BETA  # Width is beta ** phi.
+    config.model.alpha = scaling.ALPHA  # Depth is base_depth * alpha ** phi.
+    config.model.beta = scaling.BETA  # Width is base_width * beta ** phi.
     config.model.gamma = scaling.GAMMA  # Resolution is base_resolution * gamma ** phi.
     config.model.base_resolution = 224  # Pixels at phi = 0.
+    config.model.base_width = 1.0  # Coefficients at phi = 0; others where a smaller or larger
+    config.model.base_depth = 1.0  # network than the table's is the base, as after a grid search.
     config.model.width = config_dict.placeholder(float)
     config.model.depth = config_dict.placeholder(float)
     config.model.resolution = config_dict.placeholder(int)  # Pixels; may be set beside phi.

@@ -1,7 +1,8 @@
-"""An experiment read back from JSON: the config.json of a workdir, or a run of a sweep.
+"""An experiment read back from JSON: a workdir's config.json, a run of a sweep, what a search found.
 
 Command:   python train.py --config=configs/saved.py:FILE.json --workdir=runs/again
-Argument:  the file. Its values are laid over configs/default.py, so a key it lacks has its default.
+Argument:  the file; or FILE.json,phi=1.5 for that model by the file's own base and coefficients.
+           Its values are laid over configs/default.py, so a key it lacks has its default.
 """
 
 import json
@@ -9,9 +10,11 @@ import pathlib
 
 from configs import default
 from effnet_jax.errors import UserError
+from effnet_jax.models import parse_variant
 
 
-def get_config(path: str = ""):
+def get_config(argument: str = ""):
+    path, _, model = argument.partition(",")
     try:
         values = json.loads(pathlib.Path(path).expanduser().read_text())
     except (OSError, ValueError) as error:
@@ -19,4 +22,7 @@ def get_config(path: str = ""):
     config = default.get_config()
     config.unlock()
     config.update(values)
+    if model:
+        chosen = parse_variant(model)
+        config.model.update({k: chosen[k] for k in ("phi", "width", "depth", "resolution")})
     return config.lock()

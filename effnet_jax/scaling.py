@@ -39,6 +39,8 @@ def compound(
     beta: float = BETA,
     gamma: float = GAMMA,
     base_resolution: int = 224,
+    base_width: float = 1.0,
+    base_depth: float = 1.0,
 ) -> Coefficients:
     """The paper's equation 3 for any real phi; a negative phi gives networks below the base.
 
@@ -46,8 +48,8 @@ def compound(
     `models.efficientnet.VARIANTS`.
     """
     return Coefficients(
-        width=beta**phi,
-        depth=alpha**phi,
+        width=base_width * beta**phi,
+        depth=base_depth * alpha**phi,
         resolution=round(base_resolution * gamma**phi),
     )
 
@@ -178,7 +180,7 @@ def solve(cost_at: Callable[[float], int], target: float) -> float:
     """The coefficient above 0 whose cost is nearest to `target`.
 
     Rounding makes a network's cost a staircase of any one coefficient, so that equal costs are
-    rarely possible, only near ones. Of all values on the same stair this is a short one.
+    rarely possible, only near ones. The value is rounded as far as its cost stays the same.
 
     Args:
       cost_at: multiply-adds at a coefficient; must not fall where the coefficient rises.

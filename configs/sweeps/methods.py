@@ -1,12 +1,13 @@
 """Width, depth or resolution alone against all three (paper, figure 8), at equal multiply-adds.
 
 `methods`, or `methods:2,4` for other multiples of the base's multiply-adds. Compound scaling is by
-the config's own alpha, beta and gamma. Rounding leaves each network a little off the multiple; a
-run that would be further off than TOLERANCE is an error, which says how near is possible.
+the config's own alpha, beta and gamma; where they are not the paper's 1.2, 1.1 and 1.15, these are
+run as well. Rounding leaves each network a little off the multiple; one that would be further off
+than TOLERANCE is an error, which says how near is possible.
 """
 
 from effnet_jax.errors import UserError
-from effnet_jax.scaling import solve
+from effnet_jax.scaling import ALPHA, BETA, GAMMA, solve
 from effnet_jax.sweeps.plan import Run, multiply_adds, numbers, scaled
 
 MULTIPLES = (2.0, 4.0)
@@ -15,16 +16,20 @@ TOLERANCE = 0.05  # Of the multiply-adds wanted.
 
 def get_sweep(config, argument):
     model = config.model
+    own, paper = (model.alpha, model.beta, model.gamma), (ALPHA, BETA, GAMMA)
 
-    def compound(k):
-        return scaled(config, model.beta**k, model.alpha**k, model.gamma**k)
+    def compound(k, alpha, beta, gamma):
+        overrides = scaled(config, beta**k, alpha**k, gamma**k)
+        return overrides | {"model.alpha": alpha, "model.beta": beta, "model.gamma": gamma}
 
     methods = {  # Overrides at a coefficient, and the coefficient's name.
         "width": (lambda w: scaled(config, width=w), "w"),
         "depth": (lambda d: scaled(config, depth=d), "d"),
         "resolution": (lambda r: scaled(config, resolution=r), "r"),
-        "compound": (compound, "phi+"),
+        "compound": (lambda k: compound(k, *own), "phi+"),
     }
+    if own != paper:
+        methods["compound_paper"] = (lambda k: compound(k, *paper), "phi+")
     base = multiply_adds(config, scaled(config))
     yield Run("base", "base", "1x", scaled(config))
     for multiple in numbers(argument, MULTIPLES):

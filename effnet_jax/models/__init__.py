@@ -137,7 +137,13 @@ def coefficients(config: ConfigDict) -> scaling.Coefficients:
                 "choose the model as w=...,d=...,r=... to scale dimensions one by one"
             )
         scaled = scaling.compound(
-            config.phi, config.alpha, config.beta, config.gamma, config.base_resolution
+            config.phi,
+            config.alpha,
+            config.beta,
+            config.gamma,
+            config.base_resolution,
+            config.base_width,
+            config.base_depth,
         )
         if config.resolution is not None:
             scaled = scaling.Coefficients(scaled.width, scaled.depth, config.resolution)
