@@ -1,4 +1,4 @@
-"""An experiment read back from JSON: a workdir's config.json, a run of a sweep, what a search found.
+"""An experiment read back from JSON: a workdir's config.json, a sweep's run, what a search found.
 
 Command:   python train.py --config=configs/saved.py:FILE.json --workdir=runs/again
 Argument:  the file; or FILE.json,phi=1.5 for that model by the file's own base and coefficients.

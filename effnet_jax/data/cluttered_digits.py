@@ -17,11 +17,11 @@ from effnet_jax.data.digits import pixels_and_labels
 
 CANVAS = 112  # Side, in pixels.
 EXAMPLES = {"train": 8000, "test": 2000}
-SIDES = (42, 77)  # Pixels: the smallest and the largest that the 8x8 digit becomes.
+SIDES = (36, 104)  # Pixels: the smallest and the largest that the 8x8 digit becomes.
 CONTRAST = (0.7, 1.0)  # Brightness of the digit.
-PARTS = (4, 8)  # Fewest and most parts of other digits.
+PARTS = (2, 5)  # Fewest and most parts of other digits.
 PART_SIDES = (3, 4)  # Pixels of the 8x8 digit that a part is cut from.
-PART_CONTRAST = (0.25, 0.65)
+PART_CONTRAST = (0.2, 0.5)
 NOISE = 8.0  # Standard deviation of each pixel's noise, of 255.
 
 
@@ -63,7 +63,7 @@ def draw(index: int, digits: np.ndarray, labels: np.ndarray, seed: int) -> tuple
 
 
 class ClutteredDigits(tfds.core.GeneratorBasedBuilder):
-    """Grey images of 112x112 pixels in 10 classes: one whole digit of 42 to 77 pixels among parts
+    """Grey images of 112x112 pixels in 10 classes: one whole digit of 36 to 104 pixels among parts
     of others.
 
     8,000 for training, made of the 1,437 training images of `Digits`, and 2,000 for testing, made

@@ -190,7 +190,7 @@ class TrainJob:
         return None
 
     def checkpoint(self) -> Any:
-        """Called by submitit before a preemption or a time limit: saves, and asks to be requeued."""
+        """Called by submitit before a preemption or time limit: saves, and asks to be requeued."""
         import submitit
 
         if self._process:

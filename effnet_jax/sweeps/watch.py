@@ -19,18 +19,18 @@ def costs(plan: list[Planned]) -> list[float]:
     return [3 * planned.cost.multiply_adds * planned.config.epochs for planned in plan]
 
 
-def plan_table(plan: list[Planned], folder: Folder, memory: list[float]) -> rich.table.Table:
+def plan_table(plan: list[Planned], folder: Folder, memory: dict[str, float]) -> rich.table.Table:
     """The runs with what they are and cost, before anything starts.
 
     Args:
       plan: the runs.
       folder: where finished ones are looked for.
-      memory: predicted, in GiB.
+      memory: predicted bytes of each run.
     """
     names = ("run", "width", "depth", "pixels", "seed", "parameters", "multiply-adds", "cost")
     table = rich.table.Table(*names, "memory", "state", title=f"{len(plan)} runs in {folder.root}")
     cost = costs(plan)
-    for planned, relative, gib in zip(plan, cost, memory, strict=True):
+    for planned, relative in zip(plan, cost, strict=True):
         scale, name = planned.coefficients, planned.run.name
         table.add_row(
             name,
@@ -41,7 +41,7 @@ def plan_table(plan: list[Planned], folder: Folder, memory: list[float]) -> rich
             f"{planned.cost.parameters:,}",
             f"{planned.cost.multiply_adds:,}",
             f"{relative / cost[0]:.2f}x",
-            f"{gib:.2g} GiB",
+            f"{memory[name] / 2**30:.1f} GiB",
             state(folder, name),
         )
     return table

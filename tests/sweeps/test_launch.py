@@ -154,8 +154,8 @@ import sys
 sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests" / "sweeps")!r}, {str(ROOT / "tests")!r}]
 import test_launch
 from effnet_jax.sweeps import launch
-original = launch.command
-launch.command = lambda *args: [sys.executable, {str(tmp_path / "train.py")!r}, *original(*args)[2:]]
+original, script = launch.command, {str(tmp_path / "train.py")!r}
+launch.command = lambda *args: [sys.executable, script, *original(*args)[2:]]
 folder = test_launch.Folder({str(fake.root)!r})
 test_launch.run(folder, test_launch.make_plan(test_launch.small(), "seeds:2,depth:1,2"))
 """
