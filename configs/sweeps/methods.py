@@ -1,12 +1,13 @@
 """Width, depth or resolution alone against all three (paper, figure 8), at equal multiply-adds.
 
-`methods`, or `methods:2,4` for other multiples of the base's multiply-adds. Compound scaling is by
-the config's own alpha, beta and gamma; where they are not the paper's 1.2, 1.1 and 1.15, these are
-run as well. Rounding leaves each network a little off the multiple; one that would be further off
-than TOLERANCE is an error, which says how near is possible.
+`methods`, or `methods:2,4` for other multiples of the base's multiply-adds, with the names of
+methods for some of them: `methods:2,width,compound`. Compound scaling is by the config's own alpha,
+beta and gamma; where they are not the paper's 1.2, 1.1 and 1.15, these are run as well, as
+compound_paper. Rounding leaves each network a little off the multiple; one that would be further
+off than TOLERANCE is an error, which says how near is possible.
 """
 
-from effnet_jax.errors import UserError
+from effnet_jax.errors import UserError, check_choice
 from effnet_jax.scaling import ALPHA, BETA, GAMMA, solve
 from effnet_jax.sweeps.plan import Run, multiply_adds, numbers, scaled
 
@@ -30,10 +31,16 @@ def get_sweep(config, argument):
     }
     if own != paper:
         methods["compound_paper"] = (lambda k: compound(k, *paper), "phi+")
+    chosen = [part for part in argument.split(",") if part[:1].isalpha()]
+    for name in chosen:
+        check_choice("method", name, methods)
+    multiples = numbers(",".join(p for p in argument.split(",") if p not in chosen), MULTIPLES)
     base = multiply_adds(config, scaled(config))
     yield Run("base", "base", "1x", scaled(config))
-    for multiple in numbers(argument, MULTIPLES):
+    for multiple in multiples:
         for method, (overrides_at, symbol) in methods.items():
+            if chosen and method not in chosen:
+                continue
             target = multiple * base
             coefficient = solve(
                 lambda value, at=overrides_at: multiply_adds(config, at(value)), target

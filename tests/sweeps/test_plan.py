@@ -85,6 +85,8 @@ def test_methods_also_scale_by_the_paper_s_coefficients_where_others_were_found(
     config.model.alpha = 1.3
     series = [planned.run.series for planned in plan.make_plan(config, "methods:2")]
     assert series == ["base", "width", "depth", "resolution", "compound", "compound_paper"]
+    names = [planned.run.name for planned in plan.make_plan(config, "methods:width,2,compound")]
+    assert names == ["base", "width_2x", "compound_2x"]
 
 
 def test_the_points_are_the_paper_s():
@@ -159,6 +161,7 @@ def test_bad_sweeps_are_one_message(monkeypatch, tmp_path):
         "grid:size=3": "unknown setting of the sweep 'size'",
         "grid:step=x": "a name and a number",
         "missing.py": "no sweep file missing.py",
+        "methods:2,widht": "unknown method 'widht'; did you mean: width",
         "depth:500": "run 'depth_500': width, depth",
     }
     for sweep, message in cases.items():
