@@ -11,7 +11,7 @@ from effnet_jax.analysis.results import Point
 
 WIDTH = 5.5  # Inches: a figure as wide as a phone's screen shows its text at about 10 pixels.
 DPI = 200
-TEXT, SMALL = 11, 8.5
+TEXT, SMALL = 12, 9.5
 REFERENCE = "#6b6b6b"
 # Colours that colour-blind readers tell apart; every line has its own marker too.
 STYLES = {

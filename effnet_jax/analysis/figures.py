@@ -333,5 +333,5 @@ FIGURES = {
     "figure5": Entry("Figure 5: accuracy and multiply-adds", figure5, ("phi",)),
     "figure6": Entry("Figure 6: accuracy and size in transfer learning", figure6, ("phi",)),
     "figure8": Entry("Figure 8: scaling methods compared", figure8, ("seeds:3,methods",)),
-    "figure_grid": Entry("The grid search for alpha, beta and gamma", figure_grid, ("grid",)),
+    "figure_grid": Entry("Grid search: alpha, beta and gamma", figure_grid, ("grid",)),
 }

@@ -18,6 +18,14 @@ WEIGHTS = ("ema", "raw")
 LATENCY = ("model", "resolution", "batch", "latency_ms", "latency_ms_min", "latency_ms_max")
 
 
+def bare_name(sweep: str) -> str:
+    """What a sweep is, without arguments and seeds: "methods" for "seeds:3,methods:2,4"."""
+    name, _, argument = sweep.partition(":")
+    while name == "seeds":
+        name, _, argument = argument.partition(",")[2].partition(":")
+    return pathlib.PurePath(name).stem
+
+
 @dataclasses.dataclass(frozen=True)
 class Run:
     """One row: the columns that tables and figures need, by their names in the file."""
@@ -46,11 +54,7 @@ class Run:
 
     @property
     def kind(self) -> str:
-        """The sweep's bare name: "methods" for "seeds:3,methods:2,4"."""
-        name, _, argument = self.sweep.partition(":")
-        while name == "seeds":
-            name, _, argument = argument.partition(",")[2].partition(":")
-        return pathlib.PurePath(name).stem
+        return bare_name(self.sweep)
 
     @property
     def settings(self) -> dict[str, object]:
