@@ -81,7 +81,8 @@ def draw_points(
     """
     x = [getattr(point, cost) for point in points]
     y = [100 * point.mean for point in points]
-    axes.plot(x, y, "-" if line else "", color=colour, marker=marker, markersize=6, zorder=3)
+    form = {"linestyle": "-" if line else "none", "marker": marker, "markersize": 6}
+    axes.plot(x, y, color=colour, zorder=3, **form)
     several = [point for point in points if point.n > 1]
     if several:
         axes.errorbar(
