@@ -19,6 +19,7 @@ STYLES = {
     "depth": ("#AA4499", "^"),
     "resolution": ("#009E73", "D"),
     "compound": ("#D55E00", "o"),
+    "compound_paper": ("#4D4D4D", "v"),
 }
 OTHERS = tuple(STYLES.values())
 
@@ -132,9 +133,11 @@ def label_ends(axes: matplotlib.axes.Axes, ends: Sequence[tuple[float, str, str]
     height = axes.figure.get_size_inches()[1] / len({a.get_position().y0 for a in axes.figure.axes})
     gap = 1.5 * TEXT / (72 * 0.8 * height)  # Of the axes' height, which is about 0.8 of the place.
     places = sorted([(y - low) / (high - low), name, colour] for y, name, colour in ends)
-    for lower, upper in itertools.pairwise(places):
-        upper[0] = max(upper[0], lower[0] + gap)
-    excess = places[-1][0] - max(1.0, max((y - low) / (high - low) for y, *_ in ends))
+    for _ in range(50):  # Names that touch push each other away, up and down alike.
+        for lower, upper in itertools.pairwise(places):
+            push = max(0.0, gap - (upper[0] - lower[0])) / 2
+            lower[0], upper[0] = lower[0] - push, upper[0] + push
+    excess = places[-1][0] - 1
     for place, name, colour in places:
         axes.annotate(
             name,

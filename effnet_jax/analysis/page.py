@@ -12,6 +12,7 @@ from effnet_jax.analysis.tables import NOT_RUN, TABLES, Table
 GENERATOR = '<meta name="generator" content="effnet_jax.tools.report">'
 ORDER = ("table1", "figure1", "table2", "figure3", "figure4", "table3", "table4", "figure5")
 ORDER += ("table5", "figure6", "table7", "figure_grid", "table_grid", "figure8", "table_methods")
+COMPANIONS = ("table_grid", "table_methods")  # Tables of the figure before them.
 TRANSFERS = ("figure6", "table5")
 SHOWN_WIDTH = 620  # CSS pixels of a figure, where the screen has them.
 
@@ -172,6 +173,8 @@ def build(
     """
     sections, links = [], []
     for key in ORDER:
+        if key in COMPANIONS and key not in tables:
+            continue
         title = title_of(key, tables)
         parts = [f'<h2 id="{key}">{html.escape(title)}</h2>']
         if key in figures:

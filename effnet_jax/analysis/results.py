@@ -39,6 +39,9 @@ class Run:
     alpha: float | None
     beta: float | None
     gamma: float | None
+    width: float
+    depth: float
+    resolution: int
     parameters: int
     multiply_adds: int
     epochs: float
@@ -59,14 +62,23 @@ class Run:
     @property
     def settings(self) -> dict[str, object]:
         """What must be equal for two runs to differ by seed alone."""
-        keys = ("base", "parameters", "multiply_adds", "epochs", "batch_size")
+        keys = ("base", "width", "depth", "resolution", "parameters", "multiply_adds")
+        keys += ("epochs", "batch_size")
         return {key: getattr(self, key) for key in keys}
+
+
+def whole(text: str) -> int:
+    """An int, also out of "2000.0"."""
+    value = float(text)
+    if not value.is_integer():
+        raise ValueError(text)
+    return int(value)
 
 
 COLUMNS = tuple(field.name for field in dataclasses.fields(Run))
 PARSERS = {
     str: str,
-    int: int,
+    int: whole,
     float: float,
     float | None: lambda text: float(text) if text else None,
 }

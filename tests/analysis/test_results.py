@@ -65,7 +65,9 @@ def test_data_sets_are_never_mixed(tmp_path):
         results.read([path], data="imagenet2012/val")
 
 
-@pytest.mark.parametrize("change", [{"epochs": 9.0}, {"multiply_adds": 5}, {"base": "resnet18"}])
+@pytest.mark.parametrize(
+    "change", [{"epochs": 9.0}, {"multiply_adds": 5}, {"base": "resnet18"}, {"width": 2.0}]
+)
 def test_runs_that_differ_by_more_than_seed_are_never_pooled(tmp_path, change):
     path = write(tmp_path / "a.csv", [row(), row(seed=1, **change)])
     with pytest.raises(UserError, match=f"differ by more than their seed: {next(iter(change))}"):
@@ -92,6 +94,7 @@ def test_other_tables_are_passed_over_in_a_folder_alone(tmp_path):
         ({"ema_top1": "nan"}, "line 2: ema_top1 is nan"),
         ({"multiply_adds": "6M"}, "line 2: multiply_adds is '6M', no number"),
         ({"seed": ""}, "line 2: seed is '', no number"),
+        ({"count": 0.5}, "line 2: count is '0.5', no number"),
     ],
 )
 def test_a_wrong_value_is_told_with_its_line(tmp_path, changes, message):
