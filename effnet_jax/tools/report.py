@@ -8,6 +8,7 @@ import argparse
 import csv
 import io
 import pathlib
+import re
 import time
 from collections.abc import Sequence
 
@@ -17,6 +18,11 @@ from effnet_jax.analysis.figures import FIGURES
 from effnet_jax.analysis.results import Results
 from effnet_jax.analysis.tables import TABLES
 from effnet_jax.errors import UserError
+
+
+def plain(cell: str) -> str:
+    """A cell for a CSV: counts without the commas that help people."""
+    return cell.replace(",", "") if re.fullmatch(r"\d{1,3}(,\d{3})+", cell) else cell
 
 
 def csv_text(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -52,7 +58,7 @@ def make(found: Results) -> dict[str, bytes]:
         rows = [list(row.values()) for row in figure.rows]
         texts[f"{key}.csv"] = csv_text(list(figure.rows[0]), rows)
     for key, table in tables.items():
-        texts[f"{key}.csv"] = csv_text(table.columns, table.rows)
+        texts[f"{key}.csv"] = csv_text(table.columns, [list(map(plain, row)) for row in table.rows])
     files = {name: text.encode() for name, text in texts.items()}
     return files | {f"{key}.png": png for key, png in pngs.items()}
 

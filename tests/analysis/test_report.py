@@ -59,6 +59,8 @@ def test_the_report_is_whole_and_stands_alone(run, tmp_path):
         drawn = list(csv.DictReader(file))
     expected = {run["multiply_adds"] for run in methods()}
     assert {int(point["multiply_adds"]) for point in drawn} == expected
+    with open(out / "table_methods.csv", newline="") as file:
+        assert {int(cells["multiply-adds"]) for cells in csv.DictReader(file)} == expected
 
 
 def test_a_new_report_leaves_nothing_of_the_old_and_spares_what_is_not_its_own(run, tmp_path):
