@@ -1,0 +1,76 @@
+"""Rows as a sweep writes them, with made-up accuracies."""
+
+import csv
+import pathlib
+
+HEADER = (
+    "sweep,name,series,label,data,seed,base,phi,alpha,beta,gamma,width,depth,resolution,parameters,"
+    "multiply_adds,epochs,batch_size,raw_top1,raw_top5,ema_top1,ema_top5,count,train_minutes,"
+    "wall_minutes,threads,jax,jaxlib,device,devices,cpus,python,commit,time"
+)
+COLUMNS = next(csv.reader([HEADER]))
+DEFAULTS = {
+    "sweep": "methods",
+    "series": "width",
+    "label": "2x (w=1.5)",
+    "data": "cluttered_digits/test",
+    "seed": 0,
+    "base": "efficientnet",
+    "alpha": 1.2,
+    "beta": 1.1,
+    "gamma": 1.15,
+    "width": 0.5,
+    "depth": 0.3,
+    "resolution": 48,
+    "parameters": 400_000,
+    "multiply_adds": 6_123_456,
+    "epochs": 8.0,
+    "batch_size": 64,
+    "raw_top1": 0.5,
+    "ema_top1": 0.75,
+    "count": 2000.0,
+    "train_minutes": 1.5,
+    "jax": "0.10.2",
+    "device": "cpu",
+    "commit": "abc",
+    "time": "2026-11-22T10:00:00+00:00",
+}
+
+
+def row(**changes) -> dict:
+    assert changes.keys() <= set(COLUMNS)
+    return dict.fromkeys(COLUMNS, "") | DEFAULTS | changes
+
+
+def write(path: pathlib.Path, rows: list[dict]) -> pathlib.Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def methods(seeds: int = 3) -> list[dict]:
+    """The base and four methods at two multiples, with a sample deviation of 1 point."""
+    rows = []
+    for seed in range(seeds):
+        shared = {"sweep": f"seeds:{seeds},methods:2,4", "seed": seed}
+        shift = 0.01 * (seed - 1)
+        rows.append(
+            row(**shared, series="base", label="1x", multiply_adds=3_000_000, ema_top1=0.7 + shift)
+        )
+        for multiple in (2, 4):
+            for number, method in enumerate(("width", "depth", "resolution", "compound")):
+                cost = multiple * 3_000_000 + 1000 * number
+                top1 = 0.72 + 0.02 * multiple + 0.005 * number + shift
+                rows.append(
+                    row(
+                        **shared,
+                        series=method,
+                        label=f"{multiple}x ({method[0]}=1.5)",
+                        multiply_adds=cost,
+                        ema_top1=top1,
+                    )
+                )
+    return rows

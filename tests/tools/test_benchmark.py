@@ -1,0 +1,43 @@
+"""The benchmark command; its figures are not a test's business."""
+
+import csv
+import os
+import sys
+
+import pytest
+
+from effnet_jax.analysis import results
+from effnet_jax.benchmarks import latency
+from effnet_jax.errors import UserError
+from effnet_jax.tools import benchmark
+
+TINY = "resnet18,w=0.125,d=0.1,r=32"
+
+
+def test_latency_is_measured_on_one_core_into_rows_that_the_report_reads(
+    tmp_path, monkeypatch, capsys
+):
+    pinned = []
+    if hasattr(os, "sched_setaffinity"):  # The other tests keep their cores.
+        monkeypatch.setattr(os, "sched_setaffinity", lambda pid, cores: pinned.append(len(cores)))
+    monkeypatch.setattr(latency, "WARM_UP", 1)
+    path = tmp_path / "rows.csv"
+    arguments = ["latency", "--models", TINY, "--repeats=2", f"--csv={path}"]
+    monkeypatch.setattr(sys, "argv", ["benchmark", *arguments])
+    benchmark.main()
+    assert TINY in capsys.readouterr().out
+    assert pinned in ([], [1])
+    with open(path, newline="") as file:
+        (row,) = csv.DictReader(file)
+    low, mean, high = (float(row[f"latency_ms{key}"]) for key in ("_min", "", "_max"))
+    assert 0 < low <= mean <= high
+    assert (row["model"], row["resolution"], row["batch"]) == (TINY, "32", "1")
+    assert len(results.read([path]).latency) == 1
+
+
+def test_names_are_checked_before_anything_runs(monkeypatch):
+    assert latency.names_of(["b1,resnet152", TINY]) == ["b1", "resnet152", TINY]
+    for arguments, message in ((["--models=b1,b9"], "did you mean b8"), (["--repeats=0"], "1 or")):
+        monkeypatch.setattr(sys, "argv", ["benchmark", "latency", *arguments])
+        with pytest.raises(UserError, match=message):
+            benchmark.main()
