@@ -11,11 +11,11 @@ def get_config(model: str = "phi=-9"):
     config = default.get_config(model)
     config.batch_size = 64
     config.eval_batch_size = 200
-    config.epochs = 4.0
-    config.log_steps = 100
-    config.eval_epochs = 4.0
+    config.epochs = 10.0
+    config.log_steps = 125
+    config.eval_epochs = 10.0
 
-    config.model.base_resolution = 133  # 50 px at phi = -9.
+    config.model.base_resolution = 113  # 32 px at phi = -9.
     config.model.survival_probability = 1.0  # Nothing here trains long enough to overfit.
     config.model.batch_norm_momentum = 0.9
 
@@ -41,6 +41,6 @@ def get_config(model: str = "phi=-9"):
     config.schedule.name = "cosine"
     config.schedule.warmup_epochs = 0.5
     config.ema.decay = 0.99
-    config.checkpoint.save_epochs = 1.0
+    config.checkpoint.save_epochs = 2.5
     config.checkpoint.keep_newest = 1
     return config
