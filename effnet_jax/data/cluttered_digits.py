@@ -15,9 +15,9 @@ from PIL import Image
 
 from effnet_jax.data.digits import pixels_and_labels
 
-CANVAS = 64  # Side, in pixels.
+CANVAS = 96  # Side, in pixels.
 EXAMPLES = {"train": 8000, "test": 2000}
-SIDES = (20, 60)  # Pixels: the smallest and the largest that the 8x8 digit becomes.
+SIDES = (32, 80)  # Pixels: the smallest and the largest that the 8x8 digit becomes.
 CONTRAST = (0.7, 1.0)  # Brightness of the digit.
 PARTS = (2, 5)  # Fewest and most parts of other digits.
 PART_SIDES = (3, 4)  # Pixels of the 8x8 digit that a part is cut from.
@@ -63,7 +63,7 @@ def draw(index: int, digits: np.ndarray, labels: np.ndarray, seed: int) -> tuple
 
 
 class ClutteredDigits(tfds.core.GeneratorBasedBuilder):
-    """Grey images of 64x64 pixels in 10 classes: one whole digit of 20 to 60 pixels among parts
+    """Grey images of 96x96 pixels in 10 classes: one whole digit of 32 to 80 pixels among parts
     of others.
 
     8,000 for training, made of the 1,437 training images of `Digits`, and 2,000 for testing, made
