@@ -6,6 +6,7 @@ network: --config=configs/saved.py:DIR/scaling.json,phi=2. DIR/search.png shows 
 """
 
 import json
+import pathlib
 
 import rich.console
 import rich.table
@@ -58,26 +59,40 @@ def ranking(points: list[results.Point]) -> rich.table.Table:
     return table
 
 
-def main() -> None:
-    grid = f"step={STEP.value:g},tolerance={TOLERANCE.value:g},phi={PHI.value:g}"
-    launched = launching.launch(f"seeds:{SEEDS.value},grid:{grid},equal={int(EQUAL.value)}")
-    if launched is None:
-        return
-    _, folder, csv = launched
-    found = results.read([csv], WEIGHTS.value)
+def propose(config: ConfigDict, csv: pathlib.Path, weights: str, root: pathlib.Path) -> ConfigDict:
+    """Ranks what the grid's runs found, says so, and writes root/scaling.json and root/search.png.
+
+    Args:
+      config: of the experiment whose network was scaled.
+      csv: results of the grid.
+      weights: whose top-1 counts, "ema" or "raw".
+      root: where the two files go.
+
+    Returns:
+      The experiment with the best candidate's coefficients.
+    """
+    found = results.read([csv], weights)
     points = sorted(found.points("the search", "grid"), key=lambda point: -point.mean)
     best = points[0].runs[0]
-    rich.console.Console().print(ranking(points))
-    drawn = figures.figure_grid(found)
-    drawn.figure.savefig(folder.root / "search.png", dpi=drawing.DPI)
-    config = found_config(launching.CONFIG.value, best)
-    path = folder.root / "scaling.json"
+    rich.console.Console(width=None if records.ON_TERMINAL else 120).print(ranking(points))
+    figures.figure_grid(found).figure.savefig(root / "search.png", dpi=drawing.DPI)
+    config = found_config(config, best)
+    path = root / "scaling.json"
     records.write_json(path, json.loads(config.to_json_best_effort()))
     print(f"alpha={best.alpha:g} beta={best.beta:g} gamma={best.gamma:g}")
     if len(points) > 1 and points[0].sd is not None:
         lead = points[0].mean - points[1].mean
         print(f"It leads the next by {lead:.2%}; its spread over seeds is {points[0].sd:.2%}.")
-    print(f"--config=configs/saved.py:{path},phi=1 scales by them; the picture: search.png")
+    print(f"--config=configs/saved.py:{path},phi=1 scales by them; the picture: {root}/search.png")
+    return config
+
+
+def main() -> None:
+    grid = f"step={STEP.value:g},tolerance={TOLERANCE.value:g},phi={PHI.value:g}"
+    launched = launching.launch(f"seeds:{SEEDS.value},grid:{grid},equal={int(EQUAL.value)}")
+    if launched is not None:
+        _, folder, csv = launched
+        propose(launching.CONFIG.value, csv, WEIGHTS.value, folder.root)
 
 
 if __name__ == "__main__":
