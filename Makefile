@@ -1,9 +1,13 @@
 # make train: set up, train digits, print the result. make test: set up, lint, run the tests.
+# make study-small: set up, 6 runs of the scaling study, their figures and the page.
 PYTHON ?= python3
 WORKDIR ?= runs/digits
+STUDY ?= runs/study
+# What the grid search of the committed study found.
+SCALING := results/scaling_study/scaling.json
 BIN := .venv/bin
 
-.PHONY: train test lint format benchmark clean
+.PHONY: train test lint format benchmark study study-small clean
 
 train: .venv/ready
 	$(BIN)/python train.py --config=configs/digits.py --workdir=$(WORKDIR)
@@ -19,6 +23,22 @@ lint: .venv/ready
 format: .venv/ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The base, resolution alone and compound scaling at twice the cost, with 2 seeds each.
+study-small: .venv/ready
+	$(BIN)/python -m effnet_jax.tools.sweep --config=configs/saved.py:$(SCALING) --config.epochs=2.0 \
+		--sweep=seeds:2,methods:1.9,resolution,compound --workdir=$(STUDY)-small
+	$(BIN)/python -m effnet_jax.tools.report --results $(STUDY)-small/results.csv \
+		--out=$(STUDY)-small/report
+
+# All of docs/scaling_study.md: the grid search, every method at 1x, 2x and 4x, the page.
+study: .venv/ready
+	$(BIN)/python -m effnet_jax.tools.search_scaling --config=configs/cluttered_digits.py \
+		--step=0.15 --tolerance=0.09 --seeds=2 --workdir=$(STUDY)/grid
+	$(BIN)/python -m effnet_jax.tools.sweep --config=configs/saved.py:$(STUDY)/grid/scaling.json \
+		--sweep=seeds:3,methods:1.9,4.2 --workdir=$(STUDY)/methods
+	$(BIN)/python -m effnet_jax.tools.report \
+		--results $(STUDY)/grid/results.csv $(STUDY)/methods/results.csv --out=$(STUDY)/report
 
 # The model's speed on this machine, with and without the depthwise form made for CPUs.
 benchmark: .venv/ready

@@ -18,6 +18,8 @@ def get_config(model: str = "phi=-9"):
     config.model.base_resolution = 127  # 36 px at phi = -9.
     config.model.survival_probability = 1.0  # Nothing here trains long enough to overfit.
     config.model.batch_norm_momentum = 0.9
+    # Without it wide networks spent most of the run unlearning their first logits.
+    config.model.zero_classifier = True
 
     config.data.source = "digits"
     config.data.name = "cluttered_digits"
@@ -34,8 +36,6 @@ def get_config(model: str = "phi=-9"):
     config.preprocess.flip = False
 
     config.loss.label_smoothing = 0.0
-    # Twice the rate made the start so slow, and so different by seed, that seeds differed by more
-    # than networks.
     config.optimizer.name = "sgd"
     config.optimizer.sgd.learning_rate = 0.2
     config.schedule.name = "cosine"

@@ -52,6 +52,9 @@ def get_config(model: str = "b0") -> ConfigDict:
     config.model.batch_norm_momentum = 0.99  # Fraction of the running statistics that is kept.
     config.model.batch_norm_epsilon = 1e-3
     config.model.dtype = "float32"  # Of the computation: float32 or bfloat16.
+    # The reference's first weights have variance 1 / (3 classes), whatever the features: with few
+    # classes that makes large random logits, the larger the wider the network. True: start at 0.
+    config.model.zero_classifier = False
     config.model.num_classes = config_dict.placeholder(int)  # None: as many as the data has.
     config.model.update(parse_variant(model))
 

@@ -9,7 +9,9 @@ import tempfile
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="effnet_jax_tests_")
+WORKER = "PYTEST_XDIST_WORKER" in os.environ
+if not WORKER:  # Workers share the first process's cache, and what each of them has compiled.
+    os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="effnet_jax_tests_")
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -30,10 +32,9 @@ GOLDEN = ROOT / "tests" / "golden"
 TINY = "w=0.25,d=0.2,r=16"
 
 
-@pytest.fixture(scope="session", autouse=True)
-def remove_cache():
-    yield
-    shutil.rmtree(os.environ["XDG_CACHE_HOME"], ignore_errors=True)
+def pytest_sessionfinish():
+    if not WORKER:
+        shutil.rmtree(os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
 
 def read_golden(name: str) -> list[dict[str, str]]:

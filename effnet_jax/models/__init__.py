@@ -198,6 +198,7 @@ def build(config: ConfigDict) -> nn.Module:
         momentum=config.batch_norm_momentum,
         epsilon=config.batch_norm_epsilon,
         dtype=jnp.dtype(config.dtype),
+        zero_classifier=config.zero_classifier,
     )
 
 

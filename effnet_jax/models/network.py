@@ -201,6 +201,7 @@ class Network(nn.Module):
       momentum, epsilon: of batch normalisation; momentum is the fraction of the running value kept.
       dtype: of the computation; parameters and statistics stay float32.
       depthwise_conv: the operation of the depthwise layers, `(x, kernel, stride) -> y`.
+      zero_classifier: whether the classifier's weights start at 0, not at the reference's values.
     """
 
     architecture: Architecture
@@ -209,6 +210,7 @@ class Network(nn.Module):
     epsilon: float = 1e-3
     dtype: jnp.dtype = jnp.float32
     depthwise_conv: Callable[..., jax.Array] = layers.depthwise_conv
+    zero_classifier: bool = False
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -250,5 +252,7 @@ class Network(nn.Module):
         x = layers.spatial_mean(x)[:, 0, 0, :]
         features["pre_logits"] = x
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        logits = layers.Dense(spec.num_classes, dtype=self.dtype, name="classifier")(x)
+        init = nn.initializers.zeros if self.zero_classifier else layers.dense_init
+        classifier = layers.Dense(spec.num_classes, self.dtype, init, name="classifier")
+        logits = classifier(x)
         return logits.astype(jnp.float32), features

@@ -14,9 +14,8 @@ EVERY = 60.0  # Seconds between two lines of progress where there is no terminal
 
 
 def costs(plan: list[Planned]) -> list[float]:
-    """Multiply-adds of each run's training, forward and backward (three times forward), relative
-    to one image of the first run."""
-    return [3 * planned.cost.multiply_adds * planned.config.epochs for planned in plan]
+    """What each run's training costs: multiply-adds of an image, times epochs."""
+    return [planned.cost.multiply_adds * planned.config.epochs for planned in plan]
 
 
 def plan_table(plan: list[Planned], folder: Folder, memory: dict[str, float]) -> rich.table.Table:
