@@ -1,0 +1,66 @@
+"""Cluttered digits: the same everywhere, one whole digit an image, nothing shared by the splits."""
+
+import io
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from PIL import Image
+
+from effnet_jax.data import cluttered_digits, sources
+from effnet_jax.data.digits import pixels_and_labels
+from effnet_jax.errors import UserError
+
+
+def test_an_image_follows_from_its_index_and_split():
+    digits, labels = pixels_and_labels(test=False)
+    digits = digits.astype(np.float32)
+    image, label = cluttered_digits.draw(3, digits, labels, seed=0)
+    again, _ = cluttered_digits.draw(3, digits, labels, seed=0)
+    np.testing.assert_array_equal(image, again)
+    assert image.shape == (96, 96) and image.dtype == np.uint8 and 0 <= label < 10
+    for index, seed in ((4, 0), (3, 1)):
+        assert (cluttered_digits.draw(index, digits, labels, seed)[0] != image).any()
+
+
+def test_the_digit_is_whole_and_brighter_than_the_parts(monkeypatch):
+    monkeypatch.setattr(cluttered_digits, "NOISE", 0.0)
+    # A digit that is a frame: a ring of 28 bright pixels; parts can't show a whole one.
+    frame = np.full((1, 8, 8), 255, np.float32)
+    frame[0, 1:7, 1:7] = 0
+    sides = []
+    for index in range(40):
+        image, label = cluttered_digits.draw(index, frame, np.array([7]), seed=0)
+        assert label == 7
+        rows, columns = np.nonzero(image > 255 * cluttered_digits.PART_CONTRAST[1] * 1.35)
+        height, width = np.ptp(rows) + 1, np.ptp(columns) + 1
+        assert abs(int(height) - int(width)) <= 2
+        sides.append(max(height, width))
+    low, high = cluttered_digits.SIDES
+    assert low - 4 <= min(sides) and max(sides) <= high
+    assert max(sides) > 2 * min(sides) - 8
+
+
+def test_splits_are_made_of_different_digits(monkeypatch, tmp_path):
+    train, test = (pixels_and_labels(test) for test in (False, True))
+    assert (len(train[0]), len(test[0])) == (1437, 360)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(cluttered_digits, "EXAMPLES", {"train": 30, "test": 10})
+    config = ConfigDict({"source": "digits", "name": "cluttered_digits", "data_dir": None})
+    source = sources.open_source(config, "train")
+    assert len(source) == 30 and len(sources.open_source(config, "test")) == 10
+    # The same images as drawn here, from digits of the split alone.
+    drawn = {
+        cluttered_digits.draw(index, train[0].astype(np.float32), train[1], 0)[0].tobytes()
+        for index in range(30)
+    }
+    stored = {
+        np.asarray(Image.open(io.BytesIO(source[i]["image"]))).tobytes() for i in range(len(source))
+    }
+    assert stored == drawn
+    assert source.classes == tuple(map(str, range(10)))
+
+
+def test_a_wrong_name_lists_the_right_ones():
+    with pytest.raises(UserError, match="unknown config.data.name 'clutered_digits'"):
+        sources.digits_source("clutered_digits", None, "train")
