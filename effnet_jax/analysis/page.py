@@ -172,7 +172,8 @@ def build(
       pngs: of the figures.
     """
     sections, links = [], []
-    for key in ORDER:
+    # What was run first, then what the paper alone has, each in the paper's order.
+    for key in sorted(ORDER, key=lambda key: key == "table1" or bool(missing(key, results))):
         if key in COMPANIONS and key not in tables:
             continue
         title = title_of(key, tables)

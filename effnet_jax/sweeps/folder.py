@@ -133,6 +133,7 @@ class Folder:
             config, model = planned.config, planned.config.model
             rows.append(
                 {
+                    "config": planned.experiment,
                     "sweep": planned.sweep,
                     "name": planned.run.name,
                     "series": planned.run.series,

@@ -34,8 +34,13 @@ class Run(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Planned:
-    """A run with its whole config and what its network costs."""
+    """A run with its whole config and what its network costs.
 
+    Attributes:
+      experiment, sweep: as they were asked for.
+    """
+
+    experiment: str
     sweep: str
     run: Run
     config: ConfigDict
@@ -126,9 +131,10 @@ def _flat(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def multiply_adds(config: ConfigDict, overrides: dict[str, Any]) -> int:
-    """Of the network that the config describes with these overrides."""
-    changed = apply(config, Run("", "", "", overrides))
-    return scaling.cost(models.architecture(changed.model).layers()).multiply_adds
+    """Of the network that the config describes with these overrides of `model`'s keys."""
+    model = config.model.copy_and_resolve_references()  # The whole config would take long.
+    model.update({key.removeprefix("model."): value for key, value in overrides.items()})
+    return scaling.cost(models.architecture(model).layers()).multiply_adds
 
 
 def with_classes(config: ConfigDict) -> ConfigDict:
@@ -141,8 +147,13 @@ def with_classes(config: ConfigDict) -> ConfigDict:
     return config.lock()
 
 
-def make_plan(config: ConfigDict, sweep: str) -> list[Planned]:
+def make_plan(config: ConfigDict, sweep: str, experiment: str = "") -> list[Planned]:
     """Every run of a sweep with its config and counts.
+
+    Args:
+      config: that the runs change.
+      sweep: see `expand`.
+      experiment: where the config is from, for the table of results.
 
     Raises:
       UserError: an unknown sweep or key, two runs with one name, a model that can't be built.
@@ -161,7 +172,7 @@ def make_plan(config: ConfigDict, sweep: str) -> list[Planned]:
             cost = scaling.cost(models.architecture(changed.model).layers())
         except UserError as error:
             raise UserError(f"run {run.name!r}: {error}") from None
-        planned.append(Planned(sweep, run, changed, coefficients, cost))
+        planned.append(Planned(experiment, sweep, run, changed, coefficients, cost))
     if not planned:
         raise UserError(f"sweep {sweep!r} has no runs")
     return planned

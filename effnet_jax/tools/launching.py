@@ -40,7 +40,9 @@ def launch(sweep: str) -> tuple[list[Planned], Folder, pathlib.Path] | None:
     """
     if not WORKDIR.value:
         raise UserError("--workdir=DIR is required; see --help")
-    folder, plan = Folder(WORKDIR.value), make_plan(CONFIG.value, sweep)
+    experiment = config_flags.get_config_filename(flags.FLAGS["config"])
+    experiment = experiment.removeprefix(f"{launchers.ROOT}/")
+    folder, plan = Folder(WORKDIR.value), make_plan(CONFIG.value, sweep, experiment)
     local = LAUNCHER.value == "local"
     parts = launchers.slots(PARALLEL.value) if local else []
     predicted = {planned.run.name: memory.predict(planned.config) for planned in plan}

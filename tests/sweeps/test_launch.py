@@ -276,5 +276,5 @@ def test_the_command_line_prints_the_plan_and_starts_nothing(tmp_path):
         cwd=ROOT,
     )
     assert result.returncode == 0, result.stderr
-    assert "resolution_4x" in result.stdout and "4,232,112" in result.stdout
+    assert "resolution_4x" in result.stdout and "1,937,584" in result.stdout
     assert not pathlib.Path(workdir).exists()
