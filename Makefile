@@ -27,7 +27,7 @@ format: .venv/ready
 # The base, resolution alone and compound scaling at twice the cost, with 2 seeds each.
 study-small: .venv/ready
 	$(BIN)/python -m effnet_jax.tools.sweep --config=configs/saved.py:$(SCALING) --config.epochs=2.0 \
-		--sweep=seeds:2,methods:2,resolution,compound --workdir=$(STUDY)-small
+		--sweep=seeds:2,methods:1.9,resolution,compound --workdir=$(STUDY)-small
 	$(BIN)/python -m effnet_jax.tools.report --results $(STUDY)-small/results.csv \
 		--out=$(STUDY)-small/report
 
@@ -36,7 +36,7 @@ study: .venv/ready
 	$(BIN)/python -m effnet_jax.tools.search_scaling --config=configs/cluttered_digits.py \
 		--step=0.15 --tolerance=0.09 --seeds=2 --workdir=$(STUDY)/grid
 	$(BIN)/python -m effnet_jax.tools.sweep --config=configs/saved.py:$(STUDY)/grid/scaling.json \
-		--sweep=seeds:3,methods --workdir=$(STUDY)/methods
+		--sweep=seeds:3,methods:1.9,4.2 --workdir=$(STUDY)/methods
 	$(BIN)/python -m effnet_jax.tools.report \
 		--results $(STUDY)/grid/results.csv $(STUDY)/methods/results.csv --out=$(STUDY)/report
 

@@ -62,5 +62,5 @@ def test_splits_are_made_of_different_digits(monkeypatch, tmp_path):
 
 
 def test_a_wrong_name_lists_the_right_ones():
-    with pytest.raises(UserError, match="unknown config.data.name 'clutered_digits'"):
+    with pytest.raises(UserError, match=r"unknown config\.data\.name 'clutered_digits'"):
         sources.digits_source("clutered_digits", None, "train")
