@@ -5,9 +5,12 @@ import pathlib
 import sys
 import tempfile
 
-# Before JAX starts. Sub-processes of tests that want one device drop the flag.
+# Before JAX starts. Sub-processes of tests that want one device drop the flags. Programs here run a
+# few times each: compiling them well takes longer than running them badly.
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = (
+    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+)
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 WORKER = "PYTEST_XDIST_WORKER" in os.environ
 if not WORKER:  # Workers share the first process's cache, and what each of them has compiled.
