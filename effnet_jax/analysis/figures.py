@@ -193,9 +193,8 @@ def figure3(results: Results) -> Drawn | None:
 NAMES = {"compound_paper": "paper's comp."}
 
 
-def lines(points: Sequence[Point], start: Sequence[Point] = ()) -> tuple[Figure, Any]:
+def lines(axes: Any, points: Sequence[Point], start: Sequence[Point] = ()) -> None:
     """Top-1 over multiply-adds, a line a series, its name at its end; all begin at `start`."""
-    figure, axes = drawing.new_figure(4.4)
     names = list(dict.fromkeys(point.series for point in points if point not in start))
     ends = []
     for number, name in enumerate(names):
@@ -209,7 +208,6 @@ def lines(points: Sequence[Point], start: Sequence[Point] = ()) -> tuple[Figure,
     drawing.accuracy_axis(axes)
     if ends:
         drawing.label_ends(axes, ends)
-    return figure, axes
 
 
 def figure4(results: Results) -> Drawn | None:
@@ -217,7 +215,8 @@ def figure4(results: Results) -> Drawn | None:
     points = results.points("figure 4", "width_at")
     if not points:
         return None
-    figure, _ = lines(points)
+    figure, axes = drawing.new_figure(4.4)
+    lines(axes, points)
     caption = describe(points) + (
         " Each line widens the base scaled by d and r. The paper's own points are not in its text."
     )
@@ -230,15 +229,25 @@ def figure8(results: Results) -> Drawn | None:
     if not points:
         return None
     start = [point for point in points if point.series == "base"]
-    figure, axes = lines(points, start)
-    axes.margins(y=0.1)
-    if start:
-        drawing.annotate(axes, start[0], "multiply_adds", "base", "black", below=True)
+    # Where a method falls far below the base, the others would be a single line: they are drawn
+    # once more without it.
+    low = start[0].mean - 0.1 if start else 0.0
+    fallen = {point.series for point in points if point.mean < low}
+    near = [point for point in points if point.series not in fallen]
+    panels = [points, near] if fallen and len(near) > 1 else [points]
+    figure, _ = drawing.new_figure(3.9 * len(panels), len(panels))
+    for axes, shown in zip(figure.axes, panels, strict=True):
+        lines(axes, shown, start)
+        axes.margins(y=0.1)
+        if start:
+            drawing.annotate(axes, start[0], "multiply_adds", "base", "black", below=True)
     caption = describe(points) + (
         " Rounding leaves networks a little off equal multiply-adds: the axis has the real ones. "
         "The paper's own points are not in its text, which says that compound scaling gains up to "
         "2.5 points on ImageNet."
     )
+    if len(panels) > 1:
+        caption += f" Below, the same without {', '.join(sorted(fallen))}."
     if any(point.series == "compound_paper" for point in points):
         caption += (
             " Compound scaling by the coefficients of our own search, and (paper's) by 1.2, 1.1, "
@@ -272,10 +281,11 @@ def figure_grid(results: Results) -> Drawn | None:
     names = [f"{point.label}  ({drawing.count(point.multiply_adds)})" for point in points]
     axes.set_yticks(range(len(points)), names)
     axes.set_ylim(-0.7, len(points) - 0.3)
-    axes.set_ylabel("alpha, beta, gamma (multiply-adds)", fontsize=drawing.TEXT)
+    axes.set_ylabel("alpha, beta, gamma", fontsize=drawing.TEXT)
     axes.set_xlabel("top-1 (%)", fontsize=drawing.TEXT)
     best = points[-1]
-    caption = f"{describe(points)} The star is the best mean: {best.label}."
+    caption = f"{describe(points)} In brackets, multiply-adds. The star is the best mean: "
+    caption += f"{best.label}."
     if best.sd is not None:
         near = [point for point in points[:-1] if point.sd is not None]
         near = [point for point in near if point.mean + point.sd >= best.mean - best.sd]

@@ -99,6 +99,12 @@ def missing(key: str, results: Results) -> list[str]:
     return commands(key, [sweep for sweep in entry.sweeps if bare_name(sweep) not in kinds])
 
 
+def was_run(key: str, results: Results) -> bool:
+    """Whether there are results for a figure or table, all that it could hold."""
+    key = "figure6" if key in TRANSFERS else key
+    return key != "table1" and not missing(key, results)
+
+
 def facts(results: Results) -> list[tuple[str, str]]:
     """What the page was made from."""
     runs = results.runs
@@ -173,7 +179,7 @@ def build(
     """
     sections, links = [], []
     # What was run first, then what the paper alone has, each in the paper's order.
-    for key in sorted(ORDER, key=lambda key: key == "table1" or bool(missing(key, results))):
+    for key in sorted(ORDER, key=lambda key: not was_run(key, results)):
         if key in COMPANIONS and key not in tables:
             continue
         title = title_of(key, tables)
