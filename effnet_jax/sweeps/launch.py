@@ -1,6 +1,5 @@
 """Starts the runs of a sweep, here or on SLURM, and watches them until the last one ends."""
 
-import ctypes
 import dataclasses
 import importlib.util
 import os
@@ -14,6 +13,7 @@ from typing import Any, Protocol
 
 from effnet_jax import cli, records
 from effnet_jax.errors import Interrupted, UserError
+from effnet_jax.sweeps import child
 from effnet_jax.sweeps.folder import Folder
 from effnet_jax.sweeps.plan import Planned
 from effnet_jax.sweeps.watch import Watch
@@ -117,29 +117,22 @@ class Local:
     def __init__(self, folder: Folder, names: list[str], parts: list[Slot], lock: int):
         self._folder, self._queue, self._free, self._lock = folder, list(names), list(parts), lock
         self._jobs: dict[str, tuple[subprocess.Popen, Slot, float]] = {}
-        self._libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
     def _start(self, name: str, slot: Slot) -> None:
-        def in_child() -> None:
-            if hasattr(os, "sched_setaffinity"):
-                os.sched_setaffinity(0, slot.cores)
-            if self._libc:  # Where the sweep is killed, its runs save and stop (PR_SET_PDEATHSIG).
-                self._libc.prctl(1, signal.SIGTERM)
-
         log = self._folder.log(name)
         log.parent.mkdir(parents=True, exist_ok=True)
         with open(log, "a") as output:
             output.write(f"cores {slot.cores}, gpus {slot.gpus}: {command(self._folder, name)}\n")
             output.flush()
+            cores = ",".join(map(str, slot.cores))
             process = subprocess.Popen(
-                command(self._folder, name),
+                [sys.executable, child.__file__, cores, *command(self._folder, name)],
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
                 env={**os.environ, **slot.environment()},
                 pass_fds=[self._lock],
                 start_new_session=True,  # Ctrl-C reaches the sweep alone, which passes it on.
-                preexec_fn=in_child,
             )
         self._jobs[name] = process, slot, time.monotonic()
 

@@ -79,7 +79,7 @@ class Watch:
 
     def __enter__(self) -> "Watch":
         if records.ON_TERMINAL:
-            # Redrawn by refresh() alone: with a thread beside it, starting a process isn't safe.
+            # Redrawn by refresh() alone: without a thread beside it.
             self._live = rich.live.Live(console=records.console, auto_refresh=False)
             self._live.start()
         return self

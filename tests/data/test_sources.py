@@ -32,7 +32,7 @@ def config_for(root: pathlib.Path):
 
 def test_digits_are_scikit_learn_s():
     digits = load_digits()
-    splits = {name: sources.digits_source(None, name) for name in ("train", "test")}
+    splits = {name: sources.digits_source("digits", None, name) for name in ("train", "test")}
     assert {name: len(source) for name, source in splits.items()} == {"train": 1437, "test": 360}
     assert splits["train"].classes == tuple("0123456789")
     # Every image once, in one split or the other, with its label.
@@ -112,7 +112,7 @@ def test_tfds_that_is_not_there_gives_the_command(tmp_path):
 
 
 def test_tfds_in_another_format_gives_the_command(tmp_path):
-    sources.digits_source(None, "train")
+    sources.digits_source("digits", None, "train")
     shutil.copytree(sources.cache_dir() / "data" / "digits", tmp_path / "digits")
     info = tmp_path / "digits" / "1.0.0" / "dataset_info.json"
     values = json.loads(info.read_text())
@@ -124,4 +124,4 @@ def test_tfds_in_another_format_gives_the_command(tmp_path):
 
 def test_an_unknown_split_lists_those_there_are():
     with pytest.raises(UserError, match="which has test, train"):
-        sources.digits_source(None, "validation")
+        sources.digits_source("digits", None, "validation")
