@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 
 from effnet_jax.errors import UserError
 
+MOST_POINTS = 100_000  # Of a grid.
 ALPHA, BETA, GAMMA = 1.2, 1.1, 1.15  # Depth, width, resolution: section 3.3, step 1.
 
 
@@ -163,6 +164,8 @@ def candidates(
         return [round(1 + index * step, 10) for index in range(count + 1)]
 
     most = product + tolerance
+    if len(axis(most)) * len(axis(most**0.5)) ** 2 > MOST_POINTS:
+        raise UserError(f"a grid with step {step:g} has over {MOST_POINTS:,} points; take a larger")
     grid = list(itertools.product(axis(most), axis(most**0.5), axis(most**0.5)))
     distances = [abs(alpha * (beta * gamma) ** 2 - product) for alpha, beta, gamma in grid]
     found = [point for point, d in zip(grid, distances, strict=True) if d <= tolerance + 1e-9]

@@ -4,8 +4,8 @@
 methods for some of them: `methods:2,width,compound`. Compound scaling is by the config's own alpha,
 beta and gamma; where they are not the paper's 1.2, 1.1 and 1.15, these are run as well, as
 compound_paper. Rounding makes costs go by steps, so that a multiple may not be possible for all:
-the nearest cost that all come within TOLERANCE of is taken, and where there is none, that is an
-error.
+the nearest cost that all come within TOLERANCE of is taken, at most a tenth away, and where there
+is none, that is an error. Labels have the multiple that was asked for, costs are the real ones.
 """
 
 from effnet_jax.errors import UserError, check_choice

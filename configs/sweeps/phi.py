@@ -1,21 +1,29 @@
 """Compound scaling by phi (paper, figure 1 and table 2): `phi`, or `phi:b0,b1,1.5` or `phi:-1,0,1`.
 
-A name is the published model, a number that phi by the config's own alpha, beta, gamma and
-base_resolution.
+A name is the published EfficientNet, a number that phi by the config's own alpha, beta, gamma and
+base. Another base than EfficientNet has no published ones: `phi` is then 0 to 7.
 """
 
+from effnet_jax.errors import UserError
 from effnet_jax.models import parse_variant
 from effnet_jax.sweeps.plan import Run
 
 MODELS = "b0,b1,b2,b3,b4,b5,b6,b7,8"
+NUMBERS = "0,1,2,3,4,5,6,7"
 
 
 def get_sweep(config, argument):
-    for name in (argument or MODELS).split(","):
+    efficientnet = config.model.base == "efficientnet"
+    for name in (argument or (MODELS if efficientnet else NUMBERS)).split(","):
         published = name[:1].isalpha()
+        if published and not efficientnet:
+            raise UserError(
+                f"{name} is no {config.model.base}; name its scales by number, as in phi:0,1,2"
+            )
         values = parse_variant(name if published else f"phi={name}")
         if not published:
-            values["base"] = config.model.base
+            kept = ("base", "base_resolution", "survival_probability")
+            values |= {key: config.model[key] for key in kept}
         overrides = {f"model.{key}": value for key, value in values.items()}
         label = name if published else f"phi={name}"
         yield Run(label, "compound", label, overrides)

@@ -1,6 +1,6 @@
 """Another sweep once for each seed: `seeds:3,methods:2,4` is methods:2,4 with seeds 0, 1 and 2.
 
-All runs of one seed come first: the runs of the next find their programs compiled.
+All runs of one seed come first: those of the next then find most programs compiled.
 """
 
 from effnet_jax.errors import UserError

@@ -163,7 +163,7 @@ def figure5(results: Results) -> Drawn | None:
 def figure3(results: Results) -> Drawn | None:
     """One dimension at a time, a panel each."""
     kinds = ("width", "depth", "resolution")
-    points = results.points("figure 3", *kinds)
+    points = [p for p in results.points("figure 3", *kinds) if p.series in kinds]
     if not points:
         return None
     present = [kind for kind in kinds if any(point.series == kind for point in points)]

@@ -15,15 +15,17 @@ import json
 import os
 import pathlib
 import re
+import tempfile
 import time
 from collections.abc import Iterator
 from typing import Any
+
+import psutil
 
 from effnet_jax import records
 from effnet_jax.errors import UserError
 from effnet_jax.sweeps.plan import Planned
 
-PATIENCE = 60.0  # Seconds that a new sweep waits for the runs of a killed one to save and stop.
 METRICS = ("raw_top1", "raw_top5", "ema_top1", "ema_top5")
 
 
@@ -66,8 +68,8 @@ class Folder:
     def locked(self) -> Iterator[int]:
         """Holds the folder, so that no second sweep starts the same runs; gives the lock's file.
 
-        Runs that inherit the file hold it too: they may outlive a sweep that is killed, though not
-        for long.
+        Runs that inherit the file hold it too. Those of a sweep that was killed save and stop,
+        after their compilation where they are at that; a new sweep waits for them.
         """
         try:
             self.root.mkdir(parents=True, exist_ok=True)
@@ -75,25 +77,40 @@ class Folder:
         except OSError as error:
             raise UserError(f"can't write to --workdir={self.root}: {error.strerror}") from None
         with file:
-            deadline, told = time.monotonic() + PATIENCE, False
+            told = False
             while True:
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     break
                 except OSError:
                     file.seek(0)
-                    if time.monotonic() > deadline:
+                    holder = file.read().strip()
+                    process, _, host = holder.removeprefix("process ").partition(" on ")
+                    here = host == os.uname().nodename and process.isdecimal()
+                    if not (here and not psutil.pid_exists(int(process))):
                         raise UserError(
-                            f"another sweep works in {self.root} ({file.read().strip()})"
+                            f"another sweep works in {self.root} ({holder}); wait for it, stop it, "
+                            "or give another --workdir"
                         ) from None
                     if not told:
-                        records.say(f"waiting for {self.root}: {file.read().strip()} works there")
+                        records.say("runs of a sweep that was killed are still saving; waiting")
                         told = True
                     time.sleep(0.2)
             file.truncate(0)
             file.write(f"process {os.getpid()} on {os.uname().nodename}\n")
             file.flush()
             yield file.fileno()
+
+    def check_csv(self, path: pathlib.Path) -> None:
+        """Raises UserError where the table can't be written."""
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=path.parent):
+                pass
+        except OSError as error:
+            raise UserError(f"can't write to --csv={path}: {error.strerror}") from None
+        if path.is_dir():
+            raise UserError(f"--csv={path} is a folder; it should be a file")
 
     def last_lines(self, name: str, count: int = 5) -> str:
         """The end of a run's log, for a message; without what XLA logs of itself."""

@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import os
 import pathlib
+import shlex
 import signal
 import subprocess
 import sys
@@ -122,7 +123,8 @@ class Local:
         log = self._folder.log(name)
         log.parent.mkdir(parents=True, exist_ok=True)
         with open(log, "a") as output:
-            output.write(f"cores {slot.cores}, gpus {slot.gpus}: {command(self._folder, name)}\n")
+            output.write(f"{shlex.join(command(self._folder, name))}\n")
+            output.write(f"on cores {slot.cores}, gpus {slot.gpus}\n")
             output.flush()
             cores = ",".join(map(str, slot.cores))
             process = subprocess.Popen(
@@ -238,8 +240,12 @@ def slurm_executor(folder: Folder, parallel: int | None, parameters: str) -> Any
         if parallel:
             values["slurm_array_parallelism"] = parallel
         executor.update_parameters(**values)
-    except (RuntimeError, NameError, TypeError, ValueError) as error:
-        raise UserError(f"SLURM can't be used here: {error}") from None
+    except (RuntimeError, NameError, TypeError, ValueError, AssertionError) as error:
+        raise UserError(
+            f"SLURM can't be used here, or not with --slurm={parameters!r}: {error}. The "
+            "parameters are submitit's, as in timeout_min=240,gpus_per_node=1; --launcher=local "
+            "needs none"
+        ) from None
     return executor
 
 

@@ -38,7 +38,10 @@ def predict(config: ConfigDict) -> float:
 
 
 def available() -> float:
-    """Bytes that runs can take: the smallest GPU's where there are GPUs, or else this machine's."""
+    """Bytes that all runs together can take: of the GPUs, where there are any, or this machine's.
+
+    GPUs are taken to be as large as the smallest of them.
+    """
     if visible_gpus():
         query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
         lines = subprocess.run(query, capture_output=True, text=True).stdout.split()
@@ -54,6 +57,8 @@ def check(needs: dict[str, float], parallel: int) -> None:
       parallel: runs at a time.
     """
     free = available()
+    if visible_gpus():  # Each run has its own.
+        free, parallel = free / parallel, 1
     name, need = max(needs.items(), key=lambda item: item[1])
     if need > free:
         raise UserError(

@@ -12,6 +12,8 @@ from ml_collections import ConfigDict
 from effnet_jax import models, scaling
 from effnet_jax.data import sources
 from effnet_jax.errors import UserError, check_choice, near
+from effnet_jax.ranges import check_ranges
+from effnet_jax.training.optimizer import OPTIMIZERS, SCHEDULES
 
 SWEEPS = pathlib.Path(__file__).resolve().parents[2] / "configs" / "sweeps"
 
@@ -59,7 +61,12 @@ def expand(config: ConfigDict, sweep: str) -> Iterator[Run]:
         raise UserError(f"no sweep file {path}")
     spec = importlib.util.spec_from_file_location(f"sweep_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except (SyntaxError, ImportError) as error:
+        raise UserError(f"can't load sweep file {path}: {error}") from None
+    if not hasattr(module, "get_sweep"):
+        raise UserError(f"sweep file {path} needs a function get_sweep(config, argument)")
     return module.get_sweep(config, argument)
 
 
@@ -70,7 +77,7 @@ def numbers(argument: str, default: Iterable[float]) -> list[float]:
     except ValueError:
         raise UserError(f"{argument!r} should be numbers with commas, as in 1,1.4,2") from None
     if any(not 0 < number < 1000 for number in found):
-        raise UserError(f"the numbers of a sweep must be above 0; got {argument!r}")
+        raise UserError(f"numbers of a sweep must be above 0 and below 1000; got {argument!r}")
     return found or list(default)
 
 
@@ -161,13 +168,16 @@ def make_plan(config: ConfigDict, sweep: str, experiment: str = "") -> list[Plan
     config = with_classes(config)
     planned, seen = [], set()
     for run in expand(config, sweep):
-        if not re.fullmatch(r"[A-Za-z0-9_.,=+-]+", run.name) or run.name.startswith("."):
+        if not re.fullmatch(r"[A-Za-z0-9_.=+-]+", run.name) or run.name.startswith("."):
             raise UserError(f"run name {run.name!r} can't be the name of a folder")
         if run.name in seen:
             raise UserError(f"sweep {sweep!r} has two runs with the name {run.name!r}")
         seen.add(run.name)
         changed = apply(config, run)
         try:
+            check_ranges(changed)
+            check_choice("config.optimizer.name", changed.optimizer.name, OPTIMIZERS)
+            check_choice("config.schedule.name", changed.schedule.name, SCHEDULES)
             coefficients = models.coefficients(changed.model)
             cost = scaling.cost(models.architecture(changed.model).layers())
         except UserError as error:

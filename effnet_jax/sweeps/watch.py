@@ -10,12 +10,20 @@ from effnet_jax import records
 from effnet_jax.sweeps.folder import Folder
 from effnet_jax.sweeps.plan import Planned
 
+FINISHED = 10  # Rows of finished runs in the live table.
 EVERY = 60.0  # Seconds between two lines of progress where there is no terminal.
 
 
 def costs(plan: list[Planned]) -> list[float]:
     """What each run's training costs: multiply-adds of an image, times epochs."""
     return [planned.cost.multiply_adds * planned.config.epochs for planned in plan]
+
+
+def title(plan: list[Planned], folder: Folder) -> str:
+    """How much there is to do."""
+    cost = costs(plan)
+    times = f"{sum(cost) / cost[0]:.1f} times the first's cost"
+    return f"{len(plan)} runs in {folder.root}, together {times}"
 
 
 def plan_table(plan: list[Planned], folder: Folder, memory: dict[str, float]) -> rich.table.Table:
@@ -27,7 +35,7 @@ def plan_table(plan: list[Planned], folder: Folder, memory: dict[str, float]) ->
       memory: predicted bytes of each run.
     """
     names = ("run", "width", "depth", "pixels", "seed", "parameters", "multiply-adds", "cost")
-    table = rich.table.Table(*names, "memory", "state", title=f"{len(plan)} runs in {folder.root}")
+    table = rich.table.Table(*names, "memory", "state", title=title(plan, folder))
     cost = costs(plan)
     for planned, relative in zip(plan, cost, strict=True):
         scale, name = planned.coefficients, planned.run.name
@@ -56,8 +64,7 @@ def state(folder: Folder, name: str) -> str:
 def estimate(plan: list[Planned], folder: Folder) -> float | None:
     """Minutes of one run after another that are left, from the finished ones; None where none is.
 
-    Training time is taken to grow with the multiply-adds, and what a run needs beside it to be the
-    finished runs' median.
+    A run's time is taken to grow with its cost, at the rate of all finished runs together.
     """
     finished = [(cost, folder.done(p.run.name)) for cost, p in zip(costs(plan), plan, strict=True)]
     left = [cost for cost, done in finished if done is None]
@@ -74,6 +81,7 @@ class Watch:
     def __init__(self, folder: Folder, plan: list[Planned]):
         self._folder, self._plan = folder, plan
         self._errors: dict[str, str] = {}
+        self._finished: list[str] = []
         self._drawn = time.monotonic()
         self._live = None
 
@@ -99,6 +107,7 @@ class Watch:
             self._errors[name] = error
             text = f"failed ({error}):\n{self._folder.last_lines(name)}"
         else:
+            self._finished.append(name)
             done = self._folder.done(name)
             text = (
                 f"top-1 {done['ema_top1']:.2%} (averaged), {done['raw_top1']:.2%} (raw) after "
@@ -124,14 +133,14 @@ class Watch:
             records.say(f"{title}; running: " + "; ".join(" ".join(row) for row in rows))
             return
         table = rich.table.Table("run", "state", "", "top-1", title=title)
-        for planned in self._plan:
-            name, done = planned.run.name, self._folder.done(planned.run.name)
-            if done:
-                table.add_row(
-                    name, "finished", f"{done['wall_minutes']:.1f} min", f"{done['ema_top1']:.2%}"
-                )
         for row in rows:
             table.add_row(*row, style="bold")
         for name, error in self._errors.items():
             table.add_row(name, f"failed: {error}", style="red")
+        # The newest of the finished: what doesn't fit on the screen would push the others off it.
+        for name in reversed(self._finished[-FINISHED:]):
+            if done := self._folder.done(name):
+                table.add_row(
+                    name, "finished", f"{done['wall_minutes']:.1f} min", f"{done['ema_top1']:.2%}"
+                )
         self._live.update(table, refresh=True)

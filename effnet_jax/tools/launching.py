@@ -46,17 +46,21 @@ def launch(sweep: str) -> tuple[list[Planned], Folder, pathlib.Path] | None:
     local = LAUNCHER.value == "local"
     parts = launchers.slots(PARALLEL.value) if local else []
     predicted = {planned.run.name: memory.predict(planned.config) for planned in plan}
-    console = rich.console.Console(width=None if records.ON_TERMINAL else 160)
+    console = rich.console.Console()
+    if not console.is_terminal:
+        console.width = 160  # A pipe or a file has no width; 80 columns would cut numbers.
     console.print(watch.plan_table(plan, folder, predicted))
     if minutes := watch.estimate(plan, folder):
         records.say(f"left: about {minutes / max(1, len(parts)):.0f} min, by the finished runs")
-    if local and not FORCE.value:
-        memory.check(predicted, len(parts))
+    left = {name: need for name, need in predicted.items() if folder.done(name) is None}
+    if local and left and not FORCE.value:
+        memory.check(left, len(parts))
     if DRY_RUN.value:
         return None
 
     csv = pathlib.Path(CSV.value).expanduser() if CSV.value else folder.root / "results.csv"
     with folder.locked() as lock:
+        folder.check_csv(csv)
         folder.write_configs(plan)
         if local:
             shares = " | ".join(f"cores {slot.cores}, gpus {slot.gpus}" for slot in parts)
@@ -71,7 +75,8 @@ def launch(sweep: str) -> tuple[list[Planned], Folder, pathlib.Path] | None:
                 return launchers.Submitted(folder, names, executor)
 
         failed = launchers.run_all(plan, folder, start, csv)
-    records.say(f"results: {csv}")
+    if csv.exists():
+        records.say(f"results: {csv}")
     if failed:
         lines = "\n".join(f"{name}: {why}; {folder.log(name)}" for name, why in failed.items())
         raise RunsFailed(

@@ -74,7 +74,7 @@ def propose(config: ConfigDict, csv: pathlib.Path, weights: str, root: pathlib.P
     found = results.read([csv], weights)
     points = sorted(found.points("the search", "grid"), key=lambda point: -point.mean)
     best = points[0].runs[0]
-    rich.console.Console(width=None if records.ON_TERMINAL else 120).print(ranking(points))
+    rich.console.Console().print(ranking(points))
     figures.figure_grid(found).figure.savefig(root / "search.png", dpi=drawing.DPI)
     config = found_config(config, best)
     path = root / "scaling.json"

@@ -100,7 +100,7 @@ def test_runs_share_the_machine_and_one_table(fake):
         assert float(row["train_minutes"]) == pytest.approx(1 / 60, abs=1e-3)
     assert rows[0]["threads"] == str(len(launch.available_cores()) // 2)
     log = fake.log("depth_1_seed0").read_text()
-    assert "cores [" in log and "saved.py:" in log  # What it ran on, and how to run it again.
+    assert "on cores [" in log and "saved.py:" in log  # What it ran on, and how to run it again.
     begun = time.monotonic()
     assert run(fake, plan) == {}  # Nothing is left to do.
     assert time.monotonic() - begun < 0.5 and table(fake) == rows
@@ -174,10 +174,7 @@ test_launch.run(folder, test_launch.make_plan(test_launch.small(), "seeds:2,dept
     assert killed == table(whole)
 
 
-def test_two_sweeps_do_not_work_in_one_folder(fake, monkeypatch):
-    from effnet_jax.sweeps import folder
-
-    monkeypatch.setattr(folder, "PATIENCE", 0.3)
+def test_two_sweeps_do_not_work_in_one_folder(fake):
     with (
         fake.locked(),
         pytest.raises(UserError, match=f"another sweep works in .*{os.getpid()}"),
@@ -229,6 +226,13 @@ def test_a_preempted_job_saves_and_asks_for_another_turn(fake):
     assert again.function() is None  # The next turn finishes it.
     assert (fake.workdir("depth_1") / "steps").read_text() == "1 2 3 4 5 "
     assert fake.done("depth_1")["ema_top1"] == 0.5
+
+
+def test_a_table_that_cannot_be_written_stops_before_anything_starts(fake):
+    with pytest.raises(UserError, match="is a folder"):
+        fake.check_csv(fake.root.parent)
+    with pytest.raises(UserError, match="can't write to --csv"):
+        fake.check_csv(pathlib.Path("/proc/none/results.csv"))
 
 
 def test_slurm_that_is_not_here_is_one_message(fake):

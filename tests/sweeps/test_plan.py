@@ -47,6 +47,8 @@ def test_a_grid_without_candidates_says_how_near_the_nearest_is():
         scaling.candidates(step=0.4, tolerance=0.01)
     with pytest.raises(UserError, match="step > 0"):
         scaling.candidates(step=0)
+    with pytest.raises(UserError, match="over 100,000 points"):
+        scaling.candidates(step=0.001)
 
 
 def test_solve_finds_the_nearest_stair():
@@ -123,6 +125,26 @@ def test_table_7_and_the_published_models_cost_what_the_reference_counts():
     assert plan.make_plan(b0(), "phi:0")[0].cost == planned[0].cost
 
 
+def test_phi_scales_other_bases_by_number_alone():
+    config = default.get_config("resnet50")
+    config.model.num_classes = 1000
+    planned = plan.make_plan(config, "phi")
+    assert len(planned) == 8 and {each.config.model.base for each in planned} == {"resnet50"}
+    assert planned[0].cost.parameters == 25_557_032
+    with pytest.raises(UserError, match="b0 is no resnet50"):
+        plan.make_plan(config, "phi:b0,1")
+
+
+def test_a_sweep_file_of_the_user_s_own(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("x = 1")
+    with pytest.raises(UserError, match="needs a function get_sweep"):
+        plan.make_plan(small(), str(path))
+    path.write_text("def get_sweep(")
+    with pytest.raises(UserError, match="can't load sweep file"):
+        plan.make_plan(small(), str(path))
+
+
 def test_table_3_scales_the_other_bases():
     planned = {each.run.name: each for each in plan.make_plan(b0(), "table3")}
     assert len(planned) == 4 + 5 + 5
@@ -165,6 +187,7 @@ def test_bad_sweeps_are_one_message(monkeypatch, tmp_path):
         "grid:size=3": "unknown setting of the sweep 'size'",
         "grid:step=x": "a name and a number",
         "missing.py": "no sweep file missing.py",
+        "phi:b0,x": "unknown model 'x'",
         "methods:2,widht": "unknown method 'widht'; did you mean: width",
         "depth:900": "run 'depth_900': width, depth",
     }
@@ -180,6 +203,10 @@ def test_bad_sweeps_are_one_message(monkeypatch, tmp_path):
         planned(Run("a", "", "", {"model.widht": 2.0}))
     with pytest.raises(UserError, match=r"sets config.epochs='two'"):
         planned(Run("a", "", "", {"epochs": "two"}))
+    with pytest.raises(UserError, match=r"run .a.: config.batch_size must be at least 1"):
+        planned(Run("a", "", "", {"batch_size": -3}))
+    with pytest.raises(UserError, match=r"run .a.: unknown config.optimizer.name 'sdg'"):
+        planned(Run("a", "", "", {"optimizer.name": "sdg"}))
     with pytest.raises(UserError, match="two runs with the name 'a'"):
         planned(Run("a", "", "", {}), Run("a", "", "", {"seed": 1}))
     with pytest.raises(UserError, match="can't be the name of a folder"):
