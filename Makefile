@@ -26,7 +26,7 @@ format: .venv/ready
 
 # The base, resolution alone and compound scaling at twice the cost, with 2 seeds each.
 study-small: .venv/ready
-	$(BIN)/python -m effnet_jax.tools.sweep --config=configs/saved.py:$(SCALING) --config.epochs=2.0 \
+	$(BIN)/python -m effnet_jax.tools.sweep --config=configs/saved.py:$(SCALING) --config.epochs=4.0 \
 		--sweep=seeds:2,methods:1.9,resolution,compound --workdir=$(STUDY)-small
 	$(BIN)/python -m effnet_jax.tools.report --results $(STUDY)-small/results.csv \
 		--out=$(STUDY)-small/report
