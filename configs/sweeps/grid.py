@@ -9,22 +9,18 @@ direction as brings its real multiply-adds nearest to 2^phi times the base's.
 """
 
 from effnet_jax.scaling import candidates, solve
-from effnet_jax.sweeps.plan import Run, multiply_adds, scaled, settings
+from effnet_jax.sweeps.plan import Run, compound, multiply_adds, scaled, settings
 
 
 def get_sweep(config, argument):
     given = settings(argument, step=0.05, tolerance=0.1, phi=1.0, equal=0.0)
     target = 2 ** given["phi"] * multiply_adds(config, scaled(config))
     for point in candidates(given["step"], given["tolerance"]):
-        alpha, beta, gamma = point
-
-        def overrides_at(phi, alpha=alpha, beta=beta, gamma=gamma):
-            return scaled(config, beta**phi, alpha**phi, gamma**phi)
-
         phi = given["phi"]
         if given["equal"]:
-            phi = solve(lambda phi, at=overrides_at: multiply_adds(config, at(phi)), target)
-        overrides = overrides_at(phi)
-        overrides |= {"model.alpha": alpha, "model.beta": beta, "model.gamma": gamma}
-        name = f"alpha{alpha:g}_beta{beta:g}_gamma{gamma:g}"
-        yield Run(name, "grid", f"{alpha:g}, {beta:g}, {gamma:g}", overrides)
+            phi = solve(
+                lambda phi, at=point: multiply_adds(config, compound(config, phi, *at)), target
+            )
+        name = "alpha{:g}_beta{:g}_gamma{:g}".format(*point)
+        label = ", ".join(f"{value:g}" for value in point)
+        yield Run(name, "grid", label, compound(config, phi, *point))

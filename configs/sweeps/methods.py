@@ -10,7 +10,7 @@ is none, that is an error. Labels have the multiple that was asked for, costs ar
 
 from effnet_jax.errors import UserError, check_choice
 from effnet_jax.scaling import ALPHA, BETA, GAMMA, solve
-from effnet_jax.sweeps.plan import Run, multiply_adds, numbers, scaled
+from effnet_jax.sweeps.plan import Run, compound, multiply_adds, numbers, scaled
 
 MULTIPLES = (2.0, 4.0)
 TOLERANCE = 0.05  # Of the multiply-adds that all aim at.
@@ -21,18 +21,14 @@ def get_sweep(config, argument):
     model = config.model
     own, paper = (model.alpha, model.beta, model.gamma), (ALPHA, BETA, GAMMA)
 
-    def compound(k, alpha, beta, gamma):
-        overrides = scaled(config, beta**k, alpha**k, gamma**k)
-        return overrides | {"model.alpha": alpha, "model.beta": beta, "model.gamma": gamma}
-
     methods = {  # Overrides at a coefficient, and the coefficient's name.
         "width": (lambda w: scaled(config, width=w), "w"),
         "depth": (lambda d: scaled(config, depth=d), "d"),
         "resolution": (lambda r: scaled(config, resolution=r), "r"),
-        "compound": (lambda k: compound(k, *own), "phi+"),
+        "compound": (lambda k: compound(config, k, *own), "phi+"),
     }
     if own != paper:
-        methods["compound_paper"] = (lambda k: compound(k, *paper), "phi+")
+        methods["compound_paper"] = (lambda k: compound(config, k, *paper), "phi+")
     chosen = [part for part in argument.split(",") if part[:1].isalpha()]
     for name in chosen:
         check_choice("method", name, methods)

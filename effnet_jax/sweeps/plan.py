@@ -107,6 +107,14 @@ def scaled(
     }
 
 
+def compound(
+    config: ConfigDict, phi: float, alpha: float, beta: float, gamma: float
+) -> dict[str, Any]:
+    """Overrides that scale the config's own network by the law, and note its coefficients."""
+    overrides = scaled(config, beta**phi, alpha**phi, gamma**phi)
+    return overrides | {"model.alpha": alpha, "model.beta": beta, "model.gamma": gamma}
+
+
 def apply(config: ConfigDict, run: Run) -> ConfigDict:
     """A copy of the config with a run's overrides; raises UserError for a key it doesn't have."""
     config = config.copy_and_resolve_references()
