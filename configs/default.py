@@ -78,6 +78,26 @@ def get_config(model: str = "b0") -> ConfigDict:
     config.preprocess.crop_aspect = (3 / 4, 4 / 3)  # Its width over its height.
     config.preprocess.flip = True  # Training: mirror every other image.
 
+    config.augment = ConfigDict()  # Of training images, after crop, resize and flip.
+    config.augment.policy = "none"  # none, autoaugment (v0) or randaugment.
+    config.augment.randaugment_layers = 2  # Operations an image.
+    config.augment.randaugment_magnitude = 10.0  # Level of all of them; 10 is AutoAugment's most.
+    # What the reference's operations do differently from Pillow's, one choice each; the reference's
+    # first. Contrast blends with the grey of: the number of pixels / 256, or the image's mean.
+    config.augment.contrast_mean = "pixel_count"  # pixel_count or image.
+    # Posterize keeping 0 bits, or more than 8: the shift is clamped to 7 (one bit), or as Pillow.
+    config.augment.posterize_shift = "clamp"  # clamp or pillow (0 bits: black; above 8: nothing).
+    # Solarize at level 10 and above has a threshold that no pixel reaches.
+    config.augment.solarize_threshold = "no_op"  # no_op, or wrap as uint8 does (256 becomes 0).
+    # RandAugment draws a probability of 0.2 to 0.8 for each operation and doesn't use it.
+    config.augment.randaugment_probability = "ignored"  # ignored or used.
+    config.augment.erase_probability = 0.0  # Random erasing (1708.04896), last on the host.
+    config.augment.erase_area = (0.02, 1 / 3)  # Fraction of the image.
+    config.augment.erase_aspect = (0.3, 3.3)  # Height over width; log-uniform.
+    config.augment.erase_fill = "mean"  # mean (of config.preprocess) or noise (uniform).
+    config.augment.mixup_alpha = 0.0  # Beta(alpha, alpha) of mixup, on the device; 0.0: none.
+    config.augment.cutmix_alpha = 0.0  # Of cutmix; where both are set, each takes half the steps.
+
     config.loss = ConfigDict()
     config.loss.label_smoothing = 0.1  # Training loss only; evaluation reports plain cross-entropy.
 

@@ -15,7 +15,7 @@ import grain
 import numpy as np
 from ml_collections import ConfigDict
 
-from effnet_jax.data import augment
+from effnet_jax.data import crop
 from effnet_jax.data.decode import decode_image
 from effnet_jax.data.sources import Source
 from effnet_jax.errors import UserError, check_choice
@@ -33,7 +33,7 @@ def _decode(source: Source, index: int) -> tuple[np.ndarray, int]:
 
 def check_config(config: ConfigDict) -> None:
     """Raises UserError for values of `config.preprocess` that no image could be made with."""
-    check_choice("config.preprocess.interpolation", config.interpolation, augment.INTERPOLATIONS)
+    check_choice("config.preprocess.interpolation", config.interpolation, crop.INTERPOLATIONS)
     for key in ("crop_area", "crop_aspect"):
         try:
             low, high = map(float, config[key])
@@ -91,10 +91,10 @@ def train_dataset(
     def load(index: int, rng: np.random.Generator) -> dict[str, Any]:
         image, label = _decode(source, index)
         height, width = image.shape[:2]
-        box = augment.random_box(height, width, config.crop_area, config.crop_aspect, rng)
+        box = crop.random_box(height, width, config.crop_area, config.crop_aspect, rng)
         if box is None:
-            box = augment.central_box(height, width, resolution, config.crop_padding)
-        image = augment.resize(augment.crop(image, box), resolution, config.interpolation)
+            box = crop.central_box(height, width, resolution, config.crop_padding)
+        image = crop.resize(crop.crop(image, box), resolution, config.interpolation)
         if config.flip and rng.random() < 0.5:
             image = np.ascontiguousarray(image[:, ::-1])
         return {"image": image, "label": np.int32(label), "mask": np.float32(1)}
@@ -124,8 +124,8 @@ def eval_dataset(
             image, label = np.zeros((resolution, resolution, 3), np.uint8), 0
         else:
             image, label = _decode(source, index)
-            box = augment.central_box(*image.shape[:2], resolution, config.crop_padding)
-            image = augment.resize(augment.crop(image, box), resolution, config.interpolation)
+            box = crop.central_box(*image.shape[:2], resolution, config.crop_padding)
+            image = crop.resize(crop.crop(image, box), resolution, config.interpolation)
         mask = np.float32(index < len(source))
         return {"image": image, "label": np.int32(label), "mask": mask}
 

@@ -1,4 +1,4 @@
-"""Crops, resizing and flips on the host: pure functions of the pixels and a random generator."""
+"""Crop boxes and resizing on the host: pure functions of the pixels and a random generator."""
 
 import cv2
 import numpy as np

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from effnet_jax.data import augment
+from effnet_jax.data import crop
 
 
 @pytest.mark.parametrize(
@@ -17,7 +17,7 @@ from effnet_jax.data import augment
     ],
 )
 def test_central_box_is_the_reference_s(height, width, size, padding, box):
-    assert augment.central_box(height, width, size, padding) == box
+    assert crop.central_box(height, width, size, padding) == box
 
 
 def test_random_boxes_stay_within_their_ranges():
@@ -25,7 +25,7 @@ def test_random_boxes_stay_within_their_ranges():
     height, width = 300, 500
     areas, aspects, tops = [], [], []
     for _ in range(4000):
-        box = augment.random_box(height, width, (0.2, 0.9), (3 / 4, 4 / 3), rng)
+        box = crop.random_box(height, width, (0.2, 0.9), (3 / 4, 4 / 3), rng)
         top, left, h, w = box
         assert top >= 0 and left >= 0 and top + h <= height and left + w <= width
         areas.append(h * w / (height * width))
@@ -41,20 +41,20 @@ def test_random_boxes_stay_within_their_ranges():
 
 def test_a_shape_that_no_crop_fits_gives_none():
     rng = np.random.default_rng(0)
-    assert augment.random_box(1000, 3, (0.5, 1.0), (3 / 4, 4 / 3), rng) is None
+    assert crop.random_box(1000, 3, (0.5, 1.0), (3 / 4, 4 / 3), rng) is None
 
 
 def test_a_crop_covers_at_least_a_tenth():
     rng = np.random.default_rng(0)
-    boxes = [augment.random_box(100, 100, (0.01, 1.0), (1, 1), rng) for _ in range(500)]
+    boxes = [crop.random_box(100, 100, (0.01, 1.0), (1, 1), rng) for _ in range(500)]
     assert min(h * w for _, _, h, w in filter(None, boxes)) >= 1000
 
 
 def test_resize_and_crop():
     image = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
-    np.testing.assert_array_equal(augment.crop(image, (1, 2, 2, 3)), image[1:3, 2:5])
+    np.testing.assert_array_equal(crop.crop(image, (1, 2, 2, 3)), image[1:3, 2:5])
     flat = np.full((9, 7, 3), 77, np.uint8)
-    for interpolation in augment.INTERPOLATIONS:
-        resized = augment.resize(flat, 24, interpolation)
+    for interpolation in crop.INTERPOLATIONS:
+        resized = crop.resize(flat, 24, interpolation)
         assert resized.shape == (24, 24, 3)
         assert (resized == 77).all()
