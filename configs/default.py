@@ -66,8 +66,13 @@ def get_config(model: str = "b0") -> ConfigDict:
     config.data.eval_split = "validation"
     config.data.holdout = 0.1  # Folder without splits: fraction of each class kept for evaluation.
     config.data.check_images = 1000  # Images of each split decoded before the first step; 0: none.
-    config.data.threads = 16  # That read, decode and augment; each makes a batch of its own.
-    config.data.prefetch_batches = 16  # Ready or in work, ahead of the step.
+    config.data.on_corrupt = "stop"  # A training image that can't be read: stop, or skip it.
+    config.data.threads = 16  # That read, decode and augment.
+    config.data.processes = 0  # Worker processes for training, each with so many threads; 0: none.
+    config.data.prefetch_batches = 4  # Most that lie ready or in work, ahead of the step, ...
+    config.data.prefetch_gib = 4.0  # ... and the most memory for them.
+    # One made-up batch of 1,000 classes again and again, without data: the device's speed alone.
+    config.data.synthetic = False
 
     config.preprocess = ConfigDict()
     config.preprocess.mean = (0.485, 0.456, 0.406)  # RGB, of pixels in 0..1.
@@ -96,7 +101,7 @@ def get_config(model: str = "b0") -> ConfigDict:
     config.augment.erase_aspect = (0.3, 3.3)  # Height over width; log-uniform.
     config.augment.erase_fill = "mean"  # mean (of config.preprocess) or noise (uniform).
     config.augment.mixup_alpha = 0.0  # Beta(alpha, alpha) of mixup, on the device; 0.0: none.
-    config.augment.cutmix_alpha = 0.0  # Of cutmix; where both are set, each takes half the steps.
+    config.augment.cutmix_alpha = 0.0  # Of cutmix; where both are set, each takes half the images.
 
     config.loss = ConfigDict()
     config.loss.label_smoothing = 0.1  # Training loss only; evaluation reports plain cross-entropy.
