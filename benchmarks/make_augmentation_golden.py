@@ -4,8 +4,8 @@ Command: python benchmarks/make_augmentation_golden.py (needs TensorFlow, which 
 
 Each operation of tensorflow/tpu models/official/efficientnet/autoaugment.py is put together here
 from the TensorFlow ops that it names. tf.contrib's image ops are gone; their kernel lives on as
-ImageProjectiveTransformV3. Python's operators no longer turn 256 or -3 into a uint8, so what old
-NumPy made of them, 0 and 253, is written out.
+ImageProjectiveTransformV3. Numbers that don't fit uint8, a threshold of 256 or a shift of -3, are
+left to TensorFlow, which wraps them to 0 and 253.
 """
 
 import math
@@ -78,12 +78,12 @@ def equalize(image):
 
 
 def posterize(image, level):
-    shift = tf.constant((8 - int(level / 10 * 4)) % 256, tf.uint8)
+    shift = 8 - int(level / 10 * 4)
     return tf.bitwise.left_shift(tf.bitwise.right_shift(image, shift), shift)
 
 
 def solarize(image, threshold):
-    return tf.where(tf.cast(image, tf.int32) < threshold, image, 255 - image)
+    return tf.where(image < threshold, image, 255 - image)
 
 
 def solarize_add(image, addition):

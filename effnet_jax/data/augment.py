@@ -40,7 +40,7 @@ CHOICES = {
     "policy": ("none", "autoaugment", "randaugment"),
     "contrast_mean": ("pixel_count", "image"),
     "posterize_shift": ("clamp", "pillow"),
-    "solarize_threshold": ("no_op", "wrap"),
+    "solarize_threshold": ("wrap", "no_op"),
     "randaugment_probability": ("ignored", "used"),
     "erase_fill": ("mean", "noise"),
 }
@@ -253,6 +253,7 @@ def _posterize_arguments(level: float, settings: Settings) -> tuple[int]:
 
 def _solarize_arguments(level: float, settings: Settings) -> tuple[int]:
     threshold = int(level / MAX_LEVEL * 256)
+    # TensorFlow compares in uint8, to which it wraps the threshold: 256 is 0.
     return (threshold % 256 if settings.solarize_threshold == "wrap" else threshold,)
 
 
