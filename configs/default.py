@@ -88,12 +88,14 @@ def get_config(model: str = "b0") -> ConfigDict:
     config.augment.randaugment_layers = 2  # Operations an image.
     config.augment.randaugment_magnitude = 10.0  # Level of all of them; 10 is AutoAugment's most.
     # What the reference's operations do differently from Pillow's, one choice each; the reference's
-    # first. Contrast blends with the grey of: the number of pixels / 256, or the image's mean.
+    # first. Contrast blends with a grey: the number of pixels / 256, at most 255; or the mean.
     config.augment.contrast_mean = "pixel_count"  # pixel_count or image.
-    # Posterize keeping 0 bits, or more than 8: the shift is clamped to 7 (one bit), or as Pillow.
-    config.augment.posterize_shift = "clamp"  # clamp or pillow (0 bits: black; above 8: nothing).
-    # Solarize at level 10 and above has a threshold that no pixel reaches.
-    config.augment.solarize_threshold = "no_op"  # no_op, or wrap as uint8 does (256 becomes 0).
+    # Posterize shifts out 8 bits or -3, at levels below 3 and above 20. As a uint8, 253, and 7 bits
+    # at most: one bit is left. Pillow: black, and all bits.
+    config.augment.posterize_shift = "clamp"  # clamp or pillow.
+    # Solarize inverts values from 256 or more on, at level 10 and above. As a uint8, 256 is 0: all
+    # values; 435 (level 17) is 179. Pillow: none.
+    config.augment.solarize_threshold = "wrap"  # wrap or no_op.
     # RandAugment draws a probability of 0.2 to 0.8 for each operation and doesn't use it.
     config.augment.randaugment_probability = "ignored"  # ignored or used.
     config.augment.erase_probability = 0.0  # Random erasing (1708.04896), last on the host.
