@@ -298,7 +298,8 @@ OPERATIONS = {
 }
 
 # AutoAugment v0 (1805.09501), found on ImageNet: each image gets one of these lines, and of its
-# operations, in order, each with its probability and at its level.
+# operations, in order, each with its probability and at its level. TranslateY at level 9 is 225
+# pixels: at 224 pixels nothing is left of such an image, 3.2 % of all, here as in the reference.
 AUTOAUGMENT_V0 = (
     (("Equalize", 0.8, 1), ("ShearY", 0.8, 4)),
     (("Color", 0.4, 9), ("Equalize", 0.6, 3)),
