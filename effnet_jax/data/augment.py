@@ -1,10 +1,11 @@
 """AutoAugment v0, RandAugment and random erasing on the host, one uint8 image at a time.
 
 The operations are those of tensorflow/tpu models/official/efficientnet/autoaugment.py, with its
-truncations and its order of float32 arithmetic, so that images agree to the pixel but for rounding
-at exact ties. Where the reference differs from Pillow, whose operations it sets out to repeat,
-`config.augment` has a choice. Operations are pure functions of the image and their arguments; what
-is random about them is drawn by the policies, from the record's own generator.
+truncations and its order of float32 arithmetic, so that images agree to the pixel; but for
+sharpness, whose smoothed image may be one level off where the sum of floats is all but whole.
+Where the reference differs from Pillow, whose operations it sets out to repeat, `config.augment`
+has a choice. Operations are pure functions of the image and their arguments; what is random about
+them is drawn by the policies, from the record's own generator.
 """
 
 import dataclasses
