@@ -90,11 +90,11 @@ def get_config(model: str = "b0") -> ConfigDict:
     # What the reference's operations do differently from Pillow's, one choice each; the reference's
     # first. Contrast blends with a grey: the number of pixels / 256, at most 255; or the mean.
     config.augment.contrast_mean = "pixel_count"  # pixel_count or image.
-    # Posterize shifts out 8 bits or -3, at levels below 3 and above 20. As a uint8, 253, and 7 bits
-    # at most: one bit is left. Pillow: black, and all bits.
+    # Posterize shifts by 8 bits at levels below 2.5, and by -1 to -4 from 22.5 on. TensorFlow makes
+    # both 7, which leaves one bit; Pillow's rule gives black, and the image as it was.
     config.augment.posterize_shift = "clamp"  # clamp or pillow.
-    # Solarize inverts values from 256 or more on, at level 10 and above. As a uint8, 256 is 0: all
-    # values; 435 (level 17) is 179. Pillow: none.
+    # Solarize's threshold is 256 at level 10, more above. TensorFlow compares in uint8, where 256
+    # is 0 and inverts everything, and 435 (level 17) is 179; in Pillow no pixel reaches it.
     config.augment.solarize_threshold = "wrap"  # wrap or no_op.
     # RandAugment draws a probability of 0.2 to 0.8 for each operation and doesn't use it.
     config.augment.randaugment_probability = "ignored"  # ignored or used.
