@@ -41,10 +41,10 @@ def versions(source: sources.Source, config: ConfigDict, epochs: int) -> list[np
     """
     resolution = models.coefficients(config.model).resolution
     # One batch is one epoch, in an order of its own, which the labels undo.
-    dataset = pipeline.train_dataset(
-        source, config.preprocess, resolution, len(source), seed=config.seed
-    )
-    batches = [dataset[epoch] for epoch in range(epochs)]
+    config = config.copy_and_resolve_references()
+    config.batch_size = len(source)
+    every = pipeline.train_batches(source, config, resolution)
+    batches = [every[epoch] for epoch in range(epochs)]
     return [batch["image"][np.argsort(batch["label"])] for batch in batches]
 
 

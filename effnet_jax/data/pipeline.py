@@ -27,6 +27,7 @@ from effnet_jax.data import augment, crop
 from effnet_jax.data.decode import decode_image
 from effnet_jax.data.sources import Source
 from effnet_jax.errors import UserError, check_choice
+from effnet_jax.ranges import check_interval
 
 Batch = dict[str, np.ndarray]
 # Writes the image at a position into `out`, uint8 [size, size, 3]; returns its label, and whether
@@ -48,19 +49,8 @@ def check_config(config: ConfigDict) -> None:
     augment.check_config(config.augment)
     config = config.preprocess
     check_choice("config.preprocess.interpolation", config.interpolation, crop.INTERPOLATIONS)
-    for key in ("crop_area", "crop_aspect"):
-        try:
-            low, high = map(float, config[key])
-        except (TypeError, ValueError):
-            raise UserError(
-                f"config.preprocess.{key} must be two numbers, as in '(0.1, 1.0)'; "
-                f"got {config[key]}"
-            ) from None
-        if not 0 < low <= high or (key == "crop_area" and high > 1):
-            raise UserError(
-                f"config.preprocess.{key} must be a range above 0; got {(low, high)}"
-                + (" (at most 1)" if key == "crop_area" else "")
-            )
+    check_interval("preprocess.crop_area", config.crop_area, high=1)
+    check_interval("preprocess.crop_aspect", config.crop_aspect)
     for key in ("mean", "std"):
         if len(config[key]) != 3 or (key == "std" and min(config[key]) <= 0):
             raise UserError(

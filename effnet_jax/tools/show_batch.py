@@ -16,7 +16,7 @@ from ml_collections import config_flags
 from configs import imagenet
 from effnet_jax import cli
 from effnet_jax.analysis import drawing, pictures
-from effnet_jax.data import augment, pipeline, sources
+from effnet_jax.data import pipeline, sources
 from effnet_jax.data.decode import decode_image
 from effnet_jax.errors import UserError, check_choice
 
@@ -51,8 +51,7 @@ def main() -> None:
     originals = [decode_image(source[index]["image"]) for index in range(len(source))]
     out = pathlib.Path(OUT.value)
     for name, config in recipes.items():
-        pipeline.check_config(config.preprocess)
-        augment.check_config(config.augment)
+        pipeline.check_config(config)
         epochs = pictures.versions(source, config, EPOCHS.value)
         figure = pictures.draw(originals, epochs, source.classes, pictures.title(name, config))
         file = out / f"{re.sub(r'[^A-Za-z0-9.=-]+', '_', name)}.png"
