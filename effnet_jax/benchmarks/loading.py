@@ -1,12 +1,13 @@
 """Images per second and per CPU-second of a config's training pipeline: `benchmark data`.
 
 As in: benchmark data --config=configs/imagenet.py:b0 --config.data.data_dir=DIR. Beside them where
-the time of one image goes, measured in one thread: reading, decoding, augmenting (crop, resize,
+the time of one image goes, measured in one thread: reading, decoding the crop, augmenting (resize,
 flip, policy), putting batches together. What is left of the whole is the cost of reading ahead.
 """
 
 import argparse
 import collections
+import functools
 import pathlib
 import statistics
 import sys
@@ -52,6 +53,13 @@ def cpu_seconds() -> float:
     return time.process_time() + sum(used.user + used.system for used in workers)
 
 
+def resident_mib() -> float:
+    """Resident memory of this process and its workers."""
+    process = psutil.Process()
+    both = (process, *process.children(recursive=True))
+    return sum(each.memory_info().rss for each in both) / 2**20
+
+
 def time_parts(
     source: sources.Source, load: pipeline.TrainImages, resolution: int
 ) -> dict[str, float]:
@@ -68,10 +76,11 @@ def time_parts(
     for _ in range(2):  # The first time, files are not in memory and caches are cold.
         spent.clear()
         for position, out in enumerate(images):
-            index = load.index(position)
+            index, rng = load.index(position), load.random(position)
             record = timed("read", pipeline.read, source, index)
-            pixels = timed("decode", pipeline.decode, source, index, record["image"])
-            timed("augment", load.distort, pixels, position, out)
+            box = functools.partial(load.box, resolution, rng)
+            pixels = timed("decode", pipeline.decode, source, index, record["image"], box)
+            timed("augment", load.distort, pixels, rng, out)
         chunks = [{"image": part} for part in np.split(images, SAMPLE // pipeline.CHUNK)]
         timed("batch", pipeline.concatenate, chunks)
     return {part: seconds / SAMPLE * 1e6 for part, seconds in spent.items()}
@@ -96,16 +105,17 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
     first = time.perf_counter() - started
     for _ in range(config.data.prefetch_batches):  # What was made ahead of the count is not in it.
         next(ahead)
-    rates, cpu_rates = [], []
+    rates, cpu_rates, resident = [], [], [resident_mib()]
     for number in range(args.repeats):
         started, used = time.perf_counter(), cpu_seconds()
         for _ in range(steps):
             next(ahead)
         rates.append(counted / (time.perf_counter() - started))
         cpu_rates.append(counted / (cpu_seconds() - used))
+        resident.append(resident_mib())
         records.say(
             f"{number + 1}/{args.repeats}: {rates[-1]:.0f} images/s, "
-            f"{cpu_rates[-1]:.0f} images per CPU-second"
+            f"{cpu_rates[-1]:.0f} images per CPU-second, {resident[-1]:.0f} MiB"
         )
     ahead.close()
     row = {
@@ -121,6 +131,8 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
         "images_per_cpu_second_max": round(max(cpu_rates), 1),
         "first_batch_seconds": round(first, 3),
         **{f"{part}_us": round(microseconds, 1) for part, microseconds in parts.items()},
+        "resident_mib_first": round(resident[0]),
+        "resident_mib_last": round(resident[-1]),
         "images": counted,
         "repeats": args.repeats,
         **records.describe_machine(),
@@ -168,6 +180,8 @@ def show(rows: list[dict[str, Any]]) -> rich.table.Table:
     rate = f"{row['images_per_cpu_second']:.0f}"
     table.add_row("images per CPU-second (min to max)", f"{rate} ({' to '.join(spread)})")
     table.add_row("first batch after", f"{row['first_batch_seconds']:.2f} s")
+    memory = f"{row['resident_mib_first']} to {row['resident_mib_last']} MiB"
+    table.add_row("resident memory, first to last", memory)
     for part in PARTS:
         table.add_row(f"{part}, microseconds an image", f"{row[f'{part}_us']:.0f}")
     return table

@@ -13,6 +13,7 @@ and what is read ahead is bounded in bytes, however large a batch is.
 
 import concurrent.futures
 import contextlib
+import functools
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -24,7 +25,8 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from effnet_jax.data import augment, crop
-from effnet_jax.data.decode import decode_image
+from effnet_jax.data.crop import Box
+from effnet_jax.data.decode import decode_box, decode_image
 from effnet_jax.data.sources import Source
 from effnet_jax.errors import UserError, check_choice
 from effnet_jax.ranges import check_interval
@@ -82,19 +84,26 @@ def read(source: Source, index: int) -> dict[str, Any]:
         return record
 
 
-def decode(source: Source, index: int, data: bytes) -> np.ndarray:
-    """The record's pixels, uint8 [h, w, 3]. Raises UserError that names it."""
+def decode(
+    source: Source, index: int, data: bytes, choose: Callable[[int, int], Box]
+) -> np.ndarray:
+    """The box of the record that `choose(height, width)` gives. Raises UserError that names it."""
     with naming(source, index):
-        return decode_image(data)
+        return decode_box(data, choose)
+
+
+def check_image(source: Source, index: int) -> None:
+    """Reads and decodes a whole image; raises UserError that names it."""
+    data = read(source, index)["image"]
+    with naming(source, index):
+        decode_image(data)
 
 
 def check_images(source: Source, count: int, threads: int) -> None:
     """Decodes `count` images, spread evenly; raises a UserError that names a bad one."""
     indices = np.unique(np.linspace(0, len(source) - 1, min(count, len(source)), dtype=int))
     with concurrent.futures.ThreadPoolExecutor(max(1, threads)) as pool:
-        for _ in pool.map(
-            lambda index: decode(source, index, read(source, index)["image"]), indices.tolist()
-        ):
+        for _ in pool.map(functools.partial(check_image, source), indices.tolist()):
             pass
 
 
@@ -118,42 +127,46 @@ class TrainImages:
         """Which record stands at a position."""
         return int(self._order[position])
 
+    def random(self, position: int) -> np.random.Generator:
+        """What is random about the image at a position."""
+        return np.random.Generator(np.random.Philox(key=(self._seed, position)))
+
     def __call__(self, position: int, out: np.ndarray) -> tuple[int, bool]:
-        index = self.index(position)
+        index, rng = self.index(position), self.random(position)
         try:
             record = read(self._source, index)
-            image = decode(self._source, index, record["image"])
+            box = functools.partial(self.box, len(out), rng)
+            image = decode(self._source, index, record["image"], box)
         except UserError as error:
             if not self._skips:
                 raise
             print(f"skipped: {error}", file=sys.stderr, flush=True)
             out[:] = 0
             return 0, False
-        self.distort(image, position, out)
+        self.distort(image, rng, out)
         return record["label"], True
 
-    def distort(self, image: np.ndarray, position: int, out: np.ndarray) -> None:
-        """Crop, resize, flip and policy, as drawn for a position.
+    def box(self, size: int, rng: np.random.Generator, height: int, width: int) -> Box:
+        """The random crop of an image of [height, width] that becomes [size, size]."""
+        config = self._preprocess
+        found = crop.random_box(height, width, config.crop_area, config.crop_aspect, rng)
+        return found or crop.central_box(height, width, size, config.crop_padding)
+
+    def distort(self, image: np.ndarray, rng: np.random.Generator, out: np.ndarray) -> None:
+        """Resize, flip, policy and erasing.
 
         Args:
-          image: uint8 [h, w, 3].
-          position: of the stream.
+          image: the crop, uint8 [h, w, 3].
+          rng: source of randomness.
           out: uint8 [size, size, 3]; the result is written there.
         """
-        config, size = self._preprocess, len(out)
-        rng = np.random.Generator(np.random.Philox(key=(self._seed, position)))
-        height, width = image.shape[:2]
-        box = crop.random_box(height, width, config.crop_area, config.crop_aspect, rng)
-        if box is None:
-            box = crop.central_box(height, width, size, config.crop_padding)
-        flips = config.flip and rng.random() < 0.5
-        image = crop.resize(crop.crop(image, box), size, config.interpolation)
-        if flips:
+        image = crop.resize(image, len(out), self._preprocess.interpolation)
+        if self._preprocess.flip and rng.random() < 0.5:
             image = cv2.flip(image, 1)
         if self._policy:
             image = self._policy(image, rng)
         if self._augment.erase_probability:
-            image = augment.erase(image, self._augment, config.mean, rng)
+            image = augment.erase(image, self._augment, self._preprocess.mean, rng)
         out[:] = image
 
 
@@ -168,9 +181,9 @@ class EvalImages:
             out[:] = 0
             return 0, False
         record = read(self._source, position)
-        image = decode(self._source, position, record["image"])
-        box = crop.central_box(*image.shape[:2], len(out), self._config.crop_padding)
-        out[:] = crop.resize(crop.crop(image, box), len(out), self._config.interpolation)
+        box = functools.partial(crop.central_box, size=len(out), padding=self._config.crop_padding)
+        image = decode(self._source, position, record["image"], box)
+        out[:] = crop.resize(image, len(out), self._config.interpolation)
         return record["label"], True
 
 

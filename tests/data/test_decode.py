@@ -5,8 +5,11 @@ import io
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn.datasets import load_sample_image
 
-from effnet_jax.data.decode import decode_image
+from effnet_jax.data import turbojpeg
+from effnet_jax.data.crop import crop, random_box
+from effnet_jax.data.decode import decode_box, decode_image
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (13, 17, 3), np.uint8)
 
@@ -45,3 +48,55 @@ def test_damaged_images_are_refused(kind):
     for damaged in (data[: len(data) // 2], b"", b"no image at all"):
         with pytest.raises(ValueError, match=r"\w"):
             decode_image(damaged)
+
+
+def photograph(height: int, width: int) -> Image.Image:
+    """Of scikit-learn: a flower, scaled."""
+    return Image.fromarray(load_sample_image("flower.jpg")).resize((width, height))
+
+
+JPEGS = {
+    "4:4:4": {"subsampling": 0},
+    "4:2:2": {"subsampling": 1},
+    "4:2:0": {"subsampling": 2},
+    "4:1:1": {"subsampling": "4:1:1"},
+    "progressive": {"progressive": True},
+    "grey": {"mode": "L"},
+    "CMYK": {"mode": "CMYK"},
+}
+
+
+@pytest.mark.parametrize("library", ["turbojpeg", "none"])
+@pytest.mark.parametrize("kind", JPEGS)
+def test_a_box_is_the_crop_of_the_whole(kind, library, monkeypatch):
+    if library == "none":
+        monkeypatch.setattr(turbojpeg, "library", lambda: None)
+    options = dict(JPEGS[kind])
+    image = photograph(241, 317).convert(options.pop("mode", "RGB"))
+    data = encode(image, "JPEG", quality=85, **options)
+    whole = decode_image(data)
+    assert whole.shape == (241, 317, 3)
+    rng = np.random.default_rng(0)
+    random = [random_box(241, 317, (0.01, 1), (3 / 4, 4 / 3), rng, 0.0) for _ in range(40)]
+    for box in [*random, (0, 0, 241, 317), (0, 0, 1, 1), (240, 316, 1, 1), (17, 33, 8, 16)]:
+        asked = []
+
+        def choose(height, width, asked=asked, box=box):
+            asked.append((height, width))
+            return box
+
+        np.testing.assert_array_equal(decode_box(data, choose), crop(whole, box))
+        assert asked == [(241, 317)]  # Just once: it draws random numbers.
+
+
+def test_boxes_are_decoded_alone_by_libturbojpeg():
+    """The development requirements have the library; without it the test above shows nothing."""
+    data = encode(photograph(200, 300), "JPEG", quality=85)
+    assert turbojpeg.decode_box(data, lambda height, width: (10, 20, 30, 40)).shape == (30, 40, 3)
+
+
+def test_a_truncated_file_is_found_whatever_the_box():
+    data = encode(photograph(200, 300), "JPEG", quality=85)
+    for kept in (0.5, 0.9, 0.999):
+        with pytest.raises(ValueError, match=r"\w"):
+            decode_box(data[: int(len(data) * kept)], lambda height, width: (0, 0, 8, 8))
