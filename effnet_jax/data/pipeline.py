@@ -23,7 +23,7 @@ from effnet_jax.errors import UserError, check_choice
 Batch = dict[str, np.ndarray]
 
 
-def _decode(source: Source, index: int) -> tuple[np.ndarray, int]:
+def _decode(source: Source, index: int) -> tuple[np.ndarray, int | np.ndarray]:
     try:
         record = source[index]
         return decode_image(record["image"]), record["label"]
@@ -116,12 +116,14 @@ def eval_dataset(
     """This host's part of every evaluation batch, each record once, in order.
 
     The last batch is filled up with black images whose mask is 0, so that every host runs the same
-    number of steps and every record counts. Arguments and batches as for `train_dataset`.
+    number of steps and every record counts. Arguments and batches as for `train_dataset`, but where
+    the source has sets of labels, label is int32 [B / hosts, MOST_LABELS].
     """
 
     def load(index: int) -> dict[str, Any]:
         if index >= len(source):
-            image, label = np.zeros((resolution, resolution, 3), np.uint8), 0
+            image = np.zeros((resolution, resolution, 3), np.uint8)
+            label = source[0]["label"]  # For its shape.
         else:
             image, label = _decode(source, index)
             box = crop.central_box(*image.shape[:2], resolution, config.crop_padding)
