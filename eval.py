@@ -1,8 +1,8 @@
 """Evaluates a workdir: python eval.py --workdir=DIR [--data=SET] [--step=N] [--weights=ema|raw].
 
-Without --data it is the evaluation split that the run had. SET is a file of configs/evaluation, as in
+Without --data that is on the split that the run was evaluated on. SET is in configs/evaluation:
 --data=imagenet_a, --data=imagenet_v2:topimages or --data=configs/evaluation/imagenet_a.py.
-Its last line is a JSON object: top1, top5, loss, count, step, weights; of imagenet_c mce, top1, error.
+Its last line is a JSON object: top1, top5, loss, count, step, weights; of imagenet_c mce as well.
 """
 
 import json

@@ -157,7 +157,7 @@ def open_sources(config: ConfigDict, parts: Sequence[str]) -> dict[str, Source]:
         name, error = next(iter(errors.items()))
         raise UserError(
             f"{len(errors)} of {len(parts)} data sets can't be read: {', '.join(errors)}. "
-            f"The first: {error}\n(without {name.rpartition('/')[2]!r}, all of them)"
+            f"The first: {error}\nWithout '/{name.rpartition('/')[2]}' it prepares all of them."
         )
     for error in errors.values():
         raise error
@@ -203,8 +203,9 @@ def evaluate_workdir(
     name, split = config.data.name, config.data.eval_split
     parts = [f"{corruption}_{level}" for corruption in corruptions for level in severities]
     found = open_sources(config.data, parts)
+    classes = records.read_classes(workdir)
     for source in found.values():
-        sources.check_classes(source.classes, records.read_classes(workdir), split)
+        sources.check_classes(source.classes, classes, split)
     model = models.build(config.model)
     resolution = model.architecture.resolution
     evaluator = Evaluator(model, config, next(iter(found.values())), resolution, mesh)
@@ -221,7 +222,8 @@ def evaluate_workdir(
 
     results = {}
     for part in list(found):
-        # Taken out, so that its files are closed when it is done: there may be a thousand.
+        # Taken out, so that its files are closed when it is done: all sets together may have more
+        # than a process may open.
         here = evaluator.on(found.pop(part))
         results[part] = {**here(chosen["params"], chosen["batch_stats"]), **run}
         if parts:

@@ -48,7 +48,7 @@ def metric_sums(
 def mean_corruption_error(
     errors: Mapping[str, Sequence[float]], reference: Mapping[str, float]
 ) -> float:
-    """mCE (arXiv 1903.12261, section 4.2): the mean over corruptions of error / reference's error.
+    """mCE (arXiv 1903.12261): the mean over corruptions of error / reference's error.
 
     Args:
       errors: top-1 errors, fractions, of every corruption: one for each severity.

@@ -3,8 +3,8 @@
 Command:   python eval.py --workdir=runs/b0 --data=imagenet_c [--data_dir=DIR]
 Data:      TFDS imagenet2012_corrupted/CORRUPTION_SEVERITY, split validation: 75 x 50,000 images,
            which TFDS makes itself, as JPEG: results on the authors' own files may differ a little.
-           They are of 224 pixels and already cropped, so all of each is taken, as by the authors
-           (github.com/hendrycks/robustness, ImageNet-C/test.py), and scaled to the run's resolution.
+           They are cropped already, to 224 pixels, so all of each is taken, as by the authors
+           (github.com/hendrycks/robustness, ImageNet-C/test.py), and resized for the run.
 Metric:    mCE: for each corruption the top-1 errors over those of AlexNet, both summed over the
            severities; the mean over corruptions. 1.0 is AlexNet's; the paper prints 100. Beside it
            the mean top-1, and the mean error of each corruption. With --csv a row for each of 75.
@@ -13,7 +13,7 @@ Metric:    mCE: for each corruption the top-1 errors over those of AlexNet, both
 from configs.evaluation import evaluation_set
 
 # AlexNet's top-1 errors, means over the severities: github.com/google-research/augmix, imagenet.py;
-# github.com/NVlabs/FAN, utils/mce_utils.py, has the same. The paper's table 1 rounds them.
+# github.com/NVlabs/FAN, utils/mce_utils.py, has the same.
 ALEXNET_ERROR = {
     "gaussian_noise": 0.886428,
     "shot_noise": 0.894468,

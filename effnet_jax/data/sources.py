@@ -1,8 +1,8 @@
 """Where records come from: random access to encoded images and their labels.
 
 A source has `classes` (names by label), `len()`, `source[i] -> {"image": bytes, "label": int}` and
-`describe(i)`, which names a record for a message. Where images have sets of labels, `label` is int32
-[MOST_LABELS], filled up with -1.
+`describe(i)`, which names a record for a message. Where images have sets of labels, `label` is
+int32 [MOST_LABELS], filled up with -1.
 """
 
 import contextlib
@@ -72,9 +72,9 @@ class TfdsSource:
                 f"--dataset_version_dir={builder.data_dir} --out_dir=NEW_DIR"
             )
         features = builder.info.features
-        labels = features[label] if label in features else None
-        labels = getattr(labels, "feature", labels)  # Of a sequence, what it is of.
-        if "image" not in features or not hasattr(labels, "names"):
+        known = {"image", label} <= set(features)
+        labels = getattr(features[label], "feature", features[label]) if known else None
+        if not hasattr(labels, "names"):
             raise UserError(
                 f"data set {name!r} has the features {', '.join(features)}; needed are 'image' "
                 f"and a class {label!r} (config.data.label), or a sequence of them"
