@@ -7,7 +7,7 @@ STUDY ?= runs/study
 SCALING := results/scaling_study/scaling.json
 BIN := .venv/bin
 
-.PHONY: train test lint format benchmark study study-small clean
+.PHONY: train test lint format benchmark benchmark-data study study-small clean
 
 train: .venv/ready
 	$(BIN)/python train.py --config=configs/digits.py --workdir=$(WORKDIR)
@@ -44,6 +44,23 @@ study: .venv/ready
 benchmark: .venv/ready
 	$(BIN)/python -m effnet_jax.tools.benchmark model --csv=results/benchmark_model.csv
 
+# The input pipeline beside tf.data and PyTorch, which have an environment of their own.
+benchmark-data: .venv/ready runs/photos/ready
+	$(BIN)/python -m benchmarks.compare_data --photos=runs/photos \
+		--peers_python=.venv-benchmarks/bin/python --csv=results/data_comparison.csv
+
+runs/photos/ready: .venv-benchmarks/ready benchmarks/make_photos.py
+	rm -rf runs/photos
+	.venv-benchmarks/bin/python benchmarks/make_photos.py runs/photos
+	touch $@
+
+.venv-benchmarks/ready: benchmarks/requirements.txt
+	$(PYTHON) -m venv .venv-benchmarks
+	.venv-benchmarks/bin/python -m pip install --quiet --upgrade pip
+	.venv-benchmarks/bin/python -m pip install --quiet \
+		--extra-index-url=https://download.pytorch.org/whl/cpu -r benchmarks/requirements.txt
+	touch $@
+
 .venv/ready: requirements.txt requirements-dev.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
@@ -51,4 +68,4 @@ benchmark: .venv/ready
 	touch $@
 
 clean:
-	rm -rf .venv .pytest_cache .ruff_cache
+	rm -rf .venv .venv-benchmarks .pytest_cache .ruff_cache

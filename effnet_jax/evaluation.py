@@ -82,14 +82,8 @@ class Evaluator:
 
     def _read(self, source: Source) -> None:
         self._examples = len(source)
-        self._dataset = pipeline.eval_dataset(
-            source,
-            self._config.preprocess,
-            self._resolution,
-            self._config.eval_batch_size,
-            jax.process_index(),
-            jax.process_count(),
-        )
+        host, hosts = jax.process_index(), jax.process_count()
+        self._batches = pipeline.eval_batches(source, self._config, self._resolution, host, hosts)
 
     def on(self, source: Source) -> "Evaluator":
         """The same evaluation of another split with the same classes, not compiled again."""
@@ -113,7 +107,7 @@ class Evaluator:
           should_stop: asked at every batch; where it says so the result is None.
         """
         totals = collections.defaultdict(float)
-        for batch in pipeline.read_ahead(self._dataset, self._config.data):
+        for batch in self._batches.read_ahead(self._config.data):
             if should_stop():
                 return None
             sums = self._step(params, batch_stats, parallel.put_batch(batch, self._mesh))

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from effnet_jax.loss import cross_entropy
+from effnet_jax.loss import cross_entropy, smooth_targets
 
 
 def metric_sums(
@@ -41,7 +41,8 @@ def metric_sums(
         "images": mask.sum(),
     }
     if labels.ndim == 1:
-        sums["loss"] = (cross_entropy(logits, labels) * mask).sum()
+        targets = smooth_targets(labels, logits.shape[-1])
+        sums["loss"] = (cross_entropy(logits, targets) * mask).sum()
     return sums
 
 

@@ -1,0 +1,167 @@
+"""The tf.data peer: the reference's training images, with its AutoAugment in TensorFlow 2."""
+
+import argparse
+import math
+import os
+from collections.abc import Callable
+
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
+
+import tensorflow as tf
+
+from benchmarks import measure
+
+
+def blend(first: tf.Tensor, second: tf.Tensor, factor: float) -> tf.Tensor:
+    """The first image at factor 0, the second at 1, and beyond."""
+    first, second = tf.cast(first, tf.float32), tf.cast(second, tf.float32)
+    return tf.cast(tf.clip_by_value(first + factor * (second - first), 0, 255), tf.uint8)
+
+
+def transform(image: tf.Tensor, *matrix: float | tf.Tensor) -> tf.Tensor:
+    """The image by the first six coefficients of a projection, to the nearest pixel."""
+    return tf.raw_ops.ImageProjectiveTransformV3(
+        images=image[None],
+        transforms=tf.stack([tf.cast(value, tf.float32) for value in (*matrix, 0, 0)])[None],
+        output_shape=[measure.RESOLUTION] * 2,
+        fill_value=float(measure.FILL),
+        interpolation="NEAREST",
+        fill_mode="CONSTANT",
+    )[0]
+
+
+def rotate(image: tf.Tensor, degrees: tf.Tensor) -> tf.Tensor:
+    radians = degrees * (math.pi / 180)
+    cos, sin, middle = tf.cos(radians), tf.sin(radians), (measure.RESOLUTION - 1) / 2
+    x, y = middle - cos * middle + sin * middle, middle - sin * middle - cos * middle
+    return transform(image, cos, -sin, x, sin, cos, y)
+
+
+def look_up(image: tf.Tensor, tables: tf.Tensor) -> tf.Tensor:
+    """Every channel by its own table, of [3, 256]."""
+    flat = tf.cast(image, tf.int32) + tf.constant([0, 256, 512])
+    return tf.gather(tf.reshape(tf.cast(tables, tf.uint8), [-1]), flat)
+
+
+def equalize(image: tf.Tensor) -> tf.Tensor:
+    # The histograms of all channels at once: faster than the reference's three.
+    flat = tf.reshape(tf.cast(image, tf.int32) + tf.constant([0, 256, 512]), [-1])
+    histograms = tf.reshape(tf.math.bincount(flat, minlength=768, maxlength=768), [3, 256])
+    total = tf.reduce_sum(histograms, 1, keepdims=True)
+    highest = tf.cast(tf.reduce_max(image, [0, 1]), tf.int32)
+    last = tf.gather(histograms, highest[:, None], batch_dims=1)
+    step = (total - last) // 255
+    table = (tf.cumsum(histograms, 1, exclusive=True) + step // 2) // tf.maximum(step, 1)
+    table = tf.where(step == 0, tf.range(256), tf.clip_by_value(table, 0, 255))
+    return look_up(image, table)
+
+
+def autocontrast(image: tf.Tensor) -> tf.Tensor:
+    low = tf.cast(tf.reduce_min(image, [0, 1]), tf.float32)[:, None]
+    high = tf.cast(tf.reduce_max(image, [0, 1]), tf.float32)[:, None]
+    values = tf.range(256, dtype=tf.float32)
+    stretched = (values - low) * 255 / tf.maximum(high - low, 1)
+    return look_up(image, tf.where(high > low, tf.clip_by_value(stretched, 0, 255), values))
+
+
+def color(image: tf.Tensor, factor: float) -> tf.Tensor:
+    return blend(tf.image.rgb_to_grayscale(image), image, factor)
+
+
+def posterize(image: tf.Tensor, bits: int) -> tf.Tensor:
+    return tf.bitwise.bitwise_and(image, tf.constant(256 - 2 ** (8 - bits), tf.uint8))
+
+
+def solarize(image: tf.Tensor, threshold: int) -> tf.Tensor:
+    return image if threshold > 255 else tf.where(image < threshold, image, 255 - image)
+
+
+def solarize_add(image: tf.Tensor, addition: int) -> tf.Tensor:
+    # No sum of these leaves uint8: what is added to is below 128.
+    return tf.where(image < 128, image + addition, image)
+
+
+# Each takes the image and what `measure.LEVELS` makes of the level.
+OPERATIONS = {
+    "AutoContrast": lambda image, _: autocontrast(image),
+    "Equalize": lambda image, _: equalize(image),
+    "Invert": lambda image, _: 255 - image,
+    "Posterize": posterize,
+    "Solarize": solarize,
+    "SolarizeAdd": solarize_add,
+    "Color": color,
+    "Rotate": rotate,
+    "ShearX": lambda image, shear: transform(image, 1, shear, 0, 0, 1, 0),
+    "ShearY": lambda image, shear: transform(image, 1, 0, 0, shear, 1, 0),
+    "TranslateY": lambda image, pixels: transform(image, 1, 0, 0, 0, 1, pixels),
+}
+SIGNED = ("Rotate", "ShearX", "ShearY", "TranslateY")
+
+
+def apply(image: tf.Tensor, name: str, probability: float, level: float) -> tf.Tensor:
+    """The operation, or the image as it is."""
+
+    def changed() -> tf.Tensor:
+        argument = measure.LEVELS[name](level) if name in measure.LEVELS else None
+        if name in SIGNED:
+            argument *= tf.where(tf.random.uniform([]) < 0.5, -1.0, 1.0)
+        return OPERATIONS[name](image, argument)
+
+    return tf.cond(tf.random.uniform([]) < probability, changed, lambda: image)
+
+
+def autoaugment(image: tf.Tensor) -> tf.Tensor:
+    """One of the 25 pairs of operations."""
+
+    def branch(pair: tuple) -> Callable[[], tf.Tensor]:
+        return lambda: apply(apply(image, *pair[0]), *pair[1])
+
+    # One switch, where the reference asks 25 conditions one after another.
+    chosen = tf.random.uniform([], maxval=len(measure.AUTOAUGMENT), dtype=tf.int32)
+    return tf.switch_case(chosen, [branch(pair) for pair in measure.AUTOAUGMENT])
+
+
+def load(record: tf.Tensor, augment: bool) -> tf.Tensor:
+    """A training image, uint8 [RESOLUTION, RESOLUTION, 3], from a TFRecord."""
+    features = {"image": tf.io.FixedLenFeature([], tf.string)}
+    data = tf.io.parse_single_example(record, features)["image"]
+    shape = tf.image.extract_jpeg_shape(data)
+    begin, size, _ = tf.image.sample_distorted_bounding_box(
+        shape,
+        bounding_boxes=tf.constant([[[0.0, 0.0, 1.0, 1.0]]]),
+        min_object_covered=0.1,
+        aspect_ratio_range=measure.CROP_ASPECT,
+        area_range=measure.CROP_AREA,
+        max_attempts=measure.CROP_ATTEMPTS,
+        use_image_if_no_bounding_boxes=True,
+    )
+    box = tf.stack([begin[0], begin[1], size[0], size[1]])
+    # Where no attempt fitted, the box is the whole image, and the central square is taken.
+    side = tf.cast(0.875 * tf.cast(tf.minimum(shape[0], shape[1]), tf.float32), tf.int32)
+    central = tf.stack([(shape[0] - side + 1) // 2, (shape[1] - side + 1) // 2, side, side])
+    box = tf.where(tf.reduce_all(size[:2] == shape[:2]), central, box)
+    image = tf.image.decode_and_crop_jpeg(data, box, channels=3)
+    image = tf.compat.v1.image.resize_bicubic(image[None], [measure.RESOLUTION] * 2)[0]
+    image = tf.cast(tf.clip_by_value(image, 0, 255), tf.uint8)
+    image = tf.image.random_flip_left_right(image)
+    image.set_shape([measure.RESOLUTION, measure.RESOLUTION, 3])
+    return autoaugment(image) if augment else image
+
+
+def batches(args: argparse.Namespace) -> tf.data.Dataset:
+    options = tf.data.Options()
+    options.threading.private_threadpool_size = args.threads
+    options.threading.max_intra_op_parallelism = 1
+    options.deterministic = False
+    dataset = tf.data.TFRecordDataset(os.path.join(args.photos, "train.tfrecord"))
+    dataset = dataset.repeat().shuffle(512)
+    dataset = dataset.map(
+        lambda record: load(record, args.policy == "autoaugment"), tf.data.AUTOTUNE
+    )
+    dataset = dataset.batch(measure.BATCH_SIZE, drop_remainder=True)
+    return dataset.prefetch(tf.data.AUTOTUNE).with_options(options)
+
+
+if __name__ == "__main__":
+    flags = measure.flags()
+    measure.report(batches(flags), flags, f"tensorflow {tf.__version__}")
