@@ -21,7 +21,7 @@ from effnet_jax import models, records
 from effnet_jax.checkpoint import Checkpoints
 from effnet_jax.data import sources
 from effnet_jax.errors import UserError
-from effnet_jax.evaluation import evaluate_workdir, load_evaluation_set
+from effnet_jax.evaluation import choose_classes, evaluate_workdir, load_evaluation_set
 from effnet_jax.models.layers import normalize_images
 from effnet_jax.training import loop
 from effnet_jax.training.state import abstract_state
@@ -260,3 +260,10 @@ def test_sets_of_labels_are_not_trained_on(tmp_path, tiny):
     tiny.data.update({"data_dir": str(tmp_path), "train_split": "test", "eval_split": "test"})
     with pytest.raises(UserError, match=r"'labels' is a set of labels .* not trained on"):
         loop.train_and_evaluate(tiny, str(tmp_path / "workdir"))
+
+
+def test_classes_that_the_data_lacks_are_told():
+    assert choose_classes((), ("cat", "dog"), None) is None
+    assert choose_classes(("dog",), ("cat", "dog"), 3).tolist() == [False, True, False]
+    with pytest.raises(UserError, match="names 1 classes that are none of the data's 2: cow"):
+        choose_classes(("cow", "dog"), ("cat", "dog"), None)
