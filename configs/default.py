@@ -64,6 +64,9 @@ def get_config(model: str = "b0") -> ConfigDict:
     config.data.data_dir = config_dict.placeholder(str)  # None: TFDS's own default.
     config.data.train_split = "train"  # TFDS split, or folder under data_dir.
     config.data.eval_split = "validation"
+    # The TFDS feature that is the class; for evaluation alone also a sequence of right classes.
+    config.data.label = "label"
+    config.data.eval_classes = ()  # The classes, by name, that evaluation chooses from; (): all.
     config.data.holdout = 0.1  # Folder without splits: fraction of each class kept for evaluation.
     config.data.check_images = 1000  # Images of each split decoded before the first step; 0: none.
     config.data.on_corrupt = "stop"  # A training image that can't be read: stop, or skip it.

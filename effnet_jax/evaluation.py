@@ -1,7 +1,10 @@
 """One evaluation for the training loop and for eval.py: exact over every record."""
 
+import collections
+import copy
 import pathlib
-from collections.abc import Callable
+import statistics
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -10,35 +13,54 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from effnet_jax import models, parallel, records
+from effnet_jax import models, named, parallel, records
 from effnet_jax.checkpoint import Checkpoints
 from effnet_jax.data import pipeline, sources
 from effnet_jax.data.sources import Source
 from effnet_jax.errors import UserError
-from effnet_jax.loss import cross_entropy, smooth_targets
+from effnet_jax.metrics import mean_corruption_error, metric_sums
 from effnet_jax.models.layers import normalize_images
 
 PyTree = Any
 Metrics = dict[str, float | int]
 
 
-def make_eval_step(model: nn.Module, preprocess: ConfigDict) -> Callable[..., dict[str, jax.Array]]:
-    """`(params, batch_stats, batch) -> sums` of top1, top5, loss and count over the unmasked."""
+def make_eval_step(
+    model: nn.Module, preprocess: ConfigDict, choices: np.ndarray | None = None
+) -> Callable[..., dict[str, jax.Array]]:
+    """`(params, batch_stats, batch) -> sums`, those of `metrics.metric_sums`."""
 
     def eval_step(params: PyTree, batch_stats: PyTree, batch: dict[str, jax.Array]):
         images = normalize_images(batch["image"], preprocess.mean, preprocess.std)
         logits, _ = model.apply({"params": params, "batch_stats": batch_stats}, images, train=False)
-        labels, mask = batch["label"], batch["mask"]
-        best = jax.lax.top_k(logits, min(5, logits.shape[-1]))[1]
-        hits = best == labels[:, None]
-        return {
-            "top1": (hits[:, 0] * mask).sum(),
-            "top5": (hits.any(-1) * mask).sum(),
-            "loss": (cross_entropy(logits, smooth_targets(labels, logits.shape[-1])) * mask).sum(),
-            "count": mask.sum(),
-        }
+        return metric_sums(logits, batch["label"], batch["mask"], choices)
 
     return eval_step
+
+
+def choose_classes(
+    names: Sequence[str], classes: tuple[str, ...], outputs: int | None
+) -> np.ndarray | None:
+    """Which of a model's outputs are among the classes named.
+
+    Args:
+      names: `config.data.eval_classes`; none are all.
+      classes: of the data, by label.
+      outputs: of the model; None: as many as there are classes.
+
+    Returns:
+      bool [outputs], or None for all.
+    """
+    if not names:
+        return None
+    if missing := sorted(set(names) - set(classes)):
+        raise UserError(
+            f"config.data.eval_classes names {len(missing)} classes that are none of the data's "
+            f"{len(classes)}: {', '.join(missing[:5])}"
+        )
+    chosen = np.zeros(outputs or len(classes), bool)
+    chosen[[classes.index(name) for name in names]] = True
+    return chosen
 
 
 class Evaluator:
@@ -48,14 +70,26 @@ class Evaluator:
         self, model: nn.Module, config: ConfigDict, source: Source, resolution: int, mesh: Mesh
     ):
         parallel.check_batch("eval_batch_size", config.eval_batch_size, mesh)
-        self._examples = len(source)
+        self._config = config
+        self._resolution = resolution
         self._mesh = mesh
-        self._data = config.data
-        host, hosts = jax.process_index(), jax.process_count()
-        self._batches = pipeline.eval_batches(source, config, resolution, host, hosts)
+        choices = choose_classes(config.data.eval_classes, source.classes, config.model.num_classes)
         self._step = jax.jit(
-            make_eval_step(model, config.preprocess), out_shardings=parallel.replicated(mesh)
+            make_eval_step(model, config.preprocess, choices),
+            out_shardings=parallel.replicated(mesh),
         )
+        self._read(source)
+
+    def _read(self, source: Source) -> None:
+        self._examples = len(source)
+        host, hosts = jax.process_index(), jax.process_count()
+        self._batches = pipeline.eval_batches(source, self._config, self._resolution, host, hosts)
+
+    def on(self, source: Source) -> "Evaluator":
+        """The same evaluation of another split with the same classes, not compiled again."""
+        other = copy.copy(self)
+        other._read(source)
+        return other
 
     def __call__(
         self,
@@ -65,22 +99,63 @@ class Evaluator:
     ) -> Metrics | None:
         """Top-1 and top-5 as fractions, mean cross-entropy (no smoothing), and the count.
 
+        Where images have sets of labels there is no cross-entropy, and the count is of those that
+        have any.
+
         Args:
           params, batch_stats: the weights.
           should_stop: asked at every batch; where it says so the result is None.
         """
-        totals = {"top1": 0.0, "top5": 0.0, "loss": 0.0, "count": 0.0}
-        for batch in self._batches.read_ahead(self._data):
+        totals = collections.defaultdict(float)
+        for batch in self._batches.read_ahead(self._config.data):
             if should_stop():
                 return None
             sums = self._step(params, batch_stats, parallel.put_batch(batch, self._mesh))
             for key, value in jax.device_get(sums).items():
                 totals[key] += float(np.asarray(value, np.float64))
-        count = round(totals["count"])
-        if count != self._examples:
-            raise AssertionError(f"evaluated {count} of {self._examples} images")
-        means = {key: totals[key] / count for key in ("top1", "top5", "loss")}
+        images, count = round(totals["images"]), round(totals["count"])
+        if images != self._examples:
+            raise AssertionError(f"evaluated {images} of {self._examples} images")
+        if not count:
+            raise UserError(f"none of the {images} images has a label")
+        means = {key: totals[key] / count for key in ("top1", "top5", "loss") if key in totals}
         return {**means, "count": count}
+
+
+def load_evaluation_set(name: str) -> ConfigDict:
+    """A file of configs/evaluation: "NAME", "NAME:ARGUMENT" or "FILE.py:ARGUMENT"."""
+    name, _, argument = name.partition(":")
+    get_config = named.load("evaluation set", "evaluation", name, "get_config")
+    return get_config(*filter(None, [argument]))
+
+
+def open_sources(config: ConfigDict, parts: Sequence[str]) -> dict[str, Source]:
+    """The evaluation splits of a data set, by TFDS name.
+
+    Args:
+      config: `config.data`.
+      parts: TFDS configs of `config.name`; none: the data set itself.
+
+    Raises:
+      UserError: names all that can't be read, and how the first is mended.
+    """
+    found, errors = {}, {}
+    for name in [f"{config.name}/{part}" for part in parts] or [config.name]:
+        config = config.copy_and_resolve_references()
+        config.name = name
+        try:
+            found[name] = sources.open_source(config, config.eval_split)
+        except UserError as error:
+            errors[name] = error
+    if len(errors) > 1:
+        name, error = next(iter(errors.items()))
+        raise UserError(
+            f"{len(errors)} of {len(parts)} data sets can't be read: {', '.join(errors)}. "
+            f"The first: {error}\nWithout '/{name.rpartition('/')[2]}' it prepares all of them."
+        )
+    for error in errors.values():
+        raise error
+    return found
 
 
 def evaluate_workdir(
@@ -89,53 +164,97 @@ def evaluate_workdir(
     weights: str = "ema",
     data_dir: str | None = None,
     csv: str | None = None,
-) -> dict[str, float | int | str]:
-    """Evaluates a checkpoint on the evaluation split that its run had.
+    data: str | None = None,
+) -> dict[str, Any]:
+    """Evaluates a checkpoint on the evaluation split that its run had, or on another set.
 
     Args:
       workdir: of the run; its config is in it.
       step: which checkpoint; by default the newest that can be read.
       weights: "ema" or "raw".
       data_dir: where the data is, if not where the config says.
-      csv: a file under results/ to add a row to: the result, the model, the run and the machine.
+      csv: a file under results/ to add a row to: the result, the model, the run and the machine. A
+        set of corruptions adds one for each corruption and severity.
+      data: an evaluation set, as for `load_evaluation_set`; it has to have the run's classes.
 
     Returns:
-      top1, top5, loss, count, step, weights.
+      top1, top5, loss, count, step, weights; without the loss where images have sets of labels. Of
+      a set of corruptions: mce, top1 and error (both means; the error by corruption), count, step,
+      weights.
     """
     config = records.read_config(workdir)
+    corruptions, severities = {}, ()
+    if data is not None:
+        chosen = load_evaluation_set(data)
+        if chosen.data.data_dir is None and chosen.data.source == config.data.source:
+            chosen.data.data_dir = config.data.data_dir
+        config.data = chosen.data
+        config.preprocess.update(chosen.preprocess)
+        corruptions, severities = chosen.corruptions, chosen.severities
     if data_dir is not None:
         config.data.data_dir = data_dir
     mesh = parallel.data_mesh()
-    source = sources.open_source(config.data, config.data.eval_split)
-    sources.check_classes(source.classes, records.read_classes(workdir), config.data.eval_split)
+    name, split = config.data.name, config.data.eval_split
+    parts = [f"{corruption}_{level}" for corruption in corruptions for level in severities]
+    found = open_sources(config.data, parts)
+    classes = records.read_classes(workdir)
+    for source in found.values():
+        sources.check_classes(source.classes, classes, split)
     model = models.build(config.model)
     resolution = model.architecture.resolution
-    evaluator = Evaluator(model, config, source, resolution, mesh)
+    evaluator = Evaluator(model, config, next(iter(found.values())), resolution, mesh)
 
     shapes = jax.eval_shape(lambda: models.init_variables(model, resolution, jax.random.key(0)))
-    shapes = {name: shapes[name] for name in ("params", "batch_stats")}
+    shapes = {key: shapes[key] for key in ("params", "batch_stats")}
     wanted = {"step": jax.ShapeDtypeStruct((), np.int32), **shapes, "ema": shapes}
     with Checkpoints(workdir, config.checkpoint, read_only=True) as checkpoints:
         state = checkpoints.restore(wanted, parallel.replicated(mesh), step, records.say)
     if state is None:
         raise UserError(f"no checkpoint in {workdir} yet")
     chosen = state["ema"] if weights == "ema" else state
-    result = evaluator(chosen["params"], chosen["batch_stats"])
-    result = {**result, "step": int(state["step"]), "weights": weights}
-    if csv is not None:
-        scaled = models.coefficients(config.model)
-        row = {
-            "data": f"{config.data.name}/{config.data.eval_split}",
-            "phi": config.model.phi,
-            "width": scaled.width,
-            "depth": scaled.depth,
-            "resolution": scaled.resolution,
-            "parameters": sum(leaf.size for leaf in jax.tree.leaves(shapes["params"])),
-            "batch_size": config.batch_size,
-            "epochs": config.epochs,
-            "seed": config.seed,
-            **result,
-            **records.describe_machine(),
-        }
-        records.append_csv(pathlib.Path(csv), [row])
-    return result
+    run = {"step": int(state["step"]), "weights": weights}
+
+    results = {}
+    for part in list(found):
+        # Taken out, so that its files are closed when it is done: all sets together may have more
+        # than a process may open.
+        here = evaluator.on(found.pop(part))
+        results[part] = {**here(chosen["params"], chosen["batch_stats"]), **run}
+        if parts:
+            records.say(f"{part}: top-1 {results[part]['top1']:.2%}")
+        if csv is not None:
+            size = sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
+            row = _row(config, f"{part}/{split}", size, results[part])
+            records.append_csv(pathlib.Path(csv), [row])
+    if not parts:
+        return results[name]
+    errors = {
+        corruption: [1 - results[f"{name}/{corruption}_{level}"]["top1"] for level in severities]
+        for corruption in corruptions
+    }
+    return {
+        "mce": mean_corruption_error(errors, corruptions),
+        "top1": statistics.fmean(result["top1"] for result in results.values()),
+        "error": {corruption: statistics.fmean(errors[corruption]) for corruption in errors},
+        "count": sum(result["count"] for result in results.values()),
+        **run,
+    }
+
+
+def _row(config: ConfigDict, data: str, parameters: int, result: Metrics) -> dict[str, Any]:
+    """A row of results: the data, the network, the run, the result and the machine."""
+    scaled = models.coefficients(config.model)
+    return {
+        "data": data,
+        "phi": config.model.phi,
+        "width": scaled.width,
+        "depth": scaled.depth,
+        "resolution": scaled.resolution,
+        "parameters": parameters,
+        "batch_size": config.batch_size,
+        "epochs": config.epochs,
+        "seed": config.seed,
+        # The same columns for every set of data.
+        **{key: result.get(key) for key in ("top1", "top5", "loss", "count", "step", "weights")},
+        **records.describe_machine(),
+    }

@@ -39,7 +39,7 @@ def read_config(workdir: str | pathlib.Path) -> ConfigDict:
         raise UserError(f"no run in {workdir}: {path} is missing; is --workdir right?")
     try:
         config = ConfigDict(json.loads(path.read_text()))
-        config.model.base, config.data.source, config.checkpoint.keep_newest  # noqa: B018
+        config.model.base, config.data.eval_classes, config.checkpoint.keep_newest  # noqa: B018
         return config
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise UserError(f"{path} is no config that this program wrote: {error}") from None

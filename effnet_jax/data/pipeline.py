@@ -34,7 +34,7 @@ from effnet_jax.ranges import check_interval
 Batch = dict[str, np.ndarray]
 # Writes the image at a position into `out`, uint8 [size, size, 3]; returns its label, and whether
 # it counts.
-Load = Callable[[int, np.ndarray], tuple[int, bool]]
+Load = Callable[[int, np.ndarray], tuple[int | np.ndarray, bool]]
 
 # Images that one thread makes in a row: few enough for threads to share a batch, enough that
 # handing them over costs nothing.
@@ -77,9 +77,11 @@ def read(source: Source, index: int) -> dict[str, Any]:
     """The record: encoded image and label. Raises UserError that names it."""
     with naming(source, index):
         record = source[index]
-        if not 0 <= record["label"] < len(source.classes):
+        label = record["label"]
+        least = -1 if np.ndim(label) else 0  # -1 fills up a set of labels.
+        if not least <= np.min(label) <= np.max(label) < len(source.classes):
             raise ValueError(
-                f"label {record['label']} is out of range, there are {len(source.classes)} classes"
+                f"label {label} is out of range, there are {len(source.classes)} classes"
             )
         return record
 
@@ -176,10 +178,10 @@ class EvalImages:
     def __init__(self, source: Source, config: ConfigDict):
         self._source, self._config = source, config.preprocess
 
-    def __call__(self, position: int, out: np.ndarray) -> tuple[int, bool]:
+    def __call__(self, position: int, out: np.ndarray) -> tuple[int | np.ndarray, bool]:
         if position >= len(self._source):
             out[:] = 0
-            return 0, False
+            return read(self._source, 0)["label"], False  # For its shape.
         record = read(self._source, position)
         box = functools.partial(crop.central_box, size=len(out), padding=self._config.crop_padding)
         image = decode(self._source, position, record["image"], box)
@@ -196,7 +198,7 @@ class Batches:
     """This host's part of every batch: `batches[step]`, or `batches.read_ahead(...)`.
 
     A batch has image uint8 [B / hosts, resolution, resolution, 3], label int32 and mask float32
-    [B / hosts].
+    [B / hosts]; label is [B / hosts, MOST_LABELS] where the source has sets of labels.
 
     Args:
       load: makes the image at a position.

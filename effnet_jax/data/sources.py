@@ -1,7 +1,8 @@
 """Where records come from: random access to encoded images and their labels.
 
 A source has `classes` (names by label), `len()`, `source[i] -> {"image": bytes, "label": int}` and
-`describe(i)`, which names a record for a message.
+`describe(i)`, which names a record for a message. Where images have sets of labels, `label` is
+int32 [MOST_LABELS], filled up with -1.
 """
 
 import contextlib
@@ -13,12 +14,14 @@ import tempfile
 from collections.abc import Callable
 from typing import Any, Protocol
 
+import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
 from effnet_jax.errors import UserError, check_choice
 
 EXTENSIONS = (".jpg", ".jpeg", ".png")
+MOST_LABELS = 16  # Of an image with a set of them; ImageNet ReaL has 9 at most.
 
 
 class Source(Protocol):
@@ -28,7 +31,7 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> dict[str, bytes | int]: ...
+    def __getitem__(self, index: int) -> dict[str, bytes | int | np.ndarray]: ...
 
     def describe(self, index: int) -> str: ...
 
@@ -42,7 +45,7 @@ def cache_dir() -> pathlib.Path:
 class TfdsSource:
     """A split of a TFDS data set that lies prepared as ArrayRecord; needs no TensorFlow."""
 
-    def __init__(self, name: str, data_dir: str | None, split: str):
+    def __init__(self, name: str, data_dir: str | None, split: str, label: str = "label"):
         import tensorflow_datasets as tfds
 
         default = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
@@ -70,13 +73,15 @@ class TfdsSource:
                 f"--dataset_version_dir={builder.data_dir} --out_dir=NEW_DIR"
             )
         features = builder.info.features
-        if not {"image", "label"} <= set(features) or not hasattr(features["label"], "names"):
+        known = {"image", label} <= set(features)
+        labels = getattr(features[label], "feature", features[label]) if known else None
+        if not hasattr(labels, "names"):
             raise UserError(
                 f"data set {name!r} has the features {', '.join(features)}; needed are 'image' "
-                "and a class 'label'"
+                f"and a class {label!r} (config.data.label), or a sequence of them"
             )
         decoders = {"image": tfds.decode.SkipDecoding()}
-        self.classes = tuple(features["label"].names)
+        self.classes = tuple(labels.names)
         try:
             self._records = builder.as_data_source(split, decoders=decoders)
         except (KeyError, ValueError) as error:
@@ -85,13 +90,19 @@ class TfdsSource:
                 f"{', '.join(sorted(builder.info.splits))} ({str(error).partition(chr(10))[0]})"
             ) from None
         self._name = f"{name}/{split}"
+        self._label = label
 
     def __len__(self) -> int:
         return len(self._records)
 
-    def __getitem__(self, index: int) -> dict[str, bytes | int]:
+    def __getitem__(self, index: int) -> dict[str, bytes | int | np.ndarray]:
         record = self._records[index]
-        return {"image": record["image"], "label": int(record["label"])}
+        label = np.asarray(record[self._label], np.int32)
+        if label.ndim:
+            if len(label) > MOST_LABELS:
+                raise ValueError(f"it has {len(label)} labels, and {MOST_LABELS} are the most")
+            label = np.pad(label, (0, MOST_LABELS - len(label)), constant_values=-1)
+        return {"image": record["image"], "label": label if label.ndim else int(label)}
 
     def describe(self, index: int) -> str:
         return f"record {index} of {self._name}"
@@ -245,7 +256,7 @@ def open_source(config: ConfigDict, split: str) -> Source:
         return Synthetic(1_281_167 if split == config.train_split else 1_000)
     kind = check_choice("config.data.source", config.source, ("tfds", "folder", "digits"))
     if kind == "tfds":
-        source = TfdsSource(config.name, config.data_dir, split)
+        source = TfdsSource(config.name, config.data_dir, split, config.label)
     elif kind == "digits":
         source = digits_source(config.name, config.data_dir, split)
     else:

@@ -1,21 +1,17 @@
 """From an experiment and a sweep to the table of runs, checked before any of them starts."""
 
 import dataclasses
-import importlib.util
-import pathlib
 import re
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from effnet_jax import models, scaling
+from effnet_jax import models, named, scaling
 from effnet_jax.data import sources
 from effnet_jax.errors import UserError, check_choice, near
 from effnet_jax.ranges import check_ranges
 from effnet_jax.training.optimizer import OPTIMIZERS, SCHEDULES
-
-SWEEPS = pathlib.Path(__file__).resolve().parents[2] / "configs" / "sweeps"
 
 
 class Run(NamedTuple):
@@ -53,21 +49,7 @@ class Planned:
 def expand(config: ConfigDict, sweep: str) -> Iterator[Run]:
     """The runs of "NAME", "NAME:ARGUMENT" (a file in configs/sweeps) or "FILE.py:ARGUMENT"."""
     name, _, argument = sweep.partition(":")
-    path = pathlib.Path(name)
-    if path.suffix != ".py":
-        check_choice("sweep", name, [p.stem for p in SWEEPS.glob("[!_]*.py")])
-        path = SWEEPS / f"{name}.py"
-    elif not path.is_file():
-        raise UserError(f"no sweep file {path}")
-    spec = importlib.util.spec_from_file_location(f"sweep_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except (SyntaxError, ImportError) as error:
-        raise UserError(f"can't load sweep file {path}: {error}") from None
-    if not hasattr(module, "get_sweep"):
-        raise UserError(f"sweep file {path} needs a function get_sweep(config, argument)")
-    return module.get_sweep(config, argument)
+    return named.load("sweep", "sweeps", name, "get_sweep")(config, argument)
 
 
 def numbers(argument: str, default: Iterable[float]) -> list[float]:

@@ -107,6 +107,11 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> tuple[TrainState, Sc
     train_source = sources.open_source(config.data, config.data.train_split)
     eval_source = sources.open_source(config.data, config.data.eval_split)
     sources.check_classes(eval_source.classes, train_source.classes, config.data.eval_split)
+    if np.ndim(pipeline.read(train_source, 0)["label"]):
+        raise UserError(
+            f"config.data.label={config.data.label!r} is a set of labels for each image, which can "
+            "be evaluated on and not trained on"
+        )
     config = resolve(config, train_source.classes)
 
     # Model and state: shapes first.

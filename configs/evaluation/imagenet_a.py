@@ -1,0 +1,16 @@
+"""ImageNet-A: natural photographs that a ResNet-50 got wrong (arXiv 1907.07174).
+
+Command:   python eval.py --workdir=runs/b0 --data=imagenet_a [--data_dir=DIR]
+Data:      TFDS imagenet_a, split test: 7,500 images of 200 classes.
+Metric:    top-1 and top-5 among these 200 classes: a network's other outputs are left out, as by
+           the authors (github.com/hendrycks/natural-adv-examples, eval.py at 0777070, where
+           imagenet_a_classes.txt comes from; github.com/LAION-AI/CLIP_benchmark has the same).
+"""
+
+from configs.evaluation import evaluation_set, read_classes
+
+
+def get_config():
+    config = evaluation_set("imagenet_a", "test")
+    config.data.eval_classes = read_classes("imagenet_a_classes.txt")
+    return config

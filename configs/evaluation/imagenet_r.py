@@ -1,0 +1,16 @@
+"""ImageNet-R: art, cartoons, sculptures and other renditions (arXiv 2006.16241).
+
+Command:   python eval.py --workdir=runs/b0 --data=imagenet_r [--data_dir=DIR]
+Data:      TFDS imagenet_r, split test: 30,000 images of 200 classes, not ImageNet-A's.
+Metric:    top-1 and top-5 among these 200 classes: a network's other outputs are left out, as by
+           the authors (github.com/hendrycks/imagenet-r, eval.py at 3131cac, where
+           imagenet_r_classes.txt comes from; github.com/LAION-AI/CLIP_benchmark has the same).
+"""
+
+from configs.evaluation import evaluation_set, read_classes
+
+
+def get_config():
+    config = evaluation_set("imagenet_r", "test")
+    config.data.eval_classes = read_classes("imagenet_r_classes.txt")
+    return config

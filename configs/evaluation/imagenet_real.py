@@ -1,0 +1,15 @@
+"""ImageNet's validation images with labels reassessed ("ReaL"): a set for each (arXiv 2006.07159).
+
+Command:   python eval.py --workdir=runs/b0 --data=imagenet_real [--data_dir=DIR]
+Data:      TFDS imagenet2012_real, split validation: 50,000 images, 46,837 of them with a label.
+Metric:    top-1: the prediction is any of the image's labels; top-5: one of the five best is.
+           Images without a label are left out. There is no loss.
+"""
+
+from configs.evaluation import evaluation_set
+
+
+def get_config():
+    config = evaluation_set("imagenet2012_real", "validation")
+    config.data.label = "real_label"
+    return config

@@ -1,0 +1,12 @@
+"""ImageNet-Sketch: black and white drawings, about 50 of each class (arXiv 1905.13549).
+
+Command:   python eval.py --workdir=runs/b0 --data=imagenet_sketch [--data_dir=DIR]
+Data:      TFDS imagenet_sketch, split test: 50,889 images.
+Metric:    top-1 and top-5.
+"""
+
+from configs.evaluation import evaluation_set
+
+
+def get_config():
+    return evaluation_set("imagenet_sketch", "test")

@@ -1,0 +1,269 @@
+"""The evaluation sets of configs/evaluation, on made-up data in the form that TFDS gives them."""
+
+import csv
+import io
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from conftest import ROOT, TINY
+from PIL import Image
+
+from configs import digits
+from configs.evaluation import read_classes
+from effnet_jax import models, records
+from effnet_jax.checkpoint import Checkpoints
+from effnet_jax.data import sources
+from effnet_jax.errors import UserError
+from effnet_jax.evaluation import choose_classes, evaluate_workdir, load_evaluation_set
+from effnet_jax.models.layers import normalize_images
+from effnet_jax.training import loop
+from effnet_jax.training.state import abstract_state
+
+WNIDS = tfds.core.tfds_path("datasets/imagenet2012/labels.txt").read_text().split()
+COUNT = 20  # Images; the last of three batches is half empty.
+
+
+def write_set(data_dir, name, split, images, labels, config=None, feature="label"):
+    """A TFDS data set of PNG images and ImageNet's classes; labels are numbers or lists of them."""
+    label = tfds.features.ClassLabel(names=WNIDS)
+    if isinstance(labels[0], list):
+        label = tfds.features.Sequence(label)
+    set_name = name
+
+    class Set(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        name = set_name
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            features = {"image": tfds.features.Image(encoding_format="png"), feature: label}
+            return tfds.core.DatasetInfo(
+                builder=self, features=tfds.features.FeaturesDict(features)
+            )
+
+        def _split_generators(self, dl_manager):
+            return {split: self._generate_examples()}
+
+        def _generate_examples(self):
+            for index, image in enumerate(images):
+                buffer = io.BytesIO()
+                Image.fromarray(image).save(buffer, "PNG")
+                yield index, {"image": buffer.getvalue(), feature: labels[index]}
+
+    if config is not None:
+        config = tfds.core.BuilderConfig(name=config, version="1.0.0")
+    builder = Set(data_dir=data_dir, file_format="array_record", config=config)
+    builder.download_and_prepare()
+
+
+def images_and_logits(model, variables):
+    images = np.random.default_rng(0).integers(0, 256, (COUNT, 16, 16, 3), np.uint8)
+    config = digits.get_config().preprocess
+
+    @jax.jit
+    def apply(images):
+        normalized = normalize_images(images, config.mean, config.std)
+        return model.apply(variables, normalized, train=False)[0]
+
+    return images, np.asarray(apply(images))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A workdir of an untrained network of 1000 classes, without its data; images; their logits."""
+    workdir = tmp_path_factory.mktemp("run")
+    config = digits.get_config(TINY)
+    config.eval_batch_size = 8
+    config.data.source, config.data.name = "tfds", "imagenet2012"
+    config.model.zero_classifier = False
+    config = loop.resolve(config, tuple(WNIDS))
+    rng = np.random.default_rng(1)
+
+    def fill(shape):
+        """Random values that keep activations in range; drawn here, since compiling costs more."""
+        if len(shape.shape) < 2:
+            return rng.uniform(0.5, 1.5, shape.shape).astype(shape.dtype)
+        return (rng.normal(size=shape.shape) / np.prod(shape.shape[:-1]) ** 0.5).astype(shape.dtype)
+
+    state = jax.tree.map(fill, abstract_state(config, 64)[2])
+    weights = {"params": state.params, "batch_stats": state.batch_stats}
+    state = state.replace(step=np.int32(0), ema=weights)
+    with Checkpoints(workdir, config.checkpoint) as checkpoints:
+        checkpoints.save(0, state, {"ema_top1": 0.0})
+    writer = records.Records(workdir, config, tuple(WNIDS))
+    writer.open(0)
+    writer.close()
+    return str(workdir), *images_and_logits(models.build(config.model), weights)
+
+
+def shifted(best, classes, wrong):
+    """Labels that are `best`, but for the images in `wrong` another of `classes`."""
+    following = dict(zip(classes, np.roll(classes, -1), strict=True))
+    return [int(following[b] if i in wrong else b) for i, b in enumerate(best)]
+
+
+def test_imagenet_a_chooses_among_its_200_classes(run, tmp_path):
+    workdir, images, logits = run
+    chosen = np.array([WNIDS.index(name) for name in read_classes("imagenet_a_classes.txt")])
+    best = chosen[logits[:, chosen].argmax(1)]
+    # Or the test would not tell the rule from that of all classes.
+    assert (best != logits.argmax(1)).sum() > COUNT // 2
+    labels = shifted(best, chosen, range(5))
+    write_set(tmp_path, "imagenet_a", "test", images, labels)
+    table = tmp_path / "rows.csv"
+    result = evaluate_workdir(workdir, data="imagenet_a", data_dir=str(tmp_path), csv=str(table))
+    assert result["top1"] == 15 / 20 and result["count"] == COUNT
+    ranks = (logits[:, chosen] > logits[np.arange(COUNT), labels][:, None]).sum(1)
+    assert result["top5"] == pytest.approx((ranks < 5).mean())
+    log_sum = np.log(np.exp(logits[:, chosen]).sum(1))
+    loss = (log_sum - logits[np.arange(COUNT), labels]).mean()
+    assert result["loss"] == pytest.approx(loss, rel=1e-4)
+    with open(table, newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert row["data"] == "imagenet_a/test" and row["top1"] == "0.75"
+
+
+def test_imagenet_real_takes_any_label_and_leaves_out_images_without(run, tmp_path):
+    workdir, images, logits = run
+    order = np.argsort(-logits, axis=1)
+    labels = [[] for _ in range(4)]
+    labels += [[int(order[i, 900]), int(order[i, 0])] for i in range(4, 8)]
+    labels += [[int(order[i, 4]), int(order[i, 5]), int(order[i, 600])] for i in range(8, 10)]
+    labels += [[int(order[i, 5])] for i in range(10, COUNT)]
+    name = "imagenet2012_real"
+    write_set(tmp_path, name, "validation", images, labels, feature="real_label")
+    result = evaluate_workdir(workdir, data="imagenet_real", data_dir=str(tmp_path))
+    assert result == {"top1": 4 / 16, "top5": 6 / 16, "count": 16, "step": 0, "weights": "ema"}
+
+
+def test_imagenet_c_is_relative_to_the_reference_and_takes_whole_images(run, tmp_path):
+    trained, images, logits = run
+    workdir = shutil.copytree(trained, tmp_path / "cropping")
+    config = json.loads((workdir / "config.json").read_text())
+    config["preprocess"]["crop_padding"] = 16
+    (workdir / "config.json").write_text(json.dumps(config))
+    path = tmp_path / "few_corruptions.py"
+    path.write_text(
+        "from configs.evaluation import imagenet_c\n\n\n"
+        "def get_config():\n"
+        "    config = imagenet_c.get_config()\n"
+        "    with config.unlocked():\n"
+        "        config.corruptions = {'fog': 0.5, 'snow': 0.25}\n"
+        "    config.severities = (1, 2)\n"
+        "    return config\n"
+    )
+    best = logits.argmax(1)
+    wrong = {"fog_1": 4, "fog_2": 6, "snow_1": 0, "snow_2": 10}
+    name = "imagenet2012_corrupted"
+    for part in list(wrong)[:2]:
+        labels = shifted(best, range(1000), range(wrong[part]))
+        write_set(tmp_path, name, "validation", images, labels, config=part)
+    with pytest.raises(UserError) as error:
+        evaluate_workdir(workdir, data=str(path), data_dir=str(tmp_path))
+    message = str(error.value)
+    assert f"2 of 4 data sets can't be read: {name}/snow_1, {name}/snow_2." in message
+    assert f"tfds build {name}/snow_1 --data_dir={tmp_path} --file_format=array_record" in message
+    for part in list(wrong)[2:]:
+        labels = shifted(best, range(1000), range(wrong[part]))
+        write_set(tmp_path, name, "validation", images, labels, config=part)
+
+    table = tmp_path / "rows.csv"
+    result = evaluate_workdir(workdir, data=str(path), data_dir=str(tmp_path), csv=str(table))
+    # fog: (0.2 + 0.3) / (2 * 0.5); snow: (0.0 + 0.5) / (2 * 0.25).
+    assert result["mce"] == pytest.approx((0.5 + 1.0) / 2)
+    assert result["error"] == pytest.approx({"fog": 0.25, "snow": 0.25})
+    assert result["top1"] == pytest.approx(0.75)
+    assert (result["count"], result["step"], result["weights"]) == (4 * COUNT, 0, "ema")
+    with open(table, newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["data"] for row in rows] == [f"{name}/{part}/validation" for part in wrong]
+    assert [float(row["top1"]) for row in rows] == [0.8, 0.7, 1.0, 0.5]
+
+
+def test_a_set_is_looked_for_where_the_runs_data_was(run, tmp_path):
+    workdir, _, _ = run
+    config = json.loads(pathlib.Path(workdir, "config.json").read_text())
+    config["data"]["data_dir"] = str(tmp_path / "tfds")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError) as error:
+        evaluate_workdir(str(tmp_path), data="imagenet_r")
+    assert f"no directory {tmp_path}/tfds " in str(error.value)
+    assert f"tfds build imagenet_r --data_dir={tmp_path}/tfds" in str(error.value)
+
+
+def test_a_run_with_other_classes_is_refused(run, tmp_path):
+    workdir, images, _ = run
+    shutil.copy(f"{workdir}/config.json", tmp_path)
+    (tmp_path / "classes.json").write_text(json.dumps([str(digit) for digit in range(10)]))
+    write_set(tmp_path, "imagenet_a", "test", images[:1], [6])
+    with pytest.raises(UserError, match="'test' has 1000 classes and training has 10; missing: 0"):
+        evaluate_workdir(str(tmp_path), data="imagenet_a", data_dir=str(tmp_path))
+
+
+def test_an_unknown_set_is_told_with_those_like_it(run):
+    workdir, _, _ = run
+    process = subprocess.run(
+        [sys.executable, str(ROOT / "eval.py"), f"--workdir={workdir}", "--data=imagnet_a"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert process.returncode == 2
+    assert "unknown evaluation set 'imagnet_a'; did you mean: imagenet_a" in process.stderr
+    with pytest.raises(UserError, match=r"no evaluation set file nowhere/set\.py"):
+        load_evaluation_set("nowhere/set.py")
+    with pytest.raises(UserError, match="variant of imagenet_v2 'top'; did you mean: topimages"):
+        load_evaluation_set("imagenet_v2:top")
+
+
+SETS = sorted((ROOT / "configs" / "evaluation").glob("[!_]*.py"))
+
+
+@pytest.mark.parametrize("path", SETS, ids=lambda path: path.stem)
+def test_each_set_is_one_that_tfds_has(path):
+    config = load_evaluation_set(path.stem)
+    name, _, variant = config.data.name.partition("/")
+    known = [each.name for each in tfds.builder_cls(name).BUILDER_CONFIGS]
+    parts = [f"{each}_{level}" for each in config.corruptions for level in config.severities]
+    # In TFDS four more corruptions follow the fifteen of the benchmark.
+    assert set(parts) == set(known[: len(parts)])
+    assert bool(known) == bool(parts or variant) and (not variant or variant in known)
+    assert len(set(config.data.eval_classes)) in (0, 200)
+    assert set(config.data.eval_classes) <= set(WNIDS)
+    assert f"--data={path.stem}" in path.read_text()
+    assert f"`{path.stem}`" in (ROOT / "README.md").read_text()
+
+
+def test_more_labels_than_fit_are_told(tmp_path):
+    images = np.zeros((2, 8, 8, 3), np.uint8)
+    labels = [[1, 2], list(range(sources.MOST_LABELS + 1))]
+    write_set(tmp_path, "many", "test", images, labels, feature="labels")
+    write_set(tmp_path, "few", "test", images, [[1, 2], [1, 2]], feature="labels")
+    source = sources.TfdsSource("few", str(tmp_path), "test", "labels")
+    assert source[0]["label"].tolist() == [1, 2] + [-1] * (sources.MOST_LABELS - 2)
+    with pytest.raises(ValueError, match="17 labels, and 16 are the most"):
+        [*sources.TfdsSource("many", str(tmp_path), "test", "labels")]
+    with pytest.raises(UserError, match=r"needed are 'image' and a class 'label' \(config.data"):
+        sources.TfdsSource("many", str(tmp_path), "test")
+
+
+def test_sets_of_labels_are_not_trained_on(tmp_path, tiny):
+    images = np.zeros((2, 8, 8, 3), np.uint8)
+    write_set(tmp_path, "sets", "test", images, [[1], [2, 3]], feature="labels")
+    tiny.data.update({"source": "tfds", "name": "sets", "label": "labels"})
+    tiny.data.update({"data_dir": str(tmp_path), "train_split": "test", "eval_split": "test"})
+    with pytest.raises(UserError, match=r"'labels' is a set of labels .* not trained on"):
+        loop.train_and_evaluate(tiny, str(tmp_path / "workdir"))
+
+
+def test_classes_that_the_data_lacks_are_told():
+    assert choose_classes((), ("cat", "dog"), None) is None
+    assert choose_classes(("dog",), ("cat", "dog"), 3).tolist() == [False, True, False]
+    with pytest.raises(UserError, match="names 1 classes that are none of the data's 2: cow"):
+        choose_classes(("cow", "dog"), ("cat", "dog"), None)
