@@ -38,6 +38,28 @@ def cache_dir() -> pathlib.Path:
     return pathlib.Path(home).expanduser() / "effnet_jax"
 
 
+def _check_files(instructions: list[Any]) -> None:
+    """Raises UserError for a file of a split that isn't there, or isn't whole.
+
+    An ArrayRecord file counts its records at its end, so a half copied one is told by that.
+    """
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    for instruction in instructions:
+        path, expected = str(instruction.filename), instruction.examples_in_shard
+        if not os.path.isfile(path):
+            found = "is missing"
+        else:
+            # Without this TFDS would say so in the middle of an epoch.
+            reader = ArrayRecordReader(path, options="readahead_buffer_size:0")
+            records = reader.num_records() if reader.ok() else 0
+            reader.close()
+            if records == expected:
+                continue
+            found = f"has {records} records instead of {expected}, in {os.path.getsize(path)} bytes"
+        raise UserError(f"{path} {found}; copy or prepare the data set again")
+
+
 class TfdsSource:
     """A split of a TFDS data set that lies prepared as ArrayRecord; needs no TensorFlow."""
 
@@ -46,9 +68,14 @@ class TfdsSource:
 
         default = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
         data_dir = str(pathlib.Path(data_dir or default).expanduser())
+        imagenet = name.partition(":")[0] == "imagenet2012"
+        prepare = "python -m effnet_jax.tools.prepare_imagenet --from={} --data_dir={}"
         arguments = f"--data_dir={data_dir} --file_format=array_record"
         remedy = (
-            "TFDS needs TensorFlow to prepare it, this program does not; in an environment "
+            f"Prepare it from the official tars, or an image folder, in DIR:\n  "
+            f"{prepare.format('DIR', data_dir)}"
+            if imagenet
+            else "TFDS needs TensorFlow to prepare it, this program does not; in an environment "
             f"with both, run:\n  tfds build {name} {arguments}"
         )
         if not os.path.isdir(data_dir):
@@ -58,15 +85,24 @@ class TfdsSource:
         try:
             builder = tfds.core.read_only_builder.builder_from_files(name, data_dir=data_dir)
         except tfds.core.registered.DatasetNotFoundError:
+            from effnet_jax.data.prepare import unfinished
+
+            if imagenet and (state := unfinished(data_dir)):
+                raise UserError(f"data set {name!r} {state}") from None
             raise UserError(
                 f"data set {name!r} is not prepared in {data_dir} (config.data.data_dir). {remedy}"
             ) from None
         if builder.info.file_format is not tfds.core.file_adapters.FileFormat.ARRAY_RECORD:
             raise UserError(
                 f"data set {name!r} in {builder.data_dir} is stored as "
-                f"{builder.info.file_format.value}, not as ArrayRecord. In an environment with "
-                f"TensorFlow, run:\n  tfds convert_format --out_file_format=array_record "
-                f"--dataset_version_dir={builder.data_dir} --out_dir=NEW_DIR"
+                f"{builder.info.file_format.value}, not as ArrayRecord. "
+                + (
+                    f"Run:\n  {prepare.format(builder.data_dir, 'NEW_DIR')}"
+                    if imagenet
+                    else "In an environment with TensorFlow, run:\n  tfds convert_format "
+                    "--out_file_format=array_record "
+                    f"--dataset_version_dir={builder.data_dir} --out_dir=NEW_DIR"
+                )
             )
         features = builder.info.features
         if not {"image", "label"} <= set(features) or not hasattr(features["label"], "names"):
@@ -77,6 +113,7 @@ class TfdsSource:
         decoders = {"image": tfds.decode.SkipDecoding()}
         self.classes = tuple(features["label"].names)
         try:
+            _check_files(builder.info.splits[split].file_instructions)
             self._records = builder.as_data_source(split, decoders=decoders)
         except (KeyError, ValueError) as error:
             raise UserError(

@@ -1,0 +1,595 @@
+"""Writes ImageNet as a TFDS data set in ArrayRecord, without TensorFlow.
+
+Everything is made in DATA_DIR/imagenet2012/5.1.0.incomplete, which TFDS takes no notice of:
+
+  lock           held while a process prepares, with its id and host inside
+  state.json     the settings, a fingerprint of the images, and which tars were found whole
+  reports/       for each shard its images, bytes, repaired and dropped files
+  unfinished/    shards being written
+  data/          shards that are whole, then the metadata; in the end it becomes 5.1.0
+
+A shard follows from the settings and its images alone and appears under its name when it is whole.
+So preparation can be killed at any point: the same command goes on, and ends in the same bytes.
+"""
+
+import concurrent.futures
+import contextlib
+import csv
+import dataclasses
+import datetime
+import errno
+import fcntl
+import functools
+import hashlib
+import io
+import json
+import multiprocessing
+import os
+import pathlib
+import shlex
+import shutil
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterable, Iterator
+
+from effnet_jax.data import imagenet, inputs
+from effnet_jax.data.decode import decode_image
+from effnet_jax.data.imagenet import MINIVAL, NAME, TRAIN, VALIDATION, VERSION, Item
+from effnet_jax.errors import UserError
+
+TOOL = "python -m effnet_jax.tools.prepare_imagenet"
+SIZES = ("original", "512", "384", "256")
+REPAIR_QUALITY = 100  # The Inception script's, and TFDS's, for the same images.
+# Of an image of side by 4/3 side, generously: to see beforehand whether the disk is large enough.
+BYTES_PER_PIXEL = 0.4
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What the bytes of a shard follow from, beside its images."""
+
+    size: str = "original"  # Of SIZES: the longest that an image's shorter side may be, in pixels.
+    quality: int = 90  # Of the JPEGs that are made smaller.
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """A file of the data set, and what becomes of it."""
+
+    split: str
+    name: str
+    items: list[Item]
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What a shard holds. `repaired` and `dropped` are pairs of a file's name and the reason."""
+
+    images: int
+    bytes: int
+    repaired: list[tuple[str, str]]
+    dropped: list[tuple[str, str]]
+
+
+def places(data_dir: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
+    """Where the finished data set goes, and where it is worked on."""
+    final = data_dir / NAME / VERSION
+    return final, final.with_name(f"{VERSION}.incomplete")
+
+
+def features():
+    """TFDS's features of imagenet2012."""
+    import tensorflow_datasets as tfds
+
+    return tfds.features.FeaturesDict(
+        {
+            "image": tfds.features.Image(encoding_format="jpeg"),
+            "label": tfds.features.ClassLabel(names=list(imagenet.class_names())),
+            "file_name": tfds.features.Text(),
+        }
+    )
+
+
+# --- One image, one shard -------------------------------------------------------------------------
+
+
+def fault(data: bytes) -> str | None:
+    """Why an image that can be decoded is no RGB or grey JPEG, or None where it is one."""
+    import simplejpeg
+    from PIL import Image
+
+    with contextlib.suppress(ValueError):
+        if data[:2] == b"\xff\xd8":
+            colours = simplejpeg.decode_jpeg_header(data, strict=False)[2]
+            return f"{colours} JPEG" if colours in ("CMYK", "YCCK") else None
+    with Image.open(io.BytesIO(data)) as image:
+        return str(image.format)
+
+
+def fit(data: bytes, settings: Settings) -> tuple[bytes, str | None]:
+    """An image as it is stored.
+
+    Args:
+      data: encoded.
+      settings: the size and quality that are wanted.
+
+    Returns:
+      Its bytes, untouched where nothing has to be done, and what was wrong with them or None.
+
+    Raises:
+      ValueError: the image is damaged.
+    """
+    import cv2
+    import simplejpeg
+
+    pixels = decode_image(data)
+    found = fault(data)
+    height, width = pixels.shape[:2]
+    shorter = min(height, width)
+    if settings.size != "original" and shorter > int(settings.size):
+        scale = int(settings.size) / shorter
+        size = (round(width * scale), round(height * scale))
+        pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
+        return simplejpeg.encode_jpeg(pixels, settings.quality, "RGB", "420"), found
+    if found:
+        pixels = pixels.copy()  # What Pillow decoded is read-only.
+        return simplejpeg.encode_jpeg(pixels, REPAIR_QUALITY, "RGB", "444"), found
+    return data, None
+
+
+def make_shard(shard: Shard, work: pathlib.Path, settings: Settings, drop: bool) -> Report:
+    """Writes one shard and its report, or reads the report where the shard is there already.
+
+    Args:
+      shard: the name and the images, in order.
+      work: the directory that is worked in.
+      settings: as for `fit`.
+      drop: leave damaged images out, where otherwise they are an error.
+
+    Raises:
+      UserError: an image is damaged, and `drop` is not set.
+    """
+    path = work / "data" / shard.name
+    report_path = work / "reports" / f"{shard.name}.json"
+    if path.exists():
+        report = Report(**json.loads(report_path.read_text()))
+    else:
+        unfinished = work / "unfinished" / shard.name
+        report = _write_shard(unfinished, shard.items, settings, drop)
+        _write_whole(report_path, json.dumps(dataclasses.asdict(report)))
+        _sync(unfinished)
+        os.replace(unfinished, path)
+    if report.dropped and not drop:  # Kept from a run that did drop.
+        raise _damaged(next(i for i in shard.items if i.file_name == report.dropped[0][0]))
+    return report
+
+
+def _write_shard(path: pathlib.Path, items: list[Item], settings: Settings, drop: bool) -> Report:
+    import tensorflow_datasets as tfds
+    from array_record.python import array_record_module
+
+    connector = features()
+    serializer = tfds.core.example_serializer.ExampleSerializer(connector.get_serialized_info())
+    # JPEGs don't become smaller; one record a group is what random access is quick for.
+    writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1,uncompressed")
+    images, repaired, dropped = 0, [], []
+    for item in items:
+        try:
+            data, found = fit(inputs.read_item(item), settings)
+        except ValueError as error:
+            if not drop:
+                writer.close()
+                raise _damaged(item, str(error)) from None
+            dropped.append((item.file_name, str(error)))
+            continue
+        if found:
+            repaired.append((item.file_name, found))
+        images += 1
+        example = {"image": data, "label": item.label, "file_name": item.file_name}
+        example = serializer.get_tf_example(connector.encode_example(example))
+        # By default the features of an example come in any order.
+        writer.write(example.SerializeToString(deterministic=True))
+    writer.close()
+    return Report(images, path.stat().st_size, repaired, dropped)
+
+
+def _damaged(item: Item, why: str = "it was dropped by an earlier run") -> UserError:
+    place = "" if item.path.endswith(item.file_name) else f" in {item.path}, at {item.offset:,},"
+    return UserError(
+        f"the image {item.path if not place else item.file_name}{place} is damaged: {why}. "
+        "Get a whole copy and run the same command again; or leave such images out, with "
+        "--on_corrupt=drop"
+    )
+
+
+def _sync(path: pathlib.Path) -> None:
+    """Waits until a file is on the disk: a name given to it before may outlive its content."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+def _write_whole(path: pathlib.Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text)
+    _sync(temporary)
+    os.replace(temporary, path)
+
+
+# --- Lock and state -------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _locked(work: pathlib.Path) -> Iterator[None]:
+    """Holds the lock; raises UserError where another process does. It ends with its process.
+
+    A directory in which nothing was begun is removed again.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    with open(work / "lock", "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{work} is being prepared by {_holder(work)}; wait until it ends"
+            ) from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        try:
+            yield
+        finally:
+            if not (work / "state.json").exists():
+                shutil.rmtree(work, ignore_errors=True)
+
+
+def _holder(work: pathlib.Path) -> str:
+    return (work / "lock").read_text() or "another process"
+
+
+def unfinished(data_dir: str) -> str | None:
+    """What to say about a data set that preparation has begun in `data_dir`; None if none has."""
+    _, work = places(pathlib.Path(data_dir))
+    if not (work / "state.json").exists():
+        return None
+    with open(work / "lock") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return f"is being prepared in {work} by {_holder(work)}; wait until it ends"
+    command = json.loads((work / "state.json").read_text())["command"]
+    return f"is half prepared in {work}. Go on with:\n  {command}"
+
+
+def _fingerprint(splits: dict[str, list[Item]]) -> str:
+    """Of the images' names, labels and lengths; not of where they lie, which may change."""
+    digest = hashlib.sha256()
+    for split, items in splits.items():
+        for item in items:
+            digest.update(f"{split} {item.file_name} {item.label} {item.length}\n".encode())
+    return digest.hexdigest()
+
+
+def _agree(work: pathlib.Path, wanted: dict, command: str) -> None:
+    """Writes down what is prepared, or raises UserError where it was begun as something else."""
+    path = work / "state.json"
+    if not path.exists():
+        _write_whole(path, json.dumps({**wanted, "command": command, "archives": {}}, indent=2))
+    state = json.loads(path.read_text())
+    differing = [
+        "other images" if key == "images" else f"--{key}={state[key]}"
+        for key in wanted
+        if state[key] != wanted[key]
+    ]
+    if differing:
+        raise UserError(
+            f"{work} was begun with {', '.join(differing)}. Go on with the command that began it:\n"
+            f"  {state['command']}\nor choose another --data_dir, or remove that directory"
+        )
+
+
+# --- The tars' checksums --------------------------------------------------------------------------
+
+
+def _md5(path: pathlib.Path) -> str:
+    digest, size = hashlib.md5(usedforsecurity=False), path.stat().st_size
+    with open(path, "rb") as file:
+        chunks = iter(functools.partial(file.read, 1 << 24), b"")
+        for chunk in watched(chunks, f"checksum of {path.name}", size, len, "bytes"):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _check_archives(archives: dict[str, pathlib.Path], work: pathlib.Path) -> None:
+    """Raises UserError where a tar is not the official one; remembers that it is."""
+    state = json.loads((work / "state.json").read_text())
+    for split, path in archives.items():
+        stat = path.stat()
+        now = [str(path.resolve()), stat.st_size, stat.st_mtime_ns]
+        if state["archives"].get(split) == now:
+            continue
+        expected = imagenet.ARCHIVES[split]
+        if (found := _md5(path)) != expected.md5:
+            raise UserError(
+                f"{path} has the MD5 {found} and {stat.st_size:,} bytes; ImageNet's has "
+                f"{expected.md5} and {expected.size:,}. Download it again, or add --subset if a "
+                "part of ImageNet is meant"
+            )
+        state["archives"][split] = now
+        _write_whole(work / "state.json", json.dumps(state, indent=2))
+
+
+def _open_input(root: pathlib.Path) -> inputs.Input:
+    """As inputs.open_input; a tar that breaks off is named with its checksum."""
+    say(f"indexing {root}")
+    try:
+        return inputs.open_input(root)
+    except inputs.BrokenTar as error:
+        expected = imagenet.ARCHIVES[error.split]
+        raise UserError(
+            f"{error.path} {error}. It has {error.path.stat().st_size:,} bytes and the MD5 "
+            f"{_md5(error.path)}; ImageNet's has {expected.size:,} and {expected.md5}. Download "
+            "it again"
+        ) from None
+
+
+# --- Progress -------------------------------------------------------------------------------------
+
+
+def say(text: str) -> None:
+    """One plain line for the person who watches."""
+    import rich.console
+
+    rich.console.Console(stderr=True, highlight=False, soft_wrap=True).print(text, markup=False)
+
+
+def watched(parts: Iterable, what: str, total: int, measure, unit: str) -> Iterator:
+    """Hands on `parts`, and shows how many units are done, how many a second, and the time left.
+
+    A bar on a terminal; elsewhere a line every half minute, and one at the end.
+    """
+    import rich.console
+    import rich.progress
+
+    console = rich.console.Console(stderr=True)
+    start = said = time.monotonic()
+    done, status = 0, ""
+    bar = rich.progress.Progress(
+        rich.progress.TextColumn("{task.description}"),
+        rich.progress.BarColumn(),
+        rich.progress.TaskProgressColumn(),
+        rich.progress.TextColumn("{task.fields[status]}"),
+        console=console,
+        disable=not console.is_terminal,
+    )
+    with bar:
+        task = bar.add_task(what, total=total, status="")
+        for part in parts:
+            yield part
+            done += measure(part)
+            now = time.monotonic()
+            rate = done / max(now - start, 1e-9)
+            left = datetime.timedelta(seconds=round((total - done) / max(rate, 1e-9)))
+            status = f"{done:,} of {total:,} {unit}  {rate:,.0f} {unit}/s  left {left}"
+            bar.update(task, completed=done, status=status)
+            if bar.disable and now - said > 30:
+                said = now
+                say(f"{what}: {status}")
+    if bar.disable and status:
+        say(f"{what}: {status}")
+
+
+# --- All of it ------------------------------------------------------------------------------------
+
+
+def _start_worker() -> None:
+    """Ctrl-C is the first process's business, and no worker outlives it."""
+    import cv2
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    cv2.setNumThreads(1)
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+
+def _make_all(
+    shards: list[Shard], work: pathlib.Path, settings: Settings, drop: bool, processes: int
+) -> Iterator[tuple[Shard, Report]]:
+    """Makes the shards in `processes` processes, this one alone if 1; yields them as they end."""
+    if processes == 1:
+        yield from ((shard, make_shard(shard, work, settings, drop)) for shard in shards)
+        return
+    # Workers forked from a process of their own start at once and hold nothing of this one's, the
+    # lock above all.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, "cv2", "tensorflow_datasets"])
+    with concurrent.futures.ProcessPoolExecutor(
+        processes, context, initializer=_start_worker
+    ) as pool:
+        try:
+            futures = {pool.submit(make_shard, s, work, settings, drop): s for s in shards}
+            for future in concurrent.futures.as_completed(futures):
+                yield futures[future], future.result()
+        except BaseException as error:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in multiprocessing.active_children():
+                process.terminate()
+            if isinstance(error, concurrent.futures.process.BrokenProcessPool):
+                raise UserError(
+                    "a worker was killed, perhaps for want of memory; run the same command again, "
+                    "with fewer --processes"
+                ) from None
+            raise
+
+
+def _shards(splits: dict[str, list[Item]]) -> list[Shard]:
+    shards = []
+    for split, items in splits.items():
+        bounds = imagenet.shard_bounds(split, len(items))
+        for index, (low, high) in enumerate(zip(bounds, bounds[1:], strict=False)):
+            name = _file_name(split, index, len(bounds) - 1)
+            shards.append(Shard(split, name, items[low:high]))
+    return shards
+
+
+def _file_name(split: str, index: int, shards: int) -> str:
+    return f"{NAME}-{split}.array_record-{index:05d}-of-{shards:05d}"
+
+
+def _check_space(shards: list[Shard], work: pathlib.Path, settings: Settings) -> None:
+    """Raises UserError where the disk has no room for what is still to be written."""
+    needed = 0
+    for shard in shards:
+        if not (work / "data" / shard.name).exists():
+            needed += sum(item.length + 200 for item in shard.items)  # Name, label and index.
+    if settings.size != "original":
+        images = sum(len(shard.items) for shard in shards)
+        needed = min(needed, round(images * int(settings.size) ** 2 * 4 / 3 * BYTES_PER_PIXEL))
+    if needed > (free := shutil.disk_usage(work).free):
+        raise UserError(
+            f"{work} needs {needed / 1e9:,.1f} GB and its disk has {free / 1e9:,.1f} GB left; make "
+            "room, choose another --data_dir, or a smaller --size"
+        )
+
+
+def _link(source: pathlib.Path, target: pathlib.Path, work: pathlib.Path) -> None:
+    """A second name for a file, or a copy of it where the file system has no such thing."""
+    try:
+        os.link(source, target)
+    except FileExistsError:
+        pass
+    except OSError:
+        copy = work / "unfinished" / target.name
+        shutil.copyfile(source, copy)
+        os.replace(copy, target)
+
+
+def _finish(
+    work: pathlib.Path, reports: dict[str, Report], shards: list[Shard], settings: Settings
+) -> None:
+    """Adds `minival`, the metadata and the list of repaired images to the shards."""
+    import tensorflow_datasets as tfds
+
+    by_split = {
+        split: [reports[shard.name] for shard in shards if shard.split == split]
+        for split in (TRAIN, VALIDATION)
+    }
+    count = len(by_split[TRAIN])
+    held = imagenet.minival_shards(count)
+    by_split[MINIVAL] = by_split[TRAIN][:held]
+    for index in range(held):
+        source, target = _file_name(TRAIN, index, count), _file_name(MINIVAL, index, held)
+        _link(work / "data" / source, work / "data" / target, work)
+    tfds.folder_dataset.write_metadata(
+        data_dir=work / "data",
+        features=features(),
+        split_infos=[
+            tfds.core.SplitInfo(
+                name=split,
+                shard_lengths=[report.images for report in found],
+                num_bytes=sum(report.bytes for report in found),
+            )
+            for split, found in by_split.items()
+        ],
+        version=VERSION,
+        check_data=False,  # Would need TensorFlow.
+        description=(
+            f"ImageNet (ILSVRC 2012), size {settings.size}"
+            + (f", quality {settings.quality}" if settings.size != "original" else "")
+            + f"; {MINIVAL} is the first {held} of {count} shards of {TRAIN}."
+        ),
+        homepage="https://image-net.org/",
+        supervised_keys=("image", "label"),
+    )
+    with open(work / "data" / "repaired.csv", "w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("split", "file_name", "done", "found"))
+        for shard in shards:
+            for done in ("repaired", "dropped"):
+                for name, found in getattr(reports[shard.name], done):
+                    writer.writerow((shard.split, name, done, found))
+
+
+def prepare(
+    source: pathlib.Path,
+    data_dir: pathlib.Path,
+    settings: Settings,
+    drop: bool = False,
+    subset: bool = False,
+    processes: int = 1,
+) -> list[tuple[Shard, Report]]:
+    """Prepares ImageNet in data_dir/imagenet2012/5.1.0, or goes on with it.
+
+    Args:
+      source: what inputs.open_input knows.
+      data_dir: of TFDS.
+      settings: the size and quality that are wanted.
+      drop: leave damaged images out, where otherwise they are an error.
+      subset: the input is a part of ImageNet: counts and checksums are not compared.
+      processes: how many work at it.
+
+    Returns:
+      The shards of training and validation, in order, and what they hold.
+
+    Raises:
+      UserError: the input is not ImageNet, or not whole; the data set is there already, or is being
+        prepared, or was begun otherwise; the disk is too small or can't be written to.
+    """
+    final, work = places(data_dir)
+    there = f"{final} is there already, and is never overwritten; remove it, or choose another "
+    there += "--data_dir"
+    if final.exists() and not work.exists():
+        raise UserError(there)
+    try:
+        with _locked(work):
+            if final.exists():  # Killed, or finished by another process, since it got its name.
+                shutil.rmtree(work)
+                raise UserError(there)
+            made = _prepare(source, work, settings, drop, subset, processes)
+            os.rename(work / "data", final)
+            shutil.rmtree(work)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
+            raise
+        raise UserError(f"can't write to {work}: {error.strerror}") from None
+    return made
+
+
+def _prepare(
+    source: pathlib.Path,
+    work: pathlib.Path,
+    settings: Settings,
+    drop: bool,
+    subset: bool,
+    processes: int,
+) -> list[tuple[Shard, Report]]:
+    found = _open_input(source)
+    splits = {s: imagenet.ordered(s, found.splits[s]) for s in (TRAIN, VALIDATION)}
+    for split, items in splits.items():
+        imagenet.check_names(split, items)
+        if not subset:
+            imagenet.check(split, items)
+        classes = len({item.label for item in items})
+        say(f"{split}: {len(items):,} images of {classes} classes, from {found.kind}")
+    shards = _shards(splits)
+    _check_space(shards, work, settings)
+    command = f"{TOOL} --from={shlex.quote(str(source))} --data_dir="
+    command += shlex.quote(str(work.parent.parent))
+    command += f" --size={settings.size} --quality={settings.quality}" + " --subset" * subset
+    _agree(work, {**dataclasses.asdict(settings), "images": _fingerprint(splits)}, command)
+    if not subset:
+        _check_archives(found.archives, work)
+    for name in ("data", "reports", "unfinished"):
+        (work / name).mkdir(exist_ok=True)
+    kept = [shard for shard in shards if (work / "data" / shard.name).exists()]
+    reports = {shard.name: make_shard(shard, work, settings, drop) for shard in kept}
+    if kept:
+        say(f"going on: {len(kept)} of {len(shards)} shards are there")
+    left = [shard for shard in shards if shard.name not in reports]
+    images = sum(len(shard.items) for shard in left)
+    made = _make_all(left, work, settings, drop, processes)
+    for shard, report in watched(made, "preparing", images, lambda p: len(p[0].items), "images"):
+        reports[shard.name] = report
+    _finish(work, reports, shards, settings)
+    return [(shard, reports[shard.name]) for shard in shards]
