@@ -10,6 +10,7 @@ sorted by name.
 
 import collections
 import functools
+import itertools
 import random
 import re
 from collections.abc import Sequence
@@ -138,7 +139,7 @@ def shard_bounds(split: str, images: int) -> list[int]:
     runs = np.linspace(0, images, RUNS + 1).astype(int)
     bounds = [
         np.linspace(low, high, per_run + 1).astype(int)[:-1]
-        for low, high in zip(runs, runs[1:], strict=False)
+        for low, high in itertools.pairwise(runs)
     ]
     return [*np.concatenate(bounds).tolist(), images]
 

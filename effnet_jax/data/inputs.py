@@ -62,7 +62,9 @@ def open_input(root: pathlib.Path) -> Input:
     places = [root, *root.glob("*/"), *root.glob(f"{NAME}/*/")]
     if found := [place for place in places if (place / "dataset_info.json").is_file()]:
         if len(found) > 1:
-            raise UserError(f"{root} holds several data sets; give one: {' '.join(map(str, found))}")
+            raise UserError(
+                f"{root} holds several data sets; give one: {' '.join(map(str, found))}"
+            )
         return _tfds(found[0])
     raise UserError(
         f"{root} (--from) holds nothing that is known as ImageNet. Looked for: "

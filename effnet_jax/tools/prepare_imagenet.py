@@ -95,9 +95,7 @@ def main() -> None:
     parser.add_argument(
         "--subset", action="store_true", help="the input is a part of ImageNet; don't check counts"
     )
-    parser.add_argument(
-        "--processes", type=positive, default=cores(), help="by default one a core"
-    )
+    parser.add_argument("--processes", type=positive, default=cores(), help="by default one a core")
     args = parser.parse_args()
 
     source, data_dir = args.source.expanduser(), args.data_dir.expanduser()
