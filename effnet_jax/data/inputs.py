@@ -62,9 +62,7 @@ def open_input(root: pathlib.Path) -> Input:
     places = [root, *root.glob("*/"), *root.glob(f"{NAME}/*/")]
     if found := [place for place in places if (place / "dataset_info.json").is_file()]:
         if len(found) > 1:
-            raise UserError(
-                f"{root} holds several data sets; give one: {' '.join(map(str, found))}"
-            )
+            raise UserError(f"{root} has several data sets; give one: {' '.join(map(str, found))}")
         return _tfds(found[0])
     raise UserError(
         f"{root} (--from) holds nothing that is known as ImageNet. Looked for: "
@@ -80,9 +78,12 @@ def read_item(item: Item) -> bytes:
         record = _array_record(item.path).read([item.offset])[0]
         start, end = _spans(record, 0, len(record))["image"]
         return record[start:end]
-    with open(item.path, "rb", buffering=0) as file:
-        file.seek(item.offset)
-        data = file.read(item.length)
+    try:
+        with open(item.path, "rb", buffering=0) as file:
+            file.seek(item.offset)
+            data = file.read(item.length)
+    except OSError as error:
+        raise UserError(f"can't read {item.path}: {error.strerror}") from None
     if len(data) != item.length:
         raise ValueError("the file ends early")
     return data

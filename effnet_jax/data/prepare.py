@@ -17,11 +17,11 @@ import contextlib
 import csv
 import dataclasses
 import datetime
-import errno
 import fcntl
 import functools
 import hashlib
 import io
+import itertools
 import json
 import multiprocessing
 import os
@@ -43,7 +43,7 @@ TOOL = "python -m effnet_jax.tools.prepare_imagenet"
 SIZES = ("original", "512", "384", "256")
 REPAIR_QUALITY = 100  # The Inception script's, and TFDS's, for the same images.
 # Of an image of side by 4/3 side, generously: to see beforehand whether the disk is large enough.
-BYTES_PER_PIXEL = 0.4
+BYTES_PER_PIXEL = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,12 +100,11 @@ def fault(data: bytes) -> str | None:
     import simplejpeg
     from PIL import Image
 
-    with contextlib.suppress(ValueError):
-        if data[:2] == b"\xff\xd8":
-            colours = simplejpeg.decode_jpeg_header(data, strict=False)[2]
-            return f"{colours} JPEG" if colours in ("CMYK", "YCCK") else None
-    with Image.open(io.BytesIO(data)) as image:
-        return str(image.format)
+    if data[:2] != b"\xff\xd8":
+        with Image.open(io.BytesIO(data)) as image:
+            return str(image.format)
+    colours = simplejpeg.decode_jpeg_header(data, strict=False)[2]
+    return f"{colours} JPEG" if colours in ("CMYK", "YCCK") else None
 
 
 def fit(data: bytes, settings: Settings) -> tuple[bytes, str | None]:
@@ -156,13 +155,14 @@ def make_shard(shard: Shard, work: pathlib.Path, settings: Settings, drop: bool)
     if path.exists():
         report = Report(**json.loads(report_path.read_text()))
     else:
-        unfinished = work / "unfinished" / shard.name
+        # A worker whose first process was killed may live on for a moment: never one file for two.
+        unfinished = work / "unfinished" / f"{shard.name}.{os.getpid()}"
         report = _write_shard(unfinished, shard.items, settings, drop)
         _write_whole(report_path, json.dumps(dataclasses.asdict(report)))
         _sync(unfinished)
         os.replace(unfinished, path)
-    if report.dropped and not drop:  # Kept from a run that did drop.
-        raise _damaged(next(i for i in shard.items if i.file_name == report.dropped[0][0]))
+    for name, why in () if drop else report.dropped:  # By an earlier run, which was to drop them.
+        raise _damaged(next(item for item in shard.items if item.file_name == name), why)
     return report
 
 
@@ -195,11 +195,11 @@ def _write_shard(path: pathlib.Path, items: list[Item], settings: Settings, drop
     return Report(images, path.stat().st_size, repaired, dropped)
 
 
-def _damaged(item: Item, why: str = "it was dropped by an earlier run") -> UserError:
-    place = "" if item.path.endswith(item.file_name) else f" in {item.path}, at {item.offset:,},"
+def _damaged(item: Item, why: str) -> UserError:
+    place = f"{item.file_name} in {item.path}, at {item.offset:,},"
     return UserError(
-        f"the image {item.path if not place else item.file_name}{place} is damaged: {why}. "
-        "Get a whole copy and run the same command again; or leave such images out, with "
+        f"{item.path if item.path.endswith(item.file_name) else place} is a damaged image: {why}. "
+        "Get a whole copy and run the same command again, or leave such images out by "
         "--on_corrupt=drop"
     )
 
@@ -211,7 +211,7 @@ def _sync(path: pathlib.Path) -> None:
 
 
 def _write_whole(path: pathlib.Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}")
     temporary.write_text(text)
     _sync(temporary)
     os.replace(temporary, path)
@@ -427,7 +427,7 @@ def _shards(splits: dict[str, list[Item]]) -> list[Shard]:
     shards = []
     for split, items in splits.items():
         bounds = imagenet.shard_bounds(split, len(items))
-        for index, (low, high) in enumerate(zip(bounds, bounds[1:], strict=False)):
+        for index, (low, high) in enumerate(itertools.pairwise(bounds)):
             name = _file_name(split, index, len(bounds) - 1)
             shards.append(Shard(split, name, items[low:high]))
     return shards
@@ -537,22 +537,22 @@ def prepare(
         prepared, or was begun otherwise; the disk is too small or can't be written to.
     """
     final, work = places(data_dir)
-    there = f"{final} is there already, and is never overwritten; remove it, or choose another "
-    there += "--data_dir"
+    there = UserError(
+        f"{final} is there already, and is never overwritten; remove it, or choose another "
+        "--data_dir"
+    )
     if final.exists() and not work.exists():
-        raise UserError(there)
+        raise there
     try:
         with _locked(work):
             if final.exists():  # Killed, or finished by another process, since it got its name.
                 shutil.rmtree(work)
-                raise UserError(there)
+                raise there
             made = _prepare(source, work, settings, drop, subset, processes)
             os.rename(work / "data", final)
             shutil.rmtree(work)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
-            raise
-        raise UserError(f"can't write to {work}: {error.strerror}") from None
+        raise UserError(f"can't write to {error.filename or work}: {error.strerror}") from None
     return made
 
 
@@ -580,6 +580,7 @@ def _prepare(
     _agree(work, {**dataclasses.asdict(settings), "images": _fingerprint(splits)}, command)
     if not subset:
         _check_archives(found.archives, work)
+    shutil.rmtree(work / "unfinished", ignore_errors=True)
     for name in ("data", "reports", "unfinished"):
         (work / name).mkdir(exist_ok=True)
     kept = [shard for shard in shards if (work / "data" / shard.name).exists()]

@@ -22,6 +22,7 @@ import rich.table
 
 from effnet_jax import cli
 from effnet_jax.data import imagenet, prepare
+from effnet_jax.data.prepare import Report, Shard
 from effnet_jax.errors import Interrupted
 
 
@@ -44,14 +45,18 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def table(made: list[tuple[prepare.Shard, prepare.Report]]) -> rich.table.Table:
-    """A row for each split."""
-    held = imagenet.minival_shards(sum(shard.split == imagenet.TRAIN for shard, _ in made))
+def by_split(made: list[tuple[Shard, Report]]) -> dict[str, list[tuple[Shard, Report]]]:
+    """What was made for each split, `minival` among them."""
     splits = {
         split: [pair for pair in made if pair[0].split == split]
         for split in (imagenet.TRAIN, imagenet.VALIDATION)
     }
-    splits[imagenet.MINIVAL] = splits[imagenet.TRAIN][:held]
+    train = splits[imagenet.TRAIN]
+    return splits | {imagenet.MINIVAL: train[: imagenet.minival_shards(len(train))]}
+
+
+def table(splits: dict[str, list[tuple[Shard, Report]]]) -> rich.table.Table:
+    """A row for each split."""
     columns = ("split", "images", "classes", "bytes", "repaired", "dropped")
     shown = rich.table.Table(*columns, title="ImageNet")
     for split, pairs in splits.items():
@@ -107,16 +112,20 @@ def main() -> None:
     except KeyboardInterrupt:
         raise Interrupted("stopped by Ctrl-C; the same command goes on") from None
     console = rich.console.Console(soft_wrap=True, highlight=False)
-    console.print(table(made))
+    splits = by_split(made)
+    console.print(table(splits))
     for shard, report in made:
         for name, found in report.repaired:
             console.print(f"repaired {shard.split} {name}: {found}", markup=False)
         for name, why in report.dropped:
             console.print(f"dropped {shard.split} {name}: {why}", markup=False)
+    held = sum(report.images for _, report in splits[imagenet.MINIVAL])
     console.print(
         f"{prepare.places(data_dir)[0]} in {time.perf_counter() - start:,.0f} s. Train on it with\n"
         "  python train.py --config=configs/imagenet.py:b0 "
-        f"--config.data.data_dir={shlex.quote(str(data_dir))} --workdir=runs/b0",
+        f"--config.data.data_dir={shlex.quote(str(data_dir))} --workdir=runs/b0\n"
+        "and, to choose by minival, with\n"
+        f"  --config.data.train_split='train[{held}:]' --config.data.eval_split=minival",
         markup=False,
     )
 
