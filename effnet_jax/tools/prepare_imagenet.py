@@ -21,8 +21,8 @@ import rich.console
 import rich.table
 
 from effnet_jax import cli
-from effnet_jax.data import imagenet, prepare
-from effnet_jax.data.prepare import Report, Shard
+from effnet_jax.data import imagenet, prepare, shards
+from effnet_jax.data.shards import Report, Shard
 from effnet_jax.errors import Interrupted
 
 
@@ -83,7 +83,7 @@ def main() -> None:
     parser.add_argument("--data_dir", required=True, type=pathlib.Path, metavar="DIR")
     parser.add_argument(
         "--size",
-        choices=prepare.SIZES,
+        choices=shards.SIZES,
         default="original",
         help="make images smaller, so that the shorter side has this many pixels; by default the "
         "original bytes are kept",
@@ -104,7 +104,7 @@ def main() -> None:
     args = parser.parse_args()
 
     source, data_dir = args.source.expanduser(), args.data_dir.expanduser()
-    settings = prepare.Settings(args.size, args.quality)
+    settings = shards.Settings(args.size, args.quality)
     start = time.perf_counter()
     try:
         drop = args.on_corrupt == "drop"

@@ -13,7 +13,7 @@ import tarfile
 import numpy as np
 from PIL import Image
 
-from effnet_jax.data import imagenet, inputs, prepare
+from effnet_jax.data import imagenet, inputs, shards
 
 PHOTOGRAPHS = (
     "astronaut.png",
@@ -154,7 +154,7 @@ def make_tfrecord(folder: pathlib.Path) -> pathlib.Path:
         with open(path, "wb") as file:
             for wnid, name, data in examples:
                 example = {"image": data, "label": wnid, "file_name": name}
-                record = prepare.features().serialize_example(example)
+                record = shards.features().serialize_example(example)
                 length = struct.pack("<Q", len(record))
                 checksum = struct.pack("<I", inputs._masked_crc(length))
                 # Nothing here reads a record's own checksum.
@@ -165,6 +165,6 @@ def make_tfrecord(folder: pathlib.Path) -> pathlib.Path:
             )
         )
     tfds.folder_dataset.write_metadata(
-        data_dir=version, features=prepare.features(), split_infos=infos, check_data=False
+        data_dir=version, features=shards.features(), split_infos=infos, check_data=False
     )
     return folder

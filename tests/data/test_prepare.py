@@ -8,6 +8,7 @@ import os
 import pathlib
 import random
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -19,13 +20,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from effnet_jax.data import imagenet, prepare, sources
+from effnet_jax.data import imagenet, prepare, shards, sources
 from effnet_jax.data.decode import decode_image
 from effnet_jax.errors import UserError
 from tests.data import miniature
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-ORIGINAL = prepare.Settings()
+ORIGINAL = shards.Settings()
 
 
 @pytest.fixture(scope="module")
@@ -185,13 +186,13 @@ def test_repairs(prepared):
 def test_sizes():
     photograph = miniature.photographs()[2].crop((0, 0, 500, 400))
     data = miniature.encode(photograph)
-    smaller, found = prepare.fit(data, prepare.Settings("256"))
+    smaller, found = shards.fit(data, shards.Settings("256"))
     assert found is None
     assert decode_image(smaller).shape == (256, 320, 3)
-    worse, _ = prepare.fit(data, prepare.Settings("256", quality=30))
+    worse, _ = shards.fit(data, shards.Settings("256", quality=30))
     assert len(worse) < len(smaller) < len(data)
-    assert prepare.fit(data, prepare.Settings("512")) == (data, None)
-    assert prepare.fit(data, prepare.Settings("original")) == (data, None)
+    assert shards.fit(data, shards.Settings("512")) == (data, None)
+    assert shards.fit(data, shards.Settings("original")) == (data, None)
     # Nearer to Pillow's mean over areas than where that begins 4 pixels further.
     pixels = Image.fromarray(decode_image(data))
     errors = [
@@ -203,10 +204,10 @@ def test_sizes():
     ]
     assert errors[0] < errors[1] / 2, errors
     grey = miniature.encode(photograph.convert("L"))
-    assert prepare.fit(grey, prepare.Settings("384"))[0] != grey
-    assert prepare.fit(grey, ORIGINAL) == (grey, None)
+    assert shards.fit(grey, shards.Settings("384"))[0] != grey
+    assert shards.fit(grey, ORIGINAL) == (grey, None)
     png = miniature.encode(photograph, "PNG")
-    resized, found = prepare.fit(png, prepare.Settings("256"))
+    resized, found = shards.fit(png, shards.Settings("256"))
     assert (decode_image(resized).shape, found) == ((256, 320, 3), "PNG")
 
 
@@ -298,6 +299,16 @@ def test_a_disk_that_is_too_small(tars, tmp_path, monkeypatch):
         prepare.prepare(tars, tmp_path, ORIGINAL, subset=True)
 
 
+def test_a_disk_that_gets_full_is_told(tars, tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(UserError, match=r"can't write .*-train.*: .*File too large"):
+            prepare.prepare(tars, tmp_path, ORIGINAL, subset=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
 def test_a_finished_set_is_kept(tars, prepared):
     before = contents(prepared)
     with pytest.raises(UserError, match=r"5\.1\.0 is there already"):
@@ -314,7 +325,7 @@ def test_bad_flags():
 # --- Damaged images -------------------------------------------------------------------------------
 
 
-def test_a_damaged_image_stops_or_is_dropped(tmp_path):
+def test_a_damaged_image_stops_or_is_dropped(tmp_path, monkeypatch):
     root = tmp_path / "in"
     miniature.make_miniature(root)
     wnid = miniature.wnids()[miniature.TRUNCATED % miniature.CLASSES]
@@ -323,6 +334,12 @@ def test_a_damaged_image_stops_or_is_dropped(tmp_path):
         message = rf"{name} in .*ILSVRC2012_img_train.tar.* damaged image: .*--on_corrupt=drop"
         with pytest.raises(UserError, match=message):
             prepare.prepare(root, tmp_path / "out", ORIGINAL, subset=True, processes=processes)
+    with monkeypatch.context() as patch:  # Stopped when it had dropped it, it isn't forgotten.
+        patch.setattr(prepare, "_finish", lambda *_: sys.exit(3))
+        with pytest.raises(SystemExit):
+            prepare.prepare(root, tmp_path / "out", ORIGINAL, drop=True, subset=True)
+    with pytest.raises(UserError, match=message):
+        prepare.prepare(root, tmp_path / "out", ORIGINAL, subset=True)
     made = prepare.prepare(root, tmp_path / "out", ORIGINAL, drop=True, subset=True)
     assert [n for _, report in made for n, _ in report.dropped] == [name]
     stored = [file_name for file_name, _, _ in records(tmp_path / "out", "train")]
@@ -447,8 +464,8 @@ def test_other_settings_or_images_are_refused(half_prepared, tars, tmp_path_fact
         with pytest.raises(UserError, match=rf"was begun with {message}\. Go on with the command"):
             prepare.prepare(root, half_prepared, settings, subset=True)
 
-    refused(tars, prepare.Settings("256"), "--size=original")
-    refused(tars, prepare.Settings(quality=80), "--quality=90")
+    refused(tars, shards.Settings("256"), "--size=original")
+    refused(tars, shards.Settings(quality=80), "--quality=90")
     other = miniature.make_folder(tmp_path_factory.mktemp("other"), truncated=False)
     next((other / "val").iterdir()).unlink()
     refused(other, ORIGINAL, "other images")
@@ -505,9 +522,9 @@ def test_ctrl_c_leaves_what_can_go_on(tars, prepared, tmp_path):
 def test_tensorflow_is_not_imported(tars, tmp_path):
     code = (
         "import pathlib, sys\n"
-        "from effnet_jax.data import prepare, sources\n"
+        "from effnet_jax.data import prepare, shards, sources\n"
         f"root, out = pathlib.Path({str(tars)!r}), pathlib.Path({str(tmp_path)!r})\n"
-        "prepare.prepare(root, out, prepare.Settings(), subset=True)\n"
+        "prepare.prepare(root, out, shards.Settings(), subset=True)\n"
         "sources.TfdsSource('imagenet2012', str(out), 'train')[0]\n"
         "print([name for name in sys.modules if name.partition('.')[0] == 'tensorflow'])\n"
     )
