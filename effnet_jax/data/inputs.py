@@ -209,6 +209,8 @@ def _tfrecord_items(path: str) -> Iterator[Item]:
     The file is mapped, so only the pages of headers and labels are read. That the image itself is
     whole is seen when it is decoded.
     """
+    from tensorboardX.record_writer import masked_crc32c
+
     position, size = 0, os.path.getsize(path)
     if not size:
         return
@@ -216,7 +218,7 @@ def _tfrecord_items(path: str) -> Iterator[Item]:
         while position < size:
             head = data[position : position + 12]
             start, end = position + 12, position + 12 + int.from_bytes(head[:8], "little")
-            if len(head) < 12 or _masked_crc(head[:8]) != int.from_bytes(head[8:], "little"):
+            if len(head) < 12 or masked_crc32c(head[:8]) != int.from_bytes(head[8:], "little"):
                 raise UserError(f"{path} is damaged at byte {position:,}; copy it again")
             if end + 4 > size:
                 raise UserError(
@@ -293,24 +295,3 @@ def _spans(data: bytes | mmap.mmap, start: int, end: int) -> dict[str, tuple[int
                 for _, *value in _fields(data, *values):
                     spans[bytes(data[slice(*key)]).decode()] = tuple(value)
     return spans
-
-
-def _crc_table() -> list[int]:
-    table = []
-    for value in range(256):
-        for _ in range(8):
-            value = value >> 1 ^ (0x82F63B78 if value & 1 else 0)
-        table.append(value)
-    return table
-
-
-_CRC_TABLE = _crc_table()
-
-
-def _masked_crc(data: bytes) -> int:
-    """CRC-32C (Castagnoli), rotated and shifted by a constant as TFRecord has it."""
-    crc = 0xFFFFFFFF
-    for byte in data:
-        crc = crc >> 8 ^ _CRC_TABLE[(crc ^ byte) & 255]
-    crc ^= 0xFFFFFFFF
-    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF

@@ -31,16 +31,19 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
 from effnet_jax.data import imagenet, inputs
 from effnet_jax.data.imagenet import MINIVAL, NAME, TRAIN, VALIDATION, VERSION, Item
 from effnet_jax.data.shards import Report, Settings, Shard, features, make_shard, write_whole
 from effnet_jax.errors import UserError
 
+T = TypeVar("T")
 TOOL = "python -m effnet_jax.tools.prepare_imagenet"
 # Of an image of side by 4/3 side, generously: to see beforehand whether the disk is large enough.
 BYTES_PER_PIXEL = 0.5
+RECORD_BYTES = 200  # Of a record beside its image: names, label, index.
 
 
 def places(data_dir: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
@@ -83,7 +86,7 @@ def _holder(work: pathlib.Path) -> str:
 def unfinished(data_dir: str) -> str | None:
     """What to say about a data set that preparation has begun in `data_dir`; None if none has."""
     _, work = places(pathlib.Path(data_dir))
-    if not (work / "state.json").exists():
+    if not all((work / name).exists() for name in ("state.json", "lock")):
         return None
     with open(work / "lock") as file:
         try:
@@ -143,6 +146,8 @@ def _check_archives(archives: dict[str, pathlib.Path], work: pathlib.Path) -> No
             continue
         expected = imagenet.ARCHIVES[split]
         if (found := _md5(path)) != expected.md5:
+            if not (work / "data").exists():
+                (work / "state.json").unlink()  # So that another tar counts as another beginning.
             raise UserError(
                 f"{path} has the MD5 {found} and {stat.st_size:,} bytes; ImageNet's has "
                 f"{expected.md5} and {expected.size:,}. Download it again, or add --subset if a "
@@ -176,10 +181,19 @@ def say(text: str) -> None:
     rich.console.Console(stderr=True, highlight=False, soft_wrap=True).print(text, markup=False)
 
 
-def watched(parts: Iterable, what: str, total: int, measure, unit: str) -> Iterator:
-    """Hands on `parts`, and shows how many units are done, how many a second, and the time left.
+def watched(
+    parts: Iterable[T], what: str, total: int, measure: Callable[[T], int], unit: str
+) -> Iterator[T]:
+    """Hands on `parts`, and shows how much is done, how much a second, and the time left.
 
     A bar on a terminal; elsewhere a line every half minute, and one at the end.
+
+    Args:
+      parts: of the work, as they are done.
+      what: is done.
+      total: of units.
+      measure: the units in a part.
+      unit: its name.
     """
     import rich.console
     import rich.progress
@@ -271,13 +285,12 @@ def _file_name(split: str, index: int, shards: int) -> str:
 
 def _check_space(shards: list[Shard], work: pathlib.Path, settings: Settings) -> None:
     """Raises UserError where the disk has no room for what is still to be written."""
-    needed = 0
-    for shard in shards:
-        if not (work / "data" / shard.name).exists():
-            needed += sum(item.length + 200 for item in shard.items)  # Name, label and index.
+    left = [shard for shard in shards if not (work / "data" / shard.name).exists()]
+    lengths = [item.length for shard in left for item in shard.items]
+    needed = sum(lengths) + RECORD_BYTES * len(lengths)
     if settings.size != "original":
-        images = sum(len(shard.items) for shard in shards)
-        needed = min(needed, round(images * int(settings.size) ** 2 * 4 / 3 * BYTES_PER_PIXEL))
+        pixels = len(lengths) * int(settings.size) ** 2 * 4 / 3
+        needed = min(needed, round(pixels * BYTES_PER_PIXEL))
     if needed > (free := shutil.disk_usage(work).free):
         raise UserError(
             f"{work} needs {needed / 1e9:,.1f} GB and its disk has {free / 1e9:,.1f} GB left; make "
@@ -384,7 +397,7 @@ def prepare(
             os.rename(work / "data", final)
             shutil.rmtree(work)
     except OSError as error:
-        raise UserError(f"can't write to {error.filename or work}: {error.strerror}") from None
+        raise UserError(f"{error.filename or work}: {error.strerror}") from None
     return made
 
 

@@ -7,13 +7,13 @@ classes, among them those of the first validation images, whose names and labels
 import functools
 import io
 import pathlib
-import struct
 import tarfile
 
 import numpy as np
 from PIL import Image
+from tensorboardX import record_writer
 
-from effnet_jax.data import imagenet, inputs, shards
+from effnet_jax.data import imagenet, shards
 
 PHOTOGRAPHS = (
     "astronaut.png",
@@ -151,14 +151,11 @@ def make_tfrecord(folder: pathlib.Path) -> pathlib.Path:
     infos = []
     for split, examples in splits.items():
         path = version / f"imagenet2012-{split}.tfrecord-00000-of-00001"
-        with open(path, "wb") as file:
-            for wnid, name, data in examples:
-                example = {"image": data, "label": wnid, "file_name": name}
-                record = shards.features().serialize_example(example)
-                length = struct.pack("<Q", len(record))
-                checksum = struct.pack("<I", inputs._masked_crc(length))
-                # Nothing here reads a record's own checksum.
-                file.write(length + checksum + record + bytes(4))
+        writer = record_writer.RecordWriter(str(path))
+        for wnid, name, data in examples:
+            example = {"image": data, "label": wnid, "file_name": name}
+            writer.write(shards.features().serialize_example(example))
+        writer.close()
         infos.append(
             tfds.core.SplitInfo(
                 name=split, shard_lengths=[len(examples)], num_bytes=path.stat().st_size

@@ -233,6 +233,7 @@ def test_checksums_are_compared_and_remembered(tars, tmp_path, monkeypatch):
         UserError, match=r"img_train.tar has the MD5 \w+ .*1d675b47d978889d74fa0da5"
     ):
         prepare.prepare(tars, tmp_path, ORIGINAL)
+    assert contents(tmp_path) == {}
     for split, archive in list(imagenet.ARCHIVES.items()):
         md5 = hashlib.md5((tars / archive.name).read_bytes()).hexdigest()
         monkeypatch.setitem(imagenet.ARCHIVES, split, archive._replace(md5=md5))
