@@ -73,17 +73,22 @@ def open_input(root: pathlib.Path) -> Input:
 
 
 def read_item(item: Item) -> bytes:
-    """The encoded image; raises ValueError where the file is shorter than it was."""
-    if ".array_record-" in item.path:
-        record = _array_record(item.path).read([item.offset])[0]
-        start, end = _spans(record, 0, len(record))["image"]
-        return record[start:end]
+    """The encoded image.
+
+    Raises:
+      ValueError: the file is shorter than it was.
+      UserError: it can't be read.
+    """
     try:
+        if ".array_record-" in item.path:
+            record = _array_record(item.path).read([item.offset])[0]
+            start, end = _spans(record, 0, len(record))["image"]
+            return record[start:end]
         with open(item.path, "rb", buffering=0) as file:
             file.seek(item.offset)
             data = file.read(item.length)
-    except OSError as error:
-        raise UserError(f"can't read {item.path}: {error.strerror}") from None
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"can't read {item.path}: {error}") from None
     if len(data) != item.length:
         raise ValueError("the file ends early")
     return data
@@ -230,10 +235,13 @@ def _tfrecord_items(path: str) -> Iterator[Item]:
 
 def _array_record_items(path: str) -> Iterator[Item]:
     """ArrayRecord compresses as it likes, so names and labels are to be had by reading it all."""
-    reader = _array_record(path)
-    for index in range(reader.num_records()):
-        record = reader.read([index])[0]
-        yield _item(path, record, 0, len(record))._replace(offset=index)
+    try:
+        reader = _array_record(path)
+        for index in range(reader.num_records()):
+            record = reader.read([index])[0]
+            yield _item(path, record, 0, len(record))._replace(offset=index)
+    except RuntimeError as error:
+        raise UserError(f"{path} is damaged: {error}; copy it again") from None
 
 
 def _array_record(path: str):

@@ -1,5 +1,6 @@
 """The files of a prepared ImageNet: what is done to each image, and how they are written."""
 
+import contextlib
 import dataclasses
 import io
 import json
@@ -60,11 +61,11 @@ def fault(data: bytes) -> str | None:
     import simplejpeg
     from PIL import Image
 
-    if data[:2] != b"\xff\xd8":
-        with Image.open(io.BytesIO(data)) as image:
-            return str(image.format)
-    colours = simplejpeg.decode_jpeg_header(data, strict=False)[2]
-    return f"{colours} JPEG" if colours in ("CMYK", "YCCK") else None
+    with contextlib.suppress(ValueError):  # Of what is no JPEG.
+        if simplejpeg.decode_jpeg_header(data, strict=False)[2] not in ("CMYK", "YCCK"):
+            return None
+    with Image.open(io.BytesIO(data)) as image:
+        return f"{image.mode} {image.format}"
 
 
 def fit(data: bytes, settings: Settings) -> tuple[bytes, str | None]:
@@ -93,7 +94,6 @@ def fit(data: bytes, settings: Settings) -> tuple[bytes, str | None]:
         pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
         return simplejpeg.encode_jpeg(pixels, settings.quality, "RGB", "420"), found
     if found:
-        pixels = pixels.copy()  # What Pillow decoded is read-only.
         return simplejpeg.encode_jpeg(pixels, REPAIR_QUALITY, "RGB", "444"), found
     return data, None
 

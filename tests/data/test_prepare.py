@@ -174,7 +174,7 @@ def test_repairs(prepared):
     train, _ = miniature.make_images(truncated=False)
     originals = {name: data for wnid in train for name, data in train[wnid].items()}
     stored = {name: data for name, _, data in records(prepared, "train")}
-    assert sorted(found for _, _, _, found in repaired(prepared)) == ["CMYK JPEG", "PNG"]
+    assert sorted(found for _, _, _, found in repaired(prepared)) == ["CMYK JPEG", "RGB PNG"]
     for _, name, done, _ in repaired(prepared):
         assert done == "repaired"
         image = Image.open(io.BytesIO(stored[name]))
@@ -208,7 +208,7 @@ def test_sizes():
     assert shards.fit(grey, ORIGINAL) == (grey, None)
     png = miniature.encode(photograph, "PNG")
     resized, found = shards.fit(png, shards.Settings("256"))
-    assert (decode_image(resized).shape, found) == ((256, 320, 3), "PNG")
+    assert (decode_image(resized).shape, found) == ((256, 320, 3), "RGB PNG")
 
 
 # --- What is refused ------------------------------------------------------------------------------
@@ -269,7 +269,7 @@ def test_a_broken_tar_is_refused(kind, tars, tmp_path):
     assert contents(tmp_path / "out") == {}
 
 
-def test_inputs_that_are_not_imagenet(tars, tmp_path):
+def test_inputs_that_are_not_imagenet(tars, prepared, tmp_path):
     def fails(root, message):
         with pytest.raises(UserError, match=message):
             prepare.prepare(root, tmp_path / "out", ORIGINAL, subset=True)
@@ -291,6 +291,13 @@ def test_inputs_that_are_not_imagenet(tars, tmp_path):
     fails(copy, "ends early, at byte")
     file.write_bytes(b"\1" + data[1:])
     fails(copy, "damaged at byte 0")
+    shutil.copytree(prepared, tmp_path / "records")
+    file = next((tmp_path / "records").glob("*/*/*-train*"))
+    for size, message in ((100_000, "holds 0 records and should hold"), (1000, "is damaged: ")):
+        file.write_bytes(file.read_bytes()[:size])
+        fails(tmp_path / "records", rf"{file.name} {message}.*; copy it again")
+    file.unlink()
+    fails(tmp_path / "records", f"{file.name} is missing")
 
 
 def test_a_disk_that_is_too_small(tars, tmp_path, monkeypatch):
