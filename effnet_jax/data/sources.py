@@ -42,6 +42,52 @@ def cache_dir() -> pathlib.Path:
     return pathlib.Path(home).expanduser() / "effnet_jax"
 
 
+def _is_imagenet(name: str) -> bool:
+    return name.partition(":")[0] == "imagenet2012"
+
+
+def _how_to_prepare(name: str, data_dir: str, copy: str | None = None) -> str:
+    """The command that makes a data set in `data_dir`, out of a copy in another format if given."""
+    if _is_imagenet(name):
+        where = "" if copy else ", where DIR holds the official tars or the images in folders"
+        arguments = f"--from={copy or 'DIR'} --data_dir={data_dir}"
+        return f"Run{where}:\n  python -m effnet_jax.tools.prepare_imagenet {arguments}"
+    if copy:
+        return (
+            "In an environment with TensorFlow, run:\n  tfds convert_format "
+            f"--out_file_format=array_record --dataset_version_dir={copy} --out_dir={data_dir}"
+        )
+    return (
+        "TFDS needs TensorFlow to prepare it, this program does not; in an environment with both, "
+        f"run:\n  tfds build {name} --data_dir={data_dir} --file_format=array_record"
+    )
+
+
+def _check_files(instructions: list[Any]) -> None:
+    """Raises UserError for a file of a split that isn't there, or isn't whole.
+
+    An ArrayRecord file counts its records at its end, so a half copied one is told by that, and
+    not in the middle of an epoch.
+    """
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    for instruction in instructions:
+        path, expected = str(instruction.filename), instruction.examples_in_shard
+        if not os.path.isfile(path):
+            raise UserError(f"{path} is missing; copy or prepare the data set again")
+        try:
+            reader = ArrayRecordReader(path, options="readahead_buffer_size:0")
+            records = reader.num_records()
+            reader.close()
+        except RuntimeError:
+            records = 0
+        if records != expected:
+            raise UserError(
+                f"{path} has {os.path.getsize(path):,} bytes, and {records} of its {expected} "
+                "records can be read; copy or prepare the data set again"
+            )
+
+
 class TfdsSource:
     """A split of a TFDS data set that lies prepared as ArrayRecord; needs no TensorFlow."""
 
@@ -50,11 +96,7 @@ class TfdsSource:
 
         default = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
         data_dir = str(pathlib.Path(data_dir or default).expanduser())
-        arguments = f"--data_dir={data_dir} --file_format=array_record"
-        remedy = (
-            "TFDS needs TensorFlow to prepare it, this program does not; in an environment "
-            f"with both, run:\n  tfds build {name} {arguments}"
-        )
+        remedy = _how_to_prepare(name, data_dir)
         if not os.path.isdir(data_dir):
             raise UserError(
                 f"no directory {data_dir} (config.data.data_dir) for data set {name!r}. {remedy}"
@@ -62,15 +104,18 @@ class TfdsSource:
         try:
             builder = tfds.core.read_only_builder.builder_from_files(name, data_dir=data_dir)
         except tfds.core.registered.DatasetNotFoundError:
+            from effnet_jax.data.prepare import unfinished
+
+            if _is_imagenet(name) and (state := unfinished(data_dir)):
+                raise UserError(f"data set {name!r} {state}") from None
             raise UserError(
                 f"data set {name!r} is not prepared in {data_dir} (config.data.data_dir). {remedy}"
             ) from None
         if builder.info.file_format is not tfds.core.file_adapters.FileFormat.ARRAY_RECORD:
             raise UserError(
                 f"data set {name!r} in {builder.data_dir} is stored as "
-                f"{builder.info.file_format.value}, not as ArrayRecord. In an environment with "
-                f"TensorFlow, run:\n  tfds convert_format --out_file_format=array_record "
-                f"--dataset_version_dir={builder.data_dir} --out_dir=NEW_DIR"
+                f"{builder.info.file_format.value}, not as ArrayRecord. "
+                + _how_to_prepare(name, "NEW_DIR", copy=str(builder.data_dir))
             )
         features = builder.info.features
         known = {"image", label} <= set(features)
@@ -83,12 +128,14 @@ class TfdsSource:
         decoders = {"image": tfds.decode.SkipDecoding()}
         self.classes = tuple(labels.names)
         try:
+            instructions = builder.info.splits[split].file_instructions
             self._records = builder.as_data_source(split, decoders=decoders)
         except (KeyError, ValueError) as error:
             raise UserError(
                 f"no split {split!r} in data set {name!r}, which has "
                 f"{', '.join(sorted(builder.info.splits))} ({str(error).partition(chr(10))[0]})"
             ) from None
+        _check_files(instructions)
         self._name = f"{name}/{split}"
         self._label = label
 

@@ -100,7 +100,10 @@ def test_a_corrupt_image_is_named_before_training(tmp_path):
 
 
 def test_tfds_that_is_not_there_gives_the_command(tmp_path):
-    message = rf"tfds build imagenet2012 --data_dir={tmp_path} --file_format=array_record"
+    message = rf"tfds build mnist --data_dir={tmp_path} --file_format=array_record"
+    with pytest.raises(UserError, match=message):
+        sources.TfdsSource("mnist", str(tmp_path), "train")
+    message = rf"effnet_jax.tools.prepare_imagenet --from=DIR --data_dir={tmp_path}"
     with pytest.raises(UserError, match=message):
         sources.TfdsSource("imagenet2012", str(tmp_path), "train")
     with pytest.raises(UserError, match="no directory"):
@@ -120,6 +123,19 @@ def test_tfds_in_another_format_gives_the_command(tmp_path):
     info.write_text(json.dumps(values))
     with pytest.raises(UserError, match="tfds convert_format --out_file_format=array_record"):
         sources.TfdsSource("digits", str(tmp_path), "train")
+
+
+@pytest.mark.parametrize("left", [None, 0, 0.5, 0.9])
+def test_a_file_that_is_not_whole_is_named(tmp_path, left):
+    sources.digits_source("digits", None, "train")
+    shutil.copytree(sources.cache_dir() / "data" / "digits", tmp_path / "digits")
+    (file,) = (tmp_path / "digits").glob("*/*-train*")
+    data = file.read_bytes()
+    file.unlink() if left is None else file.write_bytes(data[: int(len(data) * left)])
+    message = f"{file.name} " + ("is missing" if left is None else "has .*0 of its 1437 records")
+    with pytest.raises(UserError, match=message):
+        sources.TfdsSource("digits", str(tmp_path), "train")
+    assert len(sources.TfdsSource("digits", str(tmp_path), "test")) == 360
 
 
 def test_an_unknown_split_lists_those_there_are():
