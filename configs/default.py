@@ -66,8 +66,13 @@ def get_config(model: str = "b0") -> ConfigDict:
     config.data.eval_split = "validation"
     config.data.holdout = 0.1  # Folder without splits: fraction of each class kept for evaluation.
     config.data.check_images = 1000  # Images of each split decoded before the first step; 0: none.
-    config.data.threads = 16  # That read, decode and augment; each makes a batch of its own.
-    config.data.prefetch_batches = 16  # Ready or in work, ahead of the step.
+    config.data.on_corrupt = "stop"  # A training image that can't be read: stop, or skip it.
+    config.data.threads = 16  # That read, decode and augment.
+    config.data.processes = 0  # Worker processes for training, each with so many threads; 0: none.
+    config.data.prefetch_batches = 4  # Most that lie ready or in work, ahead of the step, ...
+    config.data.prefetch_gib = 4.0  # ... and the most memory for them.
+    # One made-up batch of 1,000 classes again and again, without data: the device's speed alone.
+    config.data.synthetic = False
 
     config.preprocess = ConfigDict()
     config.preprocess.mean = (0.485, 0.456, 0.406)  # RGB, of pixels in 0..1.
@@ -83,12 +88,14 @@ def get_config(model: str = "b0") -> ConfigDict:
     config.augment.randaugment_layers = 2  # Operations an image.
     config.augment.randaugment_magnitude = 10.0  # Level of all of them; 10 is AutoAugment's most.
     # What the reference's operations do differently from Pillow's, one choice each; the reference's
-    # first. Contrast blends with the grey of: the number of pixels / 256, or the image's mean.
+    # first. Contrast blends with a grey: the number of pixels / 256, at most 255; or the mean.
     config.augment.contrast_mean = "pixel_count"  # pixel_count or image.
-    # Posterize keeping 0 bits, or more than 8: the shift is clamped to 7 (one bit), or as Pillow.
-    config.augment.posterize_shift = "clamp"  # clamp or pillow (0 bits: black; above 8: nothing).
-    # Solarize at level 10 and above has a threshold that no pixel reaches.
-    config.augment.solarize_threshold = "no_op"  # no_op, or wrap as uint8 does (256 becomes 0).
+    # Posterize shifts by 8 bits at levels below 2.5, and by -1 to -4 from 22.5 on. TensorFlow makes
+    # both 7, which leaves one bit; Pillow's rule gives black, and the image as it was.
+    config.augment.posterize_shift = "clamp"  # clamp or pillow.
+    # Solarize's threshold is 256 at level 10, more above. TensorFlow compares in uint8, where 256
+    # is 0 and inverts everything, and 435 (level 17) is 179; in Pillow no pixel reaches it.
+    config.augment.solarize_threshold = "wrap"  # wrap or no_op.
     # RandAugment draws a probability of 0.2 to 0.8 for each operation and doesn't use it.
     config.augment.randaugment_probability = "ignored"  # ignored or used.
     config.augment.erase_probability = 0.0  # Random erasing (1708.04896), last on the host.
@@ -96,7 +103,7 @@ def get_config(model: str = "b0") -> ConfigDict:
     config.augment.erase_aspect = (0.3, 3.3)  # Height over width; log-uniform.
     config.augment.erase_fill = "mean"  # mean (of config.preprocess) or noise (uniform).
     config.augment.mixup_alpha = 0.0  # Beta(alpha, alpha) of mixup, on the device; 0.0: none.
-    config.augment.cutmix_alpha = 0.0  # Of cutmix; where both are set, each takes half the steps.
+    config.augment.cutmix_alpha = 0.0  # Of cutmix; where both are set, each takes half the images.
 
     config.loss = ConfigDict()
     config.loss.label_smoothing = 0.1  # Training loss only; evaluation reports plain cross-entropy.

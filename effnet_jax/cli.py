@@ -113,13 +113,13 @@ def run_with_flags(
             for name in flags.FLAGS:
                 hasattr(flags.FLAGS[name].value, "lock")  # Raises for a config that wasn't loaded.
         except Exception as error:
-            raise UserError(_explain(error)) from None
+            raise UserError(explain(error)) from None
         if left:
             raise UserError(f"unexpected argument {left[0]!r}; flags are --name=value. Try --help")
     run(main, computes)
 
 
-def _explain(error: Exception) -> str:
+def explain(error: Exception) -> str:
     """What is wrong with the command line, out of what absl and ml_collections raise for it."""
     while error.args and isinstance(error.args[0], Exception):
         error = error.args[0]

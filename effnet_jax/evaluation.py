@@ -15,7 +15,7 @@ from effnet_jax.checkpoint import Checkpoints
 from effnet_jax.data import pipeline, sources
 from effnet_jax.data.sources import Source
 from effnet_jax.errors import UserError
-from effnet_jax.loss import cross_entropy
+from effnet_jax.loss import cross_entropy, smooth_targets
 from effnet_jax.models.layers import normalize_images
 
 PyTree = Any
@@ -34,7 +34,7 @@ def make_eval_step(model: nn.Module, preprocess: ConfigDict) -> Callable[..., di
         return {
             "top1": (hits[:, 0] * mask).sum(),
             "top5": (hits.any(-1) * mask).sum(),
-            "loss": (cross_entropy(logits, labels) * mask).sum(),
+            "loss": (cross_entropy(logits, smooth_targets(labels, logits.shape[-1])) * mask).sum(),
             "count": mask.sum(),
         }
 
@@ -51,14 +51,8 @@ class Evaluator:
         self._examples = len(source)
         self._mesh = mesh
         self._data = config.data
-        self._dataset = pipeline.eval_dataset(
-            source,
-            config.preprocess,
-            resolution,
-            config.eval_batch_size,
-            jax.process_index(),
-            jax.process_count(),
-        )
+        host, hosts = jax.process_index(), jax.process_count()
+        self._batches = pipeline.eval_batches(source, config, resolution, host, hosts)
         self._step = jax.jit(
             make_eval_step(model, config.preprocess), out_shardings=parallel.replicated(mesh)
         )
@@ -76,7 +70,7 @@ class Evaluator:
           should_stop: asked at every batch; where it says so the result is None.
         """
         totals = {"top1": 0.0, "top5": 0.0, "loss": 0.0, "count": 0.0}
-        for batch in pipeline.read_ahead(self._dataset, self._data):
+        for batch in self._batches.read_ahead(self._data):
             if should_stop():
                 return None
             sums = self._step(params, batch_stats, parallel.put_batch(batch, self._mesh))

@@ -18,8 +18,15 @@ RANGES = {
     "data.holdout": (0.001, 0.5),
     "data.check_images": (0, ANY),
     "data.threads": (1, 1024),
+    "data.processes": (0, 1024),
     "data.prefetch_batches": (1, 1024),
+    "data.prefetch_gib": (0.01, ANY),
     "preprocess.crop_padding": (0, ANY),
+    "augment.randaugment_layers": (0, 16),
+    "augment.randaugment_magnitude": (0, 30),
+    "augment.erase_probability": (0, 1),
+    "augment.mixup_alpha": (0, ANY),
+    "augment.cutmix_alpha": (0, ANY),
     "loss.label_smoothing": (0, 0.999),
     "optimizer.rmsprop.learning_rate": (0, ANY),
     "optimizer.rmsprop.decay": (0, 1),
@@ -51,3 +58,16 @@ def check_ranges(config: ConfigDict) -> None:
         if not low <= value <= high:
             most = f" and at most {high}" if high != ANY else ""
             raise UserError(f"config.{key} must be at least {low}{most}; got {value}")
+
+
+def check_interval(key: str, value: object, high: float = ANY) -> None:
+    """Raises a UserError unless `value`, of `config.KEY`, is a range of numbers in (0, high]."""
+    try:
+        first, last = map(float, value)
+    except (TypeError, ValueError):
+        raise UserError(
+            f"config.{key} must be two numbers, as in '(0.1, 1.0)'; got {value}"
+        ) from None
+    if not 0 < first <= last <= high:
+        most = f" and at most {high}" if high != ANY else ""
+        raise UserError(f"config.{key} must be a range above 0{most}; got {value}")

@@ -185,6 +185,8 @@ class Progress:
             f"loss {row['train_loss']:.3f}  {row['images_per_second']:.0f} images/s  "
             f"data wait {row['data_wait']:.1%}"
         )
+        if row["skipped_images"]:
+            text += f"  skipped {row['skipped_images']:.0f} images"
         if self._bar:
             self._bar.update(self._task, completed=step, status=text)
         else:

@@ -20,6 +20,12 @@ def resize(image: np.ndarray, size: int, interpolation: str) -> np.ndarray:
     """uint8 [h, w, 3] to [size, size, 3]; no antialiasing, as in the reference."""
     if image.shape[:2] == (size, size):
         return np.ascontiguousarray(image)
+    if interpolation == "bicubic":
+        # OpenCV takes 205 us to make 224 px of three channels and 95 of four, both conversions
+        # counted; a value in 300,000 then differs, by 1.
+        four = cv2.cvtColor(image, cv2.COLOR_RGB2RGBA)
+        four = cv2.resize(four, (size, size), interpolation=cv2.INTER_CUBIC)
+        return cv2.cvtColor(four, cv2.COLOR_RGBA2RGB)
     return cv2.resize(image, (size, size), interpolation=INTERPOLATIONS[interpolation])
 
 

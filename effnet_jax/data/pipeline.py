@@ -2,51 +2,55 @@
 
 Position p of the endless stream of records is record `permutation(seed, epoch)[p mod n]` of epoch
 `p // n`: each record once an epoch, in a new order every epoch. The global batch at step t holds
-the positions [t * B, (t + 1) * B), and host h of H its h-th part, so the same images with the same
-augmentations come in the same order whatever the number of hosts. There is no iterator state: a
-run that starts at step t asks for the batches from t on.
+the positions [t * B, (t + 1) * B), and host h of H its h-th part; what is random about an image
+follows from the seed and its position. So the same images with the same augmentations come in the
+same order whatever the number of hosts. There is no iterator state: a run that starts at step t
+asks for the batches from t on.
+
+Threads share the work on one batch by chunks of a few images, so that the first batch comes soon
+and what is read ahead is bounded in bytes, however large a batch is.
 """
 
 import concurrent.futures
-from collections.abc import Iterator
+import contextlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import cv2
 import grain
 import numpy as np
+from absl import flags
 from ml_collections import ConfigDict
 
-from effnet_jax.data import crop
+from effnet_jax.data import augment, crop
 from effnet_jax.data.decode import decode_image
 from effnet_jax.data.sources import Source
 from effnet_jax.errors import UserError, check_choice
+from effnet_jax.ranges import check_interval
 
 Batch = dict[str, np.ndarray]
+# Writes the image at a position into `out`, uint8 [size, size, 3]; returns its label, and whether
+# it counts.
+Load = Callable[[int, np.ndarray], tuple[int, bool]]
 
-
-def _decode(source: Source, index: int) -> tuple[np.ndarray, int]:
-    try:
-        record = source[index]
-        return decode_image(record["image"]), record["label"]
-    except (ValueError, OSError) as error:
-        raise UserError(f"cannot read {source.describe(index)}: {error}") from None
+# Images that one thread makes in a row: few enough for threads to share a batch, enough that
+# handing them over costs nothing.
+CHUNK = 16
 
 
 def check_config(config: ConfigDict) -> None:
-    """Raises UserError for values of `config.preprocess` that no image could be made with."""
+    """Raises UserError for values that no image could be made with.
+
+    Args:
+      config: the whole config; `data`, `preprocess` and `augment` are looked at.
+    """
+    check_choice("config.data.on_corrupt", config.data.on_corrupt, ("stop", "skip"))
+    augment.check_config(config.augment)
+    config = config.preprocess
     check_choice("config.preprocess.interpolation", config.interpolation, crop.INTERPOLATIONS)
-    for key in ("crop_area", "crop_aspect"):
-        try:
-            low, high = map(float, config[key])
-        except (TypeError, ValueError):
-            raise UserError(
-                f"config.preprocess.{key} must be two numbers, as in '(0.1, 1.0)'; "
-                f"got {config[key]}"
-            ) from None
-        if not 0 < low <= high or (key == "crop_area" and high > 1):
-            raise UserError(
-                f"config.preprocess.{key} must be a range above 0; got {(low, high)}"
-                + (" (at most 1)" if key == "crop_area" else "")
-            )
+    check_interval("preprocess.crop_area", config.crop_area, high=1)
+    check_interval("preprocess.crop_aspect", config.crop_aspect)
     for key in ("mean", "std"):
         if len(config[key]) != 3 or (key == "std" and min(config[key]) <= 0):
             raise UserError(
@@ -56,99 +60,232 @@ def check_config(config: ConfigDict) -> None:
             )
 
 
+@contextlib.contextmanager
+def naming(source: Source, index: int) -> Iterator[None]:
+    """Turns what goes wrong with a record into a UserError that names it."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (ValueError, OSError) as error:
+        raise UserError(f"cannot read {source.describe(index)}: {error}") from None
+
+
+def read(source: Source, index: int) -> dict[str, Any]:
+    """The record: encoded image and label. Raises UserError that names it."""
+    with naming(source, index):
+        record = source[index]
+        if not 0 <= record["label"] < len(source.classes):
+            raise ValueError(
+                f"label {record['label']} is out of range, there are {len(source.classes)} classes"
+            )
+        return record
+
+
+def decode(source: Source, index: int, data: bytes) -> np.ndarray:
+    """The record's pixels, uint8 [h, w, 3]. Raises UserError that names it."""
+    with naming(source, index):
+        return decode_image(data)
+
+
 def check_images(source: Source, count: int, threads: int) -> None:
     """Decodes `count` images, spread evenly; raises a UserError that names a bad one."""
     indices = np.unique(np.linspace(0, len(source) - 1, min(count, len(source)), dtype=int))
     with concurrent.futures.ThreadPoolExecutor(max(1, threads)) as pool:
-        for _ in pool.map(lambda index: _decode(source, int(index)), indices):
+        for _ in pool.map(
+            lambda index: decode(source, index, read(source, index)["image"]), indices.tolist()
+        ):
             pass
 
 
-def train_dataset(
-    source: Source,
-    config: ConfigDict,
-    resolution: int,
-    batch_size: int,
-    seed: int,
-    host: int = 0,
-    hosts: int = 1,
-) -> grain.MapDataset:
-    """This host's part of the batch at every step: `dataset[step]`, without end.
+class TrainImages:
+    """The training image at a position of the endless stream: a `Load`.
 
     Args:
       source: the records.
-      config: `config.preprocess`.
-      resolution: side of the images, in pixels.
-      batch_size: global batch; a multiple of `hosts`.
-      seed: of the order and of the augmentations.
-      host, hosts: this host's number, and how many there are.
-
-    Returns:
-      A dataset of batches: image uint8 [B / hosts, resolution, resolution, 3], label int32 and
-      mask float32 [B / hosts].
+      config: the whole config.
     """
 
-    def load(index: int, rng: np.random.Generator) -> dict[str, Any]:
-        image, label = _decode(source, index)
+    def __init__(self, source: Source, config: ConfigDict):
+        self._source = source
+        self._preprocess, self._augment = config.preprocess, config.augment
+        self._seed = config.seed
+        self._skips = config.data.on_corrupt == "skip"
+        self._policy = augment.build_policy(config.augment)
+        self._order = grain.MapDataset.range(len(source)).shuffle(seed=config.seed).repeat()
+
+    def index(self, position: int) -> int:
+        """Which record stands at a position."""
+        return int(self._order[position])
+
+    def __call__(self, position: int, out: np.ndarray) -> tuple[int, bool]:
+        index = self.index(position)
+        try:
+            record = read(self._source, index)
+            image = decode(self._source, index, record["image"])
+        except UserError as error:
+            if not self._skips:
+                raise
+            print(f"skipped: {error}", file=sys.stderr, flush=True)
+            out[:] = 0
+            return 0, False
+        self.distort(image, position, out)
+        return record["label"], True
+
+    def distort(self, image: np.ndarray, position: int, out: np.ndarray) -> None:
+        """Crop, resize, flip and policy, as drawn for a position.
+
+        Args:
+          image: uint8 [h, w, 3].
+          position: of the stream.
+          out: uint8 [size, size, 3]; the result is written there.
+        """
+        config, size = self._preprocess, len(out)
+        rng = np.random.Generator(np.random.Philox(key=(self._seed, position)))
         height, width = image.shape[:2]
         box = crop.random_box(height, width, config.crop_area, config.crop_aspect, rng)
         if box is None:
-            box = crop.central_box(height, width, resolution, config.crop_padding)
-        image = crop.resize(crop.crop(image, box), resolution, config.interpolation)
-        if config.flip and rng.random() < 0.5:
-            image = np.ascontiguousarray(image[:, ::-1])
-        return {"image": image, "label": np.int32(label), "mask": np.float32(1)}
-
-    stream = grain.MapDataset.range(len(source)).shuffle(seed=seed).repeat()
-    # The random map stands before the split by host, so that its numbers follow the position.
-    images = stream.random_map(load, seed=seed + 1)
-    return images.batch(batch_size // hosts)[host::hosts]
-
-
-def eval_dataset(
-    source: Source,
-    config: ConfigDict,
-    resolution: int,
-    batch_size: int,
-    host: int = 0,
-    hosts: int = 1,
-) -> grain.MapDataset:
-    """This host's part of every evaluation batch, each record once, in order.
-
-    The last batch is filled up with black images whose mask is 0, so that every host runs the same
-    number of steps and every record counts. Arguments and batches as for `train_dataset`.
-    """
-
-    def load(index: int) -> dict[str, Any]:
-        if index >= len(source):
-            image, label = np.zeros((resolution, resolution, 3), np.uint8), 0
-        else:
-            image, label = _decode(source, index)
-            box = crop.central_box(*image.shape[:2], resolution, config.crop_padding)
-            image = crop.resize(crop.crop(image, box), resolution, config.interpolation)
-        mask = np.float32(index < len(source))
-        return {"image": image, "label": np.int32(label), "mask": mask}
-
-    padded = -(-len(source) // batch_size) * batch_size
-    images = grain.MapDataset.range(padded).map(load)
-    return images.batch(batch_size // hosts)[host::hosts]
+            box = crop.central_box(height, width, size, config.crop_padding)
+        flips = config.flip and rng.random() < 0.5
+        image = crop.resize(crop.crop(image, box), size, config.interpolation)
+        if flips:
+            image = cv2.flip(image, 1)
+        if self._policy:
+            image = self._policy(image, rng)
+        if self._augment.erase_probability:
+            image = augment.erase(image, self._augment, config.mean, rng)
+        out[:] = image
 
 
-def read_ahead(
-    dataset: grain.MapDataset, config: ConfigDict, start: int = 0, stop: int | None = None
-) -> Iterator[Batch]:
-    """Iterates `dataset[start:stop]` in order, read ahead by threads.
+class EvalImages:
+    """The record at a position in its central crop, and black images beyond the last: a `Load`."""
 
-    One thread makes one batch, so no more than `prefetch_batches` threads are ever busy, and no
-    more than so many batches are in memory.
+    def __init__(self, source: Source, config: ConfigDict):
+        self._source, self._config = source, config.preprocess
+
+    def __call__(self, position: int, out: np.ndarray) -> tuple[int, bool]:
+        if position >= len(self._source):
+            out[:] = 0
+            return 0, False
+        record = read(self._source, position)
+        image = decode(self._source, position, record["image"])
+        box = crop.central_box(*image.shape[:2], len(out), self._config.crop_padding)
+        out[:] = crop.resize(crop.crop(image, box), len(out), self._config.interpolation)
+        return record["label"], True
+
+
+def concatenate(chunks: Sequence[Batch]) -> Batch:
+    """Chunks, one after another, as a batch."""
+    return {key: np.concatenate([chunk[key] for chunk in chunks]) for key in chunks[0]}
+
+
+class Batches:
+    """This host's part of every batch: `batches[step]`, or `batches.read_ahead(...)`.
+
+    A batch has image uint8 [B / hosts, resolution, resolution, 3], label int32 and mask float32
+    [B / hosts].
 
     Args:
-      dataset: of batches.
-      config: `config.data`.
-      start, stop: positions; None for the end.
+      load: makes the image at a position.
+      resolution: side of the images, in pixels.
+      batch_size: global batch; a multiple of `hosts`.
+      length: how many batches there are; None for no end.
+      host, hosts: this host's number, and how many there are.
     """
-    options = grain.ReadOptions(
-        num_threads=config.threads,
-        prefetch_buffer_size=config.prefetch_batches,
-    )
-    return iter(dataset[start:stop].to_iter_dataset(options))
+
+    def __init__(
+        self,
+        load: Load,
+        resolution: int,
+        batch_size: int,
+        length: int | None,
+        host: int = 0,
+        hosts: int = 1,
+    ):
+        self._load = load
+        self._resolution = resolution
+        self._global, self._local = batch_size, batch_size // hosts
+        self._length = length
+        self._host = host
+        self._chunk = max(size for size in range(1, CHUNK + 1) if self._local % size == 0)
+        self._per_batch = self._local // self._chunk
+
+    def __len__(self) -> int:
+        if self._length is None:
+            raise TypeError("these batches have no end")
+        return self._length
+
+    def positions(self, chunk: int) -> range:
+        """Which positions of the stream chunk number `chunk` of this host holds."""
+        step, part = divmod(chunk, self._per_batch)
+        first = step * self._global + self._host * self._local + part * self._chunk
+        return range(first, first + self._chunk)
+
+    def chunk(self, number: int) -> Batch:
+        """Chunk number `number` of this host, made in this thread."""
+        positions = self.positions(number)
+        size = self._resolution
+        images = np.empty((len(positions), size, size, 3), np.uint8)
+        loaded = [self._load(position, images[row]) for row, position in enumerate(positions)]
+        labels, masks = zip(*loaded, strict=True)
+        return {
+            "image": images,
+            "label": np.array(labels, np.int32),
+            "mask": np.array(masks, np.float32),
+        }
+
+    def __getitem__(self, step: int) -> Batch:
+        first = step * self._per_batch
+        return concatenate([self.chunk(first + part) for part in range(self._per_batch)])
+
+    def read_ahead(
+        self, config: ConfigDict, start: int = 0, stop: int | None = None, processes: int = 0
+    ) -> Iterator[Batch]:
+        """Iterates `self[start:stop]` in order, read ahead by threads or by worker processes.
+
+        Args:
+          config: `config.data`. No more than `prefetch_batches` batches, and no more than
+            `prefetch_gib`, lie ready or in work; beside them one that is put together, and one
+            that has been.
+          start, stop: steps; None for the end.
+          processes: workers, of `config.threads` threads each; 0: threads of this process.
+        """
+        if stop is None:
+            stop = self._length
+        first = start * self._per_batch
+        last = 2**62 if stop is None else stop * self._per_batch
+        chunk_bytes = self._chunk * self._resolution**2 * 3
+        ahead = min(
+            config.prefetch_batches * self._per_batch,
+            int(config.prefetch_gib * 2**30 / chunk_bytes),
+        )
+        ahead = max(1, ahead // max(1, processes))
+        options = grain.ReadOptions(min(config.threads, ahead), ahead)
+        chunks = grain.MapDataset.range(first, last).map(self.chunk).to_iter_dataset(options)
+        if processes:
+            if not flags.FLAGS.is_parsed():  # Grain asks a flag; a notebook has none.
+                flags.FLAGS.mark_as_parsed()
+            chunks = chunks.mp_prefetch(grain.MultiprocessingOptions(processes))
+        batches = chunks.batch(self._per_batch, batch_fn=concatenate)
+        return iter(grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=1))
+
+
+def train_batches(
+    source: Source, config: ConfigDict, resolution: int, host: int = 0, hosts: int = 1
+) -> Batches:
+    """Training batches without end, for `config.batch_size` and `config.seed`."""
+    load = TrainImages(source, config)
+    return Batches(load, resolution, config.batch_size, None, host, hosts)
+
+
+def eval_batches(
+    source: Source, config: ConfigDict, resolution: int, host: int = 0, hosts: int = 1
+) -> Batches:
+    """Evaluation batches of `config.eval_batch_size`: each record once, in order.
+
+    The last is filled up with black images whose mask is 0, so that every host runs the same
+    number of steps and every record counts.
+    """
+    length = -(-len(source) // config.eval_batch_size)
+    load = EvalImages(source, config)
+    return Batches(load, resolution, config.eval_batch_size, length, host, hosts)

@@ -1,6 +1,7 @@
 """How fast this machine is: python -m effnet_jax.tools.benchmark WHAT [--csv=FILE].
 
 model     training and evaluation in images/s, beside the same model with lax's depthwise layers
+data      the training pipeline of --config=FILE, without a model, and what its time goes into
 latency   one image at a time on one core, for the models of the paper's Table 4
 """
 
@@ -11,10 +12,10 @@ import pathlib
 import rich.console
 
 from effnet_jax import cli, records
-from effnet_jax.benchmarks import latency, throughput
+from effnet_jax.benchmarks import latency, loading, throughput
 from effnet_jax.errors import UserError
 
-BENCHMARKS = {"model": throughput, "latency": latency}
+BENCHMARKS = {"model": throughput, "latency": latency, "data": loading}
 
 
 def main() -> None:
@@ -29,7 +30,9 @@ def main() -> None:
         module.add_arguments(command)
         command.add_argument("--json", action="store_true", help="JSON instead of a table")
         command.add_argument("--csv", type=pathlib.Path, help="add the rows to this file")
-    args = parser.parse_args()
+    args, args.rest = parser.parse_known_args()
+    if args.rest and args.what != "data":  # Which reads config flags.
+        parser.error(f"unrecognized arguments: {' '.join(args.rest)}")
     if args.repeats < 1:
         raise UserError(f"--repeats must be 1 or more; got {args.repeats}")
 

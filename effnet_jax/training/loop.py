@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import itertools
 import operator
 import os
 import pathlib
@@ -102,7 +103,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> tuple[TrainState, Sc
     parallel.check_batch("batch_size", config.batch_size, mesh)
     parallel.check_batch("eval_batch_size", config.eval_batch_size, mesh)
     checkpoint.check_config(config.checkpoint)
-    pipeline.check_config(config.preprocess)
+    pipeline.check_config(config)
     train_source = sources.open_source(config.data, config.data.train_split)
     eval_source = sources.open_source(config.data, config.data.eval_split)
     sources.check_classes(eval_source.classes, train_source.classes, config.data.eval_split)
@@ -125,7 +126,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> tuple[TrainState, Sc
         )
 
     for source in (train_source, eval_source):
-        pipeline.check_images(source, config.data.check_images, config.data.threads)
+        if source is eval_source or config.data.on_corrupt == "stop":
+            pipeline.check_images(source, config.data.check_images, config.data.threads)
     check_workdir(workdir, config)
 
     with (
@@ -182,16 +184,13 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> tuple[TrainState, Sc
             return scores
 
         # Data, from this step on.
-        dataset = pipeline.train_dataset(
-            train_source,
-            config.preprocess,
-            resolution,
-            batch_size,
-            config.seed,
-            jax.process_index(),
-            jax.process_count(),
-        )
-        batches = pipeline.read_ahead(dataset, config.data, start, total)
+        host, hosts = jax.process_index(), jax.process_count()
+        batches = pipeline.train_batches(train_source, config, resolution, host, hosts)
+        if config.data.synthetic:
+            on_device = itertools.repeat(parallel.put_batch(batches[0], mesh))
+        else:
+            ahead = batches.read_ahead(config.data, start, total, config.data.processes)
+            on_device = (parallel.put_batch(batch, mesh) for batch in ahead)
         schedule = optimizers.learning_rate(config, examples)
 
         def is_evaluated(step: int) -> bool:
@@ -204,8 +203,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> tuple[TrainState, Sc
                 scores = record.evaluation(start) or evaluate(start)
             with records.Progress(total, start) as progress:
                 for step in range(start + 1, total + 1):
-                    batch = meter.next_batch(batches)
-                    state, metrics = train_step(state, parallel.put_batch(batch, mesh), seed)
+                    state, metrics = train_step(state, meter.next_batch(on_device), seed)
                     meter.add(step, metrics)
                     progress.advance(step)
                     if step == start + 1:

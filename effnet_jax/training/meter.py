@@ -76,6 +76,8 @@ class Meter:
             "grad_norm": sums["grad_norm"] / self._steps,
             "images_per_second": self._steps * self._batch_size / seconds,
             "data_wait": self._waited / seconds,
+            # Of on_corrupt="skip": the pipeline masks them.
+            "skipped_images": self._steps * self._batch_size - sums["count"],
         }
         self._reset()
         return result

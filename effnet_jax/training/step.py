@@ -8,8 +8,9 @@ import jax
 import optax
 from ml_collections import ConfigDict
 
-from effnet_jax.loss import cross_entropy
+from effnet_jax.loss import cross_entropy, smooth_targets
 from effnet_jax.models.layers import normalize_images
+from effnet_jax.training.mixing import is_mixing, mix
 from effnet_jax.training.optimizer import ema_decay
 from effnet_jax.training.state import TrainState
 
@@ -41,12 +42,17 @@ def make_train_step(
       statistics, which is finite only if they all are.
     """
     preprocess, smoothing = config.preprocess, config.loss.label_smoothing
+    classes = config.model.num_classes
 
     def train_step(state: TrainState, batch: Batch, seed: jax.Array) -> tuple[TrainState, Metrics]:
         rngs = {
             name: random_key(seed, name, state.step) for name in ("dropout", "stochastic_depth")
         }
         images = normalize_images(batch["image"], preprocess.mean, preprocess.std)
+        targets = smooth_targets(batch["label"], classes, smoothing)
+        if is_mixing(config.augment):
+            key = random_key(seed, "mixing", state.step)
+            images, targets = mix(images, targets, batch["mask"], config.augment, key)
         count = batch["mask"].sum()
 
         def loss_fn(params):
@@ -54,7 +60,7 @@ def make_train_step(
             (logits, _), updated = model.apply(
                 variables, images, train=True, mutable=["batch_stats"], rngs=rngs
             )
-            losses = cross_entropy(logits, batch["label"], smoothing) * batch["mask"]
+            losses = cross_entropy(logits, targets) * batch["mask"]
             return losses.sum() / count, (logits, updated["batch_stats"])
 
         grad_fn = jax.value_and_grad(loss_fn, has_aux=True)

@@ -4,9 +4,9 @@ import io
 
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 from PIL import Image
 
+from configs import digits as digits_config
 from effnet_jax.data import cluttered_digits, sources
 from effnet_jax.data.digits import pixels_and_labels
 from effnet_jax.errors import UserError
@@ -46,7 +46,8 @@ def test_splits_are_made_of_different_digits(monkeypatch, tmp_path):
     assert (len(train[0]), len(test[0])) == (1437, 360)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(cluttered_digits, "EXAMPLES", {"train": 30, "test": 10})
-    config = ConfigDict({"source": "digits", "name": "cluttered_digits", "data_dir": None})
+    config = digits_config.get_config().data
+    config.name = "cluttered_digits"
     source = sources.open_source(config, "train")
     assert len(source) == 30 and len(sources.open_source(config, "test")) == 10
     # The same images as drawn here, from digits of the split alone.

@@ -2,6 +2,7 @@
 
 import collections
 import itertools
+import time
 
 import numpy as np
 import pytest
@@ -42,13 +43,11 @@ def record_of(batch) -> list[int]:
     return batch["image"][:, 0, 0, 0].tolist()
 
 
-@pytest.mark.parametrize("hosts", [1, 2, 4])
+@pytest.mark.parametrize("hosts", [1, 2, 4, 8])
 def test_each_record_once_an_epoch_on_any_number_of_hosts(tiny, hosts):
     source, batch = Numbers(100), 8  # 100 / 8 is not whole: batches cross the ends of epochs.
-    datasets = [
-        pipeline.train_dataset(source, tiny.preprocess, 8, batch, 3, host, hosts)
-        for host in range(hosts)
-    ]
+    tiny.seed, tiny.batch_size = 3, batch
+    datasets = [pipeline.train_batches(source, tiny, 8, host, hosts) for host in range(hosts)]
     steps = [[record_of(dataset[step]) for dataset in datasets] for step in range(25)]
     assert all(len(part) == batch // hosts for parts in steps for part in parts)
     stream = list(itertools.chain(*(itertools.chain(*parts) for parts in steps)))
@@ -58,10 +57,12 @@ def test_each_record_once_an_epoch_on_any_number_of_hosts(tiny, hosts):
     assert first != sorted(first)
 
 
-@pytest.mark.parametrize("hosts", [2, 4])
+@pytest.mark.parametrize("hosts", [2, 4, 8])
 def test_the_same_batches_with_the_same_augmentations_on_any_number_of_hosts(tiny, hosts):
     source = sources.open_source(tiny.data, "train")
-    make = lambda *place: pipeline.train_dataset(source, tiny.preprocess, 16, 16, 0, *place)  # noqa: E731
+    tiny.batch_size = 16
+    tiny.augment.policy = "autoaugment"
+    make = lambda *place: pipeline.train_batches(source, tiny, 16, *place)  # noqa: E731
     whole, parts = make(), [make(host, hosts) for host in range(hosts)]
     for step in (0, 1, 89, 90, 1000):  # 89 crosses the end of the first epoch.
         for key in ("image", "label", "mask"):
@@ -71,9 +72,14 @@ def test_the_same_batches_with_the_same_augmentations_on_any_number_of_hosts(tin
 
 def test_a_batch_depends_on_step_and_seed_alone(tiny):
     source = sources.open_source(tiny.data, "train")
-    make = lambda seed: pipeline.train_dataset(source, tiny.preprocess, 16, 16, seed)  # noqa: E731
-    steady = pipeline.read_ahead(make(0), tiny.data, 0, 8)
-    late = pipeline.read_ahead(make(0), tiny.data, 5, 8)
+    tiny.batch_size = 16
+
+    def make(seed):
+        tiny.seed = seed
+        return pipeline.train_batches(source, tiny.copy_and_resolve_references(), 16)
+
+    steady = make(0).read_ahead(tiny.data, 0, 8)
+    late = make(0).read_ahead(tiny.data, 5, 8)
     skipped = list(itertools.islice(steady, 5, None))
     for one, other in zip(skipped, late, strict=True):
         np.testing.assert_array_equal(one["image"], other["image"])
@@ -93,7 +99,8 @@ def test_augmentations_differ_from_epoch_to_epoch(tiny):
         def __getitem__(self, index):
             return source[0]
 
-    batch = pipeline.train_dataset(One(), tiny.preprocess, 16, 16, 0)[0]
+    tiny.batch_size = 16
+    batch = pipeline.train_batches(One(), tiny, 16)[0]
     assert len({image.tobytes() for image in batch["image"]}) > 8
 
 
@@ -113,14 +120,16 @@ def test_flips_are_half_and_can_be_off(tiny):
 
     for flip, low, high in ((True, 0.4, 0.6), (False, 0, 0)):
         tiny.preprocess.flip = flip
-        images = pipeline.train_dataset(Ramp(), tiny.preprocess, 8, 400, 0)[0]["image"]
+        tiny.batch_size = 400
+        images = pipeline.train_batches(Ramp(), tiny, 8)[0]["image"]
         flipped = (images[:, 0, 0, 0] > images[:, 0, -1, 0]).mean()
         assert low <= flipped <= high
 
 
 def test_images_cross_as_uint8(tiny):
     source = sources.open_source(tiny.data, "train")
-    batch = pipeline.train_dataset(source, tiny.preprocess, 16, 4, 0)[0]
+    tiny.batch_size = 4
+    batch = pipeline.train_batches(source, tiny, 16)[0]
     shapes = {key: (value.dtype.name, value.shape) for key, value in batch.items()}
     assert shapes == {
         "image": ("uint8", (4, 16, 16, 3)),
@@ -136,8 +145,9 @@ def test_evaluation_pads_and_drops_nothing(tiny, count, batch, hosts):
     seen = collections.Counter()
     lengths = set()
     for host in range(hosts):
-        dataset = pipeline.eval_dataset(Numbers(count), tiny.preprocess, 8, batch, host, hosts)
-        batches = list(pipeline.read_ahead(dataset, tiny.data))
+        tiny.eval_batch_size = batch
+        dataset = pipeline.eval_batches(Numbers(count), tiny, 8, host, hosts)
+        batches = list(dataset.read_ahead(tiny.data))
         lengths.add(len(batches))
         for part in batches:
             assert len(part["mask"]) == batch // hosts
@@ -148,14 +158,81 @@ def test_evaluation_pads_and_drops_nothing(tiny, count, batch, hosts):
     assert lengths == {-(-count // batch)}  # The same number of steps on every host.
 
 
-def test_an_unreadable_record_is_named(tiny):
-    source = Numbers(32)
-    source._images[7] = b"\xff\xd8broken"
-    batches = pipeline.read_ahead(
-        pipeline.train_dataset(source, tiny.preprocess, 8, 8, 0), tiny.data, 0, 4
-    )
+def broken(count: int, bad: int) -> Numbers:
+    """Numbers of which one can't be decoded."""
+    source = Numbers(count)
+    source._images[bad] = b"\xff\xd8broken"
+    return source
+
+
+@pytest.mark.parametrize("processes", [0, 2])
+def test_an_unreadable_record_is_named(tiny, processes):
+    tiny.batch_size = 8
+    batches = pipeline.train_batches(broken(32, 7), tiny, 8)
     with pytest.raises(UserError, match="cannot read number 7"):
-        list(batches)
+        list(batches.read_ahead(tiny.data, 0, 4, processes))
+
+
+def test_an_unreadable_record_is_skipped_where_asked(tiny, capsys):
+    tiny.batch_size, tiny.data.on_corrupt = 8, "skip"
+    batches = list(pipeline.train_batches(broken(32, 7), tiny, 8).read_ahead(tiny.data, 0, 8))
+    masks = np.concatenate([batch["mask"] for batch in batches])
+    seen = np.concatenate([record_of(batch) for batch in batches])
+    assert (masks == 0).sum() == 2  # Once in each of two epochs.
+    assert sorted(seen[masks == 1]) == sorted(2 * [*range(7), *range(8, 32)])
+    assert capsys.readouterr().err.count("skipped: cannot read number 7") == 2
+
+
+def test_evaluation_never_skips(tiny):
+    tiny.data.on_corrupt = "skip"
+    with pytest.raises(UserError, match="cannot read number 7"):
+        list(pipeline.eval_batches(broken(32, 7), tiny, 8).read_ahead(tiny.data))
+
+
+def test_a_label_out_of_range_is_named(tiny):
+    class Odd(Numbers):
+        classes = ("even",)
+
+    with pytest.raises(UserError, match=r"number 1.* label 1 .* 1 classes"):
+        pipeline.eval_batches(Odd(2), tiny, 8)[0]
+
+
+@pytest.mark.parametrize("size", [1, 7, 16, 48, 101])
+def test_chunks_make_whole_batches(tiny, size):
+    tiny.batch_size = size
+    batches = pipeline.train_batches(Numbers(10), tiny, 8)
+    for step, ahead in enumerate(batches.read_ahead(tiny.data, 2, 5)):
+        assert len(ahead["label"]) == size
+        for key, value in batches[2 + step].items():
+            np.testing.assert_array_equal(ahead[key], value)
+
+
+def test_worker_processes_make_the_same_batches(tiny):
+    source = sources.open_source(tiny.data, "train")
+    tiny.batch_size = 24
+    batches = pipeline.train_batches(source, tiny, 16)
+    for step, ahead in enumerate(batches.read_ahead(tiny.data, 0, 3, processes=2)):
+        for key, value in batches[step].items():
+            np.testing.assert_array_equal(ahead[key], value)
+
+
+def test_memory_bounds_what_is_read_ahead(tiny):
+    """No more images are made, when the first batch is there, than the bound has room for."""
+    made = []
+
+    class Counting(Numbers):
+        def __getitem__(self, index):
+            made.append(index)
+            return super().__getitem__(index)
+
+    tiny.batch_size, size = 256, 64
+    tiny.data.prefetch_gib = 0.01
+    room = int(0.01 * 2**30 / (size * size * 3))
+    batches = pipeline.train_batches(Counting(100), tiny, size).read_ahead(tiny.data, 0, 100)
+    next(batches)
+    time.sleep(0.5)
+    # Those in the bound, the batch in hand, the one that waits, and the one being put together.
+    assert 256 < len(made) <= room + 3 * 256
 
 
 @pytest.mark.parametrize(
@@ -172,4 +249,4 @@ def test_an_unreadable_record_is_named(tiny):
 def test_impossible_preprocessing_is_refused(tiny, key, value, message):
     tiny.preprocess[key] = value
     with pytest.raises(UserError, match=message):
-        pipeline.check_config(tiny.preprocess)
+        pipeline.check_config(tiny)

@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from effnet_jax.data import pipeline, sources
-from effnet_jax.loss import cross_entropy
+from effnet_jax.loss import cross_entropy, smooth_targets
 from effnet_jax.training.state import abstract_state, fresh_state
 from effnet_jax.training.step import make_train_step, random_key
 
@@ -17,10 +17,12 @@ SEED = np.uint32(0)
 def test_cross_entropy_by_hand():
     logits = jnp.asarray([[2.0, 0.0, -1.0]])
     log_p = np.log(np.exp([2.0, 0.0, -1.0]) / np.exp([2.0, 0.0, -1.0]).sum())
-    assert float(cross_entropy(logits, jnp.asarray([1]))[0]) == pytest.approx(-log_p[1], rel=1e-6)
+    label = jnp.asarray([1])
+    plain = float(cross_entropy(logits, smooth_targets(label, 3))[0])
+    assert plain == pytest.approx(-log_p[1], rel=1e-6)
     # Label smoothing 0.1 over three classes: 0.1 / 3 on each, 0.9 more on the label.
     expected = -(0.9 * log_p[1] + 0.1 / 3 * log_p.sum())
-    smoothed = float(cross_entropy(logits, jnp.asarray([1]), 0.1)[0])
+    smoothed = float(cross_entropy(logits, smooth_targets(label, 3, 0.1))[0])
     assert smoothed == pytest.approx(expected, rel=1e-6)
 
 
@@ -50,10 +52,9 @@ def prepare(config, devices: int):
     model, optimizer, _ = abstract_state(config, 1437)
     state = fresh_state(model, optimizer, 16, random_key(0, "init", 0), replicated)
     source = sources.open_source(config.data, "train")
-    dataset = pipeline.train_dataset(source, config.preprocess, 16, config.batch_size, 0)
+    made = pipeline.train_batches(source, config, 16)
     batches = [
-        jax.device_put(dataset[step], NamedSharding(mesh, PartitionSpec("data")))
-        for step in range(2)
+        jax.device_put(made[step], NamedSharding(mesh, PartitionSpec("data"))) for step in range(2)
     ]
     step = jax.jit(
         make_train_step(model, optimizer, config), donate_argnums=0, out_shardings=replicated

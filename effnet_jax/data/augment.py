@@ -1,0 +1,443 @@
+"""AutoAugment v0, RandAugment and random erasing on the host, one uint8 image at a time.
+
+The operations are those of tensorflow/tpu models/official/efficientnet/autoaugment.py, with its
+truncations and its order of float32 arithmetic, so that images agree to the pixel; but for
+sharpness, whose smoothed image may be one level off where the sum of floats is all but whole.
+Where the reference differs from Pillow, whose operations it sets out to repeat, `config.augment`
+has a choice. Operations are pure functions of the image and their arguments; what is random about
+them is drawn by the policies, from the record's own generator.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Sequence
+
+import cv2
+import numpy as np
+from ml_collections import ConfigDict
+
+from effnet_jax.errors import check_choice
+from effnet_jax.ranges import check_interval
+
+# One image is one thread's work: the pipeline runs many images side by side.
+cv2.setNumThreads(0)
+
+Policy = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+Matrix = tuple[float, float, float, float, float, float]
+
+MAX_LEVEL = 10
+FILL = 128  # Of what comes from outside the image, and of cutout.
+IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
+# cv2 rounds to the nearest where the reference truncates: with this added it truncates as well,
+# safely above whole numbers, whose floats may lie a little below.
+TRUNCATE = -0.499
+# rgb_to_grayscale scales 0..255 to 0..1 and back, by 255.5 so that 1.0 stays 255 after truncation.
+GREY_WEIGHTS = np.array([[0.2989, 0.587, 0.114]], np.float32) * np.float32(255.5 / 255)
+# Pillow's SMOOTH.
+SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], np.float32) / 13
+
+CHOICES = {
+    "policy": ("none", "autoaugment", "randaugment"),
+    "contrast_mean": ("pixel_count", "image"),
+    "posterize_shift": ("clamp", "pillow"),
+    "solarize_threshold": ("wrap", "no_op"),
+    "randaugment_probability": ("ignored", "used"),
+    "erase_fill": ("mean", "noise"),
+}
+
+
+def check_config(config: ConfigDict) -> None:
+    """Raises a UserError for names and intervals of `config.augment` that mean nothing.
+
+    Single numbers have their limits in `ranges.RANGES`.
+    """
+    for key, choices in CHOICES.items():
+        check_choice(f"config.augment.{key}", config[key], choices)
+    check_interval("augment.erase_area", config.erase_area, high=1)
+    check_interval("augment.erase_aspect", config.erase_aspect)
+
+
+def _truncate(values: np.ndarray) -> np.ndarray:
+    return np.clip(values, 0, 255).astype(np.uint8)
+
+
+def _blend_table(start: int, factor: float) -> np.ndarray:
+    """What blending every pixel value with the constant `start` gives: uint8 [256]."""
+    difference = np.arange(256, dtype=np.float32) - np.float32(start)
+    return _truncate(np.float32(start) + np.float32(factor) * difference)
+
+
+def _blend(start: np.ndarray, image: np.ndarray, factor: float) -> np.ndarray:
+    """start + factor * (image - start); beyond `image` where the factor is above 1."""
+    return cv2.addWeighted(image, factor, start, 1 - factor, TRUNCATE)
+
+
+def auto_contrast(image: np.ndarray) -> np.ndarray:
+    """Stretches each channel to 0..255."""
+    low, high = (extreme(image, axis=0).reshape(-1, 3) for extreme in (np.min, np.max))
+    low, high = np.float32(low.min(axis=0)), np.float32(high.max(axis=0))
+    flat = low == high
+    scale = np.float32(255) / np.where(flat, 255, high - low)
+    values = np.arange(256, dtype=np.float32)[:, None]
+    table = _truncate(values * scale + np.where(flat, 0, -low * scale))
+    return cv2.LUT(image, table[None])
+
+
+def equalize(image: np.ndarray) -> np.ndarray:
+    """Flattens each channel's histogram."""
+    table = np.empty((1, 256, 3), np.uint8)
+    for channel in range(3):
+        counts = cv2.calcHist([image], [channel], None, [256], [0, 256]).ravel().astype(np.int64)
+        step = int(counts.sum() - counts[counts.nonzero()[0][-1]]) // 255
+        if step == 0:
+            table[0, :, channel] = np.arange(256)
+        else:
+            below = np.cumsum(counts) - counts
+            table[0, :, channel] = np.minimum((below + step // 2) // step, 255)
+    return cv2.LUT(image, table)
+
+
+def invert(image: np.ndarray) -> np.ndarray:
+    """255 minus the image."""
+    return cv2.bitwise_not(image)
+
+
+def posterize(image: np.ndarray, shift: int) -> np.ndarray:
+    """Clears the `shift` lowest bits."""
+    return image & np.uint8(0xFF << shift & 0xFF)
+
+
+def solarize(image: np.ndarray, threshold: int) -> np.ndarray:
+    """Inverts the values from `threshold` on; none where it is above 255."""
+    return image ^ -(image >= threshold).view(np.uint8)
+
+
+def solarize_add(image: np.ndarray, addition: int) -> np.ndarray:
+    """Adds to the values below 128."""
+    return cv2.add(image, (image < 128).view(np.uint8) * np.uint8(min(addition, 255)))
+
+
+def color(image: np.ndarray, factor: float) -> np.ndarray:
+    """From grey (factor 0) over the image (1) to more saturated."""
+    if factor == 1:
+        return image
+    grey = cv2.transform(image.astype(np.float32), GREY_WEIGHTS).astype(np.uint8)
+    return _blend(cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB), image, factor)
+
+
+def contrast(image: np.ndarray, factor: float, mean: str = "pixel_count") -> np.ndarray:
+    """From one grey (factor 0) over the image (1) to more contrast.
+
+    Args:
+      image: uint8 [H, W, 3].
+      factor: of the difference to the grey.
+      mean: the grey. "image": its mean, as in Pillow. "pixel_count": the reference sums a histogram
+        and divides by its 256 bins, which is the number of pixels / 256, at most 255.
+    """
+    if mean == "image":
+        grey = round(cv2.mean(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY))[0])
+    else:
+        grey = min(image.shape[0] * image.shape[1] // 256, 255)
+    return cv2.LUT(image, _blend_table(grey, factor))
+
+
+def brightness(image: np.ndarray, factor: float) -> np.ndarray:
+    """From black (factor 0) over the image (1) to brighter."""
+    return cv2.LUT(image, _blend_table(0, factor))
+
+
+def sharpness(image: np.ndarray, factor: float) -> np.ndarray:
+    """From smoothed (factor 0) over the image (1) to sharper; the border of one pixel stays."""
+    if factor == 1:
+        return image
+    smooth = cv2.filter2D(image, -1, SMOOTH, delta=TRUNCATE)
+    result = _blend(smooth, image, factor)
+    result[[0, -1]] = image[[0, -1]]
+    result[:, [0, -1]] = image[:, [0, -1]]
+    return result
+
+
+@functools.lru_cache(maxsize=32)
+def _sampling_map(matrix: Matrix, height: int, width: int) -> np.ndarray:
+    """Where each output pixel comes from: int16 [H, W, 2] of x and y.
+
+    A policy has at most 20 matrices and an image size many images, so maps are kept.
+    """
+    a, b, c, d, e, f = np.float32(matrix)
+    x = np.arange(width, dtype=np.float32)
+    y = np.arange(height, dtype=np.float32)[:, None]
+    # Summed in float32 as the reference does, rounded in float64: adding 0.5 is exact there.
+    source = np.stack([a * x + b * y + c, d * x + e * y + f], axis=-1).astype(np.float64)
+    return np.copysign(np.floor(np.abs(source) + 0.5), source).astype(np.int16)
+
+
+def _warp(image: np.ndarray, matrix: Matrix) -> np.ndarray:
+    """Takes output pixel (x, y) from (a x + b y + c, d x + e y + f) of the image, the nearest."""
+    if matrix == IDENTITY:
+        return image
+    source = _sampling_map(matrix, *image.shape[:2])
+    border = {"borderMode": cv2.BORDER_CONSTANT, "borderValue": (FILL,) * 3}
+    return cv2.remap(image, source, None, cv2.INTER_NEAREST, **border)
+
+
+def rotate(image: np.ndarray, degrees: float) -> np.ndarray:
+    """About the centre; positive is counterclockwise."""
+    height, width = image.shape[:2]
+    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    right, bottom = width - 1, height - 1
+    x_offset = (right - (cos * right - sin * bottom)) / 2
+    y_offset = (bottom - (sin * right + cos * bottom)) / 2
+    return _warp(image, (cos, -sin, x_offset, sin, cos, y_offset))
+
+
+def shear_x(image: np.ndarray, slope: float) -> np.ndarray:
+    """Row y comes from slope * y pixels further right."""
+    return _warp(image, (1.0, slope, 0.0, 0.0, 1.0, 0.0))
+
+
+def shear_y(image: np.ndarray, slope: float) -> np.ndarray:
+    """Column x comes from slope * x pixels further down."""
+    return _warp(image, (1.0, 0.0, 0.0, slope, 1.0, 0.0))
+
+
+def translate_x(image: np.ndarray, pixels: float) -> np.ndarray:
+    """Moves the image to the left by so many pixels."""
+    return _warp(image, (1.0, 0.0, pixels, 0.0, 1.0, 0.0))
+
+
+def translate_y(image: np.ndarray, pixels: float) -> np.ndarray:
+    """Moves the image up by so many pixels."""
+    return _warp(image, (1.0, 0.0, 0.0, 0.0, 1.0, pixels))
+
+
+def cutout(image: np.ndarray, half: int, down: float, across: float) -> np.ndarray:
+    """Fills a square of side 2 * half; its centre is a pixel, so the borders may cut it.
+
+    Args:
+      image: uint8 [H, W, 3].
+      half: half a side, in pixels.
+      down, across: the centre's place, as fractions of height and width below 1.
+    """
+    y, x = int(down * image.shape[0]), int(across * image.shape[1])
+    result = image.copy()
+    result[max(0, y - half) : y + half, max(0, x - half) : x + half] = FILL
+    return result
+
+
+def _signed(amount: float, rng: np.random.Generator) -> tuple[float]:
+    return (amount if rng.random() < 0.5 else -amount,)
+
+
+def _placed(half: int, rng: np.random.Generator) -> tuple[int, float, float]:
+    return half, rng.random(), rng.random()
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What an operation's arguments depend on beside the level."""
+
+    cutout: int  # Half the square's side at level 10, in pixels.
+    translate: int  # Shift at level 10, in pixels.
+    contrast_mean: str
+    posterize_shift: str
+    solarize_threshold: str
+
+
+def _posterize_arguments(level: float, settings: Settings) -> tuple[int]:
+    shift = 8 - int(level / MAX_LEVEL * 4)
+    if settings.posterize_shift == "pillow":
+        return (max(0, shift),)
+    # The shift is a uint8, in which -3 is 253, and TensorFlow shifts by 7 at most.
+    return (min(shift % 256, 7),)
+
+
+def _solarize_arguments(level: float, settings: Settings) -> tuple[int]:
+    threshold = int(level / MAX_LEVEL * 256)
+    # TensorFlow compares in uint8, to which it wraps the threshold: 256 is 0.
+    return (threshold % 256 if settings.solarize_threshold == "wrap" else threshold,)
+
+
+def _factor(level: float, _: Settings) -> tuple[float]:
+    return (level / MAX_LEVEL * 1.8 + 0.1,)
+
+
+def _slope(level: float, _: Settings) -> tuple[float]:
+    return (level / MAX_LEVEL * 0.3,)
+
+
+def _shift(level: float, settings: Settings) -> tuple[float]:
+    return (level / MAX_LEVEL * settings.translate,)
+
+
+@dataclasses.dataclass(frozen=True)
+class Operation:
+    """A function of the image, its arguments by level, and what is drawn for each image."""
+
+    function: Callable[..., np.ndarray]
+    arguments: Callable[[float, Settings], tuple] = lambda level, settings: ()
+    draw: Callable[..., tuple] | None = None  # Of the arguments and a generator: the arguments.
+
+
+OPERATIONS = {
+    "AutoContrast": Operation(auto_contrast),
+    "Equalize": Operation(equalize),
+    "Invert": Operation(invert),
+    "Rotate": Operation(rotate, lambda level, _: (level / MAX_LEVEL * 30,), _signed),
+    "Posterize": Operation(posterize, _posterize_arguments),
+    "Solarize": Operation(solarize, _solarize_arguments),
+    "Color": Operation(color, _factor),
+    "Contrast": Operation(contrast, lambda level, s: (*_factor(level, s), s.contrast_mean)),
+    "Brightness": Operation(brightness, _factor),
+    "Sharpness": Operation(sharpness, _factor),
+    "ShearX": Operation(shear_x, _slope, _signed),
+    "ShearY": Operation(shear_y, _slope, _signed),
+    "TranslateX": Operation(translate_x, _shift, _signed),
+    "TranslateY": Operation(translate_y, _shift, _signed),
+    "Cutout": Operation(cutout, lambda level, s: (int(level / MAX_LEVEL * s.cutout),), _placed),
+    "SolarizeAdd": Operation(solarize_add, lambda level, _: (int(level / MAX_LEVEL * 110),)),
+}
+
+# AutoAugment v0 (1805.09501), found on ImageNet: each image gets one of these lines, and of its
+# operations, in order, each with its probability and at its level. TranslateY at level 9 is 225
+# pixels: at 224 pixels nothing is left of such an image, 3.2 % of all, here as in the reference.
+AUTOAUGMENT_V0 = (
+    (("Equalize", 0.8, 1), ("ShearY", 0.8, 4)),
+    (("Color", 0.4, 9), ("Equalize", 0.6, 3)),
+    (("Color", 0.4, 1), ("Rotate", 0.6, 8)),
+    (("Solarize", 0.8, 3), ("Equalize", 0.4, 7)),
+    (("Solarize", 0.4, 2), ("Solarize", 0.6, 2)),
+    (("Color", 0.2, 0), ("Equalize", 0.8, 8)),
+    (("Equalize", 0.4, 8), ("SolarizeAdd", 0.8, 3)),
+    (("ShearX", 0.2, 9), ("Rotate", 0.6, 8)),
+    (("Color", 0.6, 1), ("Equalize", 1.0, 2)),
+    (("Invert", 0.4, 9), ("Rotate", 0.6, 0)),
+    (("Equalize", 1.0, 9), ("ShearY", 0.6, 3)),
+    (("Color", 0.4, 7), ("Equalize", 0.6, 0)),
+    (("Posterize", 0.4, 6), ("AutoContrast", 0.4, 7)),
+    (("Solarize", 0.6, 8), ("Color", 0.6, 9)),
+    (("Solarize", 0.2, 4), ("Rotate", 0.8, 9)),
+    (("Rotate", 1.0, 7), ("TranslateY", 0.8, 9)),
+    (("ShearX", 0.0, 0), ("Solarize", 0.8, 4)),
+    (("ShearY", 0.8, 0), ("Color", 0.6, 4)),
+    (("Color", 1.0, 0), ("Rotate", 0.6, 2)),
+    (("Equalize", 0.8, 4), ("Equalize", 0.0, 8)),
+    (("Equalize", 1.0, 4), ("AutoContrast", 0.6, 2)),
+    (("ShearY", 0.4, 7), ("SolarizeAdd", 0.6, 7)),
+    (("Posterize", 0.8, 2), ("Solarize", 0.6, 10)),
+    (("Solarize", 0.6, 8), ("Equalize", 0.6, 1)),
+    (("Color", 0.8, 6), ("Rotate", 0.4, 5)),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """An operation at its level."""
+
+    function: Callable[..., np.ndarray]
+    arguments: tuple
+    draw: Callable[..., tuple] | None
+
+    def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        arguments = self.draw(*self.arguments, rng) if self.draw else self.arguments
+        return self.function(image, *arguments)
+
+
+def make_step(name: str, level: float, settings: Settings) -> Step:
+    """The operation `name` at `level`, 0 to 10 or, in RandAugment, above."""
+    operation = OPERATIONS[name]
+    return Step(operation.function, operation.arguments(level, settings), operation.draw)
+
+
+@dataclasses.dataclass(frozen=True)
+class AutoAugment:
+    """One of the sub-policies for each image: pairs of a step and its probability."""
+
+    sub_policies: tuple[tuple[tuple[Step, float], ...], ...]
+
+    def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        for step, probability in self.sub_policies[int(rng.random() * len(self.sub_policies))]:
+            if rng.random() < probability:
+                image = step(image, rng)
+        return image
+
+
+@dataclasses.dataclass(frozen=True)
+class RandAugment:
+    """A number of steps for each image, each any of all, the same one twice included."""
+
+    steps: tuple[Step, ...]
+    layers: int
+    always: bool  # Or each with a probability that is itself drawn, from 0.2 to 0.8.
+
+    def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        for _ in range(self.layers):
+            step = self.steps[int(rng.random() * len(self.steps))]
+            if self.always or rng.random() < rng.uniform(0.2, 0.8):
+                image = step(image, rng)
+        return image
+
+
+def build_policy(config: ConfigDict) -> Policy | None:
+    """The policy of `config.augment`, or None for "none".
+
+    It takes an image uint8 [H, W, 3] and the record's generator, and returns the augmented image, a
+    new array or the one it was given, which it never writes to. It can be pickled.
+
+    Raises:
+      UserError: for a policy or a choice that doesn't exist.
+    """
+    check_config(config)
+    if config.policy == "none":
+        return None
+    quirks = (config.contrast_mean, config.posterize_shift, config.solarize_threshold)
+    if config.policy == "autoaugment":
+        settings = Settings(100, 250, *quirks)
+        return AutoAugment(
+            tuple(
+                tuple((make_step(name, level, settings), p) for name, p, level in sub_policy)
+                for sub_policy in AUTOAUGMENT_V0
+            )
+        )
+    settings = Settings(40, 100, *quirks)
+    steps = tuple(make_step(name, config.randaugment_magnitude, settings) for name in OPERATIONS)
+    always = config.randaugment_probability == "ignored"
+    return RandAugment(steps, config.randaugment_layers, always)
+
+
+def erase(
+    image: np.ndarray,
+    config: ConfigDict,
+    mean: Sequence[float],
+    rng: np.random.Generator,
+    attempts: int = 10,
+) -> np.ndarray:
+    """Random erasing (1708.04896): fills a rectangle somewhere in the image.
+
+    Args:
+      image: uint8 [H, W, 3]; not written to.
+      config: `config.augment`.
+      mean: `config.preprocess.mean`, RGB in 0..1.
+      rng: source of randomness.
+      attempts: how often to draw a rectangle before the image is left whole.
+
+    Returns:
+      The image with the rectangle, or as it was with probability 1 - erase_probability.
+    """
+    if rng.random() >= config.erase_probability:
+        return image
+    height, width = image.shape[:2]
+    for _ in range(attempts):
+        area = rng.uniform(*config.erase_area) * height * width
+        aspect = math.exp(rng.uniform(*map(math.log, config.erase_aspect)))
+        h, w = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < h <= height and 0 < w <= width:
+            top, left = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
+            result = image.copy()
+            if config.erase_fill == "noise":
+                fill = rng.integers(0, 256, (h, w, 3), np.uint8)
+            else:
+                fill = np.round(255 * np.array(mean)).astype(np.uint8)
+            result[top : top + h, left : left + w] = fill
+            return result
+    return image

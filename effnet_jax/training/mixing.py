@@ -1,0 +1,67 @@
+"""Mixup and cutmix: each image with the one at the same place in the reversed batch, on the device.
+
+The reference mixes so, and gives the image itself the larger weight, max(lambda, 1 - lambda)
+(models/official/efficientnet/imagenet_input.py; mixup is arXiv 1710.09412, cutmix 1905.04899).
+"""
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+
+def is_mixing(config: ConfigDict) -> bool:
+    """Whether `config.augment` asks for any mixing."""
+    return config.mixup_alpha > 0 or config.cutmix_alpha > 0
+
+
+def box_weights(key: jax.Array, areas: jax.Array, height: int, width: int) -> jax.Array:
+    """Weights [N, height, width, 1]: 0 in a box, 1 around it.
+
+    Args:
+      key: of the boxes' centres, uniform over the image; what lies outside is cut off.
+      areas: [N], fraction of the image that a whole box covers.
+      height, width: of the image, in pixels.
+    """
+    inside = []
+    for axis_key, length in zip(jax.random.split(key), (height, width), strict=True):
+        half = jnp.sqrt(areas)[:, None] * length / 2
+        centre = jax.random.uniform(axis_key, (len(areas), 1), maxval=length)
+        pixels = jnp.arange(length) + 0.5
+        inside.append(jnp.abs(pixels - centre) < half)
+    rows, columns = inside
+    return 1.0 - (rows[:, :, None, None] & columns[:, None, :, None])
+
+
+def mix(
+    images: jax.Array, targets: jax.Array, mask: jax.Array, config: ConfigDict, key: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Mixes a batch with its own reverse.
+
+    Args:
+      images: [N, H, W, 3], normalised.
+      targets: [N, classes].
+      mask: [N]; with an image that doesn't count nothing is mixed.
+      config: `config.augment`.
+      key: of the step.
+
+    Returns:
+      Images and targets, mixed. Where both mixup and cutmix are on, an image gets either.
+    """
+    count, height, width = images.shape[:3]
+    choice_key, mixup_key, cutmix_key, box_key = jax.random.split(key, 4)
+    weights = jnp.ones((count, 1, 1, 1))
+    if config.mixup_alpha > 0:
+        drawn = jax.random.beta(mixup_key, config.mixup_alpha, config.mixup_alpha, (count,))
+        weights = jnp.maximum(drawn, 1 - drawn)[:, None, None, None]
+    if config.cutmix_alpha > 0:
+        areas = 1 - jax.random.beta(cutmix_key, config.cutmix_alpha, config.cutmix_alpha, (count,))
+        boxes = box_weights(box_key, areas, height, width)
+        share = 0.5 if config.mixup_alpha > 0 else 1.0
+        chosen = jax.random.bernoulli(choice_key, share, (count, 1, 1, 1))
+        weights = jnp.where(chosen, boxes, weights)
+    weights = jnp.where(mask[::-1, None, None, None] > 0, weights, 1.0)
+    shares = weights.mean((1, 2, 3))[:, None]
+    return (
+        images * weights + images[::-1] * (1 - weights),
+        targets * shares + targets[::-1] * (1 - shares),
+    )
