@@ -14,14 +14,12 @@ from effnet_jax.data import pipeline, sources
 def batches(args: argparse.Namespace) -> Iterator[np.ndarray]:
     """Training batches as a run would get them."""
     config = default.get_config()
-    config.data.update(source="folder", data_dir=args.photos, eval_split="val")
-    config.data.update(threads=args.threads, prefetch_batches=2 * args.threads)
+    config.batch_size = measure.BATCH_SIZE
+    config.data.update(source="folder", data_dir=args.photos, threads=args.threads)
     config.augment.policy = args.policy
     source = sources.open_source(config.data, config.data.train_split)
-    dataset = pipeline.train_dataset(
-        source, config.preprocess, measure.RESOLUTION, measure.BATCH_SIZE, seed=0
-    )
-    for batch in pipeline.read_ahead(dataset, config.data):
+    stream = pipeline.train_batches(source, config, measure.RESOLUTION)
+    for batch in stream.read_ahead(config.data):
         yield batch["image"]
 
 

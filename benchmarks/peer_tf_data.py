@@ -37,31 +37,25 @@ def rotate(image: tf.Tensor, degrees: tf.Tensor) -> tf.Tensor:
     return transform(image, cos, -sin, x, sin, cos, y)
 
 
-def look_up(image: tf.Tensor, tables: tf.Tensor) -> tf.Tensor:
-    """Every channel by its own table, of [3, 256]."""
-    flat = tf.cast(image, tf.int32) + tf.constant([0, 256, 512])
-    return tf.gather(tf.reshape(tf.cast(tables, tf.uint8), [-1]), flat)
-
-
 def equalize(image: tf.Tensor) -> tf.Tensor:
-    # The histograms of all channels at once: faster than the reference's three.
-    flat = tf.reshape(tf.cast(image, tf.int32) + tf.constant([0, 256, 512]), [-1])
-    histograms = tf.reshape(tf.math.bincount(flat, minlength=768, maxlength=768), [3, 256])
-    total = tf.reduce_sum(histograms, 1, keepdims=True)
-    highest = tf.cast(tf.reduce_max(image, [0, 1]), tf.int32)
-    last = tf.gather(histograms, highest[:, None], batch_dims=1)
-    step = (total - last) // 255
-    table = (tf.cumsum(histograms, 1, exclusive=True) + step // 2) // tf.maximum(step, 1)
-    table = tf.where(step == 0, tf.range(256), tf.clip_by_value(table, 0, 255))
-    return look_up(image, table)
+    def one(channel: tf.Tensor) -> tf.Tensor:
+        values = tf.cast(channel, tf.int32)
+        histogram = tf.histogram_fixed_width(values, [0, 255], 256)
+        step = (tf.size(values) - histogram[tf.reduce_max(values)]) // 255
+        table = (tf.cumsum(histogram, exclusive=True) + step // 2) // tf.maximum(step, 1)
+        table = tf.where(step == 0, tf.range(256), tf.clip_by_value(table, 0, 255))
+        return tf.gather(tf.cast(table, tf.uint8), values)
+
+    return tf.stack([one(image[:, :, channel]) for channel in range(3)], 2)
 
 
 def autocontrast(image: tf.Tensor) -> tf.Tensor:
-    low = tf.cast(tf.reduce_min(image, [0, 1]), tf.float32)[:, None]
-    high = tf.cast(tf.reduce_max(image, [0, 1]), tf.float32)[:, None]
-    values = tf.range(256, dtype=tf.float32)
-    stretched = (values - low) * 255 / tf.maximum(high - low, 1)
-    return look_up(image, tf.where(high > low, tf.clip_by_value(stretched, 0, 255), values))
+    low = tf.cast(tf.reduce_min(image, [0, 1]), tf.float32)
+    high = tf.cast(tf.reduce_max(image, [0, 1]), tf.float32)
+    scale = tf.where(high > low, 255 / (high - low), 1)
+    offset = tf.where(high > low, -low * scale, 0)
+    stretched = tf.cast(image, tf.float32) * scale + offset
+    return tf.cast(tf.clip_by_value(stretched, 0, 255), tf.uint8)
 
 
 def color(image: tf.Tensor, factor: float) -> tf.Tensor:
@@ -73,12 +67,16 @@ def posterize(image: tf.Tensor, bits: int) -> tf.Tensor:
 
 
 def solarize(image: tf.Tensor, threshold: int) -> tf.Tensor:
-    return image if threshold > 255 else tf.where(image < threshold, image, 255 - image)
+    if threshold > 255:
+        return image
+    # 255 - image is an exclusive or; this takes half of the time of tf.where.
+    above = tf.cast(image >= threshold, tf.uint8)
+    return tf.bitwise.bitwise_xor(image, above * tf.constant(255, tf.uint8))
 
 
 def solarize_add(image: tf.Tensor, addition: int) -> tf.Tensor:
     # No sum of these leaves uint8: what is added to is below 128.
-    return tf.where(image < 128, image + addition, image)
+    return image + tf.cast(image < 128, tf.uint8) * tf.constant(addition, tf.uint8)
 
 
 # Each takes the image and what `measure.LEVELS` makes of the level.
