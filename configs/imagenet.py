@@ -9,8 +9,8 @@ Argument:  a model, and with a comma one of three recipes, as in b0,baseline or 
            Models are b0 to b8, l2, phi=1.5, or w=1.4,d=1.8,r=380; or another base network, scaled
            or not: mobilenet_v1, mobilenet_v2, resnet18 to resnet1001, as in resnet50,phi=1.5.
 Data:      imagenet2012 in DIR, written by python -m effnet_jax.tools.prepare_imagenet, or by TFDS
-           as ArrayRecord. With the former, to tune by the reference's hold-out instead of the validation images:
-           --config.data.train_split='train[25022:]' --config.data.eval_split=minival
+           as ArrayRecord. With the former, the reference's hold-out instead of the validation
+           images: --config.data.train_split='train[25022:]' --config.data.eval_split=minival
 Hardware:  the reference trained on 32 or more TPU cores, batch 2048 or 4096.
 Expect:    the reference's published top-1, of which this repository has run none yet:
              baseline      b0 76.7, b1 78.7, b2 79.8, b3 81.1, b4 82.5, b5 83.1

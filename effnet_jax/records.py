@@ -33,13 +33,17 @@ def say(text: str) -> None:
 
 
 def read_config(workdir: str | pathlib.Path) -> ConfigDict:
-    """The config that a workdir was trained with."""
+    """The config that a workdir was trained with; keys that are newer have their default."""
+    from configs import default
+
     path = pathlib.Path(workdir) / "config.json"
     if not path.is_file():
         raise UserError(f"no run in {workdir}: {path} is missing; is --workdir right?")
     try:
-        config = ConfigDict(json.loads(path.read_text()))
-        config.model.base, config.data.eval_classes, config.checkpoint.keep_newest  # noqa: B018
+        values = json.loads(path.read_text())
+        values["model"]["base"], values["data"]["name"], values["checkpoint"]["keep_newest"]
+        config = default.get_config().unlock()
+        config.update(values)
         return config
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise UserError(f"{path} is no config that this program wrote: {error}") from None

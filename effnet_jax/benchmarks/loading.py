@@ -25,11 +25,13 @@ from ml_collections import ConfigDict, config_flags
 from effnet_jax import cli, models, records
 from effnet_jax.analysis import drawing
 from effnet_jax.data import pipeline, sources
+from effnet_jax.data.decode import decode_box
 from effnet_jax.errors import UserError
 from effnet_jax.ranges import check_ranges
 
 T = TypeVar("T")
 PARTS = ("read", "decode", "augment", "batch")
+WARM_UP = 4096  # Images.
 SAMPLE = 256  # Images that are timed part by part.
 
 
@@ -79,7 +81,7 @@ def time_parts(
             index, rng = load.index(position), load.random(position)
             record = timed("read", pipeline.read, source, index)
             box = functools.partial(load.box, resolution, rng)
-            pixels = timed("decode", pipeline.decode, source, index, record["image"], box)
+            pixels = timed("decode", decode_box, record["image"], box)
             timed("augment", load.distort, pixels, rng, out)
         chunks = [{"image": part} for part in np.split(images, SAMPLE // pipeline.CHUNK)]
         timed("batch", pipeline.concatenate, chunks)
@@ -103,7 +105,8 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
     ahead = batches.read_ahead(config.data, processes=config.data.processes)
     next(ahead)
     first = time.perf_counter() - started
-    for _ in range(config.data.prefetch_batches):  # What was made ahead of the count is not in it.
+    # What was made ahead of the count is not in it, and memory has grown to what it needs.
+    for _ in range(max(config.data.prefetch_batches, WARM_UP // config.batch_size)):
         next(ahead)
     rates, cpu_rates, resident = [], [], [resident_mib()]
     for number in range(args.repeats):

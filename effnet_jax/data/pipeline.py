@@ -12,7 +12,6 @@ and what is read ahead is bounded in bytes, however large a batch is.
 """
 
 import concurrent.futures
-import contextlib
 import functools
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -62,43 +61,30 @@ def check_config(config: ConfigDict) -> None:
             )
 
 
-@contextlib.contextmanager
-def naming(source: Source, index: int) -> Iterator[None]:
-    """Turns what goes wrong with a record into a UserError that names it."""
-    try:
-        yield
-    except UserError:
-        raise
-    except (ValueError, OSError) as error:
-        raise UserError(f"cannot read {source.describe(index)}: {error}") from None
-
-
 def read(source: Source, index: int) -> dict[str, Any]:
-    """The record: encoded image and label. Raises UserError that names it."""
-    with naming(source, index):
-        record = source[index]
-        label = record["label"]
-        least = -1 if np.ndim(label) else 0  # -1 fills up a set of labels.
-        if not least <= np.min(label) <= np.max(label) < len(source.classes):
-            raise ValueError(
-                f"label {label} is out of range, there are {len(source.classes)} classes"
-            )
-        return record
+    """The record: encoded image and label. Raises ValueError or OSError where it is damaged."""
+    record = source[index]
+    label, classes = record["label"], len(source.classes)
+    # Sets of labels are filled up with -1.
+    lowest, highest = (label,) * 2 if isinstance(label, int) else (label.min() + 1, label.max())
+    if lowest < 0 or highest >= classes:
+        raise ValueError(f"label {label} is out of range, there are {classes} classes")
+    return record
 
 
-def decode(
-    source: Source, index: int, data: bytes, choose: Callable[[int, int], Box]
-) -> np.ndarray:
-    """The box of the record that `choose(height, width)` gives. Raises UserError that names it."""
-    with naming(source, index):
-        return decode_box(data, choose)
+def naming(source: Source, index: int, error: Exception) -> UserError:
+    """What went wrong with a record, as an error that names it."""
+    if isinstance(error, UserError):
+        return error
+    return UserError(f"cannot read {source.describe(index)}: {error}")
 
 
 def check_image(source: Source, index: int) -> None:
     """Reads and decodes a whole image; raises UserError that names it."""
-    data = read(source, index)["image"]
-    with naming(source, index):
-        decode_image(data)
+    try:
+        decode_image(read(source, index)["image"])
+    except (ValueError, OSError) as error:
+        raise naming(source, index, error) from None
 
 
 def check_images(source: Source, count: int, threads: int) -> None:
@@ -119,7 +105,11 @@ class TrainImages:
 
     def __init__(self, source: Source, config: ConfigDict):
         self._source = source
-        self._preprocess, self._augment = config.preprocess, config.augment
+        self._mean, self._augment = config.preprocess.mean, config.augment
+        self._interpolation = config.preprocess.interpolation
+        self._flip, self._padding = config.preprocess.flip, config.preprocess.crop_padding
+        self._area, self._aspect = config.preprocess.crop_area, config.preprocess.crop_aspect
+        self._erases = config.augment.erase_probability > 0
         self._seed = config.seed
         self._skips = config.data.on_corrupt == "skip"
         self._policy = augment.build_policy(config.augment)
@@ -137,12 +127,12 @@ class TrainImages:
         index, rng = self.index(position), self.random(position)
         try:
             record = read(self._source, index)
-            box = functools.partial(self.box, len(out), rng)
-            image = decode(self._source, index, record["image"], box)
-        except UserError as error:
+            image = decode_box(record["image"], functools.partial(self.box, len(out), rng))
+        except (ValueError, OSError) as error:
+            named = naming(self._source, index, error)
             if not self._skips:
-                raise
-            print(f"skipped: {error}", file=sys.stderr, flush=True)
+                raise named from None
+            print(f"skipped: {named}", file=sys.stderr, flush=True)
             out[:] = 0
             return 0, False
         self.distort(image, rng, out)
@@ -150,9 +140,8 @@ class TrainImages:
 
     def box(self, size: int, rng: np.random.Generator, height: int, width: int) -> Box:
         """The random crop of an image of [height, width] that becomes [size, size]."""
-        config = self._preprocess
-        found = crop.random_box(height, width, config.crop_area, config.crop_aspect, rng)
-        return found or crop.central_box(height, width, size, config.crop_padding)
+        found = crop.random_box(height, width, self._area, self._aspect, rng)
+        return found or crop.central_box(height, width, size, self._padding)
 
     def distort(self, image: np.ndarray, rng: np.random.Generator, out: np.ndarray) -> None:
         """Resize, flip, policy and erasing.
@@ -162,13 +151,13 @@ class TrainImages:
           rng: source of randomness.
           out: uint8 [size, size, 3]; the result is written there.
         """
-        image = crop.resize(image, len(out), self._preprocess.interpolation)
-        if self._preprocess.flip and rng.random() < 0.5:
+        image = crop.resize(image, len(out), self._interpolation)
+        if self._flip and rng.random() < 0.5:
             image = cv2.flip(image, 1)
         if self._policy:
             image = self._policy(image, rng)
-        if self._augment.erase_probability:
-            image = augment.erase(image, self._augment, self._preprocess.mean, rng)
+        if self._erases:
+            image = augment.erase(image, self._augment, self._mean, rng)
         out[:] = image
 
 
@@ -182,9 +171,12 @@ class EvalImages:
         if position >= len(self._source):
             out[:] = 0
             return read(self._source, 0)["label"], False  # For its shape.
-        record = read(self._source, position)
         box = functools.partial(crop.central_box, size=len(out), padding=self._config.crop_padding)
-        image = decode(self._source, position, record["image"], box)
+        try:
+            record = read(self._source, position)
+            image = decode_box(record["image"], box)
+        except (ValueError, OSError) as error:
+            raise naming(self._source, position, error) from None
         out[:] = crop.resize(image, len(out), self._config.interpolation)
         return record["label"], True
 
@@ -282,7 +274,11 @@ class Batches:
                 flags.FLAGS.mark_as_parsed()
             chunks = chunks.mp_prefetch(grain.MultiprocessingOptions(processes))
         batches = chunks.batch(self._per_batch, batch_fn=concatenate)
-        return iter(grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=1))
+        made = iter(grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=1))
+        try:
+            yield from made
+        finally:  # Where nobody asks for more, threads and workers end here.
+            made.close()
 
 
 def train_batches(
