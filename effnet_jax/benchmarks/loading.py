@@ -42,10 +42,13 @@ def load_config(arguments: list[str]) -> ConfigDict:
     try:
         left = values([sys.argv[0], *arguments])[1:]
         config = values["config"].value
-        if left or config is None:
-            raise UserError(f"unexpected {left[0]!r}" if left else "--config=FILE is required")
+        hasattr(config, "lock")  # Raises for a config that wasn't loaded.
     except Exception as error:
         raise UserError(cli.explain(error)) from None
+    if left:
+        raise UserError(f"unexpected argument {left[0]!r}; flags are --name=value. Try --help")
+    if config is None:
+        raise UserError("--config=FILE is required, as in --config=configs/imagenet.py:b0")
     return config
 
 

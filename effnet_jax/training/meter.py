@@ -70,9 +70,10 @@ class Meter:
         """Means over the window that ends here, which starts the next one."""
         self.check()
         sums, seconds = self._sums, time.perf_counter() - self._started - self._paused
+        count = max(sums["count"], 1)  # All may have been skipped.
         result = {
-            "train_loss": sums["loss"] / sums["count"],
-            "train_top1": sums["correct"] / sums["count"],
+            "train_loss": sums["loss"] / count,
+            "train_top1": sums["correct"] / count,
             "grad_norm": sums["grad_norm"] / self._steps,
             "images_per_second": self._steps * self._batch_size / seconds,
             "data_wait": self._waited / seconds,

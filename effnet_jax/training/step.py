@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
@@ -61,7 +62,7 @@ def make_train_step(
                 variables, images, train=True, mutable=["batch_stats"], rngs=rngs
             )
             losses = cross_entropy(logits, targets) * batch["mask"]
-            return losses.sum() / count, (logits, updated["batch_stats"])
+            return losses.sum() / jnp.maximum(count, 1), (logits, updated["batch_stats"])
 
         grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
         (loss, (logits, batch_stats)), grads = grad_fn(state.params)

@@ -1,13 +1,15 @@
 """The benchmark command; its figures are not a test's business."""
 
 import csv
+import json
 import os
 import sys
 
 import pytest
+from conftest import ROOT
 
 from effnet_jax.analysis import results
-from effnet_jax.benchmarks import latency
+from effnet_jax.benchmarks import latency, loading
 from effnet_jax.errors import UserError
 from effnet_jax.tools import benchmark
 
@@ -39,5 +41,36 @@ def test_names_are_checked_before_anything_runs(monkeypatch):
     assert latency.names_of(["b1,resnet152", TINY]) == ["b1", "resnet152", TINY]
     for arguments, message in ((["--models=b1,b9"], "did you mean b8"), (["--repeats=0"], "1 or")):
         monkeypatch.setattr(sys, "argv", ["benchmark", "latency", *arguments])
+        with pytest.raises(UserError, match=message):
+            benchmark.main()
+
+
+def test_data_is_measured_into_a_row_and_a_picture(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(loading, "WARM_UP", 64)
+    config = ["--config=configs/digits.py", "--config.augment.policy=autoaugment"]
+    arguments = [*config, "--images=128", "--repeats=2", f"--picture={tmp_path}/data.png", "--json"]
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["benchmark", "data", *arguments])
+    benchmark.main()
+    out = capsys.readouterr().out
+    (row,) = json.loads(out[out.index("[\n") :])
+    assert (row["data"], row["policy"], row["images"]) == ("digits/train", "autoaugment", 128)
+    assert all(row[f"{part}_us"] > 0 for part in loading.PARTS)
+    assert 0 < row["images_per_cpu_second_min"] <= row["images_per_cpu_second_max"]
+    assert row["resident_mib_last"] > 0
+    assert (tmp_path / "data.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_data_needs_a_config_that_makes_sense(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    digits = "--config=configs/digits.py"
+    for arguments, message in (
+        ([], "--config=FILE is required"),
+        (["--config=nowhere.py"], "nowhere.py"),
+        ([digits, "--config.data.thread=1"], "unknown config key"),
+        ([digits, "--config.augment.policy=autoagment"], "autoaugment"),
+        ([digits, "surplus"], "surplus"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["benchmark", "data", *arguments])
         with pytest.raises(UserError, match=message):
             benchmark.main()
