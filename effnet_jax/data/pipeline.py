@@ -13,7 +13,11 @@ and what is read ahead is bounded in bytes, however large a batch is.
 
 import concurrent.futures
 import functools
+import multiprocessing
+import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -186,6 +190,14 @@ def concatenate(chunks: Sequence[Batch]) -> Batch:
     return {key: np.concatenate([chunk[key] for chunk in chunks]) for key in chunks[0]}
 
 
+def start_worker(index: int, count: int) -> None:
+    """Called in each worker process: what ends it is the first process, which may have to save."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # Sent to all processes of a job at once.
+        signal.signal(number, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+
 class Batches:
     """This host's part of every batch: `batches[step]`, or `batches.read_ahead(...)`.
 
@@ -272,7 +284,8 @@ class Batches:
         if processes:
             if not flags.FLAGS.is_parsed():  # Grain asks a flag; a notebook has none.
                 flags.FLAGS.mark_as_parsed()
-            chunks = chunks.mp_prefetch(grain.MultiprocessingOptions(processes))
+            options = grain.MultiprocessingOptions(processes)
+            chunks = chunks.mp_prefetch(options, start_worker)
         batches = chunks.batch(self._per_batch, batch_fn=concatenate)
         made = iter(grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=1))
         try:

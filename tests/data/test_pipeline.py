@@ -2,9 +2,11 @@
 
 import collections
 import itertools
+import signal
 import time
 
 import numpy as np
+import psutil
 import pytest
 
 from effnet_jax.data import pipeline, sources
@@ -207,13 +209,17 @@ def test_chunks_make_whole_batches(tiny, size):
             np.testing.assert_array_equal(ahead[key], value)
 
 
-def test_worker_processes_make_the_same_batches(tiny):
+def test_worker_processes_make_the_same_batches_whatever_signals_come(tiny):
     source = sources.open_source(tiny.data, "train")
     tiny.batch_size = 24
     batches = pipeline.train_batches(source, tiny, 16)
-    for step, ahead in enumerate(batches.read_ahead(tiny.data, 0, 3, processes=2)):
+    for step, ahead in enumerate(batches.read_ahead(tiny.data, 0, 8, processes=2)):
+        for worker in psutil.Process().children(recursive=True):
+            if "spawn_main" in " ".join(worker.cmdline()):
+                worker.send_signal((signal.SIGINT, signal.SIGTERM)[step % 2])
         for key, value in batches[step].items():
             np.testing.assert_array_equal(ahead[key], value)
+    assert step == 7
 
 
 def test_memory_bounds_what_is_read_ahead(tiny):
