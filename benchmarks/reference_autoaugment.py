@@ -1,7 +1,7 @@
 """AutoAugment for tf.data in the reference's form: which TensorFlow ops, in which order.
 
-Rewritten for TensorFlow 2 from what tensorflow/tpu models/official/efficientnet/autoaugment.py does.
-tf.contrib's image transformation is gone; its kernel lives on as ImageProjectiveTransformV3.
+The reference is tensorflow/tpu models/official/efficientnet/autoaugment.py, for TensorFlow 1; this
+is written anew for 2. The kernel of tf.contrib's transform lives on as ImageProjectiveTransformV3.
 """
 
 import functools
@@ -129,7 +129,7 @@ OPERATIONS = {
 
 
 def draw_argument(name: str, level: float) -> float | tf.Tensor | None:
-    """What an operation takes beside the image; in half of the cases negative, where it has signs."""
+    """What an operation takes beside the image; negative half of the time, where it has a sign."""
     argument = measure.LEVELS[name](level) if name in measure.LEVELS else None
     if name not in measure.SIGNED:
         return argument
