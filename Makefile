@@ -46,7 +46,7 @@ benchmark: .venv/ready
 
 # The input pipeline beside tf.data and PyTorch, which have an environment of their own.
 benchmark-data: .venv/ready runs/photos/ready
-	$(BIN)/python -m benchmarks.compare_data --photos=runs/photos \
+	$(BIN)/python -m benchmarks.compare_data --photos=runs/photos --whole_images \
 		--peers_python=.venv-benchmarks/bin/python --csv=results/data_comparison.csv
 
 runs/photos/ready: .venv-benchmarks/ready benchmarks/make_photos.py

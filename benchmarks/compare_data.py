@@ -10,7 +10,7 @@ import pathlib
 import statistics
 import subprocess
 import sys
-from typing import Any
+from typing import Any, NamedTuple
 
 import rich.console
 import rich.table
@@ -21,27 +21,59 @@ from effnet_jax import records
 from effnet_jax.analysis import drawing
 
 ROOT = pathlib.Path(__file__).parents[1]
-PIPELINES = {"ours": "ours", "tf.data": "peer_tf_data", "torch": "peer_torch"}
-POLICIES = ("none", "autoaugment")
-# Images per CPU-second of ours over the peer's: at least.
-BARS = {
-    ("tf.data", "none"): 1.0,
-    ("torch", "none"): 2.0,
-    ("tf.data", "autoaugment"): 2.5,
-    ("torch", "autoaugment"): 2.0,
-}
+
+
+class Contender(NamedTuple):
+    """One pipeline with one policy: a row.
+
+    Attributes:
+      pipeline: what it's called.
+      policy: "none" or "autoaugment".
+      form: what sets it apart from others of that pipeline and policy.
+      bar: images per CPU-second of ours over its: at least.
+      module: in this folder.
+      flags: what the module gets beside the flags of all.
+    """
+
+    pipeline: str
+    policy: str
+    form: str
+    bar: float | None
+    module: str
+    flags: tuple[str, ...] = ()
+
+
+WHOLE = "whole images decoded"
+CONTENDERS = (
+    Contender("ours", "none", "", None, "ours"),
+    Contender("ours", "none", WHOLE, None, "ours", ("--whole_images",)),
+    Contender("tf.data", "none", "", 1.0, "peer_tf_data"),
+    Contender("torch", "none", "", 2.0, "peer_torch"),
+    Contender("ours", "autoaugment", "", None, "ours"),
+    Contender("ours", "autoaugment", WHOLE, None, "ours", ("--whole_images",)),
+    Contender("tf.data", "autoaugment", "reference's operations", 2.5, "peer_tf_data"),
+    Contender(
+        "tf.data",
+        "autoaugment",
+        "faster operations",
+        None,
+        "peer_tf_data",
+        ("--operations=faster",),
+    ),
+    Contender("torch", "autoaugment", "", 2.0, "peer_torch"),
+)
 AUTOAUGMENT_BAR = 0.4  # CPU time that AutoAugment adds to ours, over that without it: at most.
 COLOURS = {"ours": "#D55E00", "tf.data": "#0072B2", "torch": "#AA4499"}
 
-Rounds = dict[tuple[str, str], list[dict[str, Any]]]  # By pipeline and policy.
+Rounds = dict[Contender, list[dict[str, Any]]]
 
 
-def run(name: str, policy: str, args: argparse.Namespace) -> dict[str, Any]:
+def run(contender: Contender, args: argparse.Namespace) -> dict[str, Any]:
     """One measurement: what `measure.report` printed."""
-    python = args.python if name == "ours" else args.peers_python
-    command = [python, "-m", f"benchmarks.{PIPELINES[name]}", f"--policy={policy}"]
+    python = args.python if contender.pipeline == "ours" else args.peers_python
+    command = [python, "-m", f"benchmarks.{contender.module}", f"--policy={contender.policy}"]
     command += [f"--{key}={getattr(args, key)}" for key in ("threads", "warm_up", "batches")]
-    command += [f"--photos={args.photos.resolve()}"]
+    command += [f"--photos={args.photos.resolve()}", *contender.flags]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if result.returncode:
         sys.exit(f"{' '.join(command)} failed:\n{result.stderr[-4000:]}")
@@ -50,13 +82,26 @@ def run(name: str, policy: str, args: argparse.Namespace) -> dict[str, Any]:
 
 def measure_rounds(args: argparse.Namespace) -> Rounds:
     """All measurements, in turn."""
-    rounds = {(name, policy): [] for policy in POLICIES for name in PIPELINES}
+    rounds = {each: [] for each in CONTENDERS if args.whole_images or each.form != WHOLE}
     for number in range(args.rounds):
-        for (name, policy), results in rounds.items():
-            results.append(run(name, policy, args))
+        for contender, results in rounds.items():
+            results.append(run(contender, args))
             rate = results[-1]["images"] / results[-1]["cpu_s"]
-            records.say(f"round {number + 1}/{args.rounds}: {name}, {policy}: {rate:.0f} /CPU s")
+            name = f"{label(contender.pipeline, contender.form)}, {contender.policy}"
+            records.say(f"round {number + 1}/{args.rounds}: {name}: {rate:.0f} /CPU s")
     return rounds
+
+
+def label(pipeline: str, form: str) -> str:
+    return f"{pipeline}, {form}" if form else pipeline
+
+
+def find(rounds: Rounds, pipeline: str, policy: str, form: str = "") -> list[dict[str, Any]]:
+    """Results of the contender of that form, or of the one without a form."""
+    found = {
+        each.form: results for each, results in rounds.items() if each[:2] == (pipeline, policy)
+    }
+    return found.get(form, found[""])
 
 
 def seconds_per_image(results: list[dict[str, Any]], clock: str) -> list[float]:
@@ -82,29 +127,31 @@ def describe_photos(folder: pathlib.Path) -> dict[str, float]:
 
 
 def make_rows(rounds: Rounds, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """One row a pipeline and policy; ratios are ours over this one, in images per second."""
+    """One row a contender; ratios are ours over this one, in images per second."""
     photos, machine = describe_photos(args.photos), records.describe_machine()
     rows = []
-    for (name, policy), results in rounds.items():
-        cpu = ratios(results, rounds["ours", policy])
-        wall = ratios(results, rounds["ours", policy], "wall_s")
-        added = ratios(results, rounds[name, "none"])
+    for contender, results in rounds.items():
+        ours = find(rounds, "ours", contender.policy)
+        cpu, wall = ratios(results, ours), ratios(results, ours, "wall_s")
+        added = ratios(results, find(rounds, contender.pipeline, "none", contender.form))
         clocks = {
             clock: statistics.median(seconds_per_image(results, clock))
             for clock in ("cpu_s", "wall_s")
         }
         rows.append(
             {
-                "pipeline": name,
-                "policy": policy,
+                "pipeline": contender.pipeline,
+                "policy": contender.policy,
+                "form": contender.form,
                 "version": results[0]["version"],
+                "crop_decode": results[0]["crop_decode"],
                 "images_per_cpu_second": round(1 / clocks["cpu_s"], 1),
                 "images_per_second": round(1 / clocks["wall_s"], 1),
                 "ratio_median": round(statistics.median(cpu), 3),
                 "ratio_min": round(min(cpu), 3),
                 "ratio_max": round(max(cpu), 3),
                 "wall_ratio_median": round(statistics.median(wall), 3),
-                "bar": BARS.get((name, policy)),
+                "bar": contender.bar,
                 "added_by_policy": round(statistics.median(added) - 1, 3),
                 "threads": args.threads,
                 "batch": measure.BATCH_SIZE,
@@ -126,7 +173,8 @@ def failures(rows: list[dict[str, Any]]) -> list[str]:
         if row["bar"] and row["ratio_median"] < row["bar"]
     ]
     for row in rows:
-        if row["pipeline"] == "ours" and row["added_by_policy"] > AUTOAUGMENT_BAR:
+        ours = row["pipeline"] == "ours" and not row["form"]
+        if ours and row["added_by_policy"] > AUTOAUGMENT_BAR:
             missed.append(f"AutoAugment adds {row['added_by_policy']:.0%} > {AUTOAUGMENT_BAR:.0%}")
     return missed
 
@@ -143,11 +191,11 @@ def show(rows: list[dict[str, Any]]) -> rich.table.Table:
     for row in rows:
         spread = f"{row['ratio_median']:.2f} ({row['ratio_min']:.2f} to {row['ratio_max']:.2f})"
         table.add_row(
-            row["pipeline"],
+            label(row["pipeline"], row["form"]),
             row["policy"],
             f"{row['images_per_cpu_second']:.0f}",
             f"{row['images_per_second']:.0f}",
-            "" if row["pipeline"] == "ours" else spread,
+            "" if label(row["pipeline"], row["form"]) == "ours" else spread,
             f"{row['bar']}" if row["bar"] else "",
             f"{row['added_by_policy']:.0%}" if row["policy"] != "none" else "",
         )
@@ -155,26 +203,26 @@ def show(rows: list[dict[str, Any]]) -> rich.table.Table:
 
 
 def draw(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
-    """Images per CPU-second as bars, by policy and pipeline."""
-    figure, axes = drawing.new_figure(height=3.2)
-    labels = {"none": "crop and flip", "autoaugment": "with AutoAugment"}
-    for place, row in enumerate(rows):
-        x = place % len(PIPELINES) + (len(PIPELINES) + 1) * POLICIES.index(row["policy"])
-        bar = axes.bar(x, row["images_per_cpu_second"], color=COLOURS[row["pipeline"]])
-        axes.bar_label(bar, [f"{row['images_per_cpu_second']:.0f}"], fontsize=drawing.TEXT)
-        axes.annotate(
-            row["pipeline"],
-            (x, 0),
-            xytext=(0, 4),
-            textcoords="offset points",
-            ha="center",
-            color="white",
-            fontsize=drawing.SMALL,
-        )
-    middles = [1 + (len(PIPELINES) + 1) * number for number in range(len(POLICIES))]
-    axes.set_xticks(middles, [labels[policy] for policy in POLICIES], fontsize=drawing.TEXT)
-    axes.grid(visible=False, axis="x")
-    axes.set_ylabel("images per CPU-second", fontsize=drawing.TEXT)
+    """Images per CPU-second as bars, by policy and contender."""
+    policies = {"none": "crop and flip", "autoaugment": "with AutoAugment"}
+    grouped = [[row for row in rows if row["policy"] == policy] for policy in policies]
+    figure, panels = drawing.new_figure(
+        height=0.9 + 0.4 * len(rows),
+        rows=len(policies),
+        sharex=True,
+        height_ratios=[len(group) for group in grouped],
+    )
+    for axes, group, title in zip(panels, grouped, policies.values(), strict=True):
+        rates = [row["images_per_cpu_second"] for row in group]
+        bars = axes.barh(range(len(group)), rates, color=[COLOURS[r["pipeline"]] for r in group])
+        axes.bar_label(bars, [f"{rate:.0f}" for rate in rates], padding=3, fontsize=drawing.SMALL)
+        names = [label(row["pipeline"], row["form"]).replace(", ", ",\n") for row in group]
+        axes.set_yticks(range(len(group)), names)
+        axes.invert_yaxis()
+        axes.margins(x=0.12)
+        axes.grid(visible=False, axis="y")
+        axes.set_title(title, fontsize=drawing.TEXT, loc="left")
+    panels[-1].set_xlabel("images per CPU-second", fontsize=drawing.TEXT)
     figure.savefig(path, dpi=drawing.DPI)
 
 
@@ -183,6 +231,9 @@ def main() -> int:
     parser.add_argument("--photos", type=pathlib.Path, required=True, help="of make_photos.py")
     parser.add_argument("--python", default=sys.executable, help="interpreter for ours")
     parser.add_argument("--peers_python", required=True, help="interpreter for the peers")
+    parser.add_argument(
+        "--whole_images", action="store_true", help="also ours as it is without libturbojpeg 3"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2, help="or worker processes, for each")
     parser.add_argument("--warm_up", type=int, default=8, help="batches that are not counted")

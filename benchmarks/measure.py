@@ -53,14 +53,14 @@ LEVELS = {
     "Color": lambda level: level / 10 * 1.8 + 0.1,
     # Bits that are kept; TensorFlow shifts uint8 by 7 at most, so that one is left.
     "Posterize": lambda level: max(1, int(level / 10 * 4)),
-    "Solarize": lambda level: int(level / 10 * 256),
+    "Solarize": lambda level: int(level / 10 * 256) % 256,  # TensorFlow compares in uint8.
     "SolarizeAdd": lambda level: int(level / 10 * 110),
 }
+SIGNED = ("Rotate", "ShearX", "ShearY", "TranslateY")  # Negative half of the time.
 
 
-def flags() -> argparse.Namespace:
-    """The flags of one pipeline's process."""
-    parser = argparse.ArgumentParser()
+def parse_flags(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The flags of one pipeline's process: what the parser knows, and what all have."""
     parser.add_argument("--photos", required=True, help="folder that make_photos.py wrote")
     parser.add_argument("--policy", choices=("none", "autoaugment"), required=True)
     parser.add_argument("--threads", type=int, required=True, help="or worker processes")
@@ -76,13 +76,16 @@ def cpu_seconds() -> float:
     return sum(each.user + each.system for each in times)
 
 
-def report(batches: Iterable[Any], args: argparse.Namespace, version: str) -> None:
+def report(
+    batches: Iterable[Any], args: argparse.Namespace, version: str, crop_decode: bool
+) -> None:
     """Takes batches and prints, as one line of JSON, what they cost after the warm-up.
 
     Args:
       batches: without end; each uint8 [BATCH_SIZE, RESOLUTION, RESOLUTION, 3].
       args: of `flags`.
       version: of the library that makes the batches.
+      crop_decode: whether it decodes no more of a JPEG than the crop.
     """
     shape = (BATCH_SIZE, RESOLUTION, RESOLUTION, 3)
     batches = iter(batches)
@@ -94,4 +97,5 @@ def report(batches: Iterable[Any], args: argparse.Namespace, version: str) -> No
         pass
     cpu, wall = cpu_seconds() - cpu, time.perf_counter() - wall
     images = args.batches * BATCH_SIZE
-    print(json.dumps({"images": images, "cpu_s": cpu, "wall_s": wall, "version": version}))
+    about = {"version": version, "crop_decode": crop_decode}
+    print(json.dumps({"images": images, "cpu_s": cpu, "wall_s": wall, **about}))

@@ -8,7 +8,7 @@ import numpy as np
 from benchmarks import measure
 from configs import default
 from effnet_jax import __version__
-from effnet_jax.data import pipeline, sources
+from effnet_jax.data import pipeline, sources, turbojpeg
 
 
 def batches(args: argparse.Namespace) -> Iterator[np.ndarray]:
@@ -24,5 +24,10 @@ def batches(args: argparse.Namespace) -> Iterator[np.ndarray]:
 
 
 if __name__ == "__main__":
-    flags = measure.flags()
-    measure.report(batches(flags), flags, f"effnet_jax {__version__}")
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--whole_images", action="store_true", help="as without libturbojpeg 3")
+    flags = measure.parse_flags(parser)
+    if flags.whole_images:
+        turbojpeg.library = lambda: None
+    crop_decode = turbojpeg.library() is not None
+    measure.report(batches(flags), flags, f"effnet_jax {__version__}", crop_decode)

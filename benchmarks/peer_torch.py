@@ -57,7 +57,6 @@ OPERATIONS = {
     "ShearY": lambda image, shear: affine(image, 1, 0, 0, shear, 1, 0),
     "TranslateY": lambda image, pixels: affine(image, 1, 0, 0, 0, 1, pixels),
 }
-SIGNED = ("Rotate", "ShearX", "ShearY", "TranslateY")
 
 
 def autoaugment(image: Image.Image) -> Image.Image:
@@ -65,7 +64,7 @@ def autoaugment(image: Image.Image) -> Image.Image:
     for name, probability, level in random.choice(measure.AUTOAUGMENT):
         if random.random() < probability:
             argument = measure.LEVELS[name](level) if name in measure.LEVELS else None
-            if name in SIGNED and random.random() < 0.5:
+            if name in measure.SIGNED and random.random() < 0.5:
                 argument = -argument
             image = OPERATIONS[name](image, argument)
     return image
@@ -109,5 +108,6 @@ def batches(args: argparse.Namespace) -> torch.utils.data.DataLoader:
 
 
 if __name__ == "__main__":
-    flags = measure.flags()
-    measure.report(batches(flags), flags, f"torch {torch.__version__}, Pillow {Image.__version__}")
+    flags = measure.parse_flags(argparse.ArgumentParser())
+    version = f"torch {torch.__version__}, Pillow {Image.__version__}"
+    measure.report(batches(flags), flags, version, crop_decode=False)
