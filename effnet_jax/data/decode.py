@@ -15,9 +15,12 @@ JPEG = b"\xff\xd8"
 
 
 def decode_box(data: bytes, choose: Callable[[int, int], Box]) -> np.ndarray:
-    """The box of an image that `choose(height, width)` gives, as a view: uint8 [h, w, 3], RGB.
+    """The box of an image that `choose(height, width)` gives, a view.
 
     Where libturbojpeg 3 is there, no more than the box is decoded. Errors as for `decode_image`.
+
+    Returns:
+      uint8 [h, w, 3], RGB; or [h, w, 4], of which the last channel has no meaning.
     """
     choose = functools.cache(choose)  # What it draws at random, it draws once.
     if data[:2] == JPEG and (found := turbojpeg.decode_box(data, choose)) is not None:

@@ -18,6 +18,7 @@ import os
 import signal
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -186,8 +187,15 @@ class EvalImages:
 
 
 def concatenate(chunks: Sequence[Batch]) -> Batch:
-    """Chunks, one after another, as a batch."""
-    return {key: np.concatenate([chunk[key] for chunk in chunks]) for key in chunks[0]}
+    """Chunks, one after another, as a batch; images that lie in one array already stay there."""
+    batch = {
+        key: np.concatenate([chunk[key] for chunk in chunks]) for key in chunks[0] if key != "image"
+    }
+    parts = [chunk["image"] for chunk in chunks]
+    whole = parts[0].base
+    if whole is None or any(part.base is not whole for part in parts):
+        whole = np.concatenate(parts)
+    return {"image": whole, **batch}
 
 
 def start_worker(index: int, count: int) -> None:
@@ -240,11 +248,17 @@ class Batches:
         first = step * self._global + self._host * self._local + part * self._chunk
         return range(first, first + self._chunk)
 
-    def chunk(self, number: int) -> Batch:
-        """Chunk number `number` of this host, made in this thread."""
+    def chunk(self, number: int, images: np.ndarray | None = None) -> Batch:
+        """Chunk number `number` of this host, made in this thread.
+
+        Args:
+          number: of the chunk.
+          images: where its images go, uint8 [chunk, resolution, resolution, 3]; by default an array
+            of its own.
+        """
         positions = self.positions(number)
-        size = self._resolution
-        images = np.empty((len(positions), size, size, 3), np.uint8)
+        if images is None:
+            images = self._empty(len(positions))
         loaded = [self._load(position, images[row]) for row, position in enumerate(positions)]
         labels, masks = zip(*loaded, strict=True)
         return {
@@ -252,6 +266,24 @@ class Batches:
             "label": np.array(labels, np.int32),
             "mask": np.array(masks, np.float32),
         }
+
+    def _empty(self, count: int) -> np.ndarray:
+        return np.empty((count, self._resolution, self._resolution, 3), np.uint8)
+
+    def _chunk_in_place(self) -> Callable[[int], Batch]:
+        """As `chunk`; but its images are made where they lie in the batch, not to be copied."""
+        batches = weakref.WeakValueDictionary()  # Images by step; the chunks keep them alive.
+        lock = threading.Lock()
+
+        def make(number: int) -> Batch:
+            step, part = divmod(number, self._per_batch)
+            with lock:
+                images = batches.get(step)
+                if images is None:
+                    batches[step] = images = self._empty(self._local)
+            return self.chunk(number, images[part * self._chunk :][: self._chunk])
+
+        return make
 
     def __getitem__(self, step: int) -> Batch:
         first = step * self._per_batch
@@ -280,7 +312,8 @@ class Batches:
         )
         ahead = max(1, ahead // max(1, processes))
         options = grain.ReadOptions(min(config.threads, ahead), ahead)
-        chunks = grain.MapDataset.range(first, last).map(self.chunk).to_iter_dataset(options)
+        make = self.chunk if processes else self._chunk_in_place()
+        chunks = grain.MapDataset.range(first, last).map(make).to_iter_dataset(options)
         if processes:
             if not flags.FLAGS.is_parsed():  # Grain asks a flag; a notebook has none.
                 flags.FLAGS.mark_as_parsed()

@@ -19,7 +19,7 @@ from effnet_jax.data.crop import Box
 # Of turbojpeg.h, version 3.
 INIT_DECOMPRESS = 1
 STOP_ON_WARNING, SUBSAMPLING, WIDTH, HEIGHT = 0, 4, 5, 6
-RGB = 0
+RGBX = 2  # Four bytes a pixel, as bicubic resizing wants it; the last has no meaning.
 # Width of the blocks that a crop has to begin at, by subsampling: 4:4:4, 4:2:2, 4:2:0, grey, 4:4:0,
 # 4:1:1, 4:4:1.
 BLOCKS = {0: 8, 1: 16, 2: 16, 3: 8, 4: 8, 5: 32, 6: 8}
@@ -72,8 +72,8 @@ def decode_box(data: bytes, choose: Callable[[int, int], Box]) -> np.ndarray | N
       choose: called at most once.
 
     Returns:
-      uint8 [height, width, 3] of the box, a view; None where this can't be done, or not surely:
-      no library, a rare kind of JPEG, a damaged file.
+      uint8 [height, width, 4] of the box, a view: RGB and a byte without meaning. None where this
+      can't be done, or not surely: no library, a rare kind of JPEG, a damaged file.
     """
     # Rows below the box are never read, so that a file that ends early has to be found out here.
     if library() is None or data.rfind(b"\xff\xd9", -64) < 0:
@@ -99,10 +99,10 @@ def _decode(jpeg, handle: int, data: bytes, choose) -> np.ndarray | None:
     first_y = max(0, top - 1)
     end_x = min(whole_width, left + width + 1)
     end_y = min(whole_height, top + height + 1)
-    out = np.empty((end_y - first_y, end_x - first_x, 3), np.uint8)
+    out = np.empty((end_y - first_y, end_x - first_x, 4), np.uint8)
     region = Region(first_x, first_y, out.shape[1], out.shape[0])
     failed = jpeg.tj3SetCroppingRegion(handle, region) or jpeg.tj3Decompress8(
-        handle, data, len(data), out.ctypes.data, 0, RGB
+        handle, data, len(data), out.ctypes.data, 0, RGBX
     )
     if failed:
         return None

@@ -85,14 +85,14 @@ def test_a_box_is_the_crop_of_the_whole(kind, library, monkeypatch):
             asked.append((height, width))
             return box
 
-        np.testing.assert_array_equal(decode_box(data, choose), crop(whole, box))
+        np.testing.assert_array_equal(decode_box(data, choose)[..., :3], crop(whole, box))
         assert asked == [(241, 317)]  # Just once: it draws random numbers.
 
 
 def test_boxes_are_decoded_alone_by_libturbojpeg():
     """The development requirements have the library; without it the test above shows nothing."""
     data = encode(photograph(200, 300), "JPEG", quality=85)
-    assert turbojpeg.decode_box(data, lambda height, width: (10, 20, 30, 40)).shape == (30, 40, 3)
+    assert turbojpeg.decode_box(data, lambda height, width: (10, 20, 30, 40)).shape == (30, 40, 4)
 
 
 def test_a_truncated_file_is_found_whatever_the_box():
