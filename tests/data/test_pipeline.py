@@ -9,6 +9,7 @@ import numpy as np
 import psutil
 import pytest
 
+from effnet_jax import parallel
 from effnet_jax.data import pipeline, sources
 from effnet_jax.errors import UserError
 
@@ -220,6 +221,26 @@ def test_worker_processes_make_the_same_batches_whatever_signals_come(tiny):
         for key, value in batches[step].items():
             np.testing.assert_array_equal(ahead[key], value)
     assert step == 7
+
+
+def test_batches_that_are_held_keep_their_images(tiny):
+    source = sources.open_source(tiny.data, "train")
+    tiny.batch_size = 16
+    batches = pipeline.train_batches(source, tiny, 16)
+    mesh = parallel.data_mesh()
+    held = [
+        (step, batch["image"][2:])
+        for step, batch in enumerate(batches.read_ahead(tiny.data, 0, 24))
+        if step % 3
+    ]
+    for step, images in held:
+        np.testing.assert_array_equal(images, batches[step]["image"][2:])
+    on_device = []
+    for batch in batches.read_ahead(tiny.data, 0, 24):
+        on_device.append(parallel.put_batch(batch, mesh)["image"])  # May be the same memory.
+        del batch
+    for step, images in enumerate(on_device):
+        np.testing.assert_array_equal(images, batches[step]["image"])
 
 
 def test_memory_bounds_what_is_read_ahead(tiny):
