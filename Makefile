@@ -57,8 +57,7 @@ runs/photos/ready: .venv-benchmarks/ready benchmarks/make_photos.py
 .venv-benchmarks/ready: benchmarks/requirements.txt
 	$(PYTHON) -m venv .venv-benchmarks
 	.venv-benchmarks/bin/python -m pip install --quiet --upgrade pip
-	.venv-benchmarks/bin/python -m pip install --quiet \
-		--extra-index-url=https://download.pytorch.org/whl/cpu -r benchmarks/requirements.txt
+	.venv-benchmarks/bin/python -m pip install --quiet -r benchmarks/requirements.txt
 	touch $@
 
 .venv/ready: requirements.txt requirements-dev.txt

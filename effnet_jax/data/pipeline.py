@@ -192,8 +192,9 @@ def concatenate(chunks: Sequence[Batch]) -> Batch:
         key: np.concatenate([chunk[key] for chunk in chunks]) for key in chunks[0] if key != "image"
     }
     parts = [chunk["image"] for chunk in chunks]
-    whole = parts[0].base
-    if whole is None or any(part.base is not whole for part in parts):
+    whole = parts[0].base  # Of images from other processes it is their memory.
+    together = isinstance(whole, np.ndarray) and len(whole) == sum(map(len, parts))
+    if not together or any(part.base is not whole for part in parts):
         whole = np.concatenate(parts)
     return {"image": whole, **batch}
 

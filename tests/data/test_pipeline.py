@@ -210,9 +210,10 @@ def test_chunks_make_whole_batches(tiny, size):
             np.testing.assert_array_equal(ahead[key], value)
 
 
-def test_worker_processes_make_the_same_batches_whatever_signals_come(tiny):
+@pytest.mark.parametrize("size", [24, 16])  # Two chunks, and one.
+def test_worker_processes_make_the_same_batches_whatever_signals_come(tiny, size):
     source = sources.open_source(tiny.data, "train")
-    tiny.batch_size = 24
+    tiny.batch_size = size
     batches = pipeline.train_batches(source, tiny, 16)
     for step, ahead in enumerate(batches.read_ahead(tiny.data, 0, 8, processes=2)):
         for worker in psutil.Process().children(recursive=True):
