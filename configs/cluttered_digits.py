@@ -25,7 +25,6 @@ def get_config(model: str = "phi=-9"):
     config.data.name = "cluttered_digits"
     config.data.eval_split = "test"
     config.data.threads = 2
-    config.data.prefetch_batches = 4
     config.data.check_images = 100
 
     config.preprocess.mean = (0.1, 0.1, 0.1)

@@ -26,7 +26,6 @@ def get_config(model: str = "phi=-4"):
     config.data.name = "digits"
     config.data.eval_split = "test"
     config.data.threads = 2
-    config.data.prefetch_batches = 4
 
     config.preprocess.mean = (0.5, 0.5, 0.5)
     config.preprocess.std = (0.5, 0.5, 0.5)

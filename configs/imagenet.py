@@ -32,7 +32,10 @@ def get_config(argument: str = "b0"):
         model, recipe = argument, "autoaugment"
     elif not model:
         raise UserError(f"{argument!r} names no model; write one before it, as in b0,{recipe}")
-    config = default.get_config(model)
+    try:
+        config = default.get_config(model)
+    except UserError as error:
+        raise UserError(f"{error} After a comma: {', '.join(RECIPES)}.") from None
     config.model.dtype = "bfloat16"
     config.augment.policy = RECIPES[recipe]
     if recipe == "randaugment":

@@ -2,6 +2,7 @@
 
 import collections
 import copy
+import inspect
 import pathlib
 import statistics
 from collections.abc import Callable, Sequence
@@ -126,6 +127,8 @@ def load_evaluation_set(name: str) -> ConfigDict:
     """A file of configs/evaluation: "NAME", "NAME:ARGUMENT" or "FILE.py:ARGUMENT"."""
     name, _, argument = name.partition(":")
     get_config = named.load("evaluation set", "evaluation", name, "get_config")
+    if argument and not inspect.signature(get_config).parameters:
+        raise UserError(f"evaluation set {name!r} takes no argument; got {argument!r}")
     return get_config(*filter(None, [argument]))
 
 

@@ -206,6 +206,11 @@ def test_a_run_with_other_classes_is_refused(run, tmp_path):
         evaluate_workdir(str(tmp_path), data="imagenet_a", data_dir=str(tmp_path))
 
 
+def test_an_argument_that_a_set_does_not_take_is_told():
+    with pytest.raises(UserError, match="'imagenet_a' takes no argument; got 'foo'"):
+        load_evaluation_set("imagenet_a:foo")
+
+
 def test_an_unknown_set_is_told_with_those_like_it(run):
     workdir, _, _ = run
     process = subprocess.run(

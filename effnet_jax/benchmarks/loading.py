@@ -158,6 +158,7 @@ def draw(row: dict[str, Any]) -> matplotlib.figure.Figure:
         axes.barh(0, width, left=left, color=colour, label=f"{part} {width:.0f}")
         left += width
     axes.set_yticks([])
+    axes.spines["left"].set_visible(False)
     axes.set_xlabel("microseconds an image, one thread", fontsize=drawing.TEXT)
     axes.set_title(
         f"{row['policy']}, {row['resolution']} px: {row['images_per_cpu_second']:.0f} images per "

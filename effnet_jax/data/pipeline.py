@@ -132,8 +132,11 @@ class TrainImages:
         index, rng = self.index(position), self.random(position)
         try:
             record = read(self._source, index)
+        except (ValueError, OSError) as error:  # Wrong labels, a lost disk: nothing to skip over.
+            raise naming(self._source, index, error) from None
+        try:
             image = decode_box(record["image"], functools.partial(self.box, len(out), rng))
-        except (ValueError, OSError) as error:
+        except ValueError as error:
             named = naming(self._source, index, error)
             if not self._skips:
                 raise named from None

@@ -422,6 +422,7 @@ def _prepare(
     command = f"{TOOL} --from={shlex.quote(str(source.resolve()))} --data_dir="
     command += shlex.quote(str(work.parent.parent.resolve()))
     command += f" --size={settings.size} --quality={settings.quality}" + " --subset" * subset
+    command += " --on_corrupt=drop" * drop
     _agree(work, {**dataclasses.asdict(settings), "images": _fingerprint(splits)}, command)
     if not subset:
         _check_archives(found.archives, work)

@@ -186,6 +186,15 @@ def test_an_unreadable_record_is_skipped_where_asked(tiny, capsys):
     assert capsys.readouterr().err.count("skipped: cannot read number 7") == 2
 
 
+def test_a_wrong_label_is_never_skipped(tiny):
+    class Odd(Numbers):
+        classes = ("even",)
+
+    tiny.batch_size, tiny.data.on_corrupt = 8, "skip"
+    with pytest.raises(UserError, match="out of range"):
+        list(pipeline.train_batches(Odd(32), tiny, 8).read_ahead(tiny.data, 0, 4))
+
+
 def test_evaluation_never_skips(tiny):
     tiny.data.on_corrupt = "skip"
     with pytest.raises(UserError, match="cannot read number 7"):

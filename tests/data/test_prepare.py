@@ -1,6 +1,7 @@
 """ImageNet prepared from tars, folders and TFDS copies, whole, and however often it was killed."""
 
 import csv
+import functools
 import hashlib
 import io
 import multiprocessing
@@ -517,7 +518,9 @@ def test_ctrl_c_leaves_what_can_go_on(tars, prepared, tmp_path):
     arguments = (f"--from={tars}", f"--data_dir={tmp_path}", "--subset", "--processes=2")
     command = [sys.executable, "-m", "effnet_jax.tools.prepare_imagenet", *arguments]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, **pipes)
+    # Whoever runs the tests in the background of a shell has it ignored.
+    heed = functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, preexec_fn=heed, **pipes)
     # While the workers start, which takes a second: all their work takes no longer.
     while process.poll() is None and not list(tmp_path.glob("*/*/data")):
         time.sleep(0.001)
