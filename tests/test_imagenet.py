@@ -19,7 +19,7 @@ def data_dir(tmp_path_factory) -> pathlib.Path:
     """Prepared from tars with a CMYK image, a PNG and a truncated image, the last one dropped."""
     tars, data_dir = tmp_path_factory.mktemp("tars"), tmp_path_factory.mktemp("data")
     miniature.make_miniature(tars)
-    settings = shards.Settings(size="256")
+    settings = shards.Settings(size="256", restart_markers=True)
     with pytest.raises(UserError, match="damaged image"):
         prepare.prepare(tars, data_dir, settings, subset=True)
     made = prepare.prepare(tars, data_dir, settings, drop=True, subset=True)

@@ -1,5 +1,6 @@
 """Encoded image bytes to RGB pixels."""
 
+import contextlib
 import functools
 import io
 from collections.abc import Callable
@@ -8,7 +9,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from effnet_jax.data import turbojpeg
+from effnet_jax.data import restarts, turbojpeg
 from effnet_jax.data.crop import Box, crop
 
 JPEG = b"\xff\xd8"
@@ -17,14 +18,19 @@ JPEG = b"\xff\xd8"
 def decode_box(data: bytes, choose: Callable[[int, int], Box]) -> np.ndarray:
     """The box of an image that `choose(height, width)` gives, a view.
 
-    Where libturbojpeg 3 is there, no more than the box is decoded. Errors as for `decode_image`.
+    Of a JPEG with restart markers, little more than the box is read; where libturbojpeg 3 is there,
+    no more than the box is decoded of any other. Errors as for `decode_image`.
 
     Returns:
       uint8 [h, w, 3], RGB; or [h, w, 4], of which the last channel has no meaning.
     """
     choose = functools.cache(choose)  # What it draws at random, it draws once.
-    if data[:2] == JPEG and (found := turbojpeg.decode_box(data, choose)) is not None:
-        return found
+    if data[:2] == JPEG:
+        if (part := restarts.cut(data, choose)) is not None:
+            with contextlib.suppress(ValueError):  # What is wrong, decoding the whole will say.
+                return crop(simplejpeg.decode_jpeg(part[0], "RGBX", strict=True), part[1])
+        if (found := turbojpeg.decode_box(data, choose)) is not None:
+            return found
     image = decode_image(data)
     return crop(image, choose(*image.shape[:2]))
 

@@ -25,6 +25,7 @@ TRAIN, VALIDATION, MINIVAL = "train", "validation", "minival"
 IMAGES = {TRAIN: 1_281_167, VALIDATION: 50_000}
 # Fewest and most images of a class: Russakovsky et al. 2015 (arXiv 1409.0575), table 2.
 PER_CLASS = {TRAIN: (732, 1300), VALIDATION: (50, 50)}
+CLASSES = 1000
 SHARDS = {TRAIN: 1024, VALIDATION: 128}  # The script's; fewer where there are few images.
 RUNS = 8  # The script's threads: each takes an equal part of the images, and of the files.
 SEED = 12345  # The script's.

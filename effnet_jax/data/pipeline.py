@@ -13,8 +13,6 @@ and what is read ahead is bounded in bytes, however large a batch is.
 
 import concurrent.futures
 import functools
-import multiprocessing
-import os
 import signal
 import sys
 import threading
@@ -33,6 +31,7 @@ from effnet_jax.data.crop import Box
 from effnet_jax.data.decode import decode_box, decode_image
 from effnet_jax.data.sources import Source
 from effnet_jax.errors import UserError, check_choice
+from effnet_jax.processes import end_with_parent
 from effnet_jax.ranges import check_interval
 
 Batch = dict[str, np.ndarray]
@@ -204,10 +203,7 @@ def concatenate(chunks: Sequence[Batch]) -> Batch:
 
 def start_worker(index: int, count: int) -> None:
     """Called in each worker process: what ends it is the first process, which may have to save."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # Sent to all processes of a job at once.
-        signal.signal(number, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+    end_with_parent(signal.SIGINT, signal.SIGTERM)  # Sent to all processes of a job at once.
 
 
 class Batches:

@@ -29,7 +29,6 @@ import shlex
 import shutil
 import signal
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
@@ -38,6 +37,7 @@ from effnet_jax.data import imagenet, inputs
 from effnet_jax.data.imagenet import MINIVAL, NAME, TRAIN, VALIDATION, VERSION, Item
 from effnet_jax.data.shards import Report, Settings, Shard, features, make_shard, write_whole
 from effnet_jax.errors import UserError
+from effnet_jax.processes import end_with_parent
 
 T = TypeVar("T")
 TOOL = "python -m effnet_jax.tools.prepare_imagenet"
@@ -230,13 +230,10 @@ def watched(
 
 
 def _start_worker() -> None:
-    """Ctrl-C is the first process's business, and no worker outlives it."""
     import cv2
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     cv2.setNumThreads(1)
-    parent = multiprocessing.parent_process()
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+    end_with_parent(signal.SIGINT)
 
 
 def _make_all(
@@ -342,6 +339,7 @@ def _finish(
         description=(
             f"ImageNet (ILSVRC 2012), size {settings.size}"
             + (f", quality {settings.quality}" if settings.size != "original" else "")
+            + ", with restart markers" * settings.restart_markers
             + f"; {MINIVAL} is the first {held} of {count} shards of {TRAIN}."
         ),
         homepage="https://image-net.org/",
@@ -369,7 +367,7 @@ def prepare(
     Args:
       source: what inputs.open_input knows.
       data_dir: of TFDS.
-      settings: the size and quality that are wanted.
+      settings: what is to be done to the images.
       drop: leave damaged images out, where otherwise they are an error.
       subset: the input is a part of ImageNet: counts and checksums are not compared.
       processes: how many work at it.
@@ -422,6 +420,7 @@ def _prepare(
     command = f"{TOOL} --from={shlex.quote(str(source.resolve()))} --data_dir="
     command += shlex.quote(str(work.parent.parent.resolve()))
     command += f" --size={settings.size} --quality={settings.quality}" + " --subset" * subset
+    command += " --restart_markers" * settings.restart_markers
     command += " --on_corrupt=drop" * drop
     _agree(work, {**dataclasses.asdict(settings), "images": _fingerprint(splits)}, command)
     if not subset:

@@ -7,7 +7,7 @@ import json
 import os
 import pathlib
 
-from effnet_jax.data import imagenet, inputs
+from effnet_jax.data import imagenet, inputs, restarts
 from effnet_jax.data.decode import decode_image
 from effnet_jax.data.imagenet import Item
 from effnet_jax.errors import UserError
@@ -22,6 +22,7 @@ class Settings:
 
     size: str = "original"  # Of SIZES: the longest that an image's shorter side may be, in pixels.
     quality: int = 90  # Of the JPEGs that are made smaller.
+    restart_markers: bool = False  # As restarts.add.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +74,7 @@ def fit(data: bytes, settings: Settings) -> tuple[bytes, str | None]:
 
     Args:
       data: encoded.
-      settings: the size and quality that are wanted.
+      settings: what is wanted.
 
     Returns:
       Its bytes, untouched where nothing has to be done, and what was wrong with them or None.
@@ -81,6 +82,11 @@ def fit(data: bytes, settings: Settings) -> tuple[bytes, str | None]:
     Raises:
       ValueError: the image is damaged.
     """
+    data, found = _fit(data, settings)
+    return restarts.add(data) if settings.restart_markers else data, found
+
+
+def _fit(data: bytes, settings: Settings) -> tuple[bytes, str | None]:
     import cv2
     import simplejpeg
 

@@ -1,23 +1,25 @@
-"""Decoding only a box of a JPEG, where libturbojpeg 3 is installed: optional, and exact.
+"""What libturbojpeg 3 can and simplejpeg can't, where it is installed: optional, and exact.
 
-Most of a JPEG's decoding time goes into its entropy coding, which has to be read up to the box's
-last row; colour conversion and the inverse transform are spared outside the box. simplejpeg, which
-decodes everything else, can't do this. The library is the system's, or the one in the wheel
-`turbojpeg` (`pip install turbojpeg`).
+That is decoding only a box of a JPEG, and cutting boxes out of one without decoding it. Most of a
+JPEG's decoding time goes into its entropy coding, which has to be read up to the box's last row
+(`restarts.py` has the way around that); colour conversion and the inverse transform are spared
+outside the box. The library is the system's, or the one in the wheel `turbojpeg` (`pip install
+turbojpeg`).
 """
 
 import ctypes
 import ctypes.util
 import functools
 import importlib.metadata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from effnet_jax.data.crop import Box
 
 # Of turbojpeg.h, version 3.
-INIT_DECOMPRESS = 1
+INIT_DECOMPRESS, INIT_TRANSFORM = 1, 2
+CROP, COPY_NO_MARKERS = 4, 64  # Options of a transformation.
 STOP_ON_WARNING, SUBSAMPLING, WIDTH, HEIGHT = 0, 4, 5, 6
 RGBX = 2  # Four bytes a pixel, as bicubic resizing wants it; the last has no meaning.
 # Width of the blocks that a crop has to begin at, by subsampling: 4:4:4, 4:2:2, 4:2:0, grey, 4:4:0,
@@ -29,6 +31,15 @@ class Region(ctypes.Structure):
     """tjregion, in pixels."""
 
     _fields_ = tuple((name, ctypes.c_int) for name in ("x", "y", "width", "height"))
+
+
+class Transform(ctypes.Structure):
+    """tjtransform."""
+
+    _fields_ = (
+        *(("region", Region), ("operation", ctypes.c_int), ("options", ctypes.c_int)),
+        *(("data", ctypes.c_void_p), ("filter", ctypes.c_void_p)),
+    )
 
 
 def _candidates() -> list[str]:
@@ -58,6 +69,15 @@ def library() -> ctypes.CDLL | None:
                 *(handle, ctypes.c_char_p, size),
                 *(ctypes.c_void_p, ctypes.c_int, ctypes.c_int),
             ]
+            pointers, sizes = ctypes.POINTER(ctypes.c_void_p), ctypes.POINTER(size)
+            found.tj3Transform.argtypes = [
+                *(handle, ctypes.c_char_p, size, ctypes.c_int),
+                *(pointers, sizes, ctypes.POINTER(Transform)),
+            ]
+            found.tj3Free.argtypes = [ctypes.c_void_p]
+            found.tj3Free.restype = None
+            found.tj3GetErrorStr.argtypes = [handle]
+            found.tj3GetErrorStr.restype = ctypes.c_char_p
             return found
         except (OSError, AttributeError):  # Not to be loaded, or of version 2.
             continue
@@ -107,3 +127,34 @@ def _decode(jpeg, handle: int, data: bytes, choose) -> np.ndarray | None:
     if failed:
         return None
     return out[top - first_y :, left - first_x :][:height, :width]
+
+
+def transform(data: bytes, boxes: Sequence[Box | None]) -> list[bytes]:
+    """Parts of a JPEG as JPEGs, baseline and with the standard's Huffman tables, not decoded.
+
+    Args:
+      data: a JPEG.
+      boxes: of the parts; they begin where a block does. None: the whole, with its metadata.
+
+    Raises:
+      ValueError: the file is damaged, or of a kind that can't be transformed.
+    """
+    count = len(boxes)
+    wanted = (Transform * count)()
+    outs, sizes = (ctypes.c_void_p * count)(), (ctypes.c_size_t * count)()
+    for each, box in zip(wanted, boxes, strict=True):
+        if box is not None:
+            top, left, height, width = box
+            each.region = Region(left, top, width, height)
+            each.options = CROP | COPY_NO_MARKERS
+    jpeg = library()
+    handle = jpeg.tj3Init(INIT_TRANSFORM)
+    try:
+        jpeg.tj3Set(handle, STOP_ON_WARNING, 1)
+        if jpeg.tj3Transform(handle, data, len(data), count, outs, sizes, wanted):
+            raise ValueError(jpeg.tj3GetErrorStr(handle).decode(errors="replace"))
+        return [ctypes.string_at(out, size) for out, size in zip(outs, sizes, strict=True)]
+    finally:
+        for out in outs:
+            jpeg.tj3Free(out)
+        jpeg.tj3Destroy(handle)

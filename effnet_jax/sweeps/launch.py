@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from effnet_jax import cli, records
 from effnet_jax.errors import Interrupted, UserError
+from effnet_jax.processes import available_cores
 from effnet_jax.sweeps import child
 from effnet_jax.sweeps.folder import Folder
 from effnet_jax.sweeps.plan import Planned
@@ -68,13 +69,6 @@ class Slot:
         variables = ("NPROC", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
         result = dict.fromkeys(variables, threads)
         return result if self.gpus is None else {**result, "CUDA_VISIBLE_DEVICES": self.gpus}
-
-
-def available_cores() -> list[int]:
-    """The cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))
 
 
 def visible_gpus() -> list[str]:

@@ -12,7 +12,6 @@ rule. Training on the others is --config.data.train_split='train[25022:]'.
 """
 
 import argparse
-import os
 import pathlib
 import shlex
 import time
@@ -21,9 +20,10 @@ import rich.console
 import rich.table
 
 from effnet_jax import cli
-from effnet_jax.data import imagenet, prepare, shards
+from effnet_jax.data import imagenet, prepare, shards, turbojpeg
 from effnet_jax.data.shards import Report, Shard
-from effnet_jax.errors import Interrupted
+from effnet_jax.errors import Interrupted, UserError
+from effnet_jax.processes import available_cores
 
 
 def percent(text: str) -> int:
@@ -38,11 +38,6 @@ def positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is less than 1")
     return value
-
-
-def cores() -> int:
-    """How many this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def by_split(made: list[tuple[Shard, Report]]) -> dict[str, list[tuple[Shard, Report]]]:
@@ -92,6 +87,11 @@ def main() -> None:
         "--quality", type=percent, default=90, help="of the JPEGs that are made smaller (90)"
     )
     parser.add_argument(
+        "--restart_markers",
+        action="store_true",
+        help="add restart markers, so that crops are decoded faster; pixels stay the same",
+    )
+    parser.add_argument(
         "--on_corrupt",
         choices=("stop", "drop"),
         default="stop",
@@ -100,11 +100,17 @@ def main() -> None:
     parser.add_argument(
         "--subset", action="store_true", help="the input is a part of ImageNet; don't check counts"
     )
-    parser.add_argument("--processes", type=positive, default=cores(), help="by default one a core")
+    parser.add_argument(
+        "--processes", type=positive, default=len(available_cores()), help="by default one a core"
+    )
     args = parser.parse_args()
 
     source, data_dir = args.source.expanduser(), args.data_dir.expanduser()
-    settings = shards.Settings(args.size, args.quality)
+    settings = shards.Settings(args.size, args.quality, args.restart_markers)
+    if args.restart_markers and turbojpeg.library() is None:
+        raise UserError(
+            "--restart_markers needs libturbojpeg 3: pip install turbojpeg, or leave the flag out"
+        )
     start = time.perf_counter()
     try:
         drop = args.on_corrupt == "drop"

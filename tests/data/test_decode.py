@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from effnet_jax.data import turbojpeg
+from effnet_jax.data import restarts, turbojpeg
 from effnet_jax.data.crop import crop, random_box
 from effnet_jax.data.decode import decode_box, decode_image
 
@@ -66,15 +66,21 @@ JPEGS = {
 }
 
 
-@pytest.mark.parametrize("library", ["turbojpeg", "none"])
-@pytest.mark.parametrize("kind", JPEGS)
-def test_a_box_is_the_crop_of_the_whole(kind, library, monkeypatch):
-    if library == "none":
-        monkeypatch.setattr(turbojpeg, "library", lambda: None)
+def encode_photograph(kind: str, height: int = 241, width: int = 317) -> bytes:
     options = dict(JPEGS[kind])
-    image = photograph(241, 317).convert(options.pop("mode", "RGB"))
-    data = encode(image, "JPEG", quality=85, **options)
+    image = photograph(height, width).convert(options.pop("mode", "RGB"))
+    return encode(image, "JPEG", quality=85, **options)
+
+
+@pytest.mark.parametrize("way", ["turbojpeg", "neither", "restarts"])
+@pytest.mark.parametrize("kind", JPEGS)
+def test_a_box_is_the_crop_of_the_whole(kind, way, monkeypatch):
+    data = encode_photograph(kind)
     whole = decode_image(data)
+    if way == "restarts":
+        data = restarts.add(data)
+    if way != "turbojpeg":
+        monkeypatch.setattr(turbojpeg, "library", lambda: None)
     assert whole.shape == (241, 317, 3)
     rng = np.random.default_rng(0)
     random = [random_box(241, 317, (0.01, 1), (3 / 4, 4 / 3), rng, 0.0) for _ in range(40)]
@@ -95,8 +101,46 @@ def test_boxes_are_decoded_alone_by_libturbojpeg():
     assert turbojpeg.decode_box(data, lambda height, width: (10, 20, 30, 40)).shape == (30, 40, 4)
 
 
-def test_a_truncated_file_is_found_whatever_the_box():
+@pytest.mark.parametrize("kind", [kind for kind in JPEGS if kind != "CMYK"])
+@pytest.mark.parametrize("size", [(241, 317), (64, 31), (5, 7)])
+def test_restart_markers_change_no_pixel_and_let_a_crop_be_cut(kind, size):
+    data = encode_photograph(kind, *size)
+    marked = restarts.add(data)
+    np.testing.assert_array_equal(decode_image(marked), decode_image(data))
+    assert restarts.add(marked) == marked
+    part, box = restarts.cut(marked, lambda height, width: (2, 1, height - 3, width - 3))
+    assert box == (2, 1, size[0] - 3, size[1] - 3)  # Needs all of it.
+    if size == (241, 317):
+        assert part == marked
+        part, box = restarts.cut(marked, lambda height, width: (100, 150, 40, 60))
+        assert len(part) < len(marked) / 3
+        assert decode_image(part).shape[0] <= 80
+
+
+def test_jpegs_that_are_not_cut():
+    def never(height, width):
+        raise AssertionError("a crop was chosen, which draws random numbers")
+
+    data = encode_photograph("4:2:0")
+    assert restarts.add(encode_photograph("CMYK")) == encode_photograph("CMYK")
+    marked = restarts.add(data)
+    lost = marked.index(b"\xff\xd3")
+    for other in (
+        data,
+        marked[:-100],
+        marked[:lost] + marked[lost + 2 :],
+        marked[:30],
+        b"\xff\xd8",
+    ):
+        assert restarts.cut(other, never) is None
+    with pytest.raises(ValueError, match=r"\w"):
+        restarts.add(data[: len(data) // 2])
+
+
+@pytest.mark.parametrize("marked", [False, True])
+def test_a_truncated_file_is_found_whatever_the_box(marked):
     data = encode(photograph(200, 300), "JPEG", quality=85)
+    data = restarts.add(data) if marked else data
     for kept in (0.5, 0.9, 0.999):
         with pytest.raises(ValueError, match=r"\w"):
             decode_box(data[: int(len(data) * kept)], lambda height, width: (0, 0, 8, 8))

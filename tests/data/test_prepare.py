@@ -21,9 +21,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from effnet_jax.data import imagenet, prepare, shards, sources
+from effnet_jax.data import imagenet, prepare, shards, sources, turbojpeg
 from effnet_jax.data.decode import decode_image
 from effnet_jax.errors import UserError
+from effnet_jax.tools import prepare_imagenet
 from tests.data import miniature
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -210,6 +211,9 @@ def test_sizes():
     png = miniature.encode(photograph, "PNG")
     resized, found = shards.fit(png, shards.Settings("256"))
     assert (decode_image(resized).shape, found) == ((256, 320, 3), "RGB PNG")
+    marked, found = shards.fit(data, shards.Settings(restart_markers=True))
+    assert (marked != data, found) == (True, None)
+    np.testing.assert_array_equal(decode_image(marked), decode_image(data))
 
 
 # --- What is refused ------------------------------------------------------------------------------
@@ -331,6 +335,13 @@ def test_bad_flags():
     result = run_tool("--from=a", "--data_dir=b", "--size=300")
     assert result.returncode == 2
     assert "--size" in result.stderr
+
+
+def test_restart_markers_need_their_library(monkeypatch):
+    monkeypatch.setattr(turbojpeg, "library", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["", "--from=a", "--data_dir=b", "--restart_markers"])
+    with pytest.raises(UserError, match="pip install turbojpeg"):
+        prepare_imagenet.main()
 
 
 # --- Damaged images -------------------------------------------------------------------------------
