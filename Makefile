@@ -1,4 +1,5 @@
 # make train: set up, train digits, print the result. make test: set up, lint, run the tests.
+# make plan: what B0 and B7 need on TPUs that aren't there (docs/plan.md); hours on two cores.
 # make study-small: set up, 6 runs of the scaling study, their figures and the page.
 PYTHON ?= python3
 WORKDIR ?= runs/digits
@@ -7,7 +8,7 @@ STUDY ?= runs/study
 SCALING := results/scaling_study/scaling.json
 BIN := .venv/bin
 
-.PHONY: train test lint format benchmark benchmark-data study study-small clean
+.PHONY: train test soak lint format benchmark benchmark-loop benchmark-data plan study study-small clean
 
 train: .venv/ready
 	$(BIN)/python train.py --config=configs/digits.py --workdir=$(WORKDIR)
@@ -15,6 +16,10 @@ train: .venv/ready
 
 test: lint
 	$(BIN)/python -m pytest
+
+# Many hosts: one of two processes killed 20 times, at random.
+soak: .venv/ready
+	SOAK_ROUNDS=20 $(BIN)/python -m pytest -n 0 -s tests/test_soak.py
 
 lint: .venv/ready
 	$(BIN)/ruff check .
@@ -44,6 +49,10 @@ study: .venv/ready
 benchmark: .venv/ready
 	$(BIN)/python -m effnet_jax.tools.benchmark model --csv=results/benchmark_model.csv
 
+# What the training loop costs beside the compiled step.
+benchmark-loop: .venv/ready
+	$(BIN)/python -m effnet_jax.tools.benchmark loop --csv=results/benchmark_loop.csv
+
 # The input pipeline beside tf.data and PyTorch, which have an environment of their own.
 benchmark-data: .venv/ready runs/photos/ready
 	$(BIN)/python -m benchmarks.compare_data --photos=runs/photos --whole_images \
@@ -60,6 +69,20 @@ runs/photos/ready: .venv-benchmarks/ready benchmarks/make_photos.py
 	.venv-benchmarks/bin/python -m pip install --quiet -r benchmarks/requirements.txt
 	touch $@
 
+# libtpu has an environment of its own: with it, JAX looks for a TPU at every start.
+plan: .venv-plan/ready
+	for model in b0,128 b7,16; do \
+		.venv-plan/bin/python -m effnet_jax.tools.plan --topology=v5e:2x2,v5e:4x4 \
+			--config=configs/imagenet.py:$${model%,*} --batch_per_chip=$${model#*,} || exit; \
+	done
+
+.venv-plan/ready: requirements.txt pyproject.toml
+	$(PYTHON) -m venv .venv-plan
+	.venv-plan/bin/python -m pip install --quiet --upgrade pip
+	.venv-plan/bin/python -m pip install --quiet -r requirements.txt
+	.venv-plan/bin/python -m pip install --quiet -e '.[tpu-plan]'
+	touch $@
+
 .venv/ready: requirements.txt requirements-dev.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
@@ -67,4 +90,4 @@ runs/photos/ready: .venv-benchmarks/ready benchmarks/make_photos.py
 	touch $@
 
 clean:
-	rm -rf .venv .venv-benchmarks .pytest_cache .ruff_cache
+	rm -rf .venv .venv-benchmarks .venv-plan .pytest_cache .ruff_cache

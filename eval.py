@@ -20,15 +20,21 @@ DATA_DIR = flags.DEFINE_string("data_dir", None, "Where the data is now, if it h
 CSV = flags.DEFINE_string("csv", None, "Add a row with result, run and machine to this file.")
 
 
+cli.define_host_flags()
+
+
 def main() -> None:
     if WORKDIR.value is None:
         raise UserError("--workdir=DIR is required: the folder that train.py wrote to")
+    cli.join_hosts()
+    from effnet_jax import hosts
     from effnet_jax.evaluation import evaluate_workdir
 
     result = evaluate_workdir(
         WORKDIR.value, STEP.value, WEIGHTS.value, DATA_DIR.value, CSV.value, DATA.value
     )
-    print(json.dumps(result))
+    if hosts.is_first():
+        print(json.dumps(result))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Trains a model: python train.py --config=configs/digits.py --workdir=DIR [--config.a.b=c ...].
 
 The same command with the same workdir goes on where it stopped. Exit codes: 0 done, 2 bad input,
-3 the loss was not finite, 75 interrupted and saved, 130 Ctrl-C with nothing to save.
+3 the loss was not finite, 75 interrupted and saved, 130 Ctrl-C with nothing to save. On many hosts,
+the same command on each: see README.md.
 """
 
 import pathlib
@@ -22,7 +23,11 @@ WORKDIR = flags.DEFINE_string(
 )
 
 
+cli.define_host_flags()
+
+
 def main() -> None:
+    cli.join_hosts()
     from effnet_jax.training.loop import train_and_evaluate
 
     name = pathlib.Path(

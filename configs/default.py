@@ -4,7 +4,7 @@ Experiments start from here and change what differs. The recipe is tensorflow/tp
 models/official/efficientnet (main.py, utils.py): TF-style RMSProp, learning rate 0.016 for each 256
 images with 5 epochs of warm-up and x0.97 every 2.4 epochs, L2 1e-5, label smoothing 0.1,
 an average of the weights with decay 0.9999, 350 epochs. One thing differs: BatchNorm's statistics
-are those of the global batch, where the reference's are those of groups of devices.
+are those of the global batch; model.batch_norm_scope "reference" takes them as the reference does.
 
 Nothing derived is stored: steps, the scaled learning rate, and width, depth and resolution from phi
 are computed where they are used, so that an override on the command line is never stale.
@@ -25,6 +25,7 @@ def get_config(model: str = "b0") -> ConfigDict:
     config = ConfigDict()
     config.seed = 0  # All randomness, of data and of training, follows from it.
     config.batch_size = 2048  # Images a step, over all devices and hosts.
+    config.accumulation_steps = 1  # Parts that a step's batch is computed in, one after the other.
     config.epochs = 350.0  # Length of the run.
     config.log_steps = 100  # Steps between two lines of progress and metrics.
     config.eval_epochs = 5.0  # Epochs between two evaluations; there is always one at the end.
@@ -51,6 +52,13 @@ def get_config(model: str = "b0") -> ConfigDict:
     config.model.stem_stride = 2
     config.model.batch_norm_momentum = 0.99  # Fraction of the running statistics that is kept.
     config.model.batch_norm_epsilon = 1e-3
+    # Who shares BatchNorm's statistics in training: global, the batch (or its part, where it is
+    # computed in parts); group, so many examples in a row; or reference, the reference's rule: each
+    # device alone up to 8 devices, else groups of max(8, devices / 8) devices.
+    config.model.batch_norm_scope = "global"
+    config.model.batch_norm_group = 32  # Examples; for the scope "group" alone.
+    # block: what is inside a block is computed again for its gradient. Less memory, more time.
+    config.model.remat = "none"  # none or block.
     config.model.dtype = "float32"  # Of the computation: float32 or bfloat16.
     # The reference's first weights have variance 1 / (3 classes), whatever the features: with few
     # classes that makes large random logits, the larger the wider the network. True: start at 0.
@@ -113,6 +121,7 @@ def get_config(model: str = "b0") -> ConfigDict:
 
     config.optimizer = ConfigDict()
     config.optimizer.name = "rmsprop"  # rmsprop, sgd or adamw: each with its own settings below.
+    config.optimizer.sharded = False  # True: each device keeps a part of its state and of the EMA.
     # Learning rates are for 256 images a step and scale with the batch.
     config.optimizer.rmsprop = ConfigDict(
         {
@@ -158,5 +167,19 @@ def get_config(model: str = "b0") -> ConfigDict:
     config.checkpoint.keep_newest = 2
     config.checkpoint.keep_best = 1
     config.checkpoint.best_metric = "ema_top1"  # Or raw_top1, ema_top5, raw_top5.
+    # Another run's workdir or checkpoint folder: a new run starts at step 0 from its weights and
+    # BatchNorm statistics; a classifier for another number of classes starts afresh.
+    config.checkpoint.init_from = config_dict.placeholder(str)  # None: from random weights.
+    config.checkpoint.init_weights = "ema"  # Which of its weights: ema or raw.
     config.checkpoint.resume = "auto"  # auto: go on from the workdir; never: it must be empty.
+
+    config.nonfinite = ConfigDict()  # A loss, gradient or weight that is NaN or infinite.
+    # stop; or rollback: to the last checkpoint, and on without the data of the steps since.
+    config.nonfinite.action = "stop"
+    config.nonfinite.max_rollbacks = 3  # In a run; then it stops.
+
+    config.hosts = ConfigDict()  # Where a run has several, how long one waits for another.
+    config.hosts.start_seconds = 1800.0  # While they start, restore and compile.
+    config.hosts.stall_seconds = 600.0  # Without a step, or a batch of an evaluation.
+    config.hosts.lost_seconds = 60.0  # Without a sign of life: asleep, dead or cut off.
     return config.lock()

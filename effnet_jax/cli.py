@@ -1,23 +1,35 @@
 """How every command starts and ends: flags, quiet logs, the compilation cache, exit codes.
 
-Exit codes: 0 done; 1 some runs of a sweep failed; 2 bad input, told in one message; 3 the loss was
-not finite; 75 interrupted, a checkpoint was saved and the same command goes on with it
-(EX_TEMPFAIL: a scheduler may requeue); 130 Ctrl-C where there was nothing to save yet, or pressed a
-second time.
+Exit codes: 0 done; 1 some runs of a sweep failed, or a run's last checkpoint could not be saved; 2
+bad input, told in one message; 3 the loss was not finite; 75 interrupted, a checkpoint was saved
+and the same command goes on with it (EX_TEMPFAIL: a scheduler may requeue); 130 Ctrl-C where there
+was nothing to save yet, or pressed a second time.
+
+Of a run on many hosts, 75 is also that a host was lost or stuck: the same command on all of them
+goes on from the last checkpoint. Where host 0 is the one, JAX may be faster to notice, and aborts
+the others (134, SIGABRT). What ends one host alone ends the others, with the same code.
 """
 
 import contextlib
 import importlib.util
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 
 from absl import app, flags, logging
 
 from effnet_jax.data.sources import cache_dir
-from effnet_jax.errors import Interrupted, NonFiniteLossError, RunsFailed, UserError
+from effnet_jax.errors import (
+    RETRY,
+    Interrupted,
+    NonFiniteLossError,
+    RunsFailed,
+    SaveFailed,
+    UserError,
+)
 
-DONE, FAILED, BAD_INPUT, NOT_FINITE, INTERRUPTED, STOPPED = 0, 1, 2, 3, 75, 130
+DONE, FAILED, BAD_INPUT, NOT_FINITE, INTERRUPTED, STOPPED = 0, 1, 2, 3, RETRY, 130
 
 
 def tune_process() -> None:
@@ -51,13 +63,34 @@ def use_compilation_cache() -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
+def define_host_flags() -> None:
+    """The three flags that make a process one of many; `join_hosts` reads them."""
+    flags.DEFINE_string(
+        "coordinator_address", None, "Many hosts: HOST:PORT of process 0; a pod, SLURM: by itself."
+    )
+    flags.DEFINE_integer("num_processes", None, "Many hosts: how many processes there are.")
+    flags.DEFINE_integer("process_id", None, "Many hosts: which of them this is, from 0.")
+
+
+def join_hosts() -> None:
+    """Finds the other processes of this run, if it has any; before anything else of JAX."""
+    from effnet_jax import hosts
+
+    values = flags.FLAGS
+    hosts.join(values.coordinator_address, values.num_processes, values.process_id)
+
+
 @contextlib.contextmanager
 def _exit_codes() -> Iterator[None]:
-    code, message = DONE, ""
+    from effnet_jax import hosts  # With JAX, which is imported once the process has its settings.
+
+    code, message, alone = DONE, "", False
     try:
         yield
     except UserError as error:
-        code, message = BAD_INPUT, f"error: {error}"
+        code, message, alone = BAD_INPUT, f"error: {error}", True
+    except SaveFailed as error:
+        code, message, alone = FAILED, f"error: {error}", True
     except RunsFailed as error:
         code, message = FAILED, f"error: {error}"
     except NonFiniteLossError as error:
@@ -65,9 +98,21 @@ def _exit_codes() -> Iterator[None]:
     except Interrupted as error:
         code, message = INTERRUPTED, str(error)
     except KeyboardInterrupt:
-        code, message = STOPPED, "stopped at once, by Ctrl-C; checkpoints are as they were"
+        code, alone = STOPPED, True
+        message = "stopped at once, by Ctrl-C; checkpoints are as they were"
+    except Exception as error:
+        if hosts.is_alone():
+            raise
+        code, message, alone = FAILED, f"error: {error}", True
+        if lost := hosts.who_is_lost(error):  # A collective fails in many ways where one is gone.
+            code, message = INTERRUPTED, f"error: {lost}. The same command on all hosts goes on"
+        else:
+            traceback.print_exc()
     if code:
-        print(message, file=sys.stderr)
+        print(f"{hosts.prefix()}{message}", file=sys.stderr)
+    # Where a signal or the loss is the reason, all hosts come to the same end by themselves.
+    hosts.leave(code if alone else DONE, message)
+    if code:
         sys.exit(code)
 
 
@@ -81,6 +126,8 @@ def run(main: Callable[[], None], computes: bool = True) -> None:
     if computes:
         tune_process()
     logging.set_verbosity(logging.ERROR)
+    # What Orbax can't do it raises, and logs with its traceback as well.
+    logging.get_absl_logger().addFilter(lambda record: "orbax" not in record.pathname)
     use_compilation_cache()
     with _exit_codes():
         main()

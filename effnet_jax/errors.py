@@ -3,17 +3,36 @@
 import difflib
 from collections.abc import Iterable
 
+# Exit code: the same command goes on (EX_TEMPFAIL: a scheduler may queue it again).
+RETRY = 75
+
 
 class UserError(ValueError):
     """Bad input. The entry points print the message alone, without a traceback, and exit with 2."""
 
 
 class NonFiniteLossError(Exception):
-    """Loss, gradient or weights became NaN or infinite; the message names the step."""
+    """Loss, gradient or weights became NaN or infinite; the message names the step.
+
+    Attributes:
+      step: the first at which it shows.
+    """
+
+    def __init__(self, message: str, step: int):
+        super().__init__(message)
+        self.step = step
 
 
 class Interrupted(Exception):
     """The run saved and stopped because it was asked to; the same command goes on with it."""
+
+
+class HostLost(Exception):
+    """Another host of the run is asleep, dead or stuck; the message names it."""
+
+
+class SaveFailed(Exception):
+    """The last checkpoint of a run could not be saved; the message says which one is there."""
 
 
 class RunsFailed(Exception):

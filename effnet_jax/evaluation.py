@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from effnet_jax import models, named, parallel, records
+from effnet_jax import hosts, models, named, parallel, records
 from effnet_jax.checkpoint import Checkpoints
 from effnet_jax.data import pipeline, sources
 from effnet_jax.data.sources import Source
@@ -83,8 +83,9 @@ class Evaluator:
 
     def _read(self, source: Source) -> None:
         self._examples = len(source)
-        host, hosts = jax.process_index(), jax.process_count()
-        self._batches = pipeline.eval_batches(source, self._config, self._resolution, host, hosts)
+        parallel.check_hosts(len(source), "evaluation")
+        place = jax.process_index(), jax.process_count()
+        self._batches = pipeline.eval_batches(source, self._config, self._resolution, *place)
 
     def on(self, source: Source) -> "Evaluator":
         """The same evaluation of another split with the same classes, not compiled again."""
@@ -107,11 +108,15 @@ class Evaluator:
           params, batch_stats: the weights.
           should_stop: asked at every batch; where it says so the result is None.
         """
+        # A sharded state's are put together once, not for every batch.
+        weights = jax.device_put((params, batch_stats), parallel.replicated(self._mesh))
         totals = collections.defaultdict(float)
-        for batch in self._batches.read_ahead(self._config.data):
+        ahead = self._batches.read_ahead(self._config.data)
+        for number, batch in enumerate(ahead):
+            hosts.at("evaluation" if number else "compile", number)
             if should_stop():
                 return None
-            sums = self._step(params, batch_stats, parallel.put_batch(batch, self._mesh))
+            sums = self._step(*weights, parallel.put_batch(batch, self._mesh))
             for key, value in jax.device_get(sums).items():
                 totals[key] += float(np.asarray(value, np.float64))
         images, count = round(totals["images"]), round(totals["count"])
@@ -196,6 +201,7 @@ def evaluate_workdir(
         corruptions, severities = chosen.corruptions, chosen.severities
     if data_dir is not None:
         config.data.data_dir = data_dir
+    hosts.watch(config.hosts)
     mesh = parallel.data_mesh()
     name, split = config.data.name, config.data.eval_split
     parts = [f"{corruption}_{level}" for corruption in corruptions for level in severities]
@@ -207,15 +213,20 @@ def evaluate_workdir(
     resolution = model.architecture.resolution
     evaluator = Evaluator(model, config, next(iter(found.values())), resolution, mesh)
 
+    asked = {"--step": step, "--weights": weights}
+    hosts.check_same(
+        "start", lambda: records.start_facts(config, found) | asked, config.hosts.start_seconds
+    )
     shapes = jax.eval_shape(lambda: models.init_variables(model, resolution, jax.random.key(0)))
     shapes = {key: shapes[key] for key in ("params", "batch_stats")}
     wanted = {"step": jax.ShapeDtypeStruct((), np.int32), **shapes, "ema": shapes}
-    with Checkpoints(workdir, config.checkpoint, read_only=True) as checkpoints:
-        state = checkpoints.restore(wanted, parallel.replicated(mesh), step, records.say)
+    with Checkpoints(workdir, config.checkpoint, True, records.say) as checkpoints:
+        state = checkpoints.restore(wanted, parallel.replicated(mesh), step)
     if state is None:
         raise UserError(f"no checkpoint in {workdir} yet")
     chosen = state["ema"] if weights == "ema" else state
     run = {"step": int(state["step"]), "weights": weights}
+    hosts.check_same("restored", lambda: run, config.hosts.start_seconds)
 
     results = {}
     for part in list(found):
@@ -225,7 +236,7 @@ def evaluate_workdir(
         results[part] = {**here(chosen["params"], chosen["batch_stats"]), **run}
         if parts:
             records.say(f"{part}: top-1 {results[part]['top1']:.2%}")
-        if csv is not None:
+        if csv is not None and hosts.is_first():
             size = sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
             row = _row(config, f"{part}/{split}", size, results[part])
             records.append_csv(pathlib.Path(csv), [row])

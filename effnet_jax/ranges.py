@@ -9,12 +9,14 @@ ANY = float("inf")
 RANGES = {
     "seed": (0, 2**32 - 2),
     "batch_size": (1, ANY),
+    "accumulation_steps": (1, ANY),
     "eval_batch_size": (1, ANY),
     "epochs": (0, ANY),
     "log_steps": (1, ANY),
     "eval_epochs": (0, ANY),
     "model.batch_norm_momentum": (0, 1),
     "model.batch_norm_epsilon": (0, 1),
+    "model.batch_norm_group": (1, ANY),
     "data.holdout": (0.001, 0.5),
     "data.check_images": (0, ANY),
     "data.threads": (1, 1024),
@@ -46,6 +48,10 @@ RANGES = {
     "schedule.decay_epochs": (1e-9, ANY),
     "ema.decay": (0, 1),
     "checkpoint.save_epochs": (0, ANY),
+    "nonfinite.max_rollbacks": (0, ANY),
+    "hosts.start_seconds": (1, ANY),
+    "hosts.stall_seconds": (1, ANY),
+    "hosts.lost_seconds": (3, 150),  # Below hosts.HEARTBEAT_SECONDS.
 }
 
 

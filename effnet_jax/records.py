@@ -1,5 +1,6 @@
 """What a run leaves for people: metrics, the config and versions it ran with, progress, a table."""
 
+import contextlib
 import csv
 import dataclasses
 import datetime
@@ -9,6 +10,7 @@ import pathlib
 import platform
 import subprocess
 import sys
+import time
 from importlib import metadata
 from typing import Any
 
@@ -17,10 +19,15 @@ import psutil
 import rich.console
 import rich.progress
 import rich.table
-import tensorboardX
 from ml_collections import ConfigDict
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
 
+from effnet_jax import hosts
+from effnet_jax.data.sources import Source, fingerprint
 from effnet_jax.errors import UserError
+from effnet_jax.trees import path_name
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 ON_TERMINAL = sys.stderr.isatty()
@@ -28,8 +35,9 @@ console = rich.console.Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def say(text: str) -> None:
-    """One plain line for the person who watches."""
-    console.print(text, markup=False)
+    """One plain line for the person who watches, of the first host's."""
+    if hosts.is_first():
+        console.print(text, markup=False)
 
 
 def read_config(workdir: str | pathlib.Path) -> ConfigDict:
@@ -59,8 +67,12 @@ def read_classes(workdir: str | pathlib.Path) -> tuple[str, ...]:
 
 
 def read_metrics(workdir: str | pathlib.Path) -> list[dict[str, float]]:
-    """Rows of metrics.jsonl, in order of steps; a line cut short by a crash is left out."""
-    path = pathlib.Path(workdir) / "metrics.jsonl"
+    """Rows of metrics.jsonl, in order of steps."""
+    return read_rows(pathlib.Path(workdir) / "metrics.jsonl")
+
+
+def read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
+    """Rows of a .jsonl file, none where it is missing; a line cut short by a crash is left out."""
     rows = []
     for line in path.read_text().splitlines() if path.exists() else ():
         try:
@@ -75,6 +87,19 @@ def write_atomically(path: pathlib.Path, text: str) -> None:
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text)
     os.replace(temporary, path)
+
+
+def append_whole(path: pathlib.Path, text: str) -> None:
+    """Appends all of a text or, where that raises OSError, nothing of it."""
+    with open(path, "ab", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        try:
+            data = text.encode()
+            while data:
+                data = data[file.write(data) :]
+        except OSError:
+            os.ftruncate(file.fileno(), size)
+            raise
 
 
 def read_json(path: pathlib.Path) -> Any:
@@ -95,6 +120,24 @@ def git_commit() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return result.stdout.strip() or None
+
+
+def start_facts(config: ConfigDict, sources: dict[str, Source]) -> dict[str, Any]:
+    """What has to be the same on every host of a run: code, versions, config, data.
+
+    Args:
+      config: the whole config.
+      sources: by the name of the split.
+    """
+    values = jax.tree_util.tree_flatten_with_path(
+        {"config": config.to_dict()}, is_leaf=lambda value: not isinstance(value, dict)
+    )[0]
+    return {
+        "code": f"files {hosts.code_hash()}",
+        **{name: metadata.version(name) for name in PACKAGES},
+        **{path_name(path).replace("/", "."): value for path, value in values},
+        **{f"data {name}": fingerprint(source) for name, source in sources.items()},
+    }
 
 
 def describe_run() -> dict[str, Any]:
@@ -160,7 +203,7 @@ class Progress:
     _bar: rich.progress.Progress | None = None
 
     def __enter__(self) -> "Progress":
-        if ON_TERMINAL:
+        if ON_TERMINAL and hosts.is_first():
             self._bar = rich.progress.Progress(
                 rich.progress.TextColumn("{task.description}"),
                 rich.progress.BarColumn(),
@@ -207,14 +250,14 @@ class Records:
     def __init__(self, workdir: pathlib.Path, config: ConfigDict, classes: tuple[str, ...]):
         self._workdir, self._config, self._classes = workdir, config, classes
         self._writes = jax.process_index() == 0
-        self._file = self._events = None
+        self._events: EventsWriter | None = None
+        self._unwritten: list[str] = []
         self._process = psutil.Process()
 
     def open(self, step: int) -> None:
         """Writes what is known before the first step, and makes the metrics end at `step`.
 
-        A run that goes on does again what came after its checkpoint, so later rows are dropped. A
-        config that differs from the last one is kept beside it.
+        A config that differs from the last one is kept beside it.
         """
         if not self._writes:
             return
@@ -229,23 +272,51 @@ class Records:
         write_atomically(self._workdir / "classes.json", json.dumps(self._classes) + "\n")
         with open(self._workdir / "runs.jsonl", "a") as file:
             file.write(json.dumps({"start_step": step, **describe_run()}) + "\n")
+        self.rewind(step)
 
+    def rewind(self, step: int) -> None:
+        """Makes the metrics end at `step`: what came after the checkpoint there is done again."""
+        if not self._writes:
+            return
+        self.close()
+        self._unwritten.clear()
         rows = [row for row in read_metrics(self._workdir) if row["step"] <= step]
         path = self._workdir / "metrics.jsonl"
         write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
-        self._file = open(path, "a", buffering=1)  # noqa: SIM115 - closed by close().
-        events = str(self._workdir / "tensorboard")
-        self._events = tensorboardX.SummaryWriter(events, purge_step=step + 1 if step else None)
+        (self._workdir / "tensorboard").mkdir(exist_ok=True)
+        self._events = self._open_events(step)
+        if step:
+            log = SessionLog(status=SessionLog.START)  # TensorBoard drops what it has from here on.
+            self._events.write_event(Event(step=step + 1, wall_time=time.time(), session_log=log))
+
+    def _open_events(self, step: int) -> EventsWriter:
+        # tensorboardX's SummaryWriter writes from a thread, which a full disk ends, whereupon the
+        # run waits for it forever.
+        return EventsWriter(str(self._workdir / "tensorboard" / "events"), f".{step}")
 
     def write(self, step: int, row: dict[str, float]) -> None:
-        """One row of metrics, with the memory that this process holds."""
-        if self._file:
-            memory = self._process.memory_info().rss / 2**20
-            row = {"step": step, **row, "resident_mib": round(memory, 1)}
-            self._file.write(json.dumps(row) + "\n")
-            for key, value in row.items():
-                if key != "step":
-                    self._events.add_scalar(key, value, step)
+        """One row of metrics, with the memory that this process holds.
+
+        Rows that the disk refuses are kept and written with a later one; TensorBoard lacks them.
+        """
+        if not self._writes:
+            return
+        memory = self._process.memory_info().rss / 2**20
+        row = {"step": step, **row, "resident_mib": round(memory, 1)}
+        failed_before = bool(self._unwritten)
+        self._unwritten.append(json.dumps(row) + "\n")
+        try:
+            append_whole(self._workdir / "metrics.jsonl", "".join(self._unwritten))
+            self._unwritten.clear()
+            self._events = self._events or self._open_events(step)
+            values = [Summary.Value(tag=key, simple_value=row[key]) for key in row if key != "step"]
+            event = Event(step=step, wall_time=time.time(), summary=Summary(value=values))
+            self._events.write_event(event)
+            self._events.flush()
+        except OSError as error:
+            self._events = None  # What follows half an event can't be read: a new file, next time.
+            if not failed_before:
+                say(f"can't write metrics to {self._workdir}: {error.strerror}. The run goes on")
 
     def evaluation(self, step: int) -> dict[str, float] | None:
         """What the evaluation at a step found, if there was one before this start."""
@@ -255,9 +326,9 @@ class Records:
         return None
 
     def close(self) -> None:
-        if self._file:
-            self._file.close()
-            self._events.close()
+        if self._events:
+            with contextlib.suppress(OSError):
+                self._events.close()
 
 
 def result_table(scores: dict[str, float], title: str) -> rich.table.Table:

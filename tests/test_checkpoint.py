@@ -1,16 +1,30 @@
 """What is kept, what is found again, and what is said when it can't be."""
 
+import contextlib
+import errno
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+
+import golden_checkpoint
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import ROOT
 from flax import struct
-from jax.sharding import SingleDeviceSharding
+from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
+from processes import Processes
 
 from configs import default
-from effnet_jax import checkpoint
+from effnet_jax import checkpoint, manifest, parallel, records
 from effnet_jax.checkpoint import Checkpoints
-from effnet_jax.errors import UserError
+from effnet_jax.errors import SaveFailed, UserError
+from effnet_jax.training.state import abstract_state
+from effnet_jax.training.warm_start import take_weights
 
 HERE = SingleDeviceSharding(jax.devices()[0])
 
@@ -90,21 +104,26 @@ def test_the_state_may_be_donated_as_soon_as_save_returns(tmp_path, config):
     assert np.unique(saved["params"]["conv"]["kernel"]).tolist() == [1.0]
 
 
-def test_a_damaged_checkpoint_is_passed_over_and_put_aside(tmp_path, config):
+@pytest.mark.parametrize("release", ["this", "an earlier one, without manifests"])
+def test_a_damaged_checkpoint_is_passed_over_and_put_aside(tmp_path, config, release):
     save_all(tmp_path, config, {3: None, 7: None})
     damaged = tmp_path / checkpoint.FOLDER / "7"
+    if release != "this":
+        for path in damaged.parent.glob(f"*/{manifest.NAME}"):
+            path.unlink()
     data = [path for path in damaged.rglob("*") if path.is_file() and path.parent.name == "d"]
     assert data
     for path in data:
         path.write_bytes(path.read_bytes()[:20])
     said = []
-    with Checkpoints(tmp_path, config) as checkpoints:
+    with Checkpoints(tmp_path, config, say=said.append) as checkpoints:
         shapes = jax.eval_shape(lambda: state(0))
         with pytest.raises(UserError, match="can be read"):
-            checkpoints.restore(shapes, HERE, step=7, say=said.append)
+            checkpoints.restore(shapes, HERE, step=7)
         assert damaged.is_dir()
-        said.clear()
-        assert int(checkpoints.restore(shapes, HERE, say=said.append).step) == 3
+        said[:] = []
+        assert int(checkpoints.restore(shapes, HERE).step) == 3
+        said = [line for line in said if "can't be read" in line]
         assert len(said) == 1
         assert "checkpoint 7" in said[0]
         assert (tmp_path / "unreadable_checkpoints" / "7_0").is_dir()
@@ -125,8 +144,19 @@ def test_another_model_or_optimizer_is_told_apart(tmp_path, config):
         with pytest.raises(UserError, match=r"conv/kernel: checkpoint \(3, 4\), model absent"):
             checkpoints.restore(jax.eval_shape(lambda: other), HERE)
         other = state(0).replace(opt_state=({"mu": jnp.ones((3, 4))},))
-        with pytest.raises(UserError, match="another optimizer"):
+        offer = f"--config.checkpoint.init_from={tmp_path} starts a new run"
+        with pytest.raises(UserError, match=f"another optimizer.*{offer}"):
             checkpoints.restore(jax.eval_shape(lambda: other), HERE)
+
+
+def test_a_change_of_the_classes_is_offered_a_start_from_the_weights(tmp_path, config):
+    def classes(count: int) -> State:
+        return state(3).replace(params={"classifier": {"bias": jnp.ones((count,))}})
+
+    with Checkpoints(tmp_path, config) as checkpoints:
+        checkpoints.save(3, classes(10))
+        with pytest.raises(UserError, match=r"\(10,\), model \(5,\)[^$]*init_from="):
+            checkpoints.restore(jax.eval_shape(lambda: classes(5)), HERE)
 
 
 @pytest.mark.parametrize(
@@ -136,9 +166,396 @@ def test_another_model_or_optimizer_is_told_apart(tmp_path, config):
         ("best_metric", "ema_top2", "ema_top1"),
         ("keep_newest", 0, "keep_newest"),
         ("keep_best", -1, "keep_best"),
+        ("init_weights", "average", "ema"),
     ],
 )
 def test_impossible_settings_are_refused(config, key, value, message):
     config[key] = value
     with pytest.raises(UserError, match=message):
         checkpoint.check_config(config)
+
+
+def truncate(data: bytes) -> bytes:
+    return data[: len(data) // 2]
+
+
+def flip(data: bytes) -> bytes:
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+
+
+@pytest.mark.parametrize("damage", [truncate, flip])
+def test_damage_to_any_file_is_found_and_the_one_before_is_used(tmp_path, config, damage):
+    save_all(tmp_path, config, {3: None, 7: 0.5})
+    folder = tmp_path / checkpoint.FOLDER / "7"
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert {"manifest.json", "_METADATA", "metrics", "_CHECKPOINT_METADATA"} <= {
+        path.name for path in files
+    }
+    said, shapes = [], jax.eval_shape(lambda: state(0))
+    with Checkpoints(tmp_path, config, read_only=True, say=said.append) as checkpoints:
+        for path in files:
+            whole = path.read_bytes()
+            path.write_bytes(damage(whole))
+            said.clear()
+            assert int(checkpoints.restore(shapes, HERE).step) == 3
+            assert len(said) == 1
+            assert path.relative_to(folder).as_posix() in said[0]
+            path.write_bytes(whole)
+        assert int(checkpoints.restore(shapes, HERE).step) == 7
+
+
+def test_a_missing_or_added_file_is_found(tmp_path, config):
+    save_all(tmp_path, config, {3: None, 7: None})
+    folder = tmp_path / checkpoint.FOLDER / "7"
+    assert manifest.find_damage(folder) is None
+    (folder / ".nfs0001").touch()
+    assert manifest.find_damage(folder) is None
+    (folder / "default" / "more").touch()
+    assert manifest.find_damage(folder) == "default/more was not saved with it"
+    (folder / "default" / "_METADATA").unlink()
+    assert manifest.find_damage(folder) == "default/_METADATA is missing"
+
+
+def test_a_later_format_is_left_alone(tmp_path, config, monkeypatch):
+    with monkeypatch.context() as later:
+        later.setattr(manifest, "FORMAT", 2)
+        save_all(tmp_path, config, {3: None})
+    with (
+        Checkpoints(tmp_path, config) as checkpoints,
+        pytest.raises(UserError, match="is of format 2, and this release knows 1"),
+    ):
+        checkpoints.restore(jax.eval_shape(lambda: state(0)), HERE)
+    assert (tmp_path / checkpoint.FOLDER / "3").is_dir()
+
+
+def test_what_was_never_finished_is_not_used(tmp_path, config):
+    save_all(tmp_path, config, {3: None, 7: None})
+    folder = tmp_path / checkpoint.FOLDER
+    shutil.copytree(folder / "7", folder / "9.orbax-checkpoint-tmp")
+    shutil.copytree(folder / "3", folder / "1.deleted")
+    (folder / "7" / manifest.NAME).unlink()
+    (folder / "7" / "_CHECKPOINT_METADATA").unlink()
+    said = []
+    with Checkpoints(tmp_path, config, say=said.append) as checkpoints:
+        assert checkpoints.steps() == [3]
+        assert int(checkpoints.restore(jax.eval_shape(lambda: state(0)), HERE).step) == 3
+    assert "never finished" in said[0]
+    assert [path.name for path in folder.iterdir()] == ["3"]
+
+
+def test_a_checkpoint_goes_only_when_a_newer_one_is_checked(tmp_path, config, monkeypatch):
+    config.keep_newest, config.keep_best = 1, 0
+
+    def fail(*_, **__):
+        raise OSError(errno.EIO, "Input/output error")
+
+    said = []
+    with Checkpoints(tmp_path, config, say=said.append) as checkpoints:
+        checkpoints.save(1, state(1))
+        checkpoints.wait()
+        with monkeypatch.context() as broken:
+            broken.setattr(manifest, "write", fail)
+            checkpoints.save(2, state(2))
+            checkpoints.settle()
+        assert checkpoints.steps() == [1, 2]
+        assert checkpoints.good_step == 1
+        assert "checkpoint 2 could not be saved: [Errno 5] Input/output error" in said[0]
+        checkpoints.save(3, state(3))
+        checkpoints.wait()
+        assert checkpoints.steps() == [3]
+
+
+def test_one_of_an_earlier_release_is_read_and_gets_a_manifest(tmp_path, config):
+    save_all(tmp_path, config, {3: None})
+    path = tmp_path / checkpoint.FOLDER / "3" / manifest.NAME
+    path.unlink()
+    said = []
+    for read_only in (True, False):
+        with Checkpoints(tmp_path, config, read_only, said.append) as checkpoints:
+            assert int(checkpoints.restore(jax.eval_shape(lambda: state(0)), HERE).step) == 3
+        assert "has no manifest.json" in said.pop()
+        assert path.exists() == (not read_only)
+    assert manifest.find_damage(path.parent) is None
+
+
+@contextlib.contextmanager
+def files_of_at_most(size: int):
+    """As a full disk: whoever writes more gets an error of the system."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def large_state(step: int) -> State:
+    noise = np.random.default_rng(step).normal(size=(100_000,)).astype(np.float32)
+    return state(step).replace(params={"conv": {"kernel": jnp.asarray(noise)}})
+
+
+def test_hosts_agree_on_what_only_one_of_them_can_save_or_read(tmp_path):
+    script = [str(ROOT / "tests" / "saving_host.py"), f"--workdir={tmp_path / 'run'}"]
+    with Processes(script, tmp_path, devices=1) as two:
+        assert two.finish(60) == [0, 0], two.outputs()
+        outputs = [two.output(number) for number in range(2)]
+    for output in outputs:
+        lines = [line for line in output.splitlines() if line.startswith("after ")]
+        assert lines == [
+            "after 10: [], good None",
+            "after 20: [20], good 20",
+            "after 30: [20], good 20",
+            "after 40: [20], good 20",
+            "after 50: [20, 50], good 50",
+        ]
+        assert "The run goes on; no checkpoint yet, 10 steps and 0 minutes after the" in output
+        assert "checkpoint 30 could not be saved: host 0: OUT_OF_RANGE" in output
+        assert "checkpoint 40 could not be saved: host 1: OUT_OF_RANGE" in output
+        assert "can't be read: host 1: stale file handle\nrestored 20\n" in output
+
+
+def test_a_save_that_the_disk_refuses_stops_no_run(tmp_path, config):
+    said, folder = [], tmp_path / checkpoint.FOLDER
+    with Checkpoints(tmp_path, config, say=said.append) as checkpoints:
+        checkpoints.save(10, large_state(10))
+        checkpoints.wait()
+        with files_of_at_most(50_000):
+            for step in (20, 30):
+                checkpoints.save(step, large_state(step))
+                checkpoints.settle()
+                assert [path.name for path in folder.iterdir()] == ["10"]
+        assert "checkpoint 20 could not be saved" in said[0]
+        assert "File too large" in said[0]
+        assert "the last good checkpoint is 20 steps and 0 minutes old" in said[1]
+        assert checkpoints.age(30).steps == 20
+        assert checkpoints.alarm(30, 10) is None
+        assert "30 steps and 0 minutes old, and one is planned every 10" in checkpoints.alarm(
+            40, 10
+        )
+        with pytest.raises(SaveFailed, match=r"checkpoint 30 could not .*good checkpoint: 10$"):
+            checkpoints.wait()
+        checkpoints.save(40, large_state(40))
+        checkpoints.wait()
+        assert checkpoints.steps() == [10, 40]
+        assert checkpoints.alarm(40, 10) is None
+        restored = checkpoints.restore(jax.eval_shape(lambda: large_state(0)), HERE)
+        np.testing.assert_array_equal(
+            restored.params["conv"]["kernel"], large_state(40).params["conv"]["kernel"]
+        )
+
+
+def test_a_workdir_that_vanishes_and_comes_back(tmp_path, config):
+    workdir, away, said = tmp_path / "run", tmp_path / "away", []
+    with Checkpoints(workdir, config, say=said.append) as checkpoints:
+        checkpoints.save(1, state(1))
+        checkpoints.wait()
+        workdir.rename(away)
+        checkpoints.save(2, state(2))
+        checkpoints.settle()
+        assert "has vanished" in said[0]
+        assert not workdir.exists()
+        away.rename(workdir)
+        checkpoints.save(3, state(3))
+        checkpoints.wait()
+        assert checkpoints.steps() == [1, 3]
+
+
+def test_other_errors_of_a_save_are_raised(tmp_path, config, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(manifest, "write", fail)
+    checkpoints = Checkpoints(tmp_path, config)
+    checkpoints.save(1, state(1))
+    with pytest.raises(RuntimeError, match="a bug"):
+        checkpoints.wait()
+
+
+FULL_DISK = """
+import json, pathlib, jax, numpy as np
+from configs import default
+from effnet_jax import records
+from effnet_jax.checkpoint import Checkpoints
+
+workdir, said, steps = pathlib.Path("/mnt/run"), [], []
+workdir.mkdir()
+config = default.get_config("b0")
+record = records.Records(workdir, config, ("a",))
+record.open(0)
+state = {"params": jax.numpy.asarray(np.random.default_rng(0).normal(size=200_000), "float32")}
+with Checkpoints(workdir, config.checkpoint, say=said.append) as checkpoints:
+    checkpoints.save(1, state)
+    checkpoints.wait()
+    filler = pathlib.Path("/mnt/filler")
+    try:
+        filler.write_bytes(bytes(10**8))
+    except OSError:
+        pass
+    for step in range(2, 14):  # More rows than any queue is long.
+        record.write(step, {"loss": step / 3, "text": 0.0})
+    checkpoints.save(2, state)
+    checkpoints.settle()
+    steps.append(checkpoints.steps())
+    filler.unlink()
+    record.write(14, {"loss": 1.0})
+    checkpoints.save(3, state)
+    checkpoints.wait()
+    steps.append(checkpoints.steps())
+    record.close()
+rows = [row["step"] for row in records.read_metrics(workdir)]
+print(json.dumps({"said": said, "steps": steps, "rows": rows}))
+"""
+MOUNTED = "mount -t tmpfs -o size=8m tmpfs /mnt"
+
+
+def test_a_disk_that_is_full_for_a_while_loses_no_metrics_and_no_good_checkpoint():
+    alone = ["unshare", "-rm", "sh", "-c"]
+    if (
+        shutil.which("unshare") is None
+        or subprocess.run([*alone, MOUNTED], capture_output=True).returncode
+    ):
+        pytest.skip("no small file system can be mounted here")
+    script = f'{MOUNTED} && exec {sys.executable} -c "$SCRIPT"'
+    environment = {**os.environ, "SCRIPT": FULL_DISK, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [*alone, script], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert "No space left on device" in found["said"][0]
+    assert found["steps"] == [[1], [1, 3]]
+    assert found["rows"] == list(range(2, 15))
+    assert done.stderr.count("can't write metrics") == 1
+
+
+def test_a_state_moves_between_one_device_and_many(tmp_path, config):
+    mesh = parallel.data_mesh()
+    split = NamedSharding(mesh, PartitionSpec("data"))
+    wide = {"step": jnp.asarray(3), "params": {"a": jnp.arange(64.0)}, "ema": jnp.arange(16.0)}
+    places = {"step": parallel.replicated(mesh), "params": split, "ema": parallel.replicated(mesh)}
+    spread = jax.tree.map(jax.device_put, wide, jax.tree.broadcast(places, wide))
+    shapes = jax.eval_shape(lambda: wide)
+    for saved, wanted in ((jax.device_put(wide, HERE), places), (spread, HERE)):
+        workdir = tmp_path / str(type(wanted))
+        with Checkpoints(workdir, config) as checkpoints:
+            checkpoints.save(3, saved)
+            checkpoints.wait()
+            restored = checkpoints.restore(shapes, wanted)
+        expected = jax.tree.broadcast(wanted, wide)
+        for new, old, place in zip(*map(jax.tree.leaves, (restored, wide, expected)), strict=True):
+            np.testing.assert_array_equal(new, old)
+            assert new.sharding == place
+
+
+def test_a_restored_state_is_donated_and_compiles_nothing(tmp_path, config):
+    place = parallel.replicated(parallel.data_mesh())
+    current = jax.device_put({"a": jnp.ones((256, 256)), "b": jnp.ones((1000,))}, place)
+    step = jax.jit(lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0)
+    current = step(current)
+    with Checkpoints(tmp_path, config) as checkpoints:
+        checkpoints.save(1, current)
+        checkpoints.wait()
+        restored = checkpoints.restore(jax.eval_shape(lambda: current), place)
+
+    def buffers(tree) -> list[int]:
+        leaves = jax.tree.leaves(tree)
+        return [
+            shard.data.unsafe_buffer_pointer() for x in leaves for shard in x.addressable_shards
+        ]
+
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, *_, **__: compiled.append(event) if "compile" in event else None
+    )
+    before = buffers(restored)
+    after = step(restored)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(restored))
+    assert buffers(after) == before
+    assert not compiled
+
+
+def test_numbers_added_in_a_later_release_are_0_in_an_earlier_checkpoint(tmp_path, config):
+    old = {"step": jnp.asarray(3), "params": {"a": jnp.ones(4)}}
+    place = parallel.replicated(parallel.data_mesh())
+    with Checkpoints(tmp_path, config) as checkpoints:
+        checkpoints.save(3, old)
+        checkpoints.wait()
+        new = jax.eval_shape(lambda: {**old, "skipped": jnp.asarray(0)})
+        restored = checkpoints.restore(new, place)
+    assert int(restored["skipped"]) == 0
+    assert restored["skipped"].sharding == place
+    assert restored["skipped"].dtype == jnp.int32
+    assert int(restored["step"]) == 3
+
+
+@pytest.fixture(scope="module")
+def golden():
+    config = records.read_config(golden_checkpoint.WORKDIR)
+    return config, abstract_state(config, 1437)[2]
+
+
+def test_the_golden_checkpoint_loads_on_one_device_and_on_many(golden):
+    config, shapes = golden
+    expected = json.loads((golden_checkpoint.WORKDIR / "expected.json").read_text())
+    with Checkpoints(golden_checkpoint.WORKDIR, config.checkpoint, True) as checkpoints:
+        state = checkpoints.restore(shapes, HERE)
+        spread = checkpoints.restore(shapes, parallel.replicated(parallel.data_mesh()))
+    found = golden_checkpoint.describe(config, state)
+    assert found["step"] == expected["step"] == 5
+    assert found["sums"] == pytest.approx(expected["sums"], rel=1e-12)
+    found["logits"]["on many"] = golden_checkpoint.classify(config)(*spread.weights("ema"))
+    expected["logits"]["on many"] = expected["logits"]["ema"]
+    for which, logits in expected["logits"].items():
+        np.testing.assert_allclose(found["logits"][which], logits, rtol=1e-4, atol=1e-5)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(spread), jax.device_get(state))
+
+
+def test_a_new_run_starts_from_the_weights_of_another(golden, monkeypatch):
+    config, shapes = golden
+    settings, said = config.checkpoint.copy_and_resolve_references(), []
+    settings.init_from = str(golden_checkpoint.WORKDIR / checkpoint.FOLDER / "5")
+
+    def fresh(classes: int = 10, stem: int = 8):
+        def array(path, leaf):
+            shape, name = leaf.shape, jax.tree_util.keystr(path)
+            if "classifier" in name:
+                shape = (*shape[:-1], classes)
+            if "stem" in name and "conv" in name:
+                shape = (*shape[:-1], stem)
+            return jax.device_put(np.full(shape, 7, leaf.dtype), HERE)
+
+        return jax.tree.map_with_path(array, shapes)
+
+    with Checkpoints(golden_checkpoint.WORKDIR, settings, True) as checkpoints:
+        source = jax.device_get(checkpoints.restore(shapes, HERE))
+    for which in ("ema", "raw"):
+        settings.init_weights = which
+        state = take_weights(fresh(), settings, said.append)
+        assert f"starting from the {which} weights of step 5" in said.pop()
+        taken = (state.weights("raw"), state.weights("ema"))
+        wanted = (source.weights(which), source.weights(which))
+        jax.tree.map(np.testing.assert_array_equal, jax.device_get(taken), wanted)
+        assert int(state.step) == 7
+        assert all((leaf == 7).all() for leaf in jax.device_get(jax.tree.leaves(state.opt_state)))
+
+    # Laid out in parts it stays so.
+    monkeypatch.setattr(parallel, "LEAST_SPLIT", 1)
+    places = parallel.state_sharding(shapes, parallel.data_mesh(), sharded=True)
+    state = take_weights(jax.device_put(fresh(), places), settings, said.append)
+    assert jax.tree.map(lambda leaf: leaf.sharding, state) == places
+    said.clear()
+
+    state = take_weights(fresh(classes=3), settings, said.append)
+    assert "not taken" in said[0]
+    assert "params/classifier/bias, params/classifier/kernel" in said[0]
+    assert (state.params["classifier"]["bias"] == 7).all()
+    assert state.ema["params"]["classifier"]["kernel"].shape[-1] == 3
+    np.testing.assert_array_equal(
+        state.params["stem"]["conv"]["kernel"], source.params["stem"]["conv"]["kernel"]
+    )
+    with pytest.raises(UserError, match=r"weights of another model:\n.*checkpoint .*, model "):
+        take_weights(fresh(stem=9), settings)
+    settings.init_from = str(ROOT / "configs")
+    with pytest.raises(UserError, match=r"init_from=.*no checkpoint there"):
+        take_weights(state, settings)

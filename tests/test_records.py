@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import resource
 
 import pytest
 
@@ -58,3 +59,33 @@ def test_csv_rows_add_up_and_never_mix_columns(tmp_path):
     with pytest.raises(UserError, match="other columns"):
         records.append_csv(path, [{"a": 5, "c": 6}])
     assert path.read_text() == "a,b\n1,2\n3,4\n"
+
+
+def test_rows_that_the_disk_refuses_are_written_later(tmp_path, capsys):
+    workdir, away = tmp_path / "run", tmp_path / "away"
+    workdir.mkdir()
+    record = records.Records(workdir, digits.get_config(), ("a", "b"))
+    record.open(0)
+    record.write(10, {"loss": 1.0})
+    workdir.rename(away)
+    for step in range(20, 200, 10):  # More than any queue is long.
+        record.write(step, {"loss": 2.0})
+    assert not workdir.exists()
+    away.rename(workdir)
+    record.write(200, {"loss": 3.0})
+    record.close()
+    assert [row["step"] for row in records.read_metrics(workdir)] == list(range(10, 201, 10))
+    assert capsys.readouterr().err.count("can't write metrics") == 1
+
+
+def test_a_text_is_appended_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "rows"
+    records.append_whole(path, "first\n")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            records.append_whole(path, "second\n")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert path.read_text() == "first\n"

@@ -15,6 +15,7 @@ import rich.table
 
 from configs import default
 from effnet_jax import models, records
+from effnet_jax.processes import available_cores
 
 # Table 4's, but for GPipe's network, which is not here.
 MODELS = "b1,resnet152,b7"
@@ -28,11 +29,6 @@ def pin() -> None:
         records.say("this system can't keep a process on one core: JAX uses all that it finds")
         return
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-
-
-def threads() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def milliseconds(name: str, repeats: int) -> tuple[int, list[float]]:
@@ -87,7 +83,7 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
                 "latency_ms_min": round(min(times), 3),
                 "latency_ms_max": round(max(times), 3),
                 "repeats": args.repeats,
-                "threads": threads(),
+                "threads": len(available_cores()),
                 **records.describe_machine(),
             }
         )

@@ -18,7 +18,7 @@ from effnet_jax import parallel, records
 from effnet_jax.evaluation import make_eval_step
 from effnet_jax.models import operations
 from effnet_jax.training.state import abstract_state, fresh_state
-from effnet_jax.training.step import make_train_step, random_key
+from effnet_jax.training.step import lower_train_step, random_key
 
 # Batches of each form that are not counted: until then, on CPU, memory is still being faulted in.
 WARM_UP = 2
@@ -39,7 +39,7 @@ class Timed:
         mesh = parallel.data_mesh()
         parallel.check_batch("batch_size", args.batch, mesh)
         replicated = parallel.replicated(mesh)
-        model, optimizer, _ = abstract_state(config, 1_281_167)
+        model, optimizer, shapes = abstract_state(config, 1_281_167)
         self.resolution = model.architecture.resolution
         model = model.clone(depthwise_conv=FORMS[form])
         rng, size = np.random.default_rng(0), self.resolution
@@ -49,11 +49,8 @@ class Timed:
         self._batch = parallel.put_batch(batch, mesh)
         key = random_key(0, "init", 0)
         self._state = fresh_state(model, optimizer, size, key, replicated)
-        train = jax.jit(
-            make_train_step(model, optimizer, config), donate_argnums=0, out_shardings=replicated
-        )
         evaluate = jax.jit(make_eval_step(model, config.preprocess), out_shardings=replicated)
-        self._train = train.lower(self._state, self._batch, SEED).compile()
+        self._train = lower_train_step(model, optimizer, shapes, config, mesh).compile()
         self._evaluate = evaluate.lower(*self._state.weights("raw"), self._batch).compile()
 
     def run(self, mode: str) -> float:

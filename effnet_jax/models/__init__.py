@@ -192,6 +192,7 @@ def build(config: ConfigDict) -> nn.Module:
     `module.apply(variables, images, train=...)` returns `(logits, features)`; see Network.
     """
     check_choice("config.model.dtype", config.dtype, ("float32", "bfloat16"))
+    check_choice("config.model.remat", config.remat, ("none", "block"))
     return Network(
         architecture(config),
         dropout=dropout(config),
@@ -199,6 +200,7 @@ def build(config: ConfigDict) -> nn.Module:
         epsilon=config.batch_norm_epsilon,
         dtype=jnp.dtype(config.dtype),
         zero_classifier=config.zero_classifier,
+        remat=config.remat == "block",
     )
 
 

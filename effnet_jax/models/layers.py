@@ -4,6 +4,7 @@ Parameters and BatchNorm statistics are float32; `dtype` is that of the computat
 tensorflow/tpu models/official/efficientnet/efficientnet_model.py.
 """
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -116,18 +117,23 @@ class BatchNorm(nn.Module):
     """Batch normalisation over all but the last axis; statistics in float32.
 
     Under jit over a batch that is sharded across devices, the statistics are those of the global
-    batch. The running variance is the biased one, as in the reference.
+    batch, or of groups of it. The running ones are then the means over the groups; the running
+    variance is the biased one, as in the reference.
 
     Attributes:
       train: normalise by the batch's statistics and update the running ones.
       momentum: fraction of the running value that is kept at each update.
       epsilon: added to the variance.
+      group: examples, one after the other, that share statistics; None: all.
+      axis: inside `jax.shard_map`, the mesh axis whose devices share statistics; None: none.
       scale_init: of the scale; zeros let a residual block start as the identity.
     """
 
     train: bool
     momentum: float
     epsilon: float
+    group: int | None = None
+    axis: str | None = None
     scale_init: nn.initializers.Initializer = nn.initializers.ones
 
     @nn.compact
@@ -139,7 +145,11 @@ class BatchNorm(nn.Module):
         var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
         if not self.train:
             return operations.batch_norm_eval(x, mean.value, var.value, scale, bias, self.epsilon)
-        y, batch_mean, batch_var = operations.batch_norm_train(x, scale, bias, self.epsilon)
+        if self.group in (None, len(x)):
+            normalize = functools.partial(operations.batch_norm_train, axis=self.axis)
+        else:
+            normalize = functools.partial(operations.batch_norm_groups, group=self.group)
+        y, batch_mean, batch_var = normalize(x, scale, bias, self.epsilon)
         if not self.is_initializing():
             keep = self.momentum
             mean.value = keep * mean.value + (1 - keep) * batch_mean

@@ -180,15 +180,20 @@ class ConvNormAct(nn.Module):
 
 
 class Blocks(nn.Module):
-    """One stage: its blocks in order."""
+    """One stage: its blocks in order; `remat`: each is computed again for its gradient."""
 
     parts: Parts
     blocks: Sequence[Block]
+    remat: bool
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        def run(module: nn.Module, x: jax.Array) -> jax.Array:
+            return module(x, train)
+
+        run = nn.remat(run) if self.remat and train else run
         for block in self.blocks:
-            x = block.module(self.parts, name=block.name.rpartition("/")[2])(x, train)
+            x = run(block.module(self.parts, name=block.name.rpartition("/")[2]), x)
         return x
 
 
@@ -202,6 +207,8 @@ class Network(nn.Module):
       dtype: of the computation; parameters and statistics stay float32.
       depthwise_conv: the operation of the depthwise layers, `(x, kernel, stride) -> y`.
       zero_classifier: whether the classifier's weights start at 0, not at the reference's values.
+      remat: whether a block's inside is computed again for the gradient, instead of kept.
+      batch_norm_group, batch_norm_axis: who shares statistics in training; see `layers.BatchNorm`.
     """
 
     architecture: Architecture
@@ -211,6 +218,9 @@ class Network(nn.Module):
     dtype: jnp.dtype = jnp.float32
     depthwise_conv: Callable[..., jax.Array] = layers.depthwise_conv
     zero_classifier: bool = False
+    remat: bool = False
+    batch_norm_group: int | None = None
+    batch_norm_axis: str | None = None
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -233,7 +243,12 @@ class Network(nn.Module):
                 layers.DepthwiseConv, dtype=self.dtype, operation=self.depthwise_conv
             ),
             norm=functools.partial(
-                layers.BatchNorm, train=train, momentum=self.momentum, epsilon=self.epsilon
+                layers.BatchNorm,
+                train=train,
+                momentum=self.momentum,
+                epsilon=self.epsilon,
+                group=self.batch_norm_group,
+                axis=self.batch_norm_axis,
             ),
             act=spec.activation,
         )
@@ -244,7 +259,7 @@ class Network(nn.Module):
             x = nn.max_pool(x, (3, 3), strides=(2, 2), padding="SAME")
         features["stem"] = x
         for number, blocks in enumerate(spec.stages, 1):
-            x = Blocks(parts, blocks, name=f"stage{number}")(x, train)
+            x = Blocks(parts, blocks, self.remat, name=f"stage{number}")(x, train)
             features[f"stage{number}"] = x
         if spec.head_filters:
             x = ConvNormAct(parts, spec.head_filters, 1, 1, name="head")(x)

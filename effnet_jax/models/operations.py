@@ -223,9 +223,14 @@ def batch_norm_eval(
     return ((x.astype(jnp.float32) - mean) * factor + bias).astype(x.dtype)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _over_devices(sums, axis):
+    """Sums over the devices of a mesh axis; as they are where there is none."""
+    return sums if axis is None else lax.psum(sums, axis)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def batch_norm_train(
-    x: Array, scale: Array, bias: Array, epsilon: float
+    x: Array, scale: Array, bias: Array, epsilon: float, axis: str | None = None
 ) -> tuple[Array, Array, Array]:
     """Normalises x [N, H, W, C] by its own mean and biased variance over N, H and W.
 
@@ -233,29 +238,46 @@ def batch_norm_train(
     gradient takes their cotangents as zero. The variance is the mean squared distance from the mean
     (two passes): it can't cancel, and on CPU it costs no more than E[x^2] - E[x]^2, since XLA
     doesn't compute two sums in one pass there.
+
+    Inside `jax.shard_map`, `axis` names the mesh axis over whose devices the statistics are taken
+    as well. The gradients of scale and bias are then those of this device's part of x.
     """
-    count = x.size // x.shape[-1]
-    mean = channel_sums(x) / count
-    var = channel_sums(jnp.square(x.astype(jnp.float32) - mean)) / count
+    count = _over_devices(x.size // x.shape[-1], axis)
+    mean = _over_devices(channel_sums(x), axis) / count
+    var = _over_devices(channel_sums(jnp.square(x.astype(jnp.float32) - mean)), axis) / count
     return batch_norm_eval(x, mean, var, scale, bias, epsilon), mean, var
 
 
-def _batch_norm_fwd(x, scale, bias, epsilon):
-    y, mean, var = batch_norm_train(x, scale, bias, epsilon)
+def _batch_norm_fwd(x, scale, bias, epsilon, axis):
+    y, mean, var = batch_norm_train(x, scale, bias, epsilon, axis)
     return (y, mean, var), (x, scale, mean, lax.rsqrt(var + epsilon))
 
 
-def _batch_norm_bwd(epsilon, residuals, cotangents):
+def _batch_norm_bwd(epsilon, axis, residuals, cotangents):
     x, scale, mean, inverse = residuals
     dy = cotangents[0].astype(jnp.float32)
     xhat = (x.astype(jnp.float32) - mean) * inverse
-    dbias, dscale = channel_sums(dy), channel_sums(dy * xhat)
-    count = x.size // x.shape[-1]
-    dx = scale * inverse * (dy - dbias / count - xhat * (dscale / count))
-    return dx.astype(x.dtype), dscale.astype(scale.dtype), dbias.astype(scale.dtype)
+    sums = channel_sums(dy), channel_sums(dy * xhat)
+    dbias, dscale = (each.astype(scale.dtype) for each in sums)
+    count = _over_devices(x.size // x.shape[-1], axis)
+    dmean, dvar = (each / count for each in _over_devices(sums, axis))
+    dx = scale * inverse * (dy - dmean - xhat * dvar)
+    return dx.astype(x.dtype), dscale, dbias
 
 
 batch_norm_train.defvjp(_batch_norm_fwd, _batch_norm_bwd)
+
+
+def batch_norm_groups(
+    x: Array, scale: Array, bias: Array, epsilon: float, group: int
+) -> tuple[Array, Array, Array]:
+    """`batch_norm_train` of each `group` consecutive examples; mean and var are means over groups.
+
+    Where x is sharded by examples and no group is on two devices, nothing is sent between them.
+    """
+    each = jax.vmap(functools.partial(batch_norm_train, epsilon=epsilon), (0, None, None))
+    y, mean, var = each(x.reshape(-1, group, *x.shape[1:]), scale, bias)
+    return y.reshape(x.shape), mean.mean(0), var.mean(0)
 
 
 # ---- Activation

@@ -2,6 +2,7 @@
 
 model     training and evaluation in images/s, beside the same model with lax's depthwise layers
 data      the training pipeline of --config=FILE, without a model, and what its time goes into
+loop      what the training loop costs beside the compiled step, and a save
 latency   one image at a time on one core, for the models of the paper's Table 4
 """
 
@@ -12,10 +13,10 @@ import pathlib
 import rich.console
 
 from effnet_jax import cli, records
-from effnet_jax.benchmarks import latency, loading, throughput
+from effnet_jax.benchmarks import latency, loading, looping, throughput
 from effnet_jax.errors import UserError
 
-BENCHMARKS = {"model": throughput, "latency": latency, "data": loading}
+BENCHMARKS = {"model": throughput, "latency": latency, "data": loading, "loop": looping}
 
 
 def main() -> None:

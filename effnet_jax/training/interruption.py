@@ -1,8 +1,15 @@
-"""SIGTERM and Ctrl-C become a request to save and stop."""
+"""SIGTERM, Ctrl-C and a TPU's maintenance become a request to save and stop."""
 
 import signal
+import threading
 import types
 from collections.abc import Callable
+
+import jax
+
+from effnet_jax import hosts
+
+MAINTENANCE_SECONDS = 5.0  # Between two questions; a notice comes a minute ahead or more.
 
 
 class Interruption:
@@ -16,6 +23,7 @@ class Interruption:
     def __init__(self, say: Callable[[str], None]):
         self._say = say
         self._previous = {}
+        self._left = threading.Event()
         self.name: str | None = None
 
     def __call__(self) -> bool:
@@ -27,14 +35,29 @@ class Interruption:
                 self._previous[number] = signal.signal(number, self._note)
             except ValueError:  # Not the main thread.
                 break
+        if jax.default_backend() == "tpu":
+            threading.Thread(target=self._watch_maintenance, daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._left.set()
+        self._restore()
+
+    def _restore(self) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: types.FrameType | None) -> None:
         del frame
+        self._restore()
         self.name = signal.Signals(number).name
-        self.__exit__()
         self._say(f"{self.name}: saving a checkpoint, then stopping (again: stop at once)")
+
+    def _watch_maintenance(self) -> None:
+        """Google Cloud announces that a machine is about to be stopped."""
+        while not self._left.wait(MAINTENANCE_SECONDS):
+            event = hosts.metadata("maintenance-event")
+            if event not in (None, "NONE") and self.name is None:
+                self.name = f"maintenance ({event})"
+                self._say(f"{self.name}: saving a checkpoint, then stopping")
+                return

@@ -3,29 +3,33 @@
 import contextlib
 import functools
 import itertools
-import operator
 import os
 import pathlib
-import tempfile
-import time
+from collections.abc import Iterator
+from typing import NoReturn
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from effnet_jax import checkpoint, parallel, records
+from effnet_jax import checkpoint, hosts, parallel, records
 from effnet_jax.analysis.curves import draw_curves
 from effnet_jax.checkpoint import Checkpoints
 from effnet_jax.data import pipeline, sources
-from effnet_jax.errors import Interrupted, NonFiniteLossError, UserError
+from effnet_jax.errors import Interrupted, NonFiniteLossError, UserError, check_choice
 from effnet_jax.evaluation import Evaluator
+from effnet_jax.lock import WorkdirLock
 from effnet_jax.ranges import check_ranges
+from effnet_jax.training import batch_norm
+from effnet_jax.training import goodput as goodputs
 from effnet_jax.training import optimizer as optimizers
+from effnet_jax.training.goodput import Goodput
 from effnet_jax.training.interruption import Interruption
 from effnet_jax.training.meter import Meter
 from effnet_jax.training.state import TrainState, abstract_state, fresh_state
-from effnet_jax.training.step import make_train_step, random_key
-from effnet_jax.trees import shapes_by_name
+from effnet_jax.training.step import lower_train_step, random_key
+from effnet_jax.training.warm_start import take_weights
+from effnet_jax.training.workdir import check_workdir, write_parameters
 
 Scores = dict[str, float | int]
 
@@ -47,37 +51,6 @@ def resolve(config: ConfigDict, classes: tuple[str, ...]) -> ConfigDict:
     return config
 
 
-# A run's place in its data follows from these and the step; a run that goes on has to keep them.
-KEPT = ("seed", "batch_size", "data.source", "data.name", "data.train_split")
-
-
-def check_workdir(workdir: pathlib.Path, config: ConfigDict) -> None:
-    """Makes the workdir; raises UserError where this run may not, or can't, write to it."""
-    resume = config.checkpoint.resume
-    if workdir.exists() and not workdir.is_dir():
-        raise UserError(f"--workdir={workdir} is a file")
-    if resume == "never" and workdir.is_dir() and any(workdir.iterdir()):
-        raise UserError(
-            f"--workdir={workdir} is not empty and config.checkpoint.resume is 'never'; give an "
-            "empty one, or --config.checkpoint.resume=auto to go on with what is there"
-        )
-    if (workdir / "config.json").exists():
-        old = records.read_config(workdir)
-        for key in KEPT:
-            before, now = (operator.attrgetter(key)(each) for each in (old, config))
-            if before != now:
-                raise UserError(
-                    f"the run in {workdir} has config.{key}={before}, and now it is {now}: its "
-                    "place in the data would be lost. Keep the value, or give another --workdir"
-                )
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=workdir):
-            pass
-    except OSError as error:
-        raise UserError(f"can't write to --workdir={workdir}: {error.strerror}") from None
-
-
 def train_and_evaluate(config: ConfigDict, workdir: str) -> tuple[TrainState, Scores]:
     """Trains until `config.epochs`, going on from the newest checkpoint in the workdir.
 
@@ -93,16 +66,17 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> tuple[TrainState, Sc
       Interrupted: SIGTERM or Ctrl-C; a checkpoint was saved.
       NonFiniteLossError: the message names the step; the last checkpoint is from before it.
     """
-    started = time.perf_counter()
+    goodput = Goodput()
     workdir = pathlib.Path(workdir).expanduser()
 
     # Devices, data.
     check_ranges(config)
+    hosts.watch(config.hosts)
     mesh = parallel.data_mesh()
-    replicated = parallel.replicated(mesh)
-    parallel.check_batch("batch_size", config.batch_size, mesh)
+    parallel.check_batch("batch_size", config.batch_size, mesh, config.accumulation_steps)
     parallel.check_batch("eval_batch_size", config.eval_batch_size, mesh)
     checkpoint.check_config(config.checkpoint)
+    check_choice("config.nonfinite.action", config.nonfinite.action, ("stop", "rollback"))
     pipeline.check_config(config)
     train_source = sources.open_source(config.data, config.data.train_split)
     eval_source = sources.open_source(config.data, config.data.eval_split)
@@ -112,11 +86,16 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> tuple[TrainState, Sc
             f"config.data.label={config.data.label!r} is a set of labels for each image, which can "
             "be evaluated on and not trained on"
         )
+    parallel.check_hosts(len(train_source), "training")
+    parallel.check_hosts(len(eval_source), "evaluation")
     config = resolve(config, train_source.classes)
 
     # Model and state: shapes first.
     model, optimizer, shapes = abstract_state(config, len(train_source))
+    shardings = parallel.state_sharding(shapes, mesh, config.optimizer.sharded)
     resolution = model.architecture.resolution
+    normalization = batch_norm.describe(config, mesh.size)
+    evaluator = Evaluator(model, config, eval_source, resolution, mesh)
 
     # Durations.
     examples, batch_size = len(train_source), config.batch_size
@@ -134,86 +113,115 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> tuple[TrainState, Sc
         if source is eval_source or config.data.on_corrupt == "stop":
             pipeline.check_images(source, config.data.check_images, config.data.threads)
     check_workdir(workdir, config)
+    data = {"train": train_source, "eval": eval_source}
+    facts = functools.partial(records.start_facts, config, data)
+    hosts.check_same("start", facts, config.hosts.start_seconds)
+    hosts.check_shared(workdir, config.hosts.start_seconds)
 
     with (
         Interruption(records.say) as interrupted,
-        Checkpoints(workdir, config.checkpoint) as checkpoints,
+        WorkdirLock(workdir, records.say),
+        Checkpoints(workdir, config.checkpoint, say=records.say) as checkpoints,
         contextlib.closing(records.Records(workdir, config, train_source.classes)) as record,
+        contextlib.closing(goodput),
     ):
-        # State: arrays, from the newest checkpoint or fresh.
-        state = checkpoints.restore(shapes, replicated, say=records.say)
-        if state is None:
+        stopped = hosts.agreed(interrupted)
+
+        def newest_state() -> TrainState:
+            """Arrays, from the newest checkpoint or fresh."""
+            saved = checkpoints.restore(shapes, shardings)
+            if saved is not None:
+                return saved
             key = random_key(config.seed, "init", 0)
-            state = fresh_state(model, optimizer, resolution, key, replicated)
+            fresh = fresh_state(model, optimizer, resolution, key, shardings)
+            if config.checkpoint.init_from is None:
+                return fresh
+            return take_weights(fresh, config.checkpoint, records.say)
+
+        state = newest_state()
         start = int(state.step)
+        hosts.check_same("restored", lambda: {"step": start}, config.hosts.start_seconds)
         if start > total:
             raise UserError(
                 f"the run in {workdir} is at step {start}, past the {total} steps of config.epochs="
                 f"{config.epochs:g}; raise it, or give another --workdir"
             )
         record.open(start)
+        goodput.open(workdir, start)
         write_parameters(workdir, config, shapes)
 
         # Steps, compiled once, before the data starts to flow.
-        compiled_at, seed = time.perf_counter(), np.uint32(config.seed)
-        abstract = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated), shapes
-        )
-        train_step = (
-            jax.jit(
-                make_train_step(model, optimizer, config),
-                donate_argnums=0,
-                out_shardings=replicated,
-            )
-            .lower(abstract, parallel.abstract_batch(batch_size, resolution, mesh), seed)
-            .compile()
-        )
+        hosts.at("compile")
+        seed = np.uint32(config.seed)
+        with goodput.spent("compile"):
+            train_step = lower_train_step(model, optimizer, shapes, config, mesh).compile()
         records.say(
             f"{'going on at' if start else 'starting at'} step {start} of {total}: "
             f"{sum(np.prod(leaf.shape, dtype=int) for leaf in jax.tree.leaves(shapes.params)):,} "
             f"parameters, {resolution} px, {examples:,} images, {mesh.size} "
             f"{jax.devices()[0].device_kind} device(s); compiled in "
-            f"{time.perf_counter() - compiled_at:.1f} s"
+            f"{goodput.seconds()['compile']:.1f} s"
         )
-        evaluator = Evaluator(model, config, eval_source, resolution, mesh)
+        records.say(normalization)
+        hosts.barrier("compiled", config.hosts.start_seconds)
+
+        def stop(where: str) -> NoReturn:
+            again = "Run the same command again to go on"
+            raise Interrupted(f"stopped by {interrupted.name} {where}. {again}")
+
+        if stopped():
+            stop(f"before step {start + 1}; {workdir} is as it was")
 
         def evaluate(step: int) -> Scores | None:
             """Both weights on the evaluation split; None where a signal came."""
             scores = {}
-            for weights in ("raw", "ema"):
-                result = evaluator(*state.weights(weights), should_stop=interrupted)
-                if result is None:
-                    return None
-                scores |= {f"{weights}_{key}": value for key, value in result.items()}
-            record.write(step, {"epoch": step * batch_size / examples, **scores})
+            with goodput.spent("evaluation"):
+                for weights in ("raw", "ema"):
+                    result = evaluator(*state.weights(weights), should_stop=stopped)
+                    if result is None:
+                        return None
+                    scores |= {f"{weights}_{key}": value for key, value in result.items()}
+                record.write(step, {"epoch": step * batch_size / examples, **scores})
             return scores
-
-        # Data, from this step on.
-        host, hosts = jax.process_index(), jax.process_count()
-        batches = pipeline.train_batches(train_source, config, resolution, host, hosts)
-        if config.data.synthetic:
-            on_device = itertools.repeat(parallel.put_batch(batches[0], mesh))
-        else:
-            ahead = batches.read_ahead(config.data, start, total, config.data.processes)
-            on_device = (parallel.put_batch(batch, mesh) for batch in ahead)
-        schedule = optimizers.learning_rate(config, examples)
 
         def is_evaluated(step: int) -> bool:
             # At the end, and not just before it: epochs are rarely whole steps.
             return step == total or (step % eval_every == 0 and total - step >= eval_every // 2)
 
-        meter, scores, saved = Meter(batch_size), None, start or None
-        try:
-            if start and is_evaluated(start):  # A signal may have come in between.
-                scores = record.evaluation(start) or evaluate(start)
-            with records.Progress(total, start) as progress:
-                for step in range(start + 1, total + 1):
-                    state, metrics = train_step(state, meter.next_batch(on_device), seed)
+        place = jax.process_index(), jax.process_count()
+        batches = pipeline.train_batches(train_source, config, resolution, *place)
+        schedule = optimizers.learning_rate(config, examples)
+
+        def batches_after(step: int, skipped: int) -> Iterator[dict[str, jax.Array]]:
+            """What the steps after this one train on, on the devices."""
+            if config.data.synthetic:
+                yield from itertools.repeat(parallel.put_batch(batches[0], mesh))
+            first, last = step + skipped, total + skipped
+            for batch in batches.read_ahead(config.data, first, last, config.data.processes):
+                yield parallel.put_batch(batch, mesh)
+
+        def train(progress: records.Progress) -> Scores | None:
+            """From the state as it is to the last step; the last evaluation."""
+            nonlocal state
+            first, skipped, rollbacks = map(int, (state.step, state.skipped, state.rollbacks))
+            meter, scores = Meter(batch_size, goodput), None
+            if first and is_evaluated(first):  # A signal may have come in between.
+                known = hosts.as_first(
+                    "evaluation", lambda: record.evaluation(first), config.hosts.start_seconds
+                )
+                scores = known or evaluate(first)
+            with contextlib.closing(batches_after(first, skipped)) as on_device:
+                for step in range(first + 1, total + 1):
+                    hosts.at("step", step)
+                    with goodput.spent("data"):
+                        batch = next(on_device)
+                    state, metrics = train_step(state, batch, seed)
+                    goodput.step = step
                     meter.add(step, metrics)
                     progress.advance(step)
-                    if step == start + 1:
+                    if step == start + 1 and not rollbacks:
                         meter.check()
-                        elapsed = time.perf_counter() - started
+                        elapsed = goodput.seconds().total()
                         records.say(f"first step done {elapsed:.1f} s after the start")
 
                     if step % config.log_steps == 0 or step == total:
@@ -221,50 +229,88 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> tuple[TrainState, Sc
                         row["learning_rate"] = float(schedule(step - 1))
                         row |= meter.window()
                         row["seconds_left"] = (total - step) * batch_size / row["images_per_second"]
+                        row |= {"rollbacks": rollbacks, "skipped_steps": skipped}
                         progress.status(step, row)
                         record.write(step, row)
+                        goodput.write()
+                        if alarm := checkpoints.alarm(step, min(save_every, eval_every)):
+                            records.say(alarm)
 
-                    if not (is_evaluated(step) or step % save_every == 0 or interrupted()):
+                    if not (is_evaluated(step) or step % save_every == 0 or stopped()):
                         continue
                     meter.check()  # A state that is not finite never becomes a checkpoint.
-                    with meter.paused():
-                        scores = evaluate(step) if is_evaluated(step) else None
+                    scores = evaluate(step) if is_evaluated(step) else None
+                    hosts.at("save", step)
+                    with goodput.spent("checkpoint"):
                         checkpoints.save(step, state, scores)
-                    saved = step
-                    if interrupted():
-                        checkpoints.wait()
-                        raise Interrupted(
-                            f"stopped by {interrupted.name} after step {step} of {total}; saved in "
-                            f"{workdir}. Run the same command again to go on"
-                        )
-        except (NonFiniteLossError, UserError) as error:  # A bad number, or an unreadable image.
-            checkpoints.wait()
-            kept = f"step {saved}" if saved else "none yet"
-            raise type(error)(f"{error}. Last good checkpoint in {workdir}: {kept}") from None
+                    goodput.write()
+                    if stopped():
+                        with goodput.spent("checkpoint"):
+                            checkpoints.wait()
+                        stop(f"after step {step} of {total}; saved in {workdir}")
+            return scores
 
-        checkpoints.wait()
+        def last_good() -> str:
+            checkpoints.settle()
+            step = checkpoints.good_step
+            kept = f"step {step}" if step else "none yet"
+            return f"Last good checkpoint in {workdir}: {kept}"
+
+        def roll_back(bad: NonFiniteLossError) -> None:
+            """To the newest checkpoint, and past the data of the steps since; raises if it may not.
+
+            Counted from the state that went bad: the checkpoint may be older than a roll-back.
+            """
+            nonlocal state
+            position, rollbacks = bad.step + int(state.skipped), int(state.rollbacks)
+            allowed = config.nonfinite.max_rollbacks
+            if config.nonfinite.action == "stop" or rollbacks >= allowed:
+                after = f" after {rollbacks} roll-backs" if rollbacks else ""
+                raise NonFiniteLossError(
+                    f"{bad}: stopped{after}. A lower learning rate or a longer warm-up often "
+                    f"helps. {last_good()}",
+                    bad.step,
+                ) from None
+            goodput.write()
+            with goodput.spent("lost"):
+                checkpoints.settle()
+                state = None  # Before there is another.
+                state = newest_state()
+                step = int(state.step)
+                changed = {"skipped": position - step, "rollbacks": rollbacks + 1}
+                arrays = {key: np.int32(value) for key, value in changed.items()}
+                state = state.replace(**jax.device_put(arrays, parallel.replicated(mesh)))
+                record.rewind(step)
+            records.say(
+                f"{bad}: back to step {step}, and on with batch {position + 1} of the data "
+                f"(roll-back {rollbacks + 1} of at most {allowed})"
+            )
+            goodput.step = step
+            goodput.write(event="rollback", reason=str(bad), bad_step=bad.step, **changed)
+
+        try:
+            with goodput.spent("step"), records.Progress(total, start) as progress:
+                while True:
+                    try:
+                        scores = train(progress)
+                        break
+                    except NonFiniteLossError as bad:
+                        bad.__traceback__ = None  # Which holds a batch and its readers.
+                        roll_back(bad)
+        except UserError as error:  # An image that can't be read.
+            raise UserError(f"{error}. {last_good()}") from None
+
+        with goodput.spent("checkpoint"):
+            checkpoints.wait()
         if scores is None:  # Of a run that had been finished before.
             raise Interrupted(f"stopped by {interrupted.name}; the run in {workdir} is finished")
 
     if jax.process_index() == 0:
-        draw_curves(records.read_metrics(workdir), workdir / "curves.png")
-        minutes = (time.perf_counter() - started) / 60
+        with contextlib.suppress(OSError):  # A full disk, after all that counts is saved.
+            draw_curves(records.read_metrics(workdir), workdir / "curves.png")
+        minutes = goodput.seconds().total() / 60
         title = f"step {int(state.step)}, {minutes:.1f} min in this run"
         records.console.print(records.result_table(scores, title))
+        records.console.print(goodputs.table(workdir))
         records.say(f"curves: {workdir / 'curves.png'}   all else: {workdir}")
     return state, scores
-
-
-def write_parameters(workdir: pathlib.Path, config: ConfigDict, shapes: TrainState) -> None:
-    """parameters.csv: every parameter's name and shape, and what the rules decided for it."""
-    if jax.process_index() != 0:
-        return
-    decided = [
-        jax.tree.leaves(optimizers.multipliers(config.optimizer[key], shapes.params, key))
-        for key in ("weight_decay_rules", "learning_rate_rules")
-    ]
-    lines = ["name,shape,weight_decay_multiplier,learning_rate_multiplier"]
-    named = shapes_by_name(shapes.params)
-    for (name, shape), decay, rate in zip(named.items(), *decided, strict=True):
-        lines.append(f"{name},{'x'.join(map(str, shape))},{decay:g},{rate:g}")
-    records.write_atomically(workdir / "parameters.csv", "\n".join(lines) + "\n")

@@ -19,13 +19,17 @@ PyTree = Any
 
 @flax.struct.dataclass
 class TrainState:
-    """All that is needed to go on; random numbers and the place in the data follow from the step.
+    """All that is needed to go on; random numbers follow from the step.
+
+    So does the place in the data: step t trains on batch t + skipped.
 
     Attributes:
       step: updates done, int32.
       params, batch_stats: of the model, float32.
       opt_state: optax state.
       ema: running averages of params and batch_stats, under these names.
+      skipped: batches that roll-backs have passed over, int32.
+      rollbacks: how many there were, int32.
     """
 
     step: jax.Array
@@ -33,6 +37,8 @@ class TrainState:
     batch_stats: PyTree
     opt_state: PyTree
     ema: dict[str, PyTree]
+    skipped: jax.Array
+    rollbacks: jax.Array
 
     def weights(self, which: str) -> tuple[PyTree, PyTree]:
         """Parameters and BatchNorm statistics, "raw" or "ema"."""
@@ -57,6 +63,8 @@ def init_state(
         opt_state=optimizer.init(variables["params"]),
         # A copy: the step donates the state, and a buffer can be donated only once.
         ema=jax.tree.map(jnp.copy, averaged),
+        skipped=jnp.zeros((), jnp.int32),
+        rollbacks=jnp.zeros((), jnp.int32),
     )
 
 
@@ -65,9 +73,9 @@ def fresh_state(
     optimizer: optax.GradientTransformation,
     resolution: int,
     key: jax.Array,
-    sharding: Sharding,
+    sharding: Sharding | PyTree,
 ) -> TrainState:
-    """`init_state`, compiled and laid out."""
+    """`init_state`, compiled and laid out: all in one way, or by a tree as of the state."""
     # A program of a hundred random draws that runs once: on CPU, optimising it takes XLA up to ten
     # times longer than everything else about it.
     on_cpu = jax.default_backend() == "cpu"

@@ -2,19 +2,26 @@
 
 import zlib
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from effnet_jax import parallel
 from effnet_jax.loss import cross_entropy, smooth_targets
 from effnet_jax.models.layers import normalize_images
+from effnet_jax.training import batch_norm
+from effnet_jax.training.accumulation import MEMBER, in_parts
 from effnet_jax.training.mixing import is_mixing, mix
 from effnet_jax.training.optimizer import ema_decay
 from effnet_jax.training.state import TrainState
 
+PyTree = Any
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
 
@@ -26,7 +33,7 @@ def random_key(seed: int | jax.Array, purpose: str, step: int | jax.Array) -> ja
 
 
 def make_train_step(
-    model: nn.Module, optimizer: optax.GradientTransformation, config: ConfigDict
+    model: nn.Module, optimizer: optax.GradientTransformation, config: ConfigDict, mesh: Mesh
 ) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]:
     """The step for a model and an optimizer; not jitted.
 
@@ -34,6 +41,7 @@ def make_train_step(
       model: see `models.build`.
       optimizer: see `optimizer.build_optimizer`.
       config: the whole config.
+      mesh: over which batches are split.
 
     Returns:
       A function of the state, a batch (image uint8 [N, H, W, 3], label int32 [N], mask
@@ -41,9 +49,37 @@ def make_train_step(
       compiled program). Its metrics are loss and correct, summed over the batch, their count, the
       norm of the gradient without weight decay, and that of the new weights and BatchNorm
       statistics, which is finite only if they all are.
+
+    Raises:
+      UserError: BatchNorm's groups don't divide the batch.
     """
     preprocess, smoothing = config.preprocess, config.loss.label_smoothing
-    classes = config.model.num_classes
+    classes, parts = config.model.num_classes, config.accumulation_steps
+    group = batch_norm.group_of(config, mesh.size)
+    own = config.batch_size // (parts * mesh.size)  # A device's examples, at a time.
+    members = max(1, group // own)  # Devices that share statistics.
+    if parts > 1 and members > 1:
+        model = model.clone(batch_norm_axis=MEMBER)
+    else:
+        model = model.clone(batch_norm_group=group)
+
+    def gradients(weights: PyTree, batch: Batch, rngs: dict[str, jax.Array]) -> PyTree:
+        """((loss, (correct, batch_stats)), gradients) of a batch, or a part's share of them."""
+        params, batch_stats, count = weights
+
+        def loss_fn(params):
+            variables = {"params": params, "batch_stats": batch_stats}
+            (logits, _), updated = model.apply(
+                variables, batch["image"], train=True, mutable=["batch_stats"], rngs=rngs
+            )
+            losses = cross_entropy(logits, batch["target"]) * batch["mask"]
+            correct = (logits.argmax(-1) == batch["label"]) * batch["mask"]
+            return losses.sum() / jnp.maximum(count, 1), (correct.sum(), updated["batch_stats"])
+
+        return jax.value_and_grad(loss_fn, has_aux=True)(params)
+
+    if parts > 1:
+        gradients = in_parts(gradients, parts, mesh, members)
 
     def train_step(state: TrainState, batch: Batch, seed: jax.Array) -> tuple[TrainState, Metrics]:
         rngs = {
@@ -55,17 +91,15 @@ def make_train_step(
             key = random_key(seed, "mixing", state.step)
             images, targets = mix(images, targets, batch["mask"], config.augment, key)
         count = batch["mask"].sum()
-
-        def loss_fn(params):
-            variables = {"params": params, "batch_stats": state.batch_stats}
-            (logits, _), updated = model.apply(
-                variables, images, train=True, mutable=["batch_stats"], rngs=rngs
-            )
-            losses = cross_entropy(logits, targets) * batch["mask"]
-            return losses.sum() / jnp.maximum(count, 1), (logits, updated["batch_stats"])
-
-        grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
-        (loss, (logits, batch_stats)), grads = grad_fn(state.params)
+        (loss, (correct, batch_stats)), grads = gradients(
+            (state.params, state.batch_stats, count),
+            {**batch, "image": images, "target": targets},
+            rngs,
+        )
+        if parts > 1:  # All else is a sum; these are the running statistics after each part.
+            batch_stats = jax.tree.map(lambda x: x / (parts * mesh.size), batch_stats)
+        if config.optimizer.sharded:  # Each device updates its part, whatever a compiler prefers.
+            grads = jax.lax.with_sharding_constraint(grads, parallel.spread(grads, mesh))
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
 
@@ -76,14 +110,38 @@ def make_train_step(
             state.ema,
             {"params": params, "batch_stats": batch_stats},
         )
-        correct = (logits.argmax(-1) == batch["label"]) * batch["mask"]
         metrics = {
             "loss": loss * count,
-            "correct": correct.sum(),
+            "correct": correct,
             "count": count,
             "grad_norm": optax.tree.norm(grads),
             "weight_norm": optax.tree.norm((params, batch_stats)),
         }
-        return TrainState(step, params, batch_stats, opt_state, ema), metrics
+        new = {"params": params, "batch_stats": batch_stats, "opt_state": opt_state, "ema": ema}
+        return state.replace(step=step, **new), metrics
 
     return train_step
+
+
+def lower_train_step(
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    shapes: TrainState,
+    config: ConfigDict,
+    mesh: Mesh,
+) -> jax.stages.Lowered:
+    """The training step as a run executes it, for the devices of a mesh; `.compile()` is left.
+
+    The state is donated. The devices need not be there: the planner's are a description of some.
+
+    Args:
+      model, optimizer, shapes: see `state.abstract_state`.
+      config: the whole config.
+      mesh: see `parallel.data_mesh`.
+    """
+    shardings = parallel.state_sharding(shapes, mesh, config.optimizer.sharded)
+    state = parallel.laid_out(shapes, shardings)
+    batch = parallel.abstract_batch(config.batch_size, model.architecture.resolution, mesh)
+    step = make_train_step(model, optimizer, config, mesh)
+    jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, parallel.replicated(mesh)))
+    return jitted.lower(state, batch, np.uint32(config.seed))

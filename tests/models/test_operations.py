@@ -149,6 +149,29 @@ def test_batch_norm_and_its_gradients_equal_the_textbook():
     assert_close(y, ours[0])
 
 
+def test_batch_norm_over_groups_equals_the_textbook_on_each():
+    keys = jax.random.split(jax.random.key(0), 3)
+    x = 3 * jax.random.normal(keys[0], (6, 12, 5, 7)) + 2
+    scale, bias = jax.random.normal(keys[1], (2, 7))
+    weights = jax.random.normal(keys[2], x.shape)
+
+    def plain(x, scale, bias, epsilon, group):
+        parts = [plain_batch_norm(part, scale, bias, epsilon) for part in jnp.split(x, 6 // group)]
+        y, mean, var = zip(*parts, strict=True)
+        return jnp.concatenate(y), sum(mean) / len(mean), sum(var) / len(var)
+
+    def run(function):
+        def scalar(x, scale, bias):
+            y, mean, var = function(x, scale, bias, 1e-3, group=2)
+            return (y * weights).sum(), (y, mean, var)
+
+        grads, values = jax.jit(jax.grad(scalar, argnums=(0, 1, 2), has_aux=True))(x, scale, bias)
+        return *values, *grads
+
+    for actual, expected in zip(run(operations.batch_norm_groups), run(plain), strict=True):
+        assert_close(actual, expected)
+
+
 def test_batch_norm_is_accurate_where_the_mean_is_large():
     # Here E[x^2] - E[x]^2 would lose half the digits of float32.
     x = 100 + jax.random.normal(jax.random.key(0), (16, 8, 8, 3))

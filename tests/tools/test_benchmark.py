@@ -37,6 +37,20 @@ def test_latency_is_measured_on_one_core_into_rows_that_the_report_reads(
     assert len(results.read([path]).latency) == 1
 
 
+def test_the_loop_is_measured_beside_its_step(monkeypatch, capsys):
+    arguments = ["loop", f"--model={TINY}", "--batch=8", "--repeats=4", "--json"]
+    monkeypatch.setattr(sys, "argv", ["benchmark", *arguments])
+    benchmark.main()
+    out = capsys.readouterr().out
+    (row,) = json.loads(out[out.index("[\n") :])
+    assert row["step_compilations"] == 1
+    assert 0 < row["loop_ms"] <= row["loop_ms_max"]
+    assert min(row["step_ms"], row["bare_step_ms"], row["save_blocks_ms"]) > 0
+    monkeypatch.setattr(sys, "argv", ["benchmark", "loop", "--repeats=3"])
+    with pytest.raises(UserError, match="more than 3; got 3"):
+        benchmark.main()
+
+
 def test_names_are_checked_before_anything_runs(monkeypatch):
     assert latency.names_of(["b1,resnet152", TINY]) == ["b1", "resnet152", TINY]
     for arguments, message in ((["--models=b1,b9"], "did you mean b8"), (["--repeats=0"], "1 or")):

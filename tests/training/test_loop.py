@@ -16,10 +16,13 @@ import pytest
 from conftest import ROOT, TINY
 from jax.sharding import SingleDeviceSharding
 
+from configs import digits
 from effnet_jax import cli, records
 from effnet_jax.checkpoint import FOLDER, Checkpoints
 from effnet_jax.errors import Interrupted, NonFiniteLossError, UserError
+from effnet_jax.lock import WorkdirLock
 from effnet_jax.training import loop
+from effnet_jax.training import step as training_step
 from effnet_jax.training.state import abstract_state
 
 COMMAND = [
@@ -221,21 +224,26 @@ def test_a_signal_in_the_evaluation_saves_too(tiny, tmp_path, monkeypatch):
         signal.raise_signal(signal.SIGTERM)
         return original(self, *arguments, **options)
 
+    tiny.epochs = 1.0
     monkeypatch.setattr(evaluation.Evaluator, "__call__", interrupted)
     with pytest.raises(Interrupted, match="SIGTERM after step 22"):
         loop.train_and_evaluate(tiny, str(tmp_path))
     assert (tmp_path / FOLDER / "22").is_dir()
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    monkeypatch.undo()
+    _, scores = loop.train_and_evaluate(tiny, str(tmp_path))  # Makes up for it.
+    evaluations = [row for row in records.read_metrics(tmp_path) if "ema_top1" in row]
+    assert [(row["step"], row["ema_top1"]) for row in evaluations] == [(22, scores["ema_top1"])]
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
     tiny, tmp_path, monkeypatch
 ):
     tiny.checkpoint.save_epochs = 0.25  # Every 5 steps.
-    original = loop.make_train_step
+    original = training_step.make_train_step
 
-    def poisoned(model, optimizer, config):
-        step = original(model, optimizer, config)
+    def poisoned(*arguments):
+        step = original(*arguments)
 
         def train_step(state, batch, seed):
             state, metrics = step(state, batch, seed)
@@ -247,11 +255,27 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
 
         return train_step
 
-    monkeypatch.setattr(loop, "make_train_step", poisoned)
+    monkeypatch.setattr(training_step, "make_train_step", poisoned)
     with pytest.raises(NonFiniteLossError, match=r"weight_norm is nan at step 15: .*: step 10$"):
         loop.train_and_evaluate(tiny, str(tmp_path))
     assert sorted(int(path.name) for path in (tmp_path / FOLDER).iterdir()) == [5, 10]
     assert np.isfinite(final_state(tmp_path, 10).params["stem"]["conv"]["kernel"]).all()
+
+
+def test_a_sharded_state_is_saved_restored_and_evaluated_as_it_lies(tmp_path):
+    config = digits.get_config("resnet18,w=0.1,d=0.1,r=16")
+    config.batch_size, config.eval_batch_size, config.optimizer.sharded = 64, 512, True
+    config.epochs = 2.5 * 64 / 1437
+    state, scores = loop.train_and_evaluate(config, str(tmp_path))
+    again, same = loop.train_and_evaluate(config, str(tmp_path))
+    assert scores["ema_count"] == 360
+    assert again.step == 2
+    assert same["ema_loss"] == scores["ema_loss"]
+    assert_bit_equal(jax.device_get(state), jax.device_get(again))
+    for leaf, other in zip(jax.tree.leaves(state), jax.tree.leaves(again), strict=True):
+        assert leaf.sharding == other.sharding
+    kernel = again.ema["params"]["stage4"]["block1"]["conv2"]["kernel"]
+    assert kernel.addressable_shards[0].data.nbytes == kernel.nbytes // 8
 
 
 def test_bad_input_is_refused_before_the_workdir_is_touched(tiny, tmp_path):
@@ -264,6 +288,10 @@ def test_bad_input_is_refused_before_the_workdir_is_touched(tiny, tmp_path):
 
     fails("batch_size=60 does not divide by the 8 devices", batch_size=60)
     fails("eval_batch_size=12 .* 8 devices", eval_batch_size=12)
+    fails("the 8 devices in 3 parts each .* nearest that does is 72", accumulation_steps=3)
+    group = {"model.batch_norm_scope": "group", "model.batch_norm_group": 3}
+    fails("batch_norm_group=3 does not divide the 8 examples", **group)
+    fails("config.model.remat", **{"model.remat": "blocks"})
     fails("less than one step", epochs=0.01)
     fails("config.log_steps must be at least 1; got 0", log_steps=0)
     fails("config.seed must be at least 0", seed=-1)
@@ -287,6 +315,14 @@ def test_resume_never_wants_an_empty_workdir(tiny, tmp_path):
     with pytest.raises(UserError, match="not empty"):
         loop.train_and_evaluate(tiny, str(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_workdir_that_another_run_has_is_left_alone(tiny, tmp_path):
+    with WorkdirLock(tmp_path):
+        before = {path.name for path in tmp_path.iterdir()}
+        with pytest.raises(UserError, match=f"process {os.getpid()} on host .* is running"):
+            loop.train_and_evaluate(tiny, str(tmp_path))
+        assert {path.name for path in tmp_path.iterdir()} == before
 
 
 def test_a_run_that_goes_on_keeps_its_place_in_the_data(uninterrupted, tiny):

@@ -1,0 +1,79 @@
+"""The checkpoint under tests/golden/checkpoint_v1, which every later release has to load.
+
+It is a workdir of the release that first had manifests: a tiny network after five steps on digits,
+saved from one device. expected.json has what that release made of it: sums over the arrays, and the
+logits of `images`. It was written by
+
+    JAX_PLATFORMS=cpu PYTHONPATH=. python tests/golden_checkpoint.py
+
+A release that changes the format keeps this one, and adds another beside it.
+"""
+
+import json
+import pathlib
+import shutil
+import tempfile
+
+import jax
+import numpy as np
+
+from configs import digits
+from effnet_jax import models, records
+from effnet_jax.training import loop
+
+WORKDIR = pathlib.Path(__file__).parent / "golden" / "checkpoint_v1"
+KEPT = ("config.json", "classes.json", "checkpoints")
+
+
+def images() -> np.ndarray:
+    """Four images [4, 16, 16, 3] in -1..1, from no random generator that may change."""
+    return np.sin(np.arange(4 * 16 * 16 * 3, dtype=np.float32)).reshape(4, 16, 16, 3)
+
+
+def classify(config):
+    """A function of parameters and statistics: the logits of `images`."""
+    model = models.build(config.model)
+
+    @jax.jit
+    def logits(params, batch_stats):
+        variables = {"params": params, "batch_stats": batch_stats}
+        return model.apply(variables, images(), train=False)[0]
+
+    return logits
+
+
+def describe(config, state) -> dict:
+    """What expected.json holds of a state."""
+    sums = {
+        name: sum(float(np.asarray(leaf, np.float64).sum()) for leaf in jax.tree.leaves(part))
+        for name, part in {
+            "params": state.params,
+            "batch_stats": state.batch_stats,
+            "opt_state": state.opt_state,
+            "ema": state.ema,
+        }.items()
+    }
+    logits = classify(config)
+    found = {which: logits(*state.weights(which)) for which in ("raw", "ema")}
+    return {
+        "step": int(state.step),
+        "sums": sums,
+        "logits": {which: np.asarray(value).tolist() for which, value in found.items()},
+    }
+
+
+def main() -> None:
+    config = digits.get_config("w=0.05,d=0.1,r=16")
+    config.batch_size, config.epochs = 256, 1.0
+    with tempfile.TemporaryDirectory() as workdir:
+        state, _ = loop.train_and_evaluate(config, workdir)
+        WORKDIR.mkdir()
+        for name in KEPT:
+            source = pathlib.Path(workdir) / name
+            (shutil.copytree if source.is_dir() else shutil.copy)(source, WORKDIR / name)
+    expected = describe(records.read_config(WORKDIR), state)
+    (WORKDIR / "expected.json").write_text(json.dumps(expected, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
