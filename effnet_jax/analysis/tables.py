@@ -254,9 +254,7 @@ def table7(results: Results) -> Table:
     rows = []
     for row in paper.read("table7"):
         d, w, r = (float(row[key]) for key in "dwr")
-        spec = efficientnet.architecture(
-            "efficientnet", scaling.Coefficients(w, d, round(224 * r))
-        )
+        spec = efficientnet.architecture("efficientnet", scaling.Coefficients(w, d, round(224 * r)))
         cost = scaling.cost(spec.layers())
         point = points.get(row["model"])
         ours = (percent(point), f"{point.multiply_adds:,}" if point else NOT_RUN)
