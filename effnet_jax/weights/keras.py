@@ -53,7 +53,7 @@ def clean(found: Iterable[str], weights: str) -> dict[str, str]:
     return kept
 
 
-NAMES = names.tensorflow(_layer, _norm, clean)
+NAMES = names.tensorflow(r"(.+/)?(stem_conv|block\d[a-z]_\w+)/\w+(:0)?", _layer, _norm, clean)
 
 
 def normalization(shapes: Shapes, read: Callable[[str], np.ndarray]) -> dict[str, Any]:

@@ -27,4 +27,4 @@ def _norm(place: Place) -> str:
     return outside.get(place.role) or f"_blocks.{place.index}.{NORMS[place.role]}"
 
 
-NAMES = names.torch(_layer, _norm)
+NAMES = names.torch(r"_(conv_stem|blocks)\..+", _layer, _norm)

@@ -70,19 +70,22 @@ class Names(NamedTuple):
     """A format's names.
 
     Attributes:
+      pattern: that a name of the format matches, and none of the others'.
       of: an array's name.
       axes: by leaf, our axes in the format's order; as they are where it isn't in there.
       clean: `(names in a file, "ema" or "raw")` -> name as `of` gives it -> name in the file.
         What is known to be beside the weights is left out.
     """
 
+    pattern: str
     of: Callable[[Array], str]
     axes: Mapping[str, tuple[int, ...]]
     clean: Callable[[Iterable[str], str], dict[str, str]]
 
     def shape(self, array: Array) -> tuple[int, ...]:
-        """The format's shape of an array."""
-        return tuple(array.shape[axis] for axis in self.axes.get(array.leaf, range(len(array.shape))))
+        """An array's, in the format's order of axes."""
+        axes = self.axes.get(array.leaf, range(len(array.shape)))
+        return tuple(array.shape[axis] for axis in axes)
 
     def ours(self, array: Array, value: np.ndarray) -> np.ndarray:
         """An array of the format's in our order of axes."""
@@ -91,11 +94,12 @@ class Names(NamedTuple):
 
     def theirs(self, array: Array, value: np.ndarray) -> np.ndarray:
         """An array of ours in the format's order of axes."""
-        return value.transpose(self.axes.get(array.leaf))
+        axes = self.axes.get(array.leaf)
+        return value if axes is None else value.transpose(axes)
 
 
 def arrays(architecture: Architecture) -> list[Array]:
-    """Every array of a network, in order of its layers; those of a layer kernel, bias, scale, ..."""
+    """Every array of a network, in order of its layers."""
     layers = architecture.layers()
     blocks = {block.name: block for stage in architecture.stages for block in stage}
     order = list(blocks)
@@ -167,8 +171,8 @@ def _clean_torch(names: Iterable[str], weights: str) -> dict[str, str]:
     }
 
 
-def torch(layer: Callable[[Place], str], norm: Callable[[Place], str]) -> Names:
-    """The names of a PyTorch module, given those of its layers and of what normalises after them."""
+def torch(pattern: str, layer: Callable[[Place], str], norm: Callable[[Place], str]) -> Names:
+    """The names of a PyTorch module, given those of its layers and their normalisations."""
     leaves = {
         **dict.fromkeys((*KERNELS, "scale"), "weight"),
         **dict.fromkeys(("bias", "shift"), "bias"),
@@ -176,10 +180,12 @@ def torch(layer: Callable[[Place], str], norm: Callable[[Place], str]) -> Names:
         "var": "running_var",
     }
     axes = {"conv": (3, 2, 0, 1), "depthwise": (3, 2, 0, 1), "dense": (1, 0)}
-    return Names(_named(layer, norm, leaves, "."), axes, _clean_torch)
+    pattern = rf"(module\.)?{pattern}"
+    return Names(pattern, _named(layer, norm, leaves, "."), axes, _clean_torch)
 
 
 def tensorflow(
+    pattern: str,
     layer: Callable[[Place], str],
     norm: Callable[[Place], str],
     clean: Callable[[Iterable[str], str], dict[str, str]],
@@ -195,4 +201,5 @@ def tensorflow(
         "mean": "moving_mean",
         "var": "moving_variance",
     }
-    return Names(_named(layer, norm, leaves, "/"), {"depthwise": (0, 1, 3, 2)}, clean)
+    axes = {"depthwise": (0, 1, 3, 2)}
+    return Names(pattern, _named(layer, norm, leaves, "/"), axes, clean)

@@ -115,7 +115,7 @@ def read(path: pathlib.Path, weights: str) -> dict[str, np.ndarray]:
     """
     try:
         state, memory = _read_zip(path) if zipfile.is_zipfile(path) else _read_legacy(path)
-        tensors = {name: value for name, value in _state_dict(state, weights).items()}
+        tensors = _state_dict(state, weights)
         if not tensors:
             raise UserError(
                 f"{path} holds no dict of tensors by name; write torch.save(model.state_dict(), "
@@ -140,7 +140,8 @@ def _read_zip(path: pathlib.Path) -> tuple[Any, Callable[[Storage], bytes]]:
     archive = zipfile.ZipFile(path)
     (pickled,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
     folder = pickled.removesuffix("data.pkl")
-    if f"{folder}byteorder" in archive.namelist() and archive.read(f"{folder}byteorder") != b"little":
+    order = f"{folder}byteorder"
+    if order in archive.namelist() and archive.read(order) != b"little":
         raise ValueError("its numbers are big-endian")
     with archive.open(pickled) as file:
         state = _Unpickler(file, path).load()

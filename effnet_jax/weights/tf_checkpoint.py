@@ -68,7 +68,7 @@ def clean(found: Iterable[str], weights: str) -> dict[str, str]:
     return kept
 
 
-NAMES = names.tensorflow(_layer, _norm, clean)
+NAMES = names.tensorflow(r"([^/]+/)?(stem|blocks_\d+)/.+", _layer, _norm, clean)
 
 
 def preprocess(model: str) -> dict[str, Any]:

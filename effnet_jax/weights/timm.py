@@ -13,6 +13,7 @@ from configs.default import NORMALIZATIONS
 from effnet_jax.models.efficientnet import VARIANTS
 from effnet_jax.weights import names
 from effnet_jax.weights.names import Place
+from effnet_jax.weights.ours import Facts
 
 OUTSIDE = {"stem/conv": "conv_stem", "head/conv": "conv_head", "classifier": "classifier"}
 SQUEEZE = {
@@ -43,7 +44,7 @@ def _norm(place: Place) -> str:
     return f"blocks.{place.stage}.{place.block}.bn{place.norm + 1}"
 
 
-NAMES = names.torch(_layer, _norm)
+NAMES = names.torch(r"(conv_stem|blocks\.\d+\.\d+)\..+", _layer, _norm)
 
 
 class Recipe(NamedTuple):
@@ -128,23 +129,18 @@ def model_of(architecture: str) -> str | None:
     return name if name in VARIANTS else None
 
 
-def name_of(model: str, of_tensorflow: bool) -> str:
-    """timm's name of a model of ours."""
-    family, _, size = model.rpartition("-")
-    name = {"": f"_{size}", "v2": f"v2_{size}", "edgetpu": f"_e{size}"}[family]
-    return f"{'tf_' if of_tensorflow else ''}efficientnet{name}"
-
-
-def read_config(path: pathlib.Path) -> dict[str, Any] | None:
+def read_config(path: pathlib.Path) -> Facts | None:
     """What a config.json as in timm's repositories says of the weights beside it.
 
-    Returns:
-      model, origin and preprocess; None where the file is missing, or another program's.
+    The classes are told by the tag that names the data. None where the file is missing, or another
+    program's.
     """
     try:
         content = json.loads(path.read_text())
         name, recipe = content["architecture"], content["pretrained_cfg"]
+        # Optional keys, of a file that isn't ours.
         size = recipe.get("test_input_size") or recipe["input_size"]
+        data = re.search("in1k$|in21k$", recipe.get("tag") or "")
         found = {
             "resolution": size[-1],
             "crop_rule": "whole" if recipe.get("crop_mode") == "squash" else "resize",
@@ -156,4 +152,5 @@ def read_config(path: pathlib.Path) -> dict[str, Any] | None:
     except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError):
         return None
     origin = "timm_tf" if name.startswith("tf_") else "timm"
-    return {"model": model_of(name), "origin": origin, "preprocess": found}
+    classes = {"in1k": "imagenet", "in21k": "imagenet21k"}[data[0]] if data else None
+    return Facts(model=model_of(name), origin=origin, preprocess=found, classes=classes)

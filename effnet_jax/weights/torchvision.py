@@ -32,7 +32,7 @@ def _norm(place: Place) -> str:
     return f"{_part(place)}.1"
 
 
-NAMES = names.torch(_layer, _norm)
+NAMES = names.torch(r"features\.\d+\..+", _layer, _norm)
 
 
 class Recipe(NamedTuple):
