@@ -133,11 +133,14 @@ def _config(
         if model is not None and stated is not None:
             config = stated  # It has the other settings as well.
     else:
-        tried = {name: attempt(ours.config_of(name)) for name in VARIANTS}
-        model = min(tried, key=lambda name: sum(map(len, tried[name][1])))
-        config, (wanted, misfits) = ours.config_of(model), tried[model]
-        with config.unlocked():
-            config.num_classes = outputs
+        tried = {}
+        for name in VARIANTS:
+            config = ours.config_of(name)
+            tried[name] = (config, *attempt(config))
+            if not any(tried[name][-1]):
+                break
+        model = min(tried, key=lambda name: sum(map(len, tried[name][-1])))
+        config, wanted, misfits = tried[model]
         said = f"{where} fits no model that is known; the closest is {model}"
     if any(misfits):
         raise UserError(f"{said}:\n{misfits}")
@@ -178,7 +181,7 @@ def _name_classes(
 def _read_classes(path: pathlib.Path) -> tuple[str, ...]:
     try:
         text = path.read_text()
-        return tuple(json.loads(text)) if text.lstrip().startswith("[") else tuple(text.split("\n"))
+        return tuple(json.loads(text) if text.startswith("[") else text.splitlines())
     except (OSError, ValueError) as error:
         raise UserError(
             f"can't read the names of the classes from {path}: {error}. Give a file with one a "
