@@ -22,7 +22,7 @@ from effnet_jax.checkpoint import Checkpoints
 from effnet_jax.data import sources
 from effnet_jax.data.preprocess import normalize
 from effnet_jax.errors import UserError
-from effnet_jax.evaluation import choose_classes, evaluate_workdir, load_evaluation_set
+from effnet_jax.evaluation import checkpoint_of, choose_classes, evaluate, load_evaluation_set
 from effnet_jax.training import loop
 from effnet_jax.training.state import abstract_state
 
@@ -117,7 +117,9 @@ def test_imagenet_a_chooses_among_its_200_classes(run, tmp_path):
     labels = shifted(best, chosen, range(5))
     write_set(tmp_path, "imagenet_a", "test", images, labels)
     table = tmp_path / "rows.csv"
-    result = evaluate_workdir(workdir, data="imagenet_a", data_dir=str(tmp_path), csv=str(table))
+    result = evaluate(
+        checkpoint_of(workdir), data="imagenet_a", data_dir=str(tmp_path), csv=str(table)
+    )
     assert result["top1"] == 15 / 20 and result["count"] == COUNT
     ranks = (logits[:, chosen] > logits[np.arange(COUNT), labels][:, None]).sum(1)
     assert result["top5"] == pytest.approx((ranks < 5).mean())
@@ -138,7 +140,7 @@ def test_imagenet_real_takes_any_label_and_leaves_out_images_without(run, tmp_pa
     labels += [[int(order[i, 5])] for i in range(10, COUNT)]
     name = "imagenet2012_real"
     write_set(tmp_path, name, "validation", images, labels, feature="real_label")
-    result = evaluate_workdir(workdir, data="imagenet_real", data_dir=str(tmp_path))
+    result = evaluate(checkpoint_of(workdir), data="imagenet_real", data_dir=str(tmp_path))
     assert result == {"top1": 4 / 16, "top5": 6 / 16, "count": 16, "step": 0, "weights": "ema"}
 
 
@@ -165,7 +167,7 @@ def test_imagenet_c_is_relative_to_the_reference_and_takes_whole_images(run, tmp
         labels = shifted(best, range(1000), range(wrong[part]))
         write_set(tmp_path, name, "validation", images, labels, config=part)
     with pytest.raises(UserError) as error:
-        evaluate_workdir(workdir, data=str(path), data_dir=str(tmp_path))
+        evaluate(checkpoint_of(workdir), data=str(path), data_dir=str(tmp_path))
     message = str(error.value)
     assert f"2 of 4 data sets can't be read: {name}/snow_1, {name}/snow_2." in message
     assert f"tfds build {name}/snow_1 --data_dir={tmp_path} --file_format=array_record" in message
@@ -174,7 +176,9 @@ def test_imagenet_c_is_relative_to_the_reference_and_takes_whole_images(run, tmp
         write_set(tmp_path, name, "validation", images, labels, config=part)
 
     table = tmp_path / "rows.csv"
-    result = evaluate_workdir(workdir, data=str(path), data_dir=str(tmp_path), csv=str(table))
+    result = evaluate(
+        checkpoint_of(workdir), data=str(path), data_dir=str(tmp_path), csv=str(table)
+    )
     # fog: (0.2 + 0.3) / (2 * 0.5); snow: (0.0 + 0.5) / (2 * 0.25).
     assert result["mce"] == pytest.approx((0.5 + 1.0) / 2)
     assert result["error"] == pytest.approx({"fog": 0.25, "snow": 0.25})
@@ -191,8 +195,9 @@ def test_a_set_is_looked_for_where_the_runs_data_was(run, tmp_path):
     config = json.loads(pathlib.Path(workdir, "config.json").read_text())
     config["data"]["data_dir"] = str(tmp_path / "tfds")
     (tmp_path / "config.json").write_text(json.dumps(config))
+    shutil.copy(f"{workdir}/classes.json", tmp_path)
     with pytest.raises(UserError) as error:
-        evaluate_workdir(str(tmp_path), data="imagenet_r")
+        evaluate(checkpoint_of(str(tmp_path)), data="imagenet_r")
     assert f"no directory {tmp_path}/tfds " in str(error.value)
     assert f"tfds build imagenet_r --data_dir={tmp_path}/tfds" in str(error.value)
 
@@ -203,7 +208,7 @@ def test_a_run_with_other_classes_is_refused(run, tmp_path):
     (tmp_path / "classes.json").write_text(json.dumps([str(digit) for digit in range(10)]))
     write_set(tmp_path, "imagenet_a", "test", images[:1], [6])
     with pytest.raises(UserError, match="'test' has 1000 classes and training has 10; missing: 0"):
-        evaluate_workdir(str(tmp_path), data="imagenet_a", data_dir=str(tmp_path))
+        evaluate(checkpoint_of(str(tmp_path)), data="imagenet_a", data_dir=str(tmp_path))
 
 
 def test_an_argument_that_a_set_does_not_take_is_told():
