@@ -15,11 +15,13 @@ from ml_collections import ConfigDict, config_dict
 from effnet_jax import models, scaling
 
 # Mean and standard deviation (RGB, of pixels in 0..1) that a base network's published weights were
-# trained with: ImageNet's own, (x - 127) / 128, or (x - 128) / 128 of pixels in 0..255.
+# trained with: ImageNet's own, (x - 127) / 128, (x - 128) / 128, or x / 127.5 - 1 (AdvProp's, and
+# what timm writes for the two before) of pixels in 0..255.
 NORMALIZATIONS = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "127": ((127 / 255,) * 3, (128 / 255,) * 3),
     "128": ((128 / 255,) * 3, (128 / 255,) * 3),
+    "inception": ((0.5,) * 3, (0.5,) * 3),
 }
 
 
