@@ -209,17 +209,18 @@ def checkpoint_of(workdir: str, step: int | None = None, weights: str = "ema") -
     return Subject(config, records.read_classes(workdir), asked, restore)
 
 
-def weights_of(source: str, data_dir: str | None = None) -> Subject:
+def weights_of(source: str, data_dir: str | None = None, **described: str | None) -> Subject:
     """Weights from a file or a hub, with the preprocessing and the classes that they come with.
 
     Args:
       source: as for `weights.load`.
       data_dir: an image folder, DIR/val/CLASS or DIR/CLASS, for where no other data is asked for.
+      **described: what a source doesn't say itself: model, origin or classes of `weights.load`.
     """
     from configs import default
     from effnet_jax import weights
 
-    loaded = weights.load(source)
+    loaded = weights.load(source, **described)
     preprocess = dict(loaded.preprocess)
     config = default.get_config().unlock()
     config.model.update(loaded.config)
@@ -233,7 +234,7 @@ def weights_of(source: str, data_dir: str | None = None) -> Subject:
     return Subject(
         config,
         loaded.classes,
-        {"--weights": source},
+        {"--weights": source, **described},
         lambda *_: (loaded.variables, {"step": None, "weights": source}),
     )
 
