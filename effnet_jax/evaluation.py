@@ -221,11 +221,10 @@ def weights_of(source: str, data_dir: str | None = None, **described: str | None
     from effnet_jax import weights
 
     loaded = weights.load(source, **described)
-    preprocess = dict(loaded.preprocess)
     config = default.get_config().unlock()
-    config.model.update(loaded.config)
-    config.model.resolution = preprocess.pop("resolution")
-    config.preprocess.update(preprocess)
+    config.model = loaded.config.copy_and_resolve_references()
+    for key in loaded.preprocess.keys() & config.preprocess.keys():  # Resolution is the model's.
+        config.preprocess[key] = loaded.preprocess[key]
     config.eval_batch_size = 32 * jax.device_count()
     if data_dir is not None:
         root = pathlib.Path(data_dir)

@@ -7,6 +7,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
+from typing import ClassVar
 
 import jax
 import numpy as np
@@ -17,12 +18,18 @@ from PIL import Image
 
 from configs import digits
 from configs.evaluation import read_classes
-from effnet_jax import models, records
+from effnet_jax import models, records, weights
 from effnet_jax.checkpoint import Checkpoints
 from effnet_jax.data import sources
 from effnet_jax.data.preprocess import normalize
 from effnet_jax.errors import UserError
-from effnet_jax.evaluation import checkpoint_of, choose_classes, evaluate, load_evaluation_set
+from effnet_jax.evaluation import (
+    checkpoint_of,
+    choose_classes,
+    evaluate,
+    load_evaluation_set,
+    weights_of,
+)
 from effnet_jax.training import loop
 from effnet_jax.training.state import abstract_state
 
@@ -129,6 +136,98 @@ def test_imagenet_a_chooses_among_its_200_classes(run, tmp_path):
     with open(table, newline="") as file:
         (row,) = csv.DictReader(file)
     assert row["data"] == "imagenet_a/test" and row["top1"] == "0.75"
+
+
+@pytest.fixture(scope="module")
+def released(run, tmp_path_factory):
+    """A file of the run's averaged weights."""
+    path = tmp_path_factory.mktemp("released") / "tiny.safetensors"
+    weights.save(path, weights.load(run[0]))
+    return str(path)
+
+
+def test_a_file_of_weights_is_evaluated_as_its_run_is(run, released, tmp_path):
+    """With the run's preprocessing, which is none of the defaults, and its classes."""
+    _, images, logits = run
+    labels = shifted(logits.argmax(1), range(1000), [3])
+    write_set(tmp_path, "imagenet2012", "validation", images, labels)
+    table = tmp_path / "rows.csv"
+    options = {"data": "imagenet", "data_dir": str(tmp_path), "csv": str(table)}
+    result = evaluate(weights_of(released), **options)
+    log_sum = np.log(np.exp(logits).sum(1))
+    loss = (log_sum - logits[np.arange(COUNT), labels]).mean()
+    assert result.pop("loss") == pytest.approx(loss, rel=1e-4)
+    top5 = (np.argsort(-logits, 1)[:, :5] == np.array(labels)[:, None]).any(1).mean()
+    assert result.pop("top5") == pytest.approx(top5)
+    assert result == {"top1": 0.95, "count": COUNT, "step": None, "weights": released}
+    with open(table, newline="") as file:
+        (row,) = csv.DictReader(file)
+    # How others trained is not known.
+    assert (row["batch_size"], row["epochs"], row["seed"], row["step"]) == ("",) * 4
+
+
+def test_a_folder_may_have_some_of_the_classes(run, released, tmp_path):
+    """Its first class is not the network's first: labels go by name."""
+    _, images, logits = run
+    best = logits.argmax(1)
+    names = [WNIDS[label] for label in best]
+    wrong = min(set(best)) + 1
+    names[0] = WNIDS[wrong] if wrong not in best else names[1]
+    for number, (image, name) in enumerate(zip(images, names, strict=True)):
+        (tmp_path / name).mkdir(exist_ok=True)
+        Image.fromarray(image).save(tmp_path / name / f"{number}.png")
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "eval.py"), f"--weights={released}", f"--data_dir={tmp_path}"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert (result["top1"], result["count"]) == (0.95, COUNT)
+    count = len(set(names))
+    assert f"split '.' has {count} of the network's 1000 classes" in done.stderr
+    (tmp_path / "cat").mkdir()
+    Image.fromarray(images[0]).save(tmp_path / "cat" / "0.png")
+    with pytest.raises(UserError, match="added: cat"):
+        evaluate(weights_of(released, str(tmp_path)), str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--weights=tiny.safetensors"], "give --data=SET, or --data_dir=FOLDER"),
+        (["--weights=tiny.safetensors", "--workdir=run"], "--workdir and --step are of runs"),
+    ],
+)
+def test_flags_that_contradict_each_other_are_told(arguments, message):
+    command = [sys.executable, str(ROOT / "eval.py"), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert message in done.stderr
+
+
+def test_labels_go_to_the_outputs_of_their_names():
+    class Two:
+        classes = ("b", "d")
+        labels: ClassVar = [0, 1, np.array([1, -1]), -1, 2]
+
+        def __len__(self):
+            return len(self.labels)
+
+        def __getitem__(self, index):
+            return {"image": b"", "label": self.labels[index]}
+
+    source, said = Two(), []
+    assert sources.with_classes(source, ("b", "d"), "val", said.append) is source and not said
+    found = sources.with_classes(source, ("background", "a", "b", "c", "d"), "val", said.append)
+    assert said == ["split 'val' has 2 of the network's 5 classes"]
+    assert (found[0]["label"], found[1]["label"], found[3]["label"]) == (2, 4, -1)
+    assert found[2]["label"].tolist() == [4, -1]
+    with pytest.raises(ValueError, match="label 2 is out of range"):
+        found[4]
+    with pytest.raises(UserError, match="added: d"):
+        sources.with_classes(source, ("a", "b", "c"), "val")
 
 
 def test_imagenet_real_takes_any_label_and_leaves_out_images_without(run, tmp_path):
