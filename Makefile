@@ -49,9 +49,14 @@ study: .venv/ready
 benchmark: .venv/ready
 	$(BIN)/python -m effnet_jax.tools.benchmark model --csv=results/benchmark_model.csv
 
-# What the training loop costs beside the compiled step.
+# What the training loop costs beside the compiled step: on 1 device, on 8, and on 2 processes of 4.
+LOOP := $(BIN)/python -m effnet_jax.tools.benchmark loop --csv=results/benchmark_loop.csv
+benchmark-loop: DEVICES := XLA_FLAGS=--xla_force_host_platform_device_count
+benchmark-loop: TWO := --coordinator_address=localhost:9876 --num_processes=2
 benchmark-loop: .venv/ready
-	$(BIN)/python -m effnet_jax.tools.benchmark loop --csv=results/benchmark_loop.csv
+	$(LOOP)
+	$(DEVICES)=8 $(LOOP)
+	$(DEVICES)=4 $(LOOP) $(TWO) --process_id=1 & $(DEVICES)=4 $(LOOP) $(TWO) --process_id=0
 
 # The input pipeline beside tf.data and PyTorch, which have an environment of their own.
 benchmark-data: .venv/ready runs/photos/ready

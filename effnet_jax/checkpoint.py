@@ -112,11 +112,17 @@ class Checkpoints:
         if self._manages:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._remove_leftovers()
-        self._handler = ocp.CompositeCheckpointHandler(
-            default=ocp.PyTreeCheckpointHandler(), metrics=ocp.JsonCheckpointHandler("metrics")
+        # By default every device writes a slice of what all of them have, and each shape's slices
+        # are compiled: B0's first save from 8 devices kept the loop for 22 s instead of 1.
+        arrays = ocp.type_handlers.ArrayHandler(use_replica_parallel=False)
+        registry = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
+        self._reader = ocp.CompositeCheckpointHandler(default=ocp.PyTreeCheckpointHandler())
+        writer = ocp.CompositeCheckpointHandler(
+            default=ocp.PyTreeCheckpointHandler(type_handler_registry=registry),
+            metrics=ocp.JsonCheckpointHandler("metrics"),
         )
         self._orbax = ocp.AsyncCheckpointer(
-            self._handler,
+            writer,
             async_options=ocp.AsyncOptions(timeout_secs=SECONDS, barrier_sync_fn=self._meet),
         )
         self._save = ""  # Name of the save on all hosts.
@@ -361,7 +367,7 @@ class Checkpoints:
         )
         path = self._folder / str(step)
         # Not by the checkpointer: there a host that can read waits for those that can't.
-        restored = self._handler.restore(path, args=ocp.args.Composite(default=arguments))
+        restored = self._reader.restore(path, args=ocp.args.Composite(default=arguments))
         restored = restored["default"]
         if jax.default_backend() != "cpu":
             return restored

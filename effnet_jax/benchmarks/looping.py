@@ -3,7 +3,8 @@
 A run as any other, on one made-up batch, whose every step is waited for: what is left of the time
 is the loop's, and nothing of it hides behind the device. A real run does most of that while the
 device computes. It is stopped by SIGTERM, as by a scheduler, which also saves. Then the same
-program is called again and again with nothing around it.
+program is called again and again with nothing around it. The devices of several processes are
+measured with the three flags of train.py; the first has the row.
 """
 
 import argparse
@@ -21,7 +22,7 @@ import jax
 import rich.table
 
 from configs import digits
-from effnet_jax import models, records
+from effnet_jax import hosts, models, records
 from effnet_jax.errors import Interrupted, UserError
 from effnet_jax.training import goodput
 from effnet_jax.training.loop import train_and_evaluate
@@ -87,6 +88,7 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
     config.data.synthetic = True
     config.log_steps = 1  # The worst case: a line, and reading the metrics, at every step.
     config.epochs = config.eval_epochs = config.checkpoint.save_epochs = 1000.0
+    hosts.join(args.coordinator_address, args.num_processes, args.process_id)
     programs = []
 
     def listen(event: str, seconds: float, **facts: str) -> None:
@@ -95,11 +97,13 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
-        with tempfile.TemporaryDirectory() as workdir, Watched(args.repeats) as watched:
+        with tempfile.TemporaryDirectory() as mine, Watched(args.repeats) as watched:
+            workdir = hosts.as_first("workdir", lambda: mine, config.hosts.start_seconds)
             with contextlib.suppress(Interrupted):
                 train_and_evaluate(config, workdir)
             rows = records.read_rows(pathlib.Path(workdir) / goodput.FILE)
-        seconds = watched.bare()
+            seconds = watched.bare()
+            hosts.barrier("measured", config.hosts.start_seconds)
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
 
@@ -124,6 +128,7 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
             "save_share": round(saving / (SAVE_EVERY * step), 5),
             "step_compilations": sum("train_step" in name for name in programs),
             "repeats": args.repeats,
+            "processes": jax.process_count(),
             **records.describe_machine(),
         }
     ]
@@ -135,6 +140,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resolution", type=int, help="by default the model's own")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--repeats", type=int, default=10, help="steps")
+    parser.add_argument("--coordinator_address", help="many processes: HOST:PORT of process 0")
+    parser.add_argument("--num_processes", type=int, help="how many there are")
+    parser.add_argument("--process_id", type=int, help="which of them this is, from 0")
 
 
 def show(rows: list[dict[str, Any]]) -> rich.table.Table:

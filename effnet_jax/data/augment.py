@@ -73,29 +73,38 @@ def _blend(start: np.ndarray, image: np.ndarray, factor: float) -> np.ndarray:
     return cv2.addWeighted(image, factor, start, 1 - factor, TRUNCATE)
 
 
+def _look_up(image: np.ndarray, table: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """Each channel through the uint8 [256] that `table` makes of it."""
+    # One by one: cv2.LUT takes 90 us for 224 px with tables of three channels, and 50 so.
+    return cv2.merge([cv2.LUT(plane, table(plane)) for plane in cv2.split(image)])
+
+
+def _stretching(plane: np.ndarray) -> np.ndarray:
+    low, high = (np.float32(extreme) for extreme in cv2.minMaxLoc(plane)[:2])
+    values = np.arange(256, dtype=np.float32)
+    if low == high:
+        return values.astype(np.uint8)
+    scale = np.float32(255) / (high - low)
+    return _truncate(values * scale + -low * scale)
+
+
 def auto_contrast(image: np.ndarray) -> np.ndarray:
     """Stretches each channel to 0..255."""
-    low, high = (extreme(image, axis=0).reshape(-1, 3) for extreme in (np.min, np.max))
-    low, high = np.float32(low.min(axis=0)), np.float32(high.max(axis=0))
-    flat = low == high
-    scale = np.float32(255) / np.where(flat, 255, high - low)
-    values = np.arange(256, dtype=np.float32)[:, None]
-    table = _truncate(values * scale + np.where(flat, 0, -low * scale))
-    return cv2.LUT(image, table[None])
+    return _look_up(image, _stretching)
+
+
+def _flattening(plane: np.ndarray) -> np.ndarray:
+    counts = cv2.calcHist([plane], [0], None, [256], [0, 256]).ravel().astype(np.int64)
+    step = (plane.size - int(counts[counts.nonzero()[0][-1]])) // 255
+    if step == 0:
+        return np.arange(256, dtype=np.uint8)
+    below = np.cumsum(counts) - counts
+    return np.minimum((below + step // 2) // step, 255).astype(np.uint8)
 
 
 def equalize(image: np.ndarray) -> np.ndarray:
     """Flattens each channel's histogram."""
-    table = np.empty((1, 256, 3), np.uint8)
-    for channel in range(3):
-        counts = cv2.calcHist([image], [channel], None, [256], [0, 256]).ravel().astype(np.int64)
-        step = int(counts.sum() - counts[counts.nonzero()[0][-1]]) // 255
-        if step == 0:
-            table[0, :, channel] = np.arange(256)
-        else:
-            below = np.cumsum(counts) - counts
-            table[0, :, channel] = np.minimum((below + step // 2) // step, 255)
-    return cv2.LUT(image, table)
+    return _look_up(image, _flattening)
 
 
 def invert(image: np.ndarray) -> np.ndarray:

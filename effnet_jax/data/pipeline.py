@@ -31,7 +31,7 @@ from effnet_jax.data.crop import Box
 from effnet_jax.data.decode import decode_box, decode_image
 from effnet_jax.data.sources import Source
 from effnet_jax.errors import UserError, check_choice
-from effnet_jax.processes import end_with_parent
+from effnet_jax.processes import end_with_parent, held_back
 from effnet_jax.ranges import check_interval
 
 Batch = dict[str, np.ndarray]
@@ -203,7 +203,7 @@ def concatenate(chunks: Sequence[Batch]) -> Batch:
 
 def start_worker(index: int, count: int) -> None:
     """Called in each worker process: what ends it is the first process, which may have to save."""
-    end_with_parent(signal.SIGINT, signal.SIGTERM)  # Sent to all processes of a job at once.
+    end_with_parent()
 
 
 class Batches:
@@ -321,6 +321,8 @@ class Batches:
             chunks = chunks.mp_prefetch(options, start_worker)
         batches = chunks.batch(self._per_batch, batch_fn=concatenate)
         made = iter(grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=1))
+        with held_back(signal.SIGINT, signal.SIGTERM):  # Sent to all processes of a job at once.
+            made.start_prefetch()  # Of a thread, which starts the workers.
         try:
             yield from made
         finally:  # Where nobody asks for more, threads and workers end here.

@@ -12,7 +12,7 @@ import pathlib
 
 import rich.console
 
-from effnet_jax import cli, records
+from effnet_jax import cli, hosts, records
 from effnet_jax.benchmarks import latency, loading, looping, throughput
 from effnet_jax.errors import UserError
 
@@ -39,6 +39,8 @@ def main() -> None:
 
     benchmark = BENCHMARKS[args.what]
     rows = benchmark.measure(args)
+    if not hosts.is_first():
+        return
     if args.csv:
         records.append_csv(args.csv, rows)
     if args.json:

@@ -1,8 +1,11 @@
 """Order, coverage and exactness of the batches."""
 
 import collections
+import concurrent.futures
+import contextlib
 import itertools
 import signal
+import threading
 import time
 
 import numpy as np
@@ -224,13 +227,27 @@ def test_worker_processes_make_the_same_batches_whatever_signals_come(tiny, size
     source = sources.open_source(tiny.data, "train")
     tiny.batch_size = size
     batches = pipeline.train_batches(source, tiny, 16)
-    for step, ahead in enumerate(batches.read_ahead(tiny.data, 0, 8, processes=2)):
-        for worker in psutil.Process().children(recursive=True):
-            if "spawn_main" in " ".join(worker.cmdline()):
-                worker.send_signal((signal.SIGINT, signal.SIGTERM)[step % 2])
-        for key, value in batches[step].items():
-            np.testing.assert_array_equal(ahead[key], value)
+    ended, sent = threading.Event(), []
+
+    def send() -> None:  # From the moment that there is a worker.
+        while not ended.wait(0.02):
+            for worker in psutil.Process().children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    if "spawn_main" in " ".join(worker.cmdline()):
+                        worker.send_signal((signal.SIGINT, signal.SIGTERM)[len(sent) % 2])
+                        sent.append(worker.pid)
+
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        sending = pool.submit(send)
+        try:
+            for step, ahead in enumerate(batches.read_ahead(tiny.data, 0, 8, processes=2)):
+                for key, value in batches[step].items():
+                    np.testing.assert_array_equal(ahead[key], value)
+        finally:
+            ended.set()
+        sending.result()
     assert step == 7
+    assert len(set(sent)) >= 2
 
 
 def test_batches_that_are_held_keep_their_images(tiny):
