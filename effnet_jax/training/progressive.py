@@ -162,14 +162,14 @@ def _shown(stage: Stage) -> dict[str, str]:
     augment = stage.config.augment
     shown = {
         "stage": f"{stage.number}",
-        "epochs": f"{round(stage.start_epoch, 2):g} to {round(stage.end_epoch, 2):g}",
+        "to epoch": f"{round(stage.end_epoch, 2):g}",
         "to step": f"{stage.last:,}",
         "pixels": f"{stage.resolution}",
     }
     if augment.policy == "randaugment":
         shown["magnitude"] = f"{augment.randaugment_magnitude:.4g}"
     return shown | {
-        "mixup": f"{augment.mixup_alpha:.4g}",
-        "cutmix": f"{augment.cutmix_alpha:.4g}",
-        "dropout": f"{stage.model.dropout:.4g}",
+        "mixup": f"{augment.mixup_alpha:.3g}",
+        "cutmix": f"{augment.cutmix_alpha:.3g}",
+        "dropout": f"{stage.model.dropout:.3g}",
     }

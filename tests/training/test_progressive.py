@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import ROOT
+import rich.console
+from conftest import ROOT, read_golden
 
-from configs import digits
+from configs import digits, imagenet
 from effnet_jax import evaluation, manifest, models, parallel, records
 from effnet_jax.checkpoint import FOLDER, Checkpoints
 from effnet_jax.data import pipeline
@@ -20,6 +21,7 @@ from effnet_jax.errors import UserError
 from effnet_jax.training import loop, progressive
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
+GOLDEN = read_golden("v2_progressive.csv")
 
 
 @pytest.fixture
@@ -139,6 +141,43 @@ def test_a_roll_back_across_a_boundary_and_a_save_at_each(config, tmp_path, take
     assert taken == [*sides(0, 14), *sides(0, 32, skipped=12)]
     assert (int(state.step), int(state.skipped), int(state.rollbacks)) == (32, 12, 1)
     assert saved == [10, 10, 16, 21, 32]
+
+
+def resolved(model: str):
+    config = imagenet.get_config(model)
+    config.model.num_classes = 1000
+    return config
+
+
+def test_the_schedule_is_the_references():
+    for name in dict.fromkeys(row["model"] for row in GOLDEN):
+        config = resolved(name.replace("efficientnet", ""))
+        rows = [row for row in GOLDEN if row["model"] == name]
+        stages = progressive.stages(config, 1_281_167)
+        for row, stage in zip(rows, stages, strict=True):
+            epochs = int(row["start_epoch"]), int(row["end_epoch"])
+            assert (stage.start_epoch, stage.end_epoch) == epochs
+            assert stage.last == int(epochs[1] * 1_281_167 / 4096)
+            assert stage.resolution == int(row["image_size"])
+            augment = stage.config.augment
+            assert round(augment.mixup_alpha, 4) == float(row["mixup_alpha"])
+            assert round(augment.cutmix_alpha, 4) == float(row["cutmix_alpha"])
+            if augment.policy == "randaugment":
+                assert round(augment.randaugment_magnitude, 4) == float(row["randaug_mag"])
+            else:
+                assert augment.policy == "autoaugment"
+                assert row["randaug_mag"].startswith("AutoAugment")
+    assert len(GOLDEN) == 32
+
+
+def test_the_schedule_is_shown():
+    console = rich.console.Console(width=80)
+    with console.capture() as shown:
+        console.print(progressive.table(progressive.stages(resolved("v2-m"), 1_281_167), 480))
+    lines = [" ".join(line.split()) for line in shown.get().splitlines() if line.strip()]
+    assert lines[0] == "progressive learning: 4 stages, evaluated at 480 px"
+    assert lines[1] == "stage to epoch to step pixels magnitude mixup cutmix dropout"
+    assert lines[4] == "2 175 54,737 256 8.333 0.0667 0.0667 0.3"
 
 
 def test_steps_and_stages(config):
