@@ -12,15 +12,22 @@ are computed where they are used, so that an override on the command line is nev
 
 from ml_collections import ConfigDict, config_dict
 
-from effnet_jax import scaling
-from effnet_jax.models import parse_variant
+from effnet_jax import models, scaling
+
+# Mean and standard deviation (RGB, of pixels in 0..1) that a base network's published weights were
+# trained with: ImageNet's own, (x - 127) / 128, or (x - 128) / 128 of pixels in 0..255.
+NORMALIZATIONS = {
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "127": ((127 / 255,) * 3, (128 / 255,) * 3),
+    "128": ((128 / 255,) * 3, (128 / 255,) * 3),
+}
 
 
 def get_config(model: str = "b0") -> ConfigDict:
     """The defaults, for a model by name or coefficients.
 
-    As in b0 to l2, phi=1.5, w=1.2,d=1.4,r=291, resnet50, or mobilenet_v2,phi=1.5: see
-    `models.parse_variant`.
+    As in b0, lite4, edgetpu-s, v2-m, phi=1.5, w=1.2,d=1.4,r=291, resnet50, or mobilenet_v2,phi=1.5:
+    see `models.parse_variant`.
     """
     config = ConfigDict()
     config.seed = 0  # All randomness, of data and of training, follows from it.
@@ -32,8 +39,10 @@ def get_config(model: str = "b0") -> ConfigDict:
     config.eval_batch_size = 1024
 
     config.model = ConfigDict()
-    # efficientnet, mobilenet_v1, mobilenet_v2, or resnet18 to resnet1001. The model's name sets it,
-    # with its own dropout, survival_probability and base_resolution.
+    # efficientnet, efficientnet_lite, efficientnet_edgetpu, efficientnet_v2 (its B0), the same with
+    # _s, _m, _l and _xl, mobilenet_v1, mobilenet_v2, or resnet18 to resnet1001. The model's name
+    # sets it, with its own base_resolution, dropout, survival_probability, batch_norm_momentum, and
+    # the mean and std of config.preprocess.
     config.model.base = "efficientnet"
     # Either phi, which gives width, depth and resolution by the law, or these three.
     config.model.phi = config_dict.placeholder(float)
@@ -50,6 +59,9 @@ def get_config(model: str = "b0") -> ConfigDict:
     config.model.survival_probability = 0.8  # Of the last block; stochastic depth, linear by block.
     # 1 for small images. ResNet then has a 3x3 stem without pooling, as all its small forms do.
     config.model.stem_stride = 2
+    # Zeros around an image: same (TensorFlow's, and so all published EfficientNets'), or symmetric
+    # (PyTorch's). They differ under stride 2 and even sizes; weights belong to one of them.
+    config.model.padding = "same"
     config.model.batch_norm_momentum = 0.99  # Fraction of the running statistics that is kept.
     config.model.batch_norm_epsilon = 1e-3
     # Who shares BatchNorm's statistics in training: global, the batch (or its part, where it is
@@ -64,7 +76,7 @@ def get_config(model: str = "b0") -> ConfigDict:
     # classes that makes large random logits, the larger the wider the network. True: start at 0.
     config.model.zero_classifier = False
     config.model.num_classes = config_dict.placeholder(int)  # None: as many as the data has.
-    config.model.update(parse_variant(model))
+    config.model.update(models.parse_variant(model))
 
     config.data = ConfigDict()
     config.data.source = "tfds"  # tfds, folder or digits.
@@ -86,8 +98,9 @@ def get_config(model: str = "b0") -> ConfigDict:
     config.data.synthetic = False
 
     config.preprocess = ConfigDict()
-    config.preprocess.mean = (0.485, 0.456, 0.406)  # RGB, of pixels in 0..1.
-    config.preprocess.std = (0.229, 0.224, 0.225)
+    mean, std = NORMALIZATIONS[models.base(config.model.base).normalization]
+    config.preprocess.mean = mean  # RGB, of pixels in 0..1.
+    config.preprocess.std = std
     config.preprocess.interpolation = "bicubic"  # bicubic, bilinear, area or nearest.
     config.preprocess.crop_padding = 32  # Evaluation: central size / (size + padding) of the image.
     config.preprocess.crop_area = (0.08, 1.0)  # Training: fraction of the image in a random crop.

@@ -11,6 +11,7 @@ import pathlib
 from configs import default
 from effnet_jax.errors import UserError
 from effnet_jax.models import parse_variant
+from effnet_jax.models.efficientnet import VARIANTS
 
 
 def get_config(argument: str = ""):
@@ -24,5 +25,7 @@ def get_config(argument: str = ""):
     config.update(values)
     if model:
         chosen = parse_variant(model)
+        if model in VARIANTS and chosen["base"] != config.model.base:
+            raise UserError(f"{model} is no {config.model.base}, which {path} is of")
         config.model.update({k: chosen[k] for k in ("phi", "width", "depth", "resolution")})
     return config.lock()

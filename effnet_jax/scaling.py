@@ -60,14 +60,17 @@ def dropout_rate(phi: float) -> float:
     return min(max(0.2 + 0.3 * phi / 7, 0.0), 0.5)
 
 
-def round_filters(filters: int, width: float, divisor: int = 8) -> int:
-    """Scaled filters: the nearest multiple of `divisor`, or the next where that loses over 10 %.
+def round_filters(filters: int, width: float, divisor: int = 8, least: float = 0.9) -> int:
+    """Scaled filters: the nearest multiple of `divisor`, or the next where too little is left.
+
+    Args:
+      least: fraction of the scaled filters that has to be left.
 
     Source: tensorflow/tpu models/official/efficientnet/efficientnet_model.py, round_filters.
     """
     scaled = filters * width
     rounded = max(divisor, int(scaled + divisor / 2) // divisor * divisor)
-    return rounded + divisor if rounded < 0.9 * scaled else rounded
+    return rounded + divisor if rounded < least * scaled else rounded
 
 
 def round_repeats(repeats: int, depth: float) -> int:

@@ -28,6 +28,7 @@ from ml_collections import ConfigDict  # noqa: E402
 
 from configs import default, digits  # noqa: E402
 from effnet_jax import cli, models  # noqa: E402
+from effnet_jax.models.network import Network  # noqa: E402
 from effnet_jax.trees import shapes_by_name  # noqa: E402
 
 cli.use_compilation_cache()
@@ -55,9 +56,20 @@ def config_for(model: str, **changes) -> ConfigDict:
     return config
 
 
+def golden_config(model: str) -> ConfigDict:
+    """`config.model` of a row in golden files: "b0", "lite3@300" or "edgetpu-S/1001"."""
+    name, _, classes = model.partition("/")
+    name, _, resolution = name.lower().partition("@")
+    changes = {"resolution": int(resolution)} if resolution else {}
+    return config_for(name, num_classes=int(classes or 1000), **changes)
+
+
 def variable_shapes(config: ConfigDict) -> dict[str, tuple[int, ...]]:
     """Shape of every array of the model of `config.model`, by name; builds none."""
-    model = models.build(config)
+    return shapes_of(models.build(config))
+
+
+def shapes_of(model: Network) -> dict[str, tuple[int, ...]]:
     size = model.architecture.resolution
     return shapes_by_name(
         jax.eval_shape(lambda: models.init_variables(model, size, jax.random.key(0)))

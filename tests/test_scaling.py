@@ -3,14 +3,13 @@
 import itertools
 
 import pytest
-from conftest import read_golden
+from conftest import golden_config, read_golden
 
-from effnet_jax import scaling
+from effnet_jax import models, scaling
 from effnet_jax.models.efficientnet import (
     HEAD_FILTERS,
     STAGES,
     STEM_FILTERS,
-    VARIANTS,
     architecture,
 )
 from effnet_jax.scaling import Coefficients
@@ -18,14 +17,9 @@ from effnet_jax.scaling import Coefficients
 COUNTS = read_golden("param_counts.csv")
 
 
-def scaled(name: str):
-    variant = VARIANTS[name]
-    return architecture(Coefficients(variant.width, variant.depth, variant.resolution))
-
-
 @pytest.mark.parametrize("row", COUNTS, ids=lambda row: row["model"])
 def test_parameters_and_multiply_adds_are_the_reference_s(row):
-    cost = scaling.cost(scaled(row["model"]).layers())
+    cost = scaling.cost(models.architecture(golden_config(row["model"])).layers())
     assert cost.parameters == int(row["trainable_params"])
     assert cost.statistics == int(row["bn_moving_stats"])
     assert cost.multiply_adds == int(row["multiply_adds_at_res(conv+se+fc)"])
@@ -33,8 +27,10 @@ def test_parameters_and_multiply_adds_are_the_reference_s(row):
 
 @pytest.mark.parametrize("row", COUNTS, ids=lambda row: row["model"])
 def test_coefficients_and_ends_are_the_reference_s(row):
-    variant, spec = VARIANTS[row["model"]], scaled(row["model"])
-    assert variant[:3] == (float(row["width"]), float(row["depth"]), int(row["res"]))
+    config = golden_config(row["model"])
+    spec = models.architecture(config)
+    assert (config.width, config.depth) == (float(row["width"]), float(row["depth"]))
+    assert spec.resolution == int(row["res"])
     assert spec.stem.filters == int(row["stem"])
     assert spec.head_filters == int(row["head"])
     assert sum(map(len, spec.stages)) == int(row["n_blocks"])
@@ -49,6 +45,10 @@ def test_rounding_is_the_reference_s(row):
     expected = row["repeats_1_2_2_3_3_4_1"].split()
     repeats = [scaling.round_repeats(stage.repeats, depth) for stage in STAGES]
     assert repeats == [*map(int, expected)]
+    expected = row["same_without_0.9_rule(automl)"].split()  # As V2 rounds.
+    assert [scaling.round_filters(count, width, least=0) for count in filters] == [
+        *map(int, expected)
+    ]
 
 
 def test_the_law_at_the_paper_s_points():
@@ -66,7 +66,7 @@ def test_the_law_at_the_paper_s_points():
 
 def test_multiply_adds_double_with_phi():
     costs = [
-        scaling.cost(architecture(scaling.compound(phi)).layers()).multiply_adds
+        scaling.cost(architecture("efficientnet", scaling.compound(phi)).layers()).multiply_adds
         for phi in range(-2, 7)
     ]
     assert all(later > before for before, later in itertools.pairwise(costs))

@@ -1,7 +1,7 @@
 """Compound scaling by phi (paper, figure 1 and table 2): `phi`, or `phi:b0,b1,1.5` or `phi:-1,0,1`.
 
-A name is the published EfficientNet, a number that phi by the config's own alpha, beta, gamma and
-base. Another base than EfficientNet has no published ones: `phi` is then 0 to 7.
+A name is a published model of the config's own base, a number that phi by its own alpha, beta,
+gamma and base. Without an argument: B0 to B7 and phi=8 for EfficientNet, phi 0 to 7 for others.
 """
 
 from effnet_jax.errors import UserError
@@ -13,17 +13,18 @@ NUMBERS = "0,1,2,3,4,5,6,7"
 
 
 def get_sweep(config, argument):
-    efficientnet = config.model.base == "efficientnet"
-    for name in (argument or (MODELS if efficientnet else NUMBERS)).split(","):
+    default = MODELS if config.model.base == "efficientnet" else NUMBERS
+    for name in (argument or default).split(","):
         published = name[:1].isalpha()
-        if published and not efficientnet:
+        values = parse_variant(name if published else f"phi={name}")
+        if published and values["base"] != config.model.base:
             raise UserError(
                 f"{name} is no {config.model.base}; name its scales by number, as in phi:0,1,2"
             )
-        values = parse_variant(name if published else f"phi={name}")
+        kept = ["batch_norm_momentum"]
         if not published:
-            kept = ("base", "base_resolution", "survival_probability")
-            values |= {key: config.model[key] for key in kept}
+            kept += ["base", "base_resolution", "survival_probability"]
+        values |= {key: config.model[key] for key in kept}
         overrides = {f"model.{key}": value for key, value in values.items()}
         label = name if published else f"phi={name}"
         yield Run(label, "compound", label, overrides)

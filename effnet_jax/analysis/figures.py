@@ -45,10 +45,10 @@ def is_imagenet(data: str) -> bool:
 
 
 def counted(name: str) -> scaling.Cost:
-    """The cost of B0 to B8 and L2, by their short name."""
-    width, depth, resolution, _ = efficientnet.VARIANTS[name]
+    """The cost of a published EfficientNet, by its short name."""
+    base, width, depth, resolution, _ = efficientnet.VARIANTS[name]
     coefficients = scaling.Coefficients(width, depth, resolution)
-    return scaling.cost(efficientnet.architecture(coefficients).layers())
+    return scaling.cost(efficientnet.architecture(base, coefficients).layers())
 
 
 def describe(points: Sequence[Point]) -> str:

@@ -66,7 +66,7 @@ def stage_rows(spec: network.Architecture) -> list[tuple[str, int, int, int]]:
 
 
 def table1(results: Results) -> Table:
-    spec = efficientnet.architecture(scaling.Coefficients(1.0, 1.0, 224))
+    spec = efficientnet.architecture("efficientnet", scaling.Coefficients(1.0, 1.0, 224))
     rows, differ = [], 0
     for ours, row in zip(stage_rows(spec), paper.read("table1"), strict=True):
         operator, size, channels, layers = ours
@@ -254,7 +254,7 @@ def table7(results: Results) -> Table:
     rows = []
     for row in paper.read("table7"):
         d, w, r = (float(row[key]) for key in "dwr")
-        spec = efficientnet.architecture(scaling.Coefficients(w, d, round(224 * r)))
+        spec = efficientnet.architecture("efficientnet", scaling.Coefficients(w, d, round(224 * r)))
         cost = scaling.cost(spec.layers())
         point = points.get(row["model"])
         ours = (percent(point), f"{point.multiply_adds:,}" if point else NOT_RUN)

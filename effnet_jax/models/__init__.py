@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from effnet_jax import scaling
 from effnet_jax.errors import UserError, check_choice, near
-from effnet_jax.models import efficientnet, mobilenet, resnet
+from effnet_jax.models import efficientnet, mobilenet, operations, resnet
 from effnet_jax.models.network import Architecture, Network
 
 MOST_PHI = 20  # About 2 ** 20 times the base network's multiply-adds.
@@ -28,17 +28,33 @@ class Base(NamedTuple):
       resolution: of the unscaled network, in pixels.
       dropout: before the classifier; None: grows with phi (`scaling.dropout_rate`).
       survival_probability: of the last block; 1: no stochastic depth.
+      batch_norm_momentum: fraction of the running statistics that is kept.
+      normalization: of the pixels, by its name in `configs.default.NORMALIZATIONS`.
     """
 
     architecture: Callable[..., Architecture]
     resolution: int
     dropout: float | None
     survival_probability: float
+    batch_norm_momentum: float = 0.99
+    normalization: str = "imagenet"
+
+
+def _efficientnet(name: str, resolution: int, dropout: float | None, *others) -> Base:
+    make = functools.partial(efficientnet.architecture, name)
+    return Base(make, resolution, dropout, 0.8, *others)
 
 
 # ResNets, of which there are too many to list, are in `base`.
 BASES = {
-    "efficientnet": Base(efficientnet.architecture, 224, None, 0.8),
+    "efficientnet": _efficientnet("efficientnet", 224, None),
+    "efficientnet_lite": _efficientnet("efficientnet_lite", 224, None, 0.99, "127"),
+    "efficientnet_edgetpu": _efficientnet("efficientnet_edgetpu", 224, None, 0.99, "127"),
+    "efficientnet_v2": _efficientnet("efficientnet_v2", 224, None, 0.9),
+    "efficientnet_v2_s": _efficientnet("efficientnet_v2_s", 384, 0.2, 0.9, "128"),
+    "efficientnet_v2_m": _efficientnet("efficientnet_v2_m", 480, 0.3, 0.9, "128"),
+    "efficientnet_v2_l": _efficientnet("efficientnet_v2_l", 480, 0.4, 0.9, "128"),
+    "efficientnet_v2_xl": _efficientnet("efficientnet_v2_xl", 512, 0.4, 0.9, "128"),
     "mobilenet_v1": Base(mobilenet.v1, 224, 0.2, 1.0),
     "mobilenet_v2": Base(mobilenet.v2, 224, 0.2, 1.0),
 }
@@ -58,17 +74,17 @@ def parse_variant(text: str) -> dict[str, Any]:
     """What a model's short name sets in `config.model`.
 
     Args:
-      text: "b0" to "b8" or "l2"; or a base network ("mobilenet_v2", "resnet50") with a comma and
-        how it is scaled: "phi=1.5" (any real number), or "w=1.2,d=1.4,r=291" (width and depth
-        coefficients, resolution in pixels). Either may be left out: the base is then EfficientNet,
-        or is not scaled.
+      text: one of `efficientnet.VARIANTS` ("b0", "lite4", "edgetpu-s", "v2-m"); or a base network
+        ("mobilenet_v2", "efficientnet_lite") with a comma and how it is scaled: "phi=1.5" (any real
+        number), or "w=1.2,d=1.4,r=291" (width and depth coefficients, resolution in pixels). Either
+        may be left out: the base is then EfficientNet, or is not scaled.
 
     Returns:
-      Values for the keys base, base_resolution, phi, width, depth, resolution, dropout and
-      survival_probability; None where the law decides.
+      Values for the keys base, base_resolution, phi, width, depth, resolution, dropout,
+      survival_probability and batch_norm_momentum; None where the law decides.
     """
     if text in efficientnet.VARIANTS:
-        name, scale = "efficientnet", ""
+        name, scale = efficientnet.VARIANTS[text].base, ""
     elif "=" in text.partition(",")[0]:
         name, scale = "efficientnet", text
     else:
@@ -91,6 +107,7 @@ def parse_variant(text: str) -> dict[str, Any]:
         # The law's at phi = 0, where nothing else says.
         "dropout": scaling.dropout_rate(0) if found.dropout is None else found.dropout,
         "survival_probability": found.survival_probability,
+        "batch_norm_momentum": found.batch_norm_momentum,
     }
     if text in efficientnet.VARIANTS:
         return values | efficientnet.VARIANTS[text]._asdict()
@@ -193,12 +210,14 @@ def build(config: ConfigDict) -> nn.Module:
     """
     check_choice("config.model.dtype", config.dtype, ("float32", "bfloat16"))
     check_choice("config.model.remat", config.remat, ("none", "block"))
+    check_choice("config.model.padding", config.padding, operations.PADDINGS)
     return Network(
         architecture(config),
         dropout=dropout(config),
         momentum=config.batch_norm_momentum,
         epsilon=config.batch_norm_epsilon,
         dtype=jnp.dtype(config.dtype),
+        padding=config.padding,
         zero_classifier=config.zero_classifier,
         remat=config.remat == "block",
     )

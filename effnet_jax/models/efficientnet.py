@@ -1,32 +1,23 @@
-"""EfficientNet V1 (arXiv 1905.11946, Table 1): one table of stages, one row per variant.
+"""EfficientNet V1, Lite, EdgeTPU and V2: tables of stages, a row per family, a row per variant.
 
-Source of every figure here: tensorflow/tpu models/official/efficientnet, efficientnet_builder.py
-and efficientnet_model.py.
+Sources of every figure here: arXiv 1905.11946, Table 1; tensorflow/tpu
+models/official/efficientnet (efficientnet_builder.py, efficientnet_model.py,
+lite/efficientnet_lite_builder.py, edgetpu/efficientnet_edgetpu_builder.py); google/automl
+efficientnetv2 (effnetv2_configs.py, effnetv2_model.py).
 """
 
-import dataclasses
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 
 from effnet_jax import scaling
-from effnet_jax.models import layers
-from effnet_jax.models.network import Architecture, Block, Parts, Stem, scale_stages
+from effnet_jax.models.mbconv import FusedStage, Stage, block_of
+from effnet_jax.models.network import Architecture, Stem, scale_stages
 from effnet_jax.models.operations import swish
-from effnet_jax.scaling import Coefficients, Layer
-
-
-class Stage(NamedTuple):
-    """A row of Table 1: `repeats` MBConv blocks, of which only the first has the stride."""
-
-    kernel: int
-    stride: int
-    expand: int
-    filters: int
-    repeats: int
-
+from effnet_jax.scaling import Coefficients
 
 STAGES = (
     Stage(kernel=3, stride=1, expand=1, filters=16, repeats=1),
@@ -37,14 +28,102 @@ STAGES = (
     Stage(kernel=5, stride=2, expand=6, filters=192, repeats=4),
     Stage(kernel=3, stride=1, expand=6, filters=320, repeats=1),
 )
+EDGETPU_STAGES = (
+    # The stem has 32 filters; the reference expands by its table's 24 inputs all the same.
+    FusedStage(kernel=3, stride=1, expand=4, filters=24, repeats=1, expand_of=24, skip=False),
+    FusedStage(kernel=3, stride=2, expand=8, filters=32, repeats=2),
+    FusedStage(kernel=3, stride=2, expand=8, filters=48, repeats=4),
+    Stage(kernel=5, stride=2, expand=8, filters=96, repeats=5),
+    Stage(kernel=5, stride=1, expand=8, filters=144, repeats=4),
+    Stage(kernel=5, stride=2, expand=8, filters=192, repeats=2),
+)
+V2_STAGES = (
+    FusedStage(kernel=3, stride=1, expand=1, filters=16, repeats=1),
+    FusedStage(kernel=3, stride=2, expand=4, filters=32, repeats=2),
+    FusedStage(kernel=3, stride=2, expand=4, filters=48, repeats=2),
+    Stage(kernel=3, stride=2, expand=4, filters=96, repeats=3),
+    Stage(kernel=3, stride=1, expand=6, filters=112, repeats=5),
+    Stage(kernel=3, stride=2, expand=6, filters=192, repeats=8),
+)
+V2_S_STAGES = (
+    FusedStage(kernel=3, stride=1, expand=1, filters=24, repeats=2),
+    FusedStage(kernel=3, stride=2, expand=4, filters=48, repeats=4),
+    FusedStage(kernel=3, stride=2, expand=4, filters=64, repeats=4),
+    Stage(kernel=3, stride=2, expand=4, filters=128, repeats=6),
+    Stage(kernel=3, stride=1, expand=6, filters=160, repeats=9),
+    Stage(kernel=3, stride=2, expand=6, filters=256, repeats=15),
+)
+V2_M_STAGES = (
+    FusedStage(kernel=3, stride=1, expand=1, filters=24, repeats=3),
+    FusedStage(kernel=3, stride=2, expand=4, filters=48, repeats=5),
+    FusedStage(kernel=3, stride=2, expand=4, filters=80, repeats=5),
+    Stage(kernel=3, stride=2, expand=4, filters=160, repeats=7),
+    Stage(kernel=3, stride=1, expand=6, filters=176, repeats=14),
+    Stage(kernel=3, stride=2, expand=6, filters=304, repeats=18),
+    Stage(kernel=3, stride=1, expand=6, filters=512, repeats=5),
+)
+V2_L_STAGES = (
+    FusedStage(kernel=3, stride=1, expand=1, filters=32, repeats=4),
+    FusedStage(kernel=3, stride=2, expand=4, filters=64, repeats=7),
+    FusedStage(kernel=3, stride=2, expand=4, filters=96, repeats=7),
+    Stage(kernel=3, stride=2, expand=4, filters=192, repeats=10),
+    Stage(kernel=3, stride=1, expand=6, filters=224, repeats=19),
+    Stage(kernel=3, stride=2, expand=6, filters=384, repeats=25),
+    Stage(kernel=3, stride=1, expand=6, filters=640, repeats=7),
+)
+V2_XL_STAGES = (
+    FusedStage(kernel=3, stride=1, expand=1, filters=32, repeats=4),
+    FusedStage(kernel=3, stride=2, expand=4, filters=64, repeats=8),
+    FusedStage(kernel=3, stride=2, expand=4, filters=96, repeats=8),
+    Stage(kernel=3, stride=2, expand=4, filters=192, repeats=16),
+    Stage(kernel=3, stride=1, expand=6, filters=256, repeats=24),
+    Stage(kernel=3, stride=2, expand=6, filters=512, repeats=32),
+    Stage(kernel=3, stride=1, expand=6, filters=640, repeats=8),
+)
 STEM_FILTERS = 32
 HEAD_FILTERS = 1280
 SQUEEZE_RATIO = 0.25  # Of the block's input filters, before the expansion.
 
 
-class Variant(NamedTuple):
-    """A published model: its coefficients, and the dropout that it was trained with."""
+class Family(NamedTuple):
+    """What the networks that are scaled from one table share.
 
+    Attributes:
+      stages: the table.
+      activation: after every normalisation but a projection's, and inside squeeze-excitation.
+      squeeze_ratio: of MBConv's squeeze-excitation; 0: without.
+      stem_filters: unscaled.
+      fixed_ends: whether the stem, the head, and the repeats of the first and last stage are not
+        scaled.
+      least: fraction of the scaled filters that rounding has to leave; see scaling.round_filters.
+    """
+
+    stages: tuple[Stage | FusedStage, ...]
+    activation: Callable[[jax.Array], jax.Array]
+    squeeze_ratio: float = 0.0
+    stem_filters: int = STEM_FILTERS
+    fixed_ends: bool = False
+    least: float = 0.9
+
+
+# V2's code left out the rule of the 0.9, which B3 alone would notice.
+_v2 = functools.partial(Family, activation=swish, squeeze_ratio=SQUEEZE_RATIO, least=0.0)
+FAMILIES = {
+    "efficientnet": Family(STAGES, swish, SQUEEZE_RATIO),
+    "efficientnet_lite": Family(STAGES, nn.relu6, fixed_ends=True),
+    "efficientnet_edgetpu": Family(EDGETPU_STAGES, nn.relu),
+    "efficientnet_v2": _v2(V2_STAGES),
+    "efficientnet_v2_s": _v2(V2_S_STAGES, stem_filters=24),
+    "efficientnet_v2_m": _v2(V2_M_STAGES, stem_filters=24),
+    "efficientnet_v2_l": _v2(V2_L_STAGES),
+    "efficientnet_v2_xl": _v2(V2_XL_STAGES),
+}
+
+
+class Variant(NamedTuple):
+    """A published model: its family, coefficients, and the dropout that it was trained with."""
+
+    base: str
     width: float
     depth: float
     resolution: int
@@ -52,129 +131,62 @@ class Variant(NamedTuple):
 
 
 VARIANTS = {
-    "b0": Variant(1.0, 1.0, 224, 0.2),  # Parameters 5,288,548; top-1 77.1 (AutoAugment).
-    "b1": Variant(1.0, 1.1, 240, 0.2),  # 7,794,184; 79.1
-    "b2": Variant(1.1, 1.2, 260, 0.3),  # 9,109,994; 80.1
-    "b3": Variant(1.2, 1.4, 300, 0.3),  # 12,233,232; 81.6
-    "b4": Variant(1.4, 1.8, 380, 0.4),  # 19,341,616; 82.9
-    "b5": Variant(1.6, 2.2, 456, 0.4),  # 30,389,784; 83.6
-    "b6": Variant(1.8, 2.6, 528, 0.5),  # 43,040,704; 84.0
-    "b7": Variant(2.0, 3.1, 600, 0.5),  # 66,347,960; 84.3
-    "b8": Variant(2.2, 3.6, 672, 0.5),  # 87,413,142; 85.5 (AdvProp)
-    "l2": Variant(4.3, 5.3, 800, 0.5),  # 480,309,308; 88.4 (NoisyStudent, extra data)
+    # Parameters with 1000 classes; top-1 that its authors state.
+    "b0": Variant("efficientnet", 1.0, 1.0, 224, 0.2),  # 5,288,548; 77.1 (AutoAugment)
+    "b1": Variant("efficientnet", 1.0, 1.1, 240, 0.2),  # 7,794,184; 79.1
+    "b2": Variant("efficientnet", 1.1, 1.2, 260, 0.3),  # 9,109,994; 80.1
+    "b3": Variant("efficientnet", 1.2, 1.4, 300, 0.3),  # 12,233,232; 81.6
+    "b4": Variant("efficientnet", 1.4, 1.8, 380, 0.4),  # 19,341,616; 82.9
+    "b5": Variant("efficientnet", 1.6, 2.2, 456, 0.4),  # 30,389,784; 83.6
+    "b6": Variant("efficientnet", 1.8, 2.6, 528, 0.5),  # 43,040,704; 84.0
+    "b7": Variant("efficientnet", 2.0, 3.1, 600, 0.5),  # 66,347,960; 84.3
+    "b8": Variant("efficientnet", 2.2, 3.6, 672, 0.5),  # 87,413,142; 85.5 (AdvProp)
+    "l2": Variant("efficientnet", 4.3, 5.3, 800, 0.5),  # 480,309,308; 88.4 (NoisyStudent)
+    "lite0": Variant("efficientnet_lite", 1.0, 1.0, 224, 0.2),  # 4,652,008; 75.1
+    "lite1": Variant("efficientnet_lite", 1.0, 1.1, 240, 0.2),  # 5,416,680; 76.7
+    "lite2": Variant("efficientnet_lite", 1.1, 1.2, 260, 0.3),  # 6,092,072; 77.6
+    # Other codes run lite3 at 300 pixels and lite4 at 380, and reach the stated top-1 there.
+    "lite3": Variant("efficientnet_lite", 1.2, 1.4, 280, 0.3),  # 8,197,096; 79.8
+    "lite4": Variant("efficientnet_lite", 1.4, 1.8, 300, 0.3),  # 13,006,568; 81.5
+    # The reference's have 1001 classes, the first for background.
+    "edgetpu-s": Variant("efficientnet_edgetpu", 1.0, 1.0, 224, 0.2),  # 5,438,392; 77.23
+    "edgetpu-m": Variant("efficientnet_edgetpu", 1.0, 1.1, 240, 0.2),  # 6,899,496; 78.69
+    "edgetpu-l": Variant("efficientnet_edgetpu", 1.2, 1.4, 300, 0.3),  # 10,589,712; 80.62
+    "v2-b0": Variant("efficientnet_v2", 1.0, 1.0, 224, 0.2),  # 7,139,704; 78.7
+    "v2-b1": Variant("efficientnet_v2", 1.0, 1.1, 240, 0.2),  # 8,141,052; 79.8
+    "v2-b2": Variant("efficientnet_v2", 1.1, 1.2, 260, 0.3),  # 10,096,086; 80.5
+    "v2-b3": Variant("efficientnet_v2", 1.2, 1.4, 300, 0.3),  # 14,358,406; 82.1
+    "v2-s": Variant("efficientnet_v2_s", 1.0, 1.0, 384, 0.2),  # 21,458,488; 83.9
+    "v2-m": Variant("efficientnet_v2_m", 1.0, 1.0, 480, 0.3),  # 54,139,356; 85.2
+    "v2-l": Variant("efficientnet_v2_l", 1.0, 1.0, 480, 0.4),  # 118,515,272; 85.7
+    "v2-xl": Variant("efficientnet_v2_xl", 1.0, 1.0, 512, 0.4),  # 208,119,808; 87.2 (ImageNet-21k)
 }
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class MBConv(Block):
-    """Inverted bottleneck: expand 1x1, depthwise, squeeze-excite, project 1x1, identity skip.
-
-    Attributes:
-      kernel: of the depthwise convolution.
-      expanded: channels inside; no expansion where they are the block's inputs.
-      squeezed: channels inside squeeze-excitation; 0 for none.
-    """
-
-    kernel: int
-    expanded: int
-    squeezed: int
-
-    def layers(self, size: int) -> list[Layer]:
-        name, inside, rows = self.name, self.expanded, []
-        if inside != self.inputs:
-            rows.append(Layer(f"{name}/expand", 1, 1, self.inputs, inside, size, norm=True))
-        size = -(-size // self.stride)
-        rows.append(
-            Layer(
-                f"{name}/depthwise",
-                self.kernel,
-                self.stride,
-                inside,
-                inside,
-                size,
-                groups=inside,
-                norm=True,
-            )
-        )
-        if self.squeezed:
-            gate = f"{name}/squeeze_excite"
-            rows += [
-                Layer(f"{gate}/reduce", 1, 1, inside, self.squeezed, 1, bias=True),
-                Layer(f"{gate}/expand", 1, 1, self.squeezed, inside, 1, bias=True),
-            ]
-        return [*rows, Layer(f"{name}/project", 1, 1, inside, self.outputs, size, norm=True)]
-
-    def module(self, parts: Parts, name: str) -> nn.Module:
-        return MBConvModule(parts, self, name=name)
-
-
-class SqueezeExcite(nn.Module):
-    """Gates each channel by a small network of the pooled features (arXiv 1709.01507)."""
-
-    parts: Parts
-    squeezed: int
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        gate = layers.spatial_mean(x)
-        gate = self.parts.conv(self.squeezed, 1, use_bias=True, name="reduce")(gate)
-        gate = self.parts.act(gate)
-        gate = self.parts.conv(x.shape[-1], 1, use_bias=True, name="expand")(gate)
-        return x * nn.sigmoid(gate)
-
-
-class MBConvModule(nn.Module):
-    """See `MBConv`."""
-
-    parts: Parts
-    spec: MBConv
-
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        spec, parts, inputs = self.spec, self.parts, x
-        if spec.expanded != spec.inputs:
-            x = parts.conv(spec.expanded, 1, name="expand")(x)
-            x = parts.act(parts.norm(name="expand_norm")(x))
-        x = parts.depthwise(spec.kernel, spec.stride, name="depthwise")(x)
-        x = parts.act(parts.norm(name="depthwise_norm")(x))
-        if spec.squeezed:
-            x = SqueezeExcite(parts, spec.squeezed, name="squeeze_excite")(x)
-        x = parts.conv(spec.outputs, 1, name="project")(x)
-        x = parts.norm(name="project_norm")(x)
-        if not spec.has_skip:
-            return x
-        if train:
-            x = layers.stochastic_depth(x, spec.survival, self.make_rng("stochastic_depth"))
-        return x + inputs
-
-
-def mbconv(row: Stage, width: float, squeeze_ratio: float, inputs: int, **block) -> MBConv:
-    """A block of `row`; `block`: its name, stride and survival. A ratio of 0: no squeeze-excite."""
-    return MBConv(
-        kernel=row.kernel,
-        inputs=inputs,
-        expanded=inputs * row.expand,
-        outputs=scaling.round_filters(row.filters, width),
-        squeezed=max(1, int(inputs * squeeze_ratio)) if squeeze_ratio else 0,
-        **block,
-    )
-
-
 def architecture(
+    name: str,
     coefficients: Coefficients,
     num_classes: int = 1000,
     stem_stride: int = 2,
     survival_probability: float = 0.8,
 ) -> Architecture:
-    """Scales and rounds the table."""
-    width = coefficients.width
-    stem = Stem(scaling.round_filters(STEM_FILTERS, width), stride=stem_stride)
-    make = functools.partial(mbconv, width=width, squeeze_ratio=SQUEEZE_RATIO)
+    """Scales and rounds the table of a family."""
+    family, width = FAMILIES[name], coefficients.width
+    rounded = functools.partial(scaling.round_filters, width=width, least=family.least)
+    ends = (lambda filters: filters) if family.fixed_ends else rounded
+    stem = Stem(ends(family.stem_filters), stride=stem_stride)
     return Architecture(
         resolution=coefficients.resolution,
         stem=stem,
-        stages=scale_stages(STAGES, make, stem.filters, coefficients.depth, survival_probability),
-        head_filters=scaling.round_filters(HEAD_FILTERS, width),
+        stages=scale_stages(
+            family.stages,
+            functools.partial(block_of, rounded=rounded, squeeze_ratio=family.squeeze_ratio),
+            stem.filters,
+            coefficients.depth,
+            survival_probability,
+            family.fixed_ends,
+        ),
+        head_filters=ends(HEAD_FILTERS),
         num_classes=num_classes,
-        activation=swish,
+        activation=family.activation,
     )

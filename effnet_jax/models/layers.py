@@ -56,9 +56,9 @@ def stochastic_depth(x: jax.Array, survival: float, key: jax.Array) -> jax.Array
 
 
 class Conv(nn.Module):
-    """Convolution with SAME padding (an odd pixel goes to the bottom and right, as in TensorFlow).
+    """Convolution; a 1x1 one is computed as the matrix product that it is.
 
-    A 1x1 convolution is computed as the matrix product that it is.
+    `padding`: "same" or "symmetric", see `operations.PADDINGS`.
     """
 
     filters: int
@@ -66,6 +66,7 @@ class Conv(nn.Module):
     stride: int = 1
     use_bias: bool = False
     dtype: jnp.dtype = jnp.float32
+    padding: str = "same"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -76,7 +77,11 @@ class Conv(nn.Module):
             x = operations.pointwise_conv(x, kernel)
         else:
             x = jax.lax.conv_general_dilated(
-                x, kernel, (self.stride,) * 2, "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+                x,
+                kernel,
+                (self.stride,) * 2,
+                operations.lax_padding(self.kernel, self.padding),
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
             )
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.filters,), jnp.float32)
@@ -85,18 +90,20 @@ class Conv(nn.Module):
 
 
 class DepthwiseConv(nn.Module):
-    """One kernel a channel, SAME padding. Parameter: kernel [k, k, 1, C]."""
+    """One kernel a channel. Parameter: kernel [k, k, 1, C]."""
 
     kernel: int
     stride: int = 1
     dtype: jnp.dtype = jnp.float32
+    padding: str = "same"
     operation: Callable[..., jax.Array] = depthwise_conv
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (self.kernel, self.kernel, 1, x.shape[-1])
         kernel = self.param("kernel", depthwise_init, shape, jnp.float32)
-        return self.operation(x.astype(self.dtype), kernel.astype(self.dtype), self.stride)
+        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        return self.operation(x, kernel, self.stride, self.padding)
 
 
 class Dense(nn.Module):

@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 
 from effnet_jax import scaling
-from effnet_jax.models.efficientnet import Stage, mbconv
+from effnet_jax.models.mbconv import Stage, block_of
 from effnet_jax.models.network import Architecture, Block, Parts, Stem, scale_stages
 from effnet_jax.scaling import Coefficients, Layer
 
@@ -52,7 +52,7 @@ V2_HEAD_FILTERS = 1280
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Separable(Block):
-    """Depthwise 3x3, then pointwise, each with normalisation and activation. It has no skip."""
+    """Depthwise 3x3, then pointwise, each with normalisation and activation."""
 
     def layers(self, size: int) -> list[Layer]:
         name, inputs, size = self.name, self.inputs, -(-size // self.stride)
@@ -83,8 +83,8 @@ class SeparableModule(nn.Module):
 
 
 def separable(row: SeparableStage, width: float, **block) -> Separable:
-    """A block of `row`; `block`: its name, stride, inputs and survival."""
-    return Separable(outputs=scaling.round_filters(row.filters, width), **block)
+    """A block of `row`, which has no skip; `block`: its name, stride, inputs and survival."""
+    return Separable(outputs=scaling.round_filters(row.filters, width), skip=False, **block)
 
 
 def v1(
@@ -117,7 +117,8 @@ def v2(
     """MobileNetV2, scaled and rounded. Its head is never narrower than the base's (section 5)."""
     width = coefficients.width
     stem = Stem(scaling.round_filters(STEM_FILTERS, width), stride=stem_stride)
-    make = functools.partial(mbconv, width=width, squeeze_ratio=0)
+    rounded = functools.partial(scaling.round_filters, width=width)
+    make = functools.partial(block_of, rounded=rounded, squeeze_ratio=0)
     depth = coefficients.depth
     return Architecture(
         resolution=coefficients.resolution,

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from effnet_jax import scaling
-from effnet_jax.models import layers
+from effnet_jax.models import layers, operations
 from effnet_jax.scaling import Layer
 
 
@@ -46,6 +46,7 @@ class Block:
       inputs, outputs: channels before and after the block.
       survival: probability that the block is kept for a sample in training. Used only where the
         block has a skip.
+      skip: False: no skip, whatever the shapes.
     """
 
     name: str
@@ -53,11 +54,12 @@ class Block:
     inputs: int
     outputs: int
     survival: float
+    skip: bool = True
 
     @property
     def has_skip(self) -> bool:
-        """Whether the input can be added to the output as it is; MobileNetV1 adds it nowhere."""
-        return self.stride == 1 and self.inputs == self.outputs
+        """Whether the input is added to the output as it is."""
+        return self.skip and self.stride == 1 and self.inputs == self.outputs
 
     def layers(self, size: int) -> list[Layer]:
         """Its convolutions in order, for an input of `size` pixels a side."""
@@ -66,7 +68,7 @@ class Block:
     def module(self, parts: Parts, name: str) -> nn.Module:
         """The Flax module: `(x [N, h, w, inputs], train) -> [N, h / stride, w / stride, outputs]`.
 
-        SAME padding: h / stride is rounded up.
+        h / stride is rounded up.
         """
         raise NotImplementedError
 
@@ -109,7 +111,7 @@ class Architecture:
     def layers(self) -> list[Layer]:
         """Every convolution and dense layer in order, named as in the parameter tree."""
         stem = self.stem
-        size = -(-self.resolution // stem.stride)  # SAME padding rounds up.
+        size = -(-self.resolution // stem.stride)  # Either padding rounds up.
         rows = [Layer("stem/conv", stem.kernel, stem.stride, 3, stem.filters, size, norm=True)]
         if stem.pool:
             size = -(-size // 2)
@@ -136,6 +138,7 @@ def scale_stages(
     inputs: int,
     depth: float,
     survival_probability: float,
+    fixed_ends: bool = False,
 ) -> tuple[tuple[Block, ...], ...]:
     """The blocks of every row, the number of them scaled by `depth` and rounded up.
 
@@ -146,8 +149,11 @@ def scale_stages(
       rows: of the family's table.
       make: `(row, name=, stride=, inputs=, survival=)` -> block.
       inputs: channels that enter the first block.
+      fixed_ends: whether the first and the last row keep their number of blocks.
     """
     repeats = [scaling.round_repeats(row.repeats, depth) for row in rows]
+    if fixed_ends:
+        repeats[0], repeats[-1] = rows[0].repeats, rows[-1].repeats
     stages, index = [], 0
     for number, (row, count) in enumerate(zip(rows, repeats, strict=True), 1):
         blocks = []
@@ -205,7 +211,8 @@ class Network(nn.Module):
       dropout: rate between pooling and classifier.
       momentum, epsilon: of batch normalisation; momentum is the fraction of the running value kept.
       dtype: of the computation; parameters and statistics stay float32.
-      depthwise_conv: the operation of the depthwise layers, `(x, kernel, stride) -> y`.
+      padding: of every convolution and pooling, same or symmetric; see `operations.PADDINGS`.
+      depthwise_conv: the operation of the depthwise layers, `(x, kernel, stride, padding) -> y`.
       zero_classifier: whether the classifier's weights start at 0, not at the reference's values.
       remat: whether a block's inside is computed again for the gradient, instead of kept.
       batch_norm_group, batch_norm_axis: who shares statistics in training; see `layers.BatchNorm`.
@@ -216,6 +223,7 @@ class Network(nn.Module):
     momentum: float = 0.99
     epsilon: float = 1e-3
     dtype: jnp.dtype = jnp.float32
+    padding: str = "same"
     depthwise_conv: Callable[..., jax.Array] = layers.depthwise_conv
     zero_classifier: bool = False
     remat: bool = False
@@ -238,9 +246,12 @@ class Network(nn.Module):
         """
         spec = self.architecture
         parts = Parts(
-            conv=functools.partial(layers.Conv, dtype=self.dtype),
+            conv=functools.partial(layers.Conv, dtype=self.dtype, padding=self.padding),
             depthwise=functools.partial(
-                layers.DepthwiseConv, dtype=self.dtype, operation=self.depthwise_conv
+                layers.DepthwiseConv,
+                dtype=self.dtype,
+                padding=self.padding,
+                operation=self.depthwise_conv,
             ),
             norm=functools.partial(
                 layers.BatchNorm,
@@ -256,7 +267,7 @@ class Network(nn.Module):
         x, stem = images.astype(self.dtype), spec.stem
         x = ConvNormAct(parts, stem.filters, stem.kernel, stem.stride, name="stem")(x)
         if stem.pool:
-            x = nn.max_pool(x, (3, 3), strides=(2, 2), padding="SAME")
+            x = nn.max_pool(x, (3, 3), (2, 2), operations.lax_padding(3, self.padding))
         features["stem"] = x
         for number, blocks in enumerate(spec.stages, 1):
             x = Blocks(parts, blocks, self.remat, name=f"stage{number}")(x, train)

@@ -18,11 +18,23 @@ from jax import Array, lax
 SUM_TERMS = 8
 PRODUCT_TERMS = 14
 
+# Zeros around an image. TensorFlow's "SAME": as few as are needed, an odd one at the bottom and
+# right. PyTorch's: (k - 1) // 2 on every side. Both leave ceil(size / stride) pixels where k is
+# odd, and differ where the stride is 2 and the size even: weights belong to one of them.
+PADDINGS = ("same", "symmetric")
 
-def _same_padding(size, k, stride):
-    """Zeros before and after an axis under TensorFlow's SAME: the odd one goes after."""
+
+def _zeros(size, k, stride, padding):
+    """Zeros before and after an axis of `size` pixels."""
+    if padding == "symmetric":
+        return (k - 1) // 2, (k - 1) // 2
     total = max((-(-size // stride) - 1) * stride + k - size, 0)
     return total // 2, total - total // 2
+
+
+def lax_padding(k: int, padding: str) -> str | tuple[tuple[int, int], tuple[int, int]]:
+    """`padding` of a k x k window, as `lax` and `nn.max_pool` take it."""
+    return "SAME" if padding == "same" else (_zeros(0, k, 1, padding),) * 2
 
 
 def _fold_rows(rows, h, terms):
@@ -79,26 +91,26 @@ spatial_mean.defvjp(lambda x: (spatial_mean(x), x), _spatial_mean_bwd)
 # ---- Depthwise convolution
 
 
-def lax_depthwise_conv(x: Array, kernel: Array, stride: int) -> Array:
+def lax_depthwise_conv(x: Array, kernel: Array, stride: int, padding: str = "same") -> Array:
     """The plain form of `depthwise_conv`: a grouped convolution. Right everywhere, slow on CPU."""
     return lax.conv_general_dilated(
         x,
         kernel,
         (stride, stride),
-        "SAME",
+        lax_padding(len(kernel), padding),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=x.shape[-1],
     )
 
 
-def _padded(x, k, stride):
-    """x [N, H, W, C] with SAME's zeros around it.
+def _padded(x, k, stride, padding):
+    """x [N, H, W, C] with its zeros around it.
 
     The forward pass and the filter gradient both call this, on the same x: XLA then keeps the
     padded array alone and never writes x itself. The barrier keeps x's producer (BatchNorm, swish)
     from being computed again for each of the k*k taps.
     """
-    h, w = (_same_padding(size, k, stride) for size in x.shape[1:3])
+    h, w = (_zeros(size, k, stride, padding) for size in x.shape[1:3])
     return lax.optimization_barrier(jnp.pad(x, ((0, 0), h, w, (0, 0))))
 
 
@@ -108,15 +120,15 @@ def _tap(x, i, j, stride, h, w):
     return lax.slice(x, (0, i, j, 0), limits, (1, stride, stride, 1))
 
 
-def _shifted(x, kernel, stride):
+def _shifted(x, kernel, stride, padding):
     """The convolution as k*k shifted multiply-adds, which XLA CPU fuses into one fast loop."""
     k = kernel.shape[0]
     h, w = (-(-size // stride) for size in x.shape[1:3])
-    x = _padded(x, k, stride)
+    x = _padded(x, k, stride, padding)
     return sum(_tap(x, i, j, stride, h, w) * kernel[i, j, 0] for i in range(k) for j in range(k))
 
 
-def _shifted_input_grad(dy, kernel, stride, h, w):
+def _shifted_input_grad(dy, kernel, stride, padding, h, w):
     """Gradient for x [N, h, w, C], as shifted multiply-adds of dy.
 
     With stride 2 the even and odd rows and columns of x see different taps: each of the four
@@ -124,7 +136,7 @@ def _shifted_input_grad(dy, kernel, stride, h, w):
     times out of four.
     """
     k = kernel.shape[0]
-    (top, _), (left, _) = _same_padding(h, k, stride), _same_padding(w, k, stride)
+    (top, _), (left, _) = (_zeros(size, k, stride, padding) for size in (h, w))
     rows, columns = -(-h // stride), -(-w // stride)
     dy = lax.optimization_barrier(jnp.pad(dy, ((0, 0), (k, k), (k, k), (0, 0))))
 
@@ -144,11 +156,11 @@ def _shifted_input_grad(dy, kernel, stride, h, w):
     return dx.reshape(dx.shape[0], rows * stride, columns * stride, -1)[:, :h, :w]
 
 
-def _shifted_filter_grad(x, dy, kernel, stride):
+def _shifted_filter_grad(x, dy, kernel, stride, padding):
     """Gradient for the kernel: for every tap, the sum over N, H and W of dy times the shifted x."""
     k = kernel.shape[0]
     _, h, w, _ = dy.shape
-    x, dy = _padded(x, k, stride), lax.optimization_barrier(dy)
+    x, dy = _padded(x, k, stride, padding), lax.optimization_barrier(dy)
 
     def products(i, j):
         def rows(start, stop):
@@ -165,9 +177,9 @@ def _shifted_filter_grad(x, dy, kernel, stride):
     return jnp.stack(sums).reshape(kernel.shape).astype(kernel.dtype)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def depthwise_conv(x: Array, kernel: Array, stride: int) -> Array:
-    """Depthwise convolution with SAME padding, one filter for each channel.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def depthwise_conv(x: Array, kernel: Array, stride: int, padding: str = "same") -> Array:
+    """Depthwise convolution, one filter for each channel.
 
     x [N, H, W, C], kernel [k, k, 1, C] with k odd -> [N, ceil(H / stride), ceil(W / stride), C].
     The gradient is written out because automatic differentiation of the shifted form moves several
@@ -176,22 +188,23 @@ def depthwise_conv(x: Array, kernel: Array, stride: int) -> Array:
     return lax.platform_dependent(
         x,
         kernel,
-        cpu=functools.partial(_shifted, stride=stride),
-        default=functools.partial(lax_depthwise_conv, stride=stride),
+        cpu=functools.partial(_shifted, stride=stride, padding=padding),
+        default=functools.partial(lax_depthwise_conv, stride=stride, padding=padding),
     )
 
 
-def _depthwise_fwd(x, kernel, stride):
-    return depthwise_conv(x, kernel, stride), (x, kernel)
+def _depthwise_fwd(x, kernel, stride, padding):
+    return depthwise_conv(x, kernel, stride, padding), (x, kernel)
 
 
-def _depthwise_bwd(stride, residuals, dy):
+def _depthwise_bwd(stride, padding, residuals, dy):
     def cpu(x, kernel, dy):
-        dx = _shifted_input_grad(dy, kernel, stride, *x.shape[1:3])
-        return dx, _shifted_filter_grad(x, dy, kernel, stride)
+        dx = _shifted_input_grad(dy, kernel, stride, padding, *x.shape[1:3])
+        return dx, _shifted_filter_grad(x, dy, kernel, stride, padding)
 
     def default(x, kernel, dy):
-        return jax.vjp(functools.partial(lax_depthwise_conv, stride=stride), x, kernel)[1](dy)
+        plain = functools.partial(lax_depthwise_conv, stride=stride, padding=padding)
+        return jax.vjp(plain, x, kernel)[1](dy)
 
     return lax.platform_dependent(*residuals, dy, cpu=cpu, default=default)
 

@@ -2,8 +2,10 @@
 
 As in: python -m effnet_jax.tools.summary b0 phi=1.5 resnet50 mobilenet_v2,w=2,d=1,r=224
 
-A model is b0 to b8, l2, phi=NUMBER, or w=WIDTH,d=DEPTH,r=PIXELS; or another base network alone, or
-with a comma and either of the last two: mobilenet_v1, mobilenet_v2, resnet18 to resnet1001.
+A model is b0 to b8, l2, lite0 to lite4, edgetpu-s, -m, -l, v2-b0 to v2-b3, v2-s, -m, -l, -xl,
+phi=NUMBER, or w=WIDTH,d=DEPTH,r=PIXELS; or another base network alone, or with a comma and either
+of the last two: efficientnet_lite, _edgetpu, _v2, _v2_s, _v2_m, _v2_l, _v2_xl, mobilenet_v1,
+mobilenet_v2, resnet18 to resnet1001. Or a whole family: v1, lite, edgetpu, v2; or all of them.
 --layers adds the table of layers, --json prints a list of objects in the order asked.
 """
 
@@ -17,7 +19,19 @@ import rich.table
 
 from configs import default
 from effnet_jax import cli, models, scaling
+from effnet_jax.analysis import paper
 from effnet_jax.errors import UserError
+from effnet_jax.models.efficientnet import VARIANTS
+
+# Words that stand for several models.
+FAMILIES = {
+    "all": list(VARIANTS),
+    "v1": [name for name, variant in VARIANTS.items() if variant.base == "efficientnet"],
+    **{
+        word: [name for name in VARIANTS if name.startswith(word)]
+        for word in ("lite", "edgetpu", "v2")
+    },
+}
 
 
 def describe(name: str, num_classes: int, stem_stride: int, with_layers: bool) -> dict[str, Any]:
@@ -47,6 +61,22 @@ def describe(name: str, num_classes: int, stem_stride: int, with_layers: bool) -
     return result
 
 
+def model_table(
+    rows: list[dict[str, Any]], published: dict[str, dict[str, str]]
+) -> rich.table.Table:
+    """A row a model; what was printed of it beside what is counted, "" where it wasn't."""
+    columns = ("model", "width", "depth", "resolution", "parameters", "published", "multiply-adds")
+    table = rich.table.Table(*columns, "published")
+    for row in rows:
+        scale = [f"{row['width']:.4g}", f"{row['depth']:.4g}", str(row["resolution"])]
+        counts = [f"{row[key]:,}" for key in ("parameters", "multiply_adds")]
+        printed = published.get(row["model"], {"params_M": "", "flops_B": ""})
+        parameters = printed["params_M"] and f"{printed['params_M']} M"
+        multiply_adds = printed["flops_B"] and f"{printed['flops_B']} B"
+        table.add_row(row["model"], *scale, counts[0], parameters, counts[1], multiply_adds)
+    return table
+
+
 def layer_table(row: dict[str, Any]) -> rich.table.Table:
     """The layers of one model, with the shape of what each puts out."""
     columns = ("layer", "kernel", "stride", "output", "groups", "parameters", "multiply-adds")
@@ -74,18 +104,20 @@ def main() -> None:
     if args.num_classes < 1:
         raise UserError(f"--num_classes must be 1 or more; got {args.num_classes}")
 
-    rows = [describe(m, args.num_classes, args.stem_stride, args.layers) for m in args.models]
+    names = [name for word in args.models for name in FAMILIES.get(word, [word])]
+    rows = [describe(m, args.num_classes, args.stem_stride, args.layers) for m in names]
     if args.json:
         print(json.dumps(rows, indent=2))
         return
     console = rich.console.Console()
     if not console.is_terminal:
         console.width = 120  # A pipe or a file has no width; the default of 80 would cut numbers.
-    table = rich.table.Table("model", "width", "depth", "resolution", "parameters", "multiply-adds")
-    for row in rows:
-        scale = [f"{row['width']:.4g}", f"{row['depth']:.4g}", str(row["resolution"])]
-        table.add_row(row["model"], *scale, f"{row['parameters']:,}", f"{row['multiply_adds']:,}")
-    console.print(table)
+    # Published figures are of the published network alone.
+    comparable = (args.num_classes, args.stem_stride) == (1000, 2)
+    published = paper.published() if comparable else {}
+    console.print(model_table(rows, published))
+    for line in paper.differences(published.keys() & set(names)):
+        console.print(line, highlight=False)
     for row in rows if args.layers else ():
         console.print(layer_table(row))
 

@@ -1,5 +1,6 @@
-"""MobileNetV1, MobileNetV2 and ResNet against figures from outside, and the names of all models."""
+"""MobileNetV1, MobileNetV2 and ResNet against figures from outside; what all models share."""
 
+import dataclasses
 import functools
 
 import jax
@@ -8,9 +9,10 @@ import numpy as np
 import pytest
 from conftest import config_for, read_golden, variable_shapes
 
+from configs import default
 from effnet_jax import models, scaling
 from effnet_jax.errors import UserError
-from effnet_jax.models import init_variables, layers, network, resnet
+from effnet_jax.models import efficientnet, init_variables, layers, network, resnet
 from effnet_jax.models.operations import lax_depthwise_conv
 from effnet_jax.scaling import Coefficients
 
@@ -100,17 +102,24 @@ def test_the_table_s_feature_sizes_are_the_module_s(base, stem_stride, stem):
 
 
 @pytest.mark.parametrize(
-    "name",
+    ("base", "stages"),  # As many stages as have every kind of layer.
     [
-        "mobilenet_v1,w=0.125,d=0.1,r=32",
-        "resnet18,w=0.125,d=0.1,r=32",
-        "resnet50,w=0.125,d=0.1,r=32",
+        ("efficientnet_lite", 2),
+        ("efficientnet_edgetpu", 2),
+        ("efficientnet_v2", 4),
+        ("mobilenet_v1", 2),
+        ("resnet18", 2),
+        ("resnet50", 2),
     ],
 )
-def test_every_parameter_gets_a_gradient(name):
-    survival = 1.0 if name.startswith("mobilenet") else 0.8
+def test_every_parameter_gets_a_gradient(base, stages):
+    survival = 1.0 if base.startswith("mobilenet") else 0.8
+    name = f"{base},w=0.125,d=0.1,r=32"
     model = models.build(config_for(name, num_classes=10, survival_probability=survival))
-    model = model.clone(depthwise_conv=lax_depthwise_conv)  # Compiles in half the time.
+    spec = model.architecture
+    spec = dataclasses.replace(spec, stages=spec.stages[:stages])
+    # The plain form compiles in half the time.
+    model = model.clone(architecture=spec, depthwise_conv=lax_depthwise_conv)
     shapes = jax.eval_shape(lambda: init_variables(model, 32, jax.random.key(0)))
     # Any values do, but for the fresh scales of 0 that keep gradients out of residual branches.
     rng = np.random.default_rng(0)
@@ -177,6 +186,14 @@ def test_names_set_the_base_with_its_own_regularisation():
         "b7": (0.5, 0.8, 600),
         "efficientnet": (0.2, 0.8, 224),
         "efficientnet,phi=7": (0.5, 0.8, 596),  # 224 * 1.15^7 = 595.9
+        "lite4": (0.3, 0.8, 300),
+        "efficientnet_lite,phi=7": (0.5, 0.8, 596),
+        "edgetpu-l": (0.3, 0.8, 300),
+        "efficientnet_edgetpu,w=1,d=1,r=64": (0.2, 0.8, 64),
+        "v2-b3": (0.3, 0.8, 300),
+        "v2-m": (0.3, 0.8, 480),
+        "efficientnet_v2_xl": (0.4, 0.8, 512),
+        "efficientnet_v2_s,phi=1": (0.2, 0.8, 442),  # 384 * 1.15 = 441.6
         "mobilenet_v1": (0.2, 1.0, 224),
         "mobilenet_v2,phi=7": (0.2, 1.0, 596),
         "resnet50": (0.0, 1.0, 224),
@@ -189,7 +206,33 @@ def test_names_set_the_base_with_its_own_regularisation():
         found = (model.dropout, config.survival_probability, model.architecture.resolution)
         assert found == pytest.approx(expected), name
     assert models.coefficients(config_for("resnet50,phi=1")) == scaling.compound(1)
-    assert models.architecture(config_for("efficientnet")) == models.architecture(config_for("b0"))
+    for base, name in {
+        "efficientnet": "b0",
+        "efficientnet_lite": "lite0",
+        "efficientnet_edgetpu": "edgetpu-s",
+        "efficientnet_v2": "v2-b0",
+        "efficientnet_v2_s": "v2-s",
+        "efficientnet_v2_l": "v2-l",
+    }.items():
+        assert config_for(base) == config_for(name)
+
+
+@pytest.mark.parametrize("name", efficientnet.VARIANTS)
+def test_names_set_momentum_and_normalisation(name):
+    # reference/numerical_diffs.csv.
+    config = default.get_config(name)
+    assert config.model.batch_norm_momentum == (0.9 if name.startswith("v2") else 0.99)
+    if name.startswith(("lite", "edgetpu")):
+        mean, std = 127, 128
+    elif name in ("v2-s", "v2-m", "v2-l", "v2-xl"):
+        mean, std = 128, 128
+    else:
+        mean, std = 255 * np.array([0.485, 0.456, 0.406]), 255 * np.array([0.229, 0.224, 0.225])
+    pixels = np.array([0.0, 127.0, 255.0])
+    images = layers.normalize_images(
+        pixels.astype(np.uint8), config.preprocess.mean, config.preprocess.std
+    )
+    np.testing.assert_allclose(images, (pixels - mean) / std, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -203,6 +246,11 @@ def test_names_set_the_base_with_its_own_regularisation():
         ("resnet50,phi=x", "resnet50,phi=1.5"),
         ("resnet50,d=2", "cannot read"),
         ("b0,phi=1", "cannot read"),
+        ("v2-s,phi=1", "cannot read"),
+        ("lite5", "lite4"),
+        ("v2_s", "v2-s"),
+        ("edgetpu-xl", "edgetpu-l"),
+        ("efficientnet_v3", "efficientnet_v2"),
     ],
 )
 def test_a_wrong_name_is_told_what_to_write(name, message):

@@ -1,15 +1,20 @@
 """The network against the reference's blocks, names, shapes and initial values."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import TINY, config_for, read_golden, variable_shapes
+from conftest import TINY, config_for, golden_config, read_golden, shapes_of, variable_shapes
 
 from effnet_jax import models, scaling
 from effnet_jax.errors import UserError
 from effnet_jax.models import init_variables
 from effnet_jax.models.efficientnet import VARIANTS
+from effnet_jax.models.mbconv import FusedMBConv
+from effnet_jax.models.network import Network
+from effnet_jax.models.operations import lax_depthwise_conv
 
 
 def init(model, resolution: int, key: jax.Array):
@@ -31,7 +36,8 @@ def tiny_model():
 
 def test_every_block_is_the_reference_s():
     rows = read_golden("blocks.csv")
-    assert {row["model"] for row in rows} == {f"b{i}" for i in range(8)}
+    others = {"lite0", "v2-b0", "v2-s"}
+    assert {row["model"] for row in rows} == {f"b{i}" for i in range(8)} | others
     for name in sorted({row["model"] for row in rows}):
         spec = models.architecture(config_for(name))
         blocks = [block for stage in spec.stages for block in stage]
@@ -44,23 +50,58 @@ def test_every_block_is_the_reference_s():
             assert block.inputs == int(row["cin"])
             assert block.expanded == int(row["expanded"])
             assert block.outputs == int(row["cout"])
-            assert block.squeezed == int(row["se_reduced"])
+            assert isinstance(block, FusedMBConv) == (row["op"] == "fused")
+            assert getattr(block, "squeezed", 0) == int(row["se_reduced"])
             assert block.has_skip == (row["identity_skip"] == "yes")
             assert block.survival == pytest.approx(float(row["survival_prob"]), abs=1e-9)
 
 
-def test_names_and_shapes_of_b0_are_the_golden_ones():
-    golden = {
-        row["name"]: tuple(map(int, row["shape"].split("x"))) for row in read_golden("b0_names.csv")
-    }
-    assert variable_shapes(config_for("b0")) == golden
+@pytest.mark.parametrize("name", ["b0", "lite0", "v2-b0"])
+def test_names_and_shapes_are_the_golden_ones(name):
+    rows = read_golden(f"{name.replace('-', '_')}_names.csv")
+    golden = {row["name"]: tuple(map(int, row["shape"].split("x"))) for row in rows}
+    assert variable_shapes(config_for(name)) == golden
+
+
+def test_every_stage_is_the_reference_s():
+    rows = read_golden("stages.csv")
+    assert {row["model"].split("/")[0].lower() for row in rows} == set(VARIANTS)
+    for name in sorted({row["model"] for row in rows}):
+        spec = models.architecture(golden_config(name))
+        golden = [row for row in rows if row["model"] == name]
+        sizes = {layer.name: layer.size for layer in spec.layers()}
+        size = sizes["stem/conv"]
+        assert len(spec.stages) == len(golden)
+        for blocks, row in zip(spec.stages, golden, strict=True):
+            first, number = blocks[0], row["stage"]
+            assert isinstance(first, FusedMBConv) == (row["op"] != "mb")
+            assert (first.kernel, first.stride) == (int(row["kernel"]), int(row["stride"]))
+            assert len(blocks) == int(row["repeats"])
+            assert first.expanded == int(row["expand"]) * int(row["cin"])
+            # EdgeTPU's stem has other filters than its table says.
+            table = row["op"] == "edge" and number == "1"
+            assert first.inputs == int(row["stem" if table else "cin"])
+            assert {block.outputs for block in blocks} == {int(row["cout"])}
+            ratio = float(row["se_ratio"])
+            assert getattr(first, "squeezed", 0) == int(first.inputs * ratio)
+            assert size == int(row["stage_input_res"])
+            size = sizes[f"stage{number}/block{len(blocks)}/project"]
+            for block in blocks:
+                fits = block.stride == 1 and block.inputs == block.outputs
+                assert block.has_skip == (fits and not table)
+        assert (spec.stem.filters, spec.head_filters) == (int(row["stem"]), int(row["head"]))
+        assert size == sizes["head/conv"] == int(row["final_feature_res"])
 
 
 @pytest.mark.parametrize("name", [*VARIANTS, "phi=-2.5", "phi=1.5", "w=0.7,d=2.3,r=111"])
 def test_the_table_counts_what_the_module_builds(name):
-    config = config_for(name)
-    shapes = variable_shapes(config)
-    layers = models.architecture(config).layers()
+    spec = models.architecture(config_for(name))
+    for blocks in spec.stages:  # From the second on they are the same, so that two are enough.
+        same = {dataclasses.replace(block, name="", survival=1.0) for block in blocks[1:]}
+        assert len(same) == min(1, len(blocks) - 1)
+    spec = dataclasses.replace(spec, stages=tuple(blocks[:2] for blocks in spec.stages))
+    shapes = shapes_of(Network(spec, depthwise_conv=lax_depthwise_conv))
+    layers = spec.layers()
     cost = scaling.cost(layers)
 
     def total(part):

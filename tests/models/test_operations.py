@@ -10,17 +10,18 @@ import pytest
 from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from effnet_jax.models import operations
+from effnet_jax.models import layers, operations
 
 SIZES = [(8, 8), (9, 9), (7, 10), (1, 1), (2, 3)]
 
 
-def plain_depthwise(x, kernel, stride):
+def plain_depthwise(x, kernel, stride, padding="same"):
+    zeros = len(kernel) // 2
     return lax.conv_general_dilated(
         x,
         kernel,
         (stride, stride),
-        "SAME",
+        "SAME" if padding == "same" else [(zeros, zeros), (zeros, zeros)],
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=x.shape[-1],
         precision=lax.Precision.HIGHEST,
@@ -54,6 +55,46 @@ def test_depthwise_and_both_gradients_equal_lax(kernel, stride):
         plain = jax.jit(functools.partial(value_and_grads, plain_depthwise, stride=stride))
         for actual, expected in zip(ours(x, w), plain(x, w), strict=True):
             assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("kernel", [3, 5])
+def test_depthwise_and_both_gradients_equal_lax_with_symmetric_padding(kernel):
+    keys = jax.random.split(jax.random.key(kernel), 2)
+    w = jax.random.normal(keys[1], (kernel, kernel, 1, 6))
+    for height, width in [(8, 7), (1, 2)]:
+        x = jax.random.normal(keys[0], (2, height, width, 6))
+        found, same, expected = (
+            jax.jit(functools.partial(value_and_grads, operation, stride=2))(x, w)
+            for operation in (
+                functools.partial(operations.depthwise_conv, padding="symmetric"),
+                operations.depthwise_conv,
+                functools.partial(plain_depthwise, padding="symmetric"),
+            )
+        )
+        for actual, right in zip(found, expected, strict=True):
+            assert_close(actual, right)
+        assert not np.allclose(found[0], same[0])  # An even side tells the two apart.
+
+
+@pytest.mark.parametrize("size", [8, 9])
+@pytest.mark.parametrize("kernel", [1, 3, 7])
+def test_symmetric_padding_of_convolutions(kernel, size):
+    x = jax.random.normal(jax.random.key(0), (1, size, size, 2))
+    module = layers.Conv(4, kernel, 2, padding="symmetric")
+    y, variables = module.init_with_output(jax.random.key(1), x)
+    zeros = [(kernel // 2, kernel // 2)] * 2
+    padded = jnp.pad(x, [(0, 0), *zeros, (0, 0)])
+    expected = lax.conv_general_dilated(
+        padded,
+        variables["params"]["kernel"],
+        (2, 2),
+        "VALID",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    assert_close(y, expected)
+    same = layers.Conv(4, kernel, 2).apply(variables, x)
+    assert same.shape == y.shape
+    assert np.allclose(same, y) == (size == 9 or kernel == 1)
 
 
 def test_depthwise_in_bfloat16():

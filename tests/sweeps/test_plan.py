@@ -135,6 +135,19 @@ def test_phi_scales_other_bases_by_number_alone():
         plan.make_plan(config, "phi:b0,1")
 
 
+def test_phi_knows_the_published_models_of_the_config_s_base():
+    config = default.get_config("v2-b0")
+    config.model.num_classes = 1000
+    config.model.batch_norm_momentum = 0.95
+    planned = plan.make_plan(config, "phi:v2-b0,v2-b3,1")
+    assert [each.run.name for each in planned] == ["v2-b0", "v2-b3", "phi=1"]
+    assert planned[1].cost.parameters == 14_358_406  # reference/param_counts.csv.
+    assert planned[1].config.model.dropout == 0.3
+    assert {each.config.model.batch_norm_momentum for each in planned} == {0.95}
+    with pytest.raises(UserError, match="v2-s is no efficientnet_v2; name its scales by number"):
+        plan.make_plan(config, "phi:v2-b0,v2-s")
+
+
 def test_a_sweep_file_of_the_user_s_own(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text("x = 1")
@@ -229,5 +242,8 @@ def test_a_saved_config_comes_back_whole_and_scales_from_its_own_base(tmp_path):
     assert models.coefficients(scaled).depth == pytest.approx(0.3 * 1.3**2)
     assert models.coefficients(scaled).resolution == pytest.approx(60.5, abs=0.5)  # 50 * 1.1^2
     assert scaled.dropout == 0.0
+    assert saved.get_config(f"{path},b3").model.width == 1.2
+    with pytest.raises(UserError, match="lite3 is no efficientnet"):
+        saved.get_config(f"{path},lite3")
     with pytest.raises(UserError, match="can't read a config"):
         saved.get_config(str(tmp_path / "none.json"))

@@ -16,7 +16,7 @@ from jax.sharding import AxisType
 from configs import default
 from effnet_jax import models, parallel
 from effnet_jax.analysis.program import Collective, collectives
-from effnet_jax.models.efficientnet import MBConv
+from effnet_jax.models.mbconv import MBConv
 from effnet_jax.models.network import Architecture, Network, Stem
 from effnet_jax.models.operations import swish
 from effnet_jax.models.resnet import Convolution, Residual
