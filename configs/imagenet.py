@@ -83,6 +83,10 @@ def get_config(argument: str = "b0"):
         # Of google/automl efficientnetv2, hparams.py: batch, and no weight decay of any bias.
         config.batch_size = 4096
         config.optimizer.weight_decay_rules = ((r".*/(scale|bias)", 0.0), (r".*", 1.0))
+        if V2[model].magnitude is not None:  # preprocessing.py; the B's keep V1's.
+            config.preprocess.interpolation = "bilinear"
+            config.preprocess.crop_rule = "whole"
+            config.preprocess.crop_area = (0.05, 1.0)
     if recipe == "progressive":
         in_stages(config, V2[model])
         return config

@@ -7,6 +7,7 @@ its number, and the data that it gets from the same number as ever.
 
 import dataclasses
 import math
+import operator
 from collections.abc import Sequence
 
 import flax.linen as nn
@@ -88,6 +89,17 @@ def configs(config: ConfigDict) -> list[ConfigDict]:
             stage.update_from_flattened_dict({KEYS[key]: kind(value)})
         result.append(stage)
     return result or [config]
+
+
+def check_overrides(config: ConfigDict, changed: ConfigDict) -> None:
+    """Raises UserError where a change to a config would be without effect, as stages replace it."""
+    for key, replaced in KEYS.items():
+        before, now = (operator.attrgetter(replaced)(each) for each in (config, changed))
+        if changed.progressive[key] and before != now:
+            raise UserError(
+                f"config.{replaced}={now} would train with config.progressive.{key}="
+                f"{changed.progressive[key]} all the same; set that to '()'"
+            )
 
 
 def largest(config: ConfigDict) -> ConfigDict:

@@ -29,7 +29,8 @@ def config(monkeypatch):
     """Two epochs of 32 steps in all, in stages that end at 10, 21 and 32, on one device."""
     data_mesh = parallel.data_mesh
     monkeypatch.setattr(parallel, "data_mesh", lambda: data_mesh(jax.devices()[:1]))
-    config = digits.get_config("w=0.25,d=0.1,r=16")
+    config = digits.get_config("efficientnet_v2,w=0.1,d=0.1,r=16")
+    config.optimizer.name = "sgd"  # With it, and without cutmix, the three compile a fifth faster.
     config.data.train_split = "train[:512]"
     config.batch_size, config.eval_batch_size = 32, 512
     config.epochs, config.eval_epochs, config.checkpoint.save_epochs = 2.0, 2.0, 1.0
@@ -37,7 +38,7 @@ def config(monkeypatch):
     config.augment.policy = "randaugment"
     config.progressive.resolution = (16, 20, 24)
     config.progressive.randaugment_magnitude = (5.0, 7.5, 10.0)
-    config.progressive.mixup_alpha = config.progressive.cutmix_alpha = (0.0, 0.1, 0.2)
+    config.progressive.mixup_alpha = (0.0, 0.1, 0.2)
     config.progressive.dropout = (0.1, 0.2, 0.3)
     return config
 
