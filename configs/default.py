@@ -139,6 +139,16 @@ def get_config(model: str = "b0") -> ConfigDict:
     config.augment.mixup_alpha = 0.0  # Beta(alpha, alpha) of mixup, on the device; 0.0: none.
     config.augment.cutmix_alpha = 0.0  # Of cutmix; where both are set, each takes half the images.
 
+    # Progressive learning (2104.00298): a value for each stage of the run, in place of its own, and
+    # as many for each key; (): its own value in all stages. Stages are as long as each other, and
+    # begin at whole epochs. Evaluation is at model.resolution.
+    config.progressive = ConfigDict()
+    config.progressive.resolution = ()  # Of training images, in pixels.
+    config.progressive.randaugment_magnitude = ()
+    config.progressive.mixup_alpha = ()
+    config.progressive.cutmix_alpha = ()
+    config.progressive.dropout = ()
+
     config.loss = ConfigDict()
     config.loss.label_smoothing = 0.1  # Training loss only; evaluation reports plain cross-entropy.
 

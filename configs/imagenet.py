@@ -2,21 +2,31 @@
 
 Command:   python train.py --config=configs/imagenet.py:b0 --workdir=runs/b0
            --config.data.data_dir=DIR [--config.batch_size=4096]
-Argument:  a model, and with a comma one of three recipes, as in b0,baseline or b5,randaugment:
+Argument:  a model, and with a comma one of four recipes, as in b0,baseline or b5,randaugment:
              autoaugment   AutoAugment v0; where none is named
              randaugment   2 operations an image, magnitude 17 for b5, 28 for b7 and b8, else 10
              baseline      crop and flip alone
-           Models are b0 to b8, l2, phi=1.5, or w=1.4,d=1.8,r=380; or another base network, scaled
-           or not: mobilenet_v1, mobilenet_v2, resnet18 to resnet1001, as in resnet50,phi=1.5.
+             progressive   EfficientNetV2's own, of which the others leave out the stages; for
+                           v2-s, v2-m, v2-l, v2-xl and v2-b0 to v2-b3, where none is named
+           Models are b0 to b8, l2, phi=1.5, or w=1.4,d=1.8,r=380; lite0 to lite4, edgetpu-s, -m
+           and -l; those of V2; or another base network, scaled or not: mobilenet_v1, mobilenet_v2,
+           resnet18 to resnet1001, as in resnet50,phi=1.5.
 Data:      imagenet2012 in DIR, written by python -m effnet_jax.tools.prepare_imagenet, or by TFDS
            as ArrayRecord. With the former, the reference's hold-out instead of the validation
            images: --config.data.train_split='train[25022:]' --config.data.eval_split=minival
-Hardware:  the reference trained on 32 or more TPU cores, batch 2048 or 4096.
+Hardware:  the reference trained on 32 or more TPU cores, batch 2048 or 4096; V2 on 32 TPUv3 cores,
+           v2-s in 7.1 hours, v2-m in 13, v2-l in 24.
 Expect:    the reference's published top-1, of which this repository has run none yet:
              baseline      b0 76.7, b1 78.7, b2 79.8, b3 81.1, b4 82.5, b5 83.1
              autoaugment   b0 77.1, b1 79.1, b2 80.1, b3 81.6, b4 82.9, b5 83.6, b6 84.0, b7 84.3
              randaugment   b5 83.7, b7 84.7
+             progressive   v2-s 83.9, v2-m 85.2, v2-l 85.7, v2-b0 78.7, v2-b1 79.8, v2-b2 80.5,
+                           v2-b3 82.1; for v2-xl, published from ImageNet-21k alone, there is none
 """
+
+from typing import NamedTuple
+
+import numpy as np
 
 from configs import default
 from effnet_jax.errors import UserError
@@ -26,18 +36,81 @@ RECIPES = {"autoaugment": "autoaugment", "randaugment": "randaugment", "baseline
 MAGNITUDES = {"b5": 17.0, "b7": 28.0, "b8": 28.0}
 
 
+class Last(NamedTuple):
+    """What a V2 is trained with in its last stage.
+
+    Attributes:
+      resolution: in pixels.
+      magnitude: of RandAugment; None: AutoAugment in all stages.
+      alpha: of mixup, and of cutmix.
+    """
+
+    resolution: int
+    magnitude: float | None
+    alpha: float
+
+
+# google/automl efficientnetv2 (6a54c87), effnetv2_configs.py. The paper has other maxima, and has
+# dropout grow as well (2104.00298, Table 6); in the code it is the model's throughout.
+V2 = {
+    "v2-s": Last(300, 10.0, 0.0),
+    "v2-m": Last(384, 15.0, 0.2),
+    "v2-l": Last(384, 20.0, 0.5),
+    "v2-xl": Last(384, 20.0, 0.5),
+    "v2-b0": Last(192, None, 0.0),
+    "v2-b1": Last(192, None, 0.0),
+    "v2-b2": Last(208, None, 0.0),
+    "v2-b3": Last(240, None, 0.0),
+}
+STAGES = 4
+BEFORE = 128  # Pixels; the first stage is one step above.
+
+
 def get_config(argument: str = "b0"):
     model, _, recipe = argument.rpartition(",")
-    if recipe not in RECIPES:
-        model, recipe = argument, "autoaugment"
+    if recipe not in (*RECIPES, "progressive"):
+        model, recipe = argument, "progressive" if argument in V2 else "autoaugment"
     elif not model:
         raise UserError(f"{argument!r} names no model; write one before it, as in b0,{recipe}")
+    if recipe == "progressive" and model not in V2:
+        raise UserError(f"{argument!r}: the recipe progressive is for {', '.join(V2)}")
     try:
         config = default.get_config(model)
     except UserError as error:
-        raise UserError(f"{error} After a comma: {', '.join(RECIPES)}.") from None
+        names = ", ".join((*RECIPES, "progressive"))
+        raise UserError(f"{error} After a comma: {names}.") from None
     config.model.dtype = "bfloat16"
+    if model in V2:
+        # Of google/automl efficientnetv2, hparams.py: batch, and no weight decay of any bias.
+        config.batch_size = 4096
+        config.optimizer.weight_decay_rules = ((r".*/(scale|bias)", 0.0), (r".*", 1.0))
+        if V2[model].magnitude is not None:  # preprocessing.py; the B's keep V1's.
+            config.preprocess.interpolation = "bilinear"
+            config.preprocess.crop_rule = "whole"
+            config.preprocess.crop_area = (0.05, 1.0)
+    if recipe == "progressive":
+        in_stages(config, V2[model])
+        return config
     config.augment.policy = RECIPES[recipe]
     if recipe == "randaugment":
         config.augment.randaugment_magnitude = MAGNITUDES.get(model, 10.0)
     return config
+
+
+def in_stages(config, last: Last) -> None:
+    """Fills `config.progressive` as google/automl efficientnetv2/main_tf2.py does, and `augment`.
+
+    Resolution grows from BEFORE by equal steps, rounded down; the rest from the first stage on.
+    """
+    shares = np.arange(1, STAGES + 1) / STAGES
+    sizes = BEFORE + (last.resolution - BEFORE) * shares
+    config.progressive.resolution = tuple(int(size) for size in sizes)
+    config.augment.policy = "autoaugment" if last.magnitude is None else "randaugment"
+    if last.magnitude is not None:
+        config.augment.randaugment_magnitude = last.magnitude
+        magnitudes = np.linspace(5, last.magnitude, STAGES)
+        config.progressive.randaugment_magnitude = tuple(magnitudes.tolist())
+    if last.alpha:
+        config.augment.mixup_alpha = config.augment.cutmix_alpha = last.alpha
+        alphas = tuple(np.linspace(0, last.alpha, STAGES).tolist())
+        config.progressive.mixup_alpha = config.progressive.cutmix_alpha = alphas

@@ -5,7 +5,7 @@ from ml_collections import ConfigDict
 from effnet_jax.errors import UserError
 
 ANY = float("inf")
-# Key: smallest and largest value, both allowed.
+# Key: smallest and largest value, both allowed; of each, where there are several.
 RANGES = {
     "seed": (0, 2**32 - 2),
     "batch_size": (1, ANY),
@@ -28,6 +28,11 @@ RANGES = {
     "augment.erase_probability": (0, 1),
     "augment.mixup_alpha": (0, ANY),
     "augment.cutmix_alpha": (0, ANY),
+    "progressive.resolution": (1, ANY),
+    "progressive.randaugment_magnitude": (0, 30),
+    "progressive.mixup_alpha": (0, ANY),
+    "progressive.cutmix_alpha": (0, ANY),
+    "progressive.dropout": (0, 0.999),
     "loss.label_smoothing": (0, 0.999),
     "optimizer.rmsprop.learning_rate": (0, ANY),
     "optimizer.rmsprop.decay": (0, 1),
@@ -60,7 +65,8 @@ def check_ranges(config: ConfigDict) -> None:
         value = config
         for part in key.split("."):
             value = value[part]
-        if not low <= value <= high:
+        values = value if isinstance(value, tuple) else (value,)
+        if not all(isinstance(each, (int, float)) and low <= each <= high for each in values):
             most = f" and at most {high}" if high != ANY else ""
             raise UserError(f"config.{key} must be at least {low}{most}; got {value}")
 

@@ -4,6 +4,7 @@ import pytest
 
 from configs import imagenet
 from effnet_jax.errors import UserError
+from effnet_jax.training.optimizer import multipliers
 
 
 @pytest.mark.parametrize(
@@ -18,6 +19,8 @@ from effnet_jax.errors import UserError
         ("b8,randaugment", "randaugment", 28),
         ("w=1.4,d=1.8,r=380,baseline", "none", 10),
         ("resnet50,phi=1.5,randaugment", "randaugment", 10),
+        ("v2-s,baseline", "none", 10),
+        ("v2-b3,randaugment", "randaugment", 10),
     ],
 )
 def test_imagenet_recipes(argument, policy, magnitude):
@@ -29,9 +32,29 @@ def test_imagenet_recipes(argument, policy, magnitude):
         argument.rpartition(",")[0] if "aug" in argument or "base" in argument else argument
     )
     assert config.model == plain.model
+    assert not any(config.progressive.values())
 
 
-@pytest.mark.parametrize("argument", ["b0,basline", "baseline", "b0,", "b9,randaugment"])
+@pytest.mark.parametrize(
+    "argument", ["b0,basline", "baseline", "b0,", "b9,randaugment", "b0,progressive", "v2-s,"]
+)
 def test_unreadable_recipes(argument):
     with pytest.raises(UserError):
         imagenet.get_config(argument)
+
+
+def test_v2_s_own_recipe():
+    # google/automl efficientnetv2: hparams.py, effnetv2_configs.py, preprocessing.py. The stages
+    # are in training/test_progressive.py.
+    config = imagenet.get_config("v2-s")
+    assert config == imagenet.get_config("v2-s,progressive")
+    assert (config.batch_size, config.epochs) == (4096, 350)
+    assert (config.augment.policy, config.augment.randaugment_magnitude) == ("randaugment", 10)
+    assert (config.model.resolution, config.model.dropout) == (384, 0.2)
+    assert config.model.batch_norm_momentum == 0.9
+    assert (config.optimizer.rmsprop.weight_decay, config.ema.decay) == (1e-5, 0.9999)
+    params = {"classifier": {"kernel": 0, "bias": 0}, "norm": {"scale": 0}}
+    decayed = multipliers(config.optimizer.weight_decay_rules, params, "")
+    assert decayed == {"classifier": {"kernel": 1, "bias": 0}, "norm": {"scale": 0}}
+    assert config.preprocess.crop_rule == "whole"
+    assert imagenet.get_config("v2-b0").preprocess.crop_rule == "padding"

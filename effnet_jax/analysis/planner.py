@@ -27,6 +27,7 @@ from effnet_jax.analysis import program
 from effnet_jax.data import imagenet, sources
 from effnet_jax.errors import UserError
 from effnet_jax.ranges import check_ranges
+from effnet_jax.training import progressive
 from effnet_jax.training.state import abstract_state
 from effnet_jax.training.step import lower_train_step
 
@@ -235,6 +236,8 @@ def demanded_bytes(message: str) -> int | None:
 def plan(config: ConfigDict, model_name: str, topology: str, examples: int) -> Plan:
     """Compiles the training step for a topology, and says so, as it takes minutes.
 
+    Of a run in stages it is that of the largest images, as if all epochs were on these.
+
     Args:
       config: the whole config, with the number of classes known.
       model_name: for people.
@@ -246,6 +249,7 @@ def plan(config: ConfigDict, model_name: str, topology: str, examples: int) -> P
     """
     chip = check_topology(topology)
     check_ranges(config)
+    config = progressive.largest(config)
     mesh = topology_mesh(topology)
     parallel.check_batch("batch_size", config.batch_size, mesh, config.accumulation_steps)
     model, optimizer, shapes = abstract_state(config, examples)

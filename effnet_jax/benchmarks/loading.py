@@ -28,6 +28,7 @@ from effnet_jax.data import pipeline, sources
 from effnet_jax.data.decode import decode_box
 from effnet_jax.errors import UserError
 from effnet_jax.ranges import check_ranges
+from effnet_jax.training import progressive
 
 T = TypeVar("T")
 PARTS = ("read", "decode", "augment", "batch")
@@ -96,6 +97,7 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
     config = load_config(args.rest)
     check_ranges(config)
     pipeline.check_config(config)
+    config = progressive.largest(config)
     source = sources.open_source(config.data, config.data.train_split)
     resolution = models.coefficients(config.model).resolution
     batches = pipeline.train_batches(source, config, resolution)

@@ -11,6 +11,7 @@ from effnet_jax import models, named, scaling
 from effnet_jax.data import sources
 from effnet_jax.errors import UserError, check_choice, near
 from effnet_jax.ranges import check_ranges
+from effnet_jax.training import progressive
 from effnet_jax.training.optimizer import OPTIMIZERS, SCHEDULES
 
 
@@ -165,6 +166,7 @@ def make_plan(config: ConfigDict, sweep: str, experiment: str = "") -> list[Plan
         seen.add(run.name)
         changed = apply(config, run)
         try:
+            progressive.check_overrides(config, changed)
             check_ranges(changed)
             check_choice("config.optimizer.name", changed.optimizer.name, OPTIMIZERS)
             check_choice("config.schedule.name", changed.schedule.name, SCHEDULES)

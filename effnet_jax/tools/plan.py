@@ -19,6 +19,7 @@ from ml_collections import ConfigDict, config_flags
 from effnet_jax import cli, records
 from effnet_jax.analysis import planner
 from effnet_jax.errors import UserError, check_choice
+from effnet_jax.training import progressive
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Experiment, FILE or FILE:ARGUMENT; --config.key=value overrides."
@@ -47,6 +48,8 @@ def main() -> None:
     meshes = [planner.topology_mesh(topology) for topology in topologies]
     config, examples, origin = planner.with_data(CONFIG.value)
     records.say(origin)
+    if len(progressive.configs(config)) > 1:
+        records.say("a run in stages: planned as if all of it had the largest images")
     name = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[2] or "model"
 
     plans = []

@@ -3,8 +3,9 @@
 As in: python -m effnet_jax.tools.show_batch --config=configs/imagenet.py:b0 --out=DIR
            --config.data.data_dir=DIR [--images=N --epochs=N] [--recipes=all]
 
-Images are what training gets before normalisation. Mixup and cutmix, which the device does, are not
-shown. With --recipes=all there is a PNG for each recipe of configs/imagenet.py, on --config's data.
+Images are what training gets before normalisation, of a run in stages in the one with the largest.
+Mixup and cutmix, which the device does, are not shown. With --recipes=all there is a PNG for each
+recipe of configs/imagenet.py, on --config's data.
 """
 
 import pathlib
@@ -19,6 +20,7 @@ from effnet_jax.analysis import drawing, pictures
 from effnet_jax.data import pipeline, sources
 from effnet_jax.data.decode import decode_image
 from effnet_jax.errors import UserError, check_choice
+from effnet_jax.training import progressive
 
 HERE = pathlib.Path(__file__).resolve().parent
 RECIPES = ("b0,baseline", "b0", "b5,randaugment")
@@ -52,6 +54,7 @@ def main() -> None:
     out = pathlib.Path(OUT.value)
     for name, config in recipes.items():
         pipeline.check_config(config)
+        config = progressive.largest(config)
         epochs = pictures.versions(source, config, EPOCHS.value)
         figure = pictures.draw(originals, epochs, source.classes, pictures.title(name, config))
         file = out / f"{re.sub(r'[^A-Za-z0-9.=-]+', '_', name)}.png"

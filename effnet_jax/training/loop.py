@@ -20,12 +20,13 @@ from effnet_jax.errors import Interrupted, NonFiniteLossError, UserError, check_
 from effnet_jax.evaluation import Evaluator
 from effnet_jax.lock import WorkdirLock
 from effnet_jax.ranges import check_ranges
-from effnet_jax.training import batch_norm
+from effnet_jax.training import batch_norm, progressive
 from effnet_jax.training import goodput as goodputs
 from effnet_jax.training import optimizer as optimizers
 from effnet_jax.training.goodput import Goodput
 from effnet_jax.training.interruption import Interruption
 from effnet_jax.training.meter import Meter
+from effnet_jax.training.progressive import Stage
 from effnet_jax.training.state import TrainState, abstract_state, fresh_state
 from effnet_jax.training.step import lower_train_step, random_key
 from effnet_jax.training.warm_start import take_weights
@@ -108,6 +109,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> tuple[TrainState, Sc
             f"config.epochs={config.epochs} of {examples} images is less than one step of "
             f"batch_size={batch_size}"
         )
+    stages = progressive.stages(config, examples)
 
     for source in (train_source, eval_source):
         if source is eval_source or config.data.on_corrupt == "stop":
@@ -150,20 +152,34 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> tuple[TrainState, Sc
         goodput.open(workdir, start)
         write_parameters(workdir, config, shapes)
 
-        # Steps, compiled once, before the data starts to flow.
-        hosts.at("compile")
-        seed = np.uint32(config.seed)
-        with goodput.spent("compile"):
-            train_step = lower_train_step(model, optimizer, shapes, config, mesh).compile()
         records.say(
             f"{'going on at' if start else 'starting at'} step {start} of {total}: "
             f"{sum(np.prod(leaf.shape, dtype=int) for leaf in jax.tree.leaves(shapes.params)):,} "
             f"parameters, {resolution} px, {examples:,} images, {mesh.size} "
-            f"{jax.devices()[0].device_kind} device(s); compiled in "
-            f"{goodput.seconds()['compile']:.1f} s"
+            f"{jax.devices()[0].device_kind} device(s)"
         )
         records.say(normalization)
-        hosts.barrier("compiled", config.hosts.start_seconds)
+        if len(stages) > 1 and hosts.is_first():
+            records.console.print(progressive.table(stages, resolution))
+
+        # Steps, compiled once a stage, before its data starts to flow.
+        seed = np.uint32(config.seed)
+
+        @functools.lru_cache(maxsize=1)
+        def compiled(stage: Stage) -> jax.stages.Compiled:
+            """A stage's step, once all hosts have it; kept until another stage's is asked for."""
+            hosts.at("compile")
+            before = goodput.seconds()["compile"]
+            with goodput.spent("compile"):
+                lowered = lower_train_step(stage.model, optimizer, shapes, stage.config, mesh)
+                program = lowered.compile()
+                hosts.barrier("compiled", config.hosts.start_seconds)
+            seconds = goodput.seconds()["compile"] - before
+            which = f"stage {stage.number} of {len(stages)}, " if len(stages) > 1 else ""
+            records.say(f"{which}{stage.resolution} px: compiled in {seconds:.1f} s")
+            return program
+
+        compiled(progressive.after(stages, start)[0])
 
         def stop(where: str) -> NoReturn:
             again = "Run the same command again to go on"
@@ -189,16 +205,23 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> tuple[TrainState, Sc
             return step == total or (step % eval_every == 0 and total - step >= eval_every // 2)
 
         place = jax.process_index(), jax.process_count()
-        batches = pipeline.train_batches(train_source, config, resolution, *place)
         schedule = optimizers.learning_rate(config, examples)
 
         def batches_after(step: int, skipped: int) -> Iterator[dict[str, jax.Array]]:
-            """What the steps after this one train on, on the devices."""
-            if config.data.synthetic:
-                yield from itertools.repeat(parallel.put_batch(batches[0], mesh))
-            first, last = step + skipped, total + skipped
-            for batch in batches.read_ahead(config.data, first, last, config.data.processes):
-                yield parallel.put_batch(batch, mesh)
+            """What the steps after this one train on, on the devices; read ahead to a stage's end.
+
+            Batches are counted on through all stages: which images are in one is no stage's matter.
+            """
+            for stage in progressive.after(stages, step):
+                size, first = stage.resolution, max(step, stage.first)
+                batches = pipeline.train_batches(train_source, stage.config, size, *place)
+                if config.data.synthetic:
+                    batch = parallel.put_batch(batches[0], mesh)
+                    yield from itertools.repeat(batch, stage.last - first)
+                    continue
+                span = first + skipped, stage.last + skipped
+                for batch in batches.read_ahead(config.data, *span, config.data.processes):
+                    yield parallel.put_batch(batch, mesh)
 
         def train(progress: records.Progress) -> Scores | None:
             """From the state as it is to the last step; the last evaluation."""
@@ -212,6 +235,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> tuple[TrainState, Sc
                 scores = known or evaluate(first)
             with contextlib.closing(batches_after(first, skipped)) as on_device:
                 for step in range(first + 1, total + 1):
+                    stage = progressive.after(stages, step - 1)[0]
+                    train_step = compiled(stage)
                     hosts.at("step", step)
                     with goodput.spent("data"):
                         batch = next(on_device)
@@ -228,7 +253,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> tuple[TrainState, Sc
                         row = {"epoch": step * batch_size / examples}
                         row["learning_rate"] = float(schedule(step - 1))
                         row |= meter.window()
-                        row["seconds_left"] = (total - step) * batch_size / row["images_per_second"]
+                        left = progressive.steps_left(stages, step)
+                        row["seconds_left"] = left * batch_size / row["images_per_second"]
                         row |= {"rollbacks": rollbacks, "skipped_steps": skipped}
                         progress.status(step, row)
                         record.write(step, row)
@@ -236,7 +262,9 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> tuple[TrainState, Sc
                         if alarm := checkpoints.alarm(step, min(save_every, eval_every)):
                             records.say(alarm)
 
-                    if not (is_evaluated(step) or step % save_every == 0 or stopped()):
+                    # Also before what comes next is compiled: a signal then can wait for minutes.
+                    is_saved = step % save_every == 0 or step == stage.last
+                    if not (is_evaluated(step) or is_saved or stopped()):
                         continue
                     meter.check()  # A state that is not finite never becomes a checkpoint.
                     scores = evaluate(step) if is_evaluated(step) else None

@@ -229,6 +229,20 @@ class Recorder:
         return image
 
 
+def test_a_magnitude_between_whole_numbers():
+    # By hand from level_to_arg in google/automl efficientnetv2/autoaugment.py, which cuts off.
+    at = lambda name: augment.make_step(name, 20 / 3, PILLOW).arguments  # noqa: E731
+    assert [at(name) for name in ("Posterize", "Solarize", "SolarizeAdd", "Cutout")] == [
+        (8 - 2,),  # int(2.67)
+        (170,),  # int(170.67)
+        (73,),  # int(73.33)
+        (26,),  # int(26.67)
+    ]
+    floats = {"Rotate": 20, "Color": 1.3, "ShearX": 0.2, "TranslateY": 200 / 3}
+    for name, expected in floats.items():
+        assert at(name) == pytest.approx((expected,)), name
+
+
 def test_sub_policies_and_operations_come_as_often_as_they_should():
     probabilities = [tuple(p for _, p, _ in pair) for pair in augment.AUTOAUGMENT_V0]
     recorders = [[(Recorder(), p) for p in pair] for pair in probabilities]

@@ -228,6 +228,13 @@ def test_bad_sweeps_are_one_message(monkeypatch, tmp_path):
         planned()
 
 
+def test_stages_that_a_scale_would_not_reach_are_refused():
+    config = small()
+    config.progressive.resolution = (16, 24)
+    with pytest.raises(UserError, match=r"model.resolution=.*progressive.resolution=\(16, 24\)"):
+        plan.make_plan(config, "resolution")
+
+
 def test_a_saved_config_comes_back_whole_and_scales_from_its_own_base(tmp_path):
     config = small()
     config.model.update({"phi": 0.0, "base_width": 0.5, "base_depth": 0.3, "base_resolution": 50})

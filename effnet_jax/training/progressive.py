@@ -1,0 +1,187 @@
+"""Progressive learning (arXiv 2104.00298): stages, each with its own resolution and regularisation.
+
+A stage is the run's config with values of its own laid over it, so that whatever takes a config
+takes a stage's. No parameter's shape depends on them. Which stage a step belongs to follows from
+its number, and the data that it gets from the same number as ever.
+"""
+
+import dataclasses
+import math
+import operator
+from collections.abc import Sequence
+
+import flax.linen as nn
+import rich.box
+import rich.table
+from ml_collections import ConfigDict
+
+from effnet_jax import models
+from effnet_jax.errors import UserError
+from effnet_jax.training import optimizer as optimizers
+
+# Of config.progressive: what each key stands in for.
+KEYS = {
+    "resolution": "model.resolution",
+    "randaugment_magnitude": "augment.randaugment_magnitude",
+    "mixup_alpha": "augment.mixup_alpha",
+    "cutmix_alpha": "augment.cutmix_alpha",
+    "dropout": "model.dropout",
+}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Stage:
+    """A part of a run, from after step `first` to step `last`.
+
+    Attributes:
+      number: from 1.
+      start_epoch, end_epoch: of the run.
+      first, last: steps; those that the stage trains are first + 1 to last.
+      config: the whole config, as it is in this stage.
+      model: of that config.
+    """
+
+    number: int
+    start_epoch: float
+    end_epoch: float
+    first: int
+    last: int
+    config: ConfigDict
+    model: nn.Module
+
+    @property
+    def resolution(self) -> int:
+        """Of the training images, in pixels."""
+        return self.model.architecture.resolution
+
+
+def start_epoch(index: int, count: int, epochs: float) -> float:
+    """Where stage `index`, from 0, of `count` begins: they are as long as each other.
+
+    Whole epochs, rounded down. Source: google/automl efficientnetv2/main_tf2.py. Where there are
+    fewer epochs than stages, which would leave some of these empty, it is a fraction.
+    """
+    exact = index * epochs / count
+    return math.floor(exact) if epochs >= count else exact
+
+
+def configs(config: ConfigDict) -> list[ConfigDict]:
+    """The whole config as it is in each stage; itself alone where there are no stages.
+
+    Raises:
+      UserError: `config.progressive` has values for different numbers of stages.
+    """
+    given = {key: config.progressive[key] for key in KEYS if config.progressive[key]}
+    lengths = {key: len(values) for key, values in given.items()}
+    if len(set(lengths.values())) > 1:
+        told = ", ".join(f"{key} {length}" for key, length in lengths.items())
+        raise UserError(
+            f"config.progressive has values for different numbers of stages: {told}; give each key "
+            "as many, or none, (), to keep the run's own value in all stages"
+        )
+    if odd := [size for size in config.progressive.resolution if size != int(size)]:
+        raise UserError(f"config.progressive.resolution must be whole pixels; got {odd[0]}")
+    result = []
+    for values in zip(*given.values(), strict=True):
+        stage = config.copy_and_resolve_references()
+        for key, value in zip(given, values, strict=True):
+            kind = int if key == "resolution" else float
+            stage.update_from_flattened_dict({KEYS[key]: kind(value)})
+        result.append(stage)
+    return result or [config]
+
+
+def check_overrides(config: ConfigDict, changed: ConfigDict) -> None:
+    """Raises UserError where a change to a config would be without effect, as stages replace it."""
+    for key, replaced in KEYS.items():
+        before, now = (operator.attrgetter(replaced)(each) for each in (config, changed))
+        if changed.progressive[key] and before != now:
+            raise UserError(
+                f"config.{replaced}={now} would train with config.progressive.{key}="
+                f"{changed.progressive[key]} all the same; set that to '()'"
+            )
+
+
+def largest(config: ConfigDict) -> ConfigDict:
+    """The config as it is in the stage with the largest images; of several such, in the last."""
+    stages = configs(config)
+    return max(reversed(stages), key=lambda stage: models.coefficients(stage.model).resolution)
+
+
+def stages(config: ConfigDict, examples: int) -> list[Stage]:
+    """A run's stages, in order; one of all its steps where `config.progressive` has none.
+
+    Args:
+      config: the whole config, with the number of classes known.
+      examples: records in an epoch.
+
+    Raises:
+      UserError: a stage can't be trained, or has no step.
+    """
+    each = configs(config)
+    count, epochs = len(each), config.epochs
+    starts = [*(start_epoch(index, count, epochs) for index in range(count)), epochs]
+    ends = [optimizers.steps(epoch, config.batch_size, examples) for epoch in starts]
+    result = []
+    for index, stage in enumerate(each):
+        if count > 1 and ends[index] == ends[index + 1]:
+            raise UserError(
+                f"config.epochs={epochs:g} is {ends[-1]} steps, too few for the {count} stages of "
+                "config.progressive; raise it, or give fewer"
+            )
+        try:
+            model = models.build(stage.model)
+        except UserError as error:
+            where = f"stage {index + 1} of config.progressive: " if count > 1 else ""
+            raise UserError(f"{where}{error}") from None
+        span = starts[index], starts[index + 1], ends[index], ends[index + 1]
+        result.append(Stage(index + 1, *span, stage, model))
+    return result
+
+
+def after(stages: Sequence[Stage], step: int) -> Sequence[Stage]:
+    """The stages that the steps after `step` belong to; the last at the end of a run."""
+    return [stage for stage in stages if stage.last > step] or stages[-1:]
+
+
+def steps_left(stages: Sequence[Stage], step: int) -> float:
+    """How many steps as long as `step` the rest of the run takes, if a pixel takes as long."""
+    pixels = after(stages, step - 1)[0].resolution ** 2
+    return sum(
+        (stage.last - max(step, stage.first)) * stage.resolution**2 / pixels
+        for stage in stages
+        if stage.last > step
+    )
+
+
+def table(stages: Sequence[Stage], resolution: int) -> rich.table.Table:
+    """The schedule, for the person who starts a run.
+
+    Args:
+      stages: see `stages`.
+      resolution: that the run evaluates at.
+    """
+    title = f"progressive learning: {len(stages)} stages, evaluated at {resolution} px"
+    rows = [_shown(stage) for stage in stages]
+    result = rich.table.Table(*rows[0], title=title, box=rich.box.SIMPLE_HEAD)
+    for row in rows:
+        result.add_row(*row.values())
+    return result
+
+
+def _shown(stage: Stage) -> dict[str, str]:
+    """What is shown of a stage, by the name of the column."""
+    augment = stage.config.augment
+    shown = {
+        "stage": f"{stage.number}",
+        "to epoch": f"{round(stage.end_epoch, 2):g}",
+        "to step": f"{stage.last:,}",
+        "pixels": f"{stage.resolution}",
+    }
+    if augment.policy == "randaugment":
+        shown["magnitude"] = f"{augment.randaugment_magnitude:.4g}"
+    return shown | {
+        "mixup": f"{augment.mixup_alpha:.3g}",
+        "cutmix": f"{augment.cutmix_alpha:.3g}",
+        "dropout": f"{stage.model.dropout:.3g}",
+    }
