@@ -1,0 +1,357 @@
+"""Ours beside timm's networks in PyTorch: the same weights and images, and how far apart they end.
+
+A difference is relative: the largest absolute difference of two arrays over the largest absolute
+value of timm's; a row has the largest over all arrays of a kind. One exception: in training, the
+bias of a BatchNorm before a 1x1 convolution and the next BatchNorm changes nothing, and its
+gradient is 0 but for rounding. Such gradients are measured by that of the norm's scale.
+
+The weights are random, and so are BatchNorm's statistics. They go through a .safetensors file in
+timm's names, which timm loads with strict=True, and by timm's names and layout gradients and
+statistics are compared too. Dropout and stochastic depth are off. PyTorch's running variance takes
+in the unbiased variance of a batch, ours the biased one, as TensorFlow's does: after each batch
+timm's is converted, which changes nothing else.
+"""
+
+import argparse
+import pathlib
+import sys
+import tempfile
+from importlib import metadata
+from typing import Any, NamedTuple
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import rich.console
+import rich.table
+from ml_collections import ConfigDict
+from safetensors.numpy import save_file
+
+from benchmarks import peer_timm
+from benchmarks.peer_timm import Arrays, Outcome
+from configs import default
+from effnet_jax import models, parallel, records
+from effnet_jax.loss import cross_entropy, smooth_targets
+from effnet_jax.training.state import TrainState, abstract_state
+from effnet_jax.training.step import lower_train_step
+
+PyTree = Any
+
+
+class Case(NamedTuple):
+    """A network by our name and timm's.
+
+    Attributes:
+      padding, epsilon: of timm's, as `config.model` has to say them.
+      steps: of training; 0: none.
+    """
+
+    model: str
+    peer: str
+    padding: str = "same"
+    epsilon: float = 1e-3
+    steps: int = 0
+
+
+CASES = (
+    Case("b0", "tf_efficientnet_b0", steps=10),
+    *(Case(f"b{number}", f"tf_efficientnet_b{number}") for number in range(1, 5)),
+    Case("b0", "efficientnet_b0", "symmetric", 1e-5),
+    *(Case(f"lite{number}", f"tf_efficientnet_lite{number}") for number in range(3)),
+    Case("edgetpu-s", "tf_efficientnet_es"),
+    Case("v2-b0", "tf_efficientnetv2_b0", steps=10),
+    Case("v2-s", "tf_efficientnetv2_s"),
+)
+# At most. Of losses: step by step, of ten; weights (with statistics) and averages: after these.
+BARS = {
+    "eval_logits": 1e-4,
+    "eval_features": 1e-4,
+    "train_logits": 1e-4,
+    "train_features": 1e-4,
+    "statistics": 1e-4,
+    "gradients": 1e-3,
+    "losses": 1e-3,
+    "weights": 1e-3,
+    "averages": 1e-3,
+}
+# One side stays even from layer to layer, the other odd, and zeros around them lie differently.
+BATCH, HEIGHT, WIDTH, CLASSES = 8, 96, 97, 1000
+# Few images and classes, so that ten steps bring the loss down.
+STEP_BATCH, STEP_RESOLUTION, STEP_CLASSES, STEP_BATCHES = 16, 64, 10, 5
+ROUNDING = 1e-4  # Gradients below so much of the scale's are 0.
+
+
+def make_config(case: Case, classes: int) -> ConfigDict:
+    """The defaults, without what is random in training."""
+    config = default.get_config(case.model)
+    config.model.num_classes = classes
+    config.model.padding = case.padding
+    config.model.batch_norm_epsilon = case.epsilon
+    config.model.dropout, config.model.survival_probability = 0.0, 1.0
+    return config
+
+
+def random_variables(shapes: PyTree, seed: int) -> PyTree:
+    """Weights and statistics under which features stay of order 1, and none of which is 0 or 1."""
+    rng = np.random.default_rng(seed)
+
+    def draw(path: tuple, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        kind, shape = path[-1].key, leaf.shape
+        if kind in ("scale", "var"):
+            return rng.uniform(0.5, 1.5, shape).astype(np.float32)
+        spread = np.prod(shape[:-1]) ** -0.5 if kind == "kernel" else 0.2
+        return rng.normal(0, spread, shape).astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+# What timm calls the parts of a block, by whether it has a depthwise convolution and an expansion.
+_PARTS = {
+    (True, True): ("expand conv_pw", "depthwise conv_dw", "project conv_pwl"),
+    (True, False): ("depthwise conv_dw", "project conv_pw"),
+    (False, True): ("expand conv_exp", "project conv_pwl"),
+    (False, False): ("project conv",),
+}
+_ENDS = {"stem": ("conv_stem", "bn1"), "head": ("conv_head", "bn2")}
+_LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
+
+
+def in_timm_form(variables: PyTree) -> Arrays:
+    """Variables, or gradients beside statistics, by timm's names and in PyTorch's layout."""
+    flat = {}
+    for collection in variables.values():
+        flat |= flax.traverse_util.flatten_dict(collection)
+    has = {path[:3] for path in flat}
+
+    def name(path: tuple[str, ...]) -> str:
+        first, *inner, leaf = path
+        leaf = _LEAVES.get(leaf, leaf)
+        if first == "classifier":
+            return f"classifier.{leaf}"
+        if first in _ENDS:
+            return f"{_ENDS[first][inner == ['norm']]}.{leaf}"
+        block, part, *below = inner
+        place = f"blocks.{int(first[5:]) - 1}.{int(block[5:]) - 1}"
+        if below:
+            return f"{place}.se.conv_{below[0]}.{leaf}"
+        kind = tuple((first, block, each) in has for each in ("depthwise", "expand"))
+        order = dict(each.split() for each in _PARTS[kind])
+        convolution = part.removesuffix("_norm")
+        number = list(order).index(convolution) + 1
+        return f"{place}.{order[convolution] if part == convolution else f'bn{number}'}.{leaf}"
+
+    axes = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}
+    return {
+        name(path): np.ascontiguousarray(np.transpose(x, axes[np.ndim(x)]))
+        for path, x in flat.items()
+    }
+
+
+# ---- One batch
+
+
+def run_ours(
+    config: ConfigDict, variables: PyTree, images: np.ndarray, labels: np.ndarray, train: bool
+) -> Outcome:
+    """As `peer_timm.run`."""
+    model, key = models.build(config.model), jax.random.key(0)
+    rngs = {"dropout": key, "stochastic_depth": key}  # Asked for, though nothing is dropped.
+    if not train:
+        evaluate = jax.jit(lambda variables: model.apply(variables, images, train=False))
+        return Outcome(*jax.device_get(evaluate(variables)), {}, {})
+    targets = smooth_targets(labels, config.model.num_classes, config.loss.label_smoothing)
+
+    @jax.jit
+    def gradients(variables):
+        def loss(params):
+            (logits, features), updated = model.apply(
+                {**variables, "params": params}, images, True, mutable=["batch_stats"], rngs=rngs
+            )
+            return cross_entropy(logits, targets).mean(), (logits, features, updated)
+
+        return jax.grad(loss, has_aux=True)(variables["params"])
+
+    grads, (logits, features, updated) = jax.device_get(gradients(variables))
+    arrays = in_timm_form({"params": grads, **updated})
+    statistics = {name: arrays.pop(name) for name in list(arrays) if "running_" in name}
+    return Outcome(logits, features, statistics, arrays)
+
+
+def sizes(arrays: Arrays) -> dict[str, float]:
+    """The largest absolute value of each."""
+    return {name: float(np.abs(x).max()) for name, x in arrays.items()}
+
+
+def gradient_sizes(gradients: Arrays) -> tuple[dict[str, float], int]:
+    """`sizes`, with that of the scale where a norm's bias has none but rounding; how many do."""
+    found = sizes(gradients)
+    scales = {
+        name: found[name.removesuffix("bias") + "weight"]
+        for name in gradients
+        if name.endswith(".bias") and gradients[name.removesuffix("bias") + "weight"].ndim == 1
+    }
+    zeros = {name: size for name, size in scales.items() if found[name] < ROUNDING * size}
+    return found | zeros, len(zeros)
+
+
+def largest(
+    ours: Arrays, peer: Arrays, relative_to: dict[str, float] | None = None
+) -> tuple[float, str]:
+    """The largest difference and whose it is; infinite where arrays lack, or have other shapes."""
+    if odd := {n for n in ours | peer if np.shape(ours.get(n)) != np.shape(peer.get(n))}:
+        return float("inf"), min(odd)
+    relative_to = relative_to or sizes(peer)
+    found = {
+        name: float(np.abs(x - peer[name].astype(np.float64)).max()) / relative_to[name]
+        for name, x in ours.items()
+    }
+    worst = max(found, key=lambda name: np.nan_to_num(found[name], nan=np.inf))
+    return found[worst], worst
+
+
+def compare_batch(case: Case, seed: int, folder: pathlib.Path) -> dict[str, Any]:
+    """Both networks on one batch, in evaluation and in training: columns of a row."""
+    config = make_config(case, CLASSES)
+    model = models.build(config.model)
+    shapes = jax.eval_shape(lambda: models.init_variables(model, 64, jax.random.key(0)))
+    variables = random_variables(shapes, seed)
+    path = folder / "weights.safetensors"
+    save_file(in_timm_form(variables), path)
+    peer = peer_timm.build(case.peer, path, config.model)
+    rng = np.random.default_rng(seed + 1)
+    images = rng.normal(size=(BATCH, HEIGHT, WIDTH, 3)).astype(np.float32)
+    labels = rng.integers(CLASSES, size=BATCH, dtype=np.int32)
+    row = {}
+    for mode in ("eval", "train"):
+        ours = run_ours(config, variables, images, labels, mode == "train")
+        theirs = peer_timm.run(peer, images, labels, config.loss.label_smoothing, mode == "train")
+        row[f"{mode}_logits"], _ = largest({"logits": ours.logits}, {"logits": theirs.logits})
+        row[f"{mode}_features"], _ = largest(ours.features, theirs.features)
+    row["statistics"], _ = largest(ours.statistics, theirs.statistics)
+    relative_to, zeros = gradient_sizes(theirs.gradients)
+    row["gradients"], worst = largest(ours.gradients, theirs.gradients, relative_to)
+    return {**row, "worst_gradient": worst, "zero_gradients": zeros}
+
+
+# ---- Steps of training
+
+
+def compare_training(case: Case, seed: int, folder: pathlib.Path) -> dict[str, Any]:
+    """Our trainer and PyTorch's from the same start on the same batches: columns of a row."""
+    columns = ("losses", "weights", "averages", "first_loss", "last_loss")
+    if not case.steps:
+        return dict.fromkeys(columns)
+    config = make_config(case, STEP_CLASSES)
+    config.batch_size, config.model.resolution = STEP_BATCH, STEP_RESOLUTION
+    examples = 2 * STEP_BATCH
+    # Ten steps see the warm-up, the learning rate coming down, and L2.
+    config.schedule.warmup_epochs, config.schedule.decay_epochs = 1.0, 1.2
+    config.optimizer.rmsprop.learning_rate = 0.016 * 256 / STEP_BATCH
+    config.optimizer.rmsprop.weight_decay = 1e-3
+    model, optimizer, shapes = abstract_state(config, examples)
+    variables = random_variables({"params": shapes.params, "batch_stats": shapes.batch_stats}, seed)
+    rng = np.random.default_rng(seed + 1)
+    side = STEP_RESOLUTION
+    few = [
+        {
+            "image": rng.integers(256, size=(STEP_BATCH, side, side, 3), dtype=np.uint8),
+            "label": rng.integers(STEP_CLASSES, size=STEP_BATCH, dtype=np.int32),
+            "mask": np.ones(STEP_BATCH, np.float32),
+        }
+        for _ in range(STEP_BATCHES)
+    ]
+    batches = [few[step % STEP_BATCHES] for step in range(case.steps)]
+
+    mesh = parallel.data_mesh()
+    zero = np.zeros((), np.int32)
+    state = TrainState(
+        step=zero,
+        **variables,
+        opt_state=optimizer.init(jax.tree.map(jnp.asarray, variables["params"])),
+        ema=variables,
+        skipped=zero,
+        rollbacks=zero,
+    )
+    state = jax.device_put(jax.tree.map(jnp.array, state), parallel.replicated(mesh))
+    step = lower_train_step(model, optimizer, shapes, config, mesh).compile()
+    losses = []
+    for batch in batches:
+        state, metrics = step(state, parallel.put_batch(batch, mesh), np.uint32(config.seed))
+        losses.append(float(metrics["loss"] / metrics["count"]))
+    raw, ema = jax.device_get(
+        ({"params": state.params, "batch_stats": state.batch_stats}, state.ema)
+    )
+
+    path = folder / "start.safetensors"
+    save_file(in_timm_form(variables), path)
+    peer = peer_timm.build(case.peer, path, config.model)
+    peer_losses, weights, averages = peer_timm.train(peer, batches, config, examples)
+    apart = np.abs(np.subtract(losses, peer_losses)) / peer_losses
+    values = (
+        float(apart.max()),
+        largest(in_timm_form(raw), weights)[0],
+        largest(in_timm_form(ema), averages)[0],
+        round(peer_losses[0], 4),
+        round(peer_losses[-1], 4),
+    )
+    return dict(zip(columns, values, strict=True))
+
+
+# ---- The table
+
+
+def describe(row: dict[str, Any]) -> str:
+    """The differences of a row in a line."""
+    return ", ".join(f"{key} {row[key]:.1e}" for key in BARS if row[key] is not None)
+
+
+def failures(rows: list[dict[str, Any]]) -> list[str]:
+    """The bars that were missed; a difference that is not a number misses its."""
+    return [
+        f"{row['model']} and {row['peer']}: {key} {row[key]:.1e} > {bar:.0e}"
+        for row in rows
+        for key, bar in BARS.items()
+        if row[key] is not None and not row[key] <= bar
+    ]
+
+
+def show(rows: list[dict[str, Any]]) -> rich.table.Table:
+    """The rows for a person."""
+    heads = [f"{key.replace('_', ' ')}\n< {bar:.0e}" for key, bar in BARS.items()]
+    table = rich.table.Table("", "timm's", *heads, title="Largest relative differences")
+    for row in rows:
+        values = ("" if row[key] is None else f"{row[key]:.0e}" for key in BARS)
+        table.add_row(row["model"], row["peer"], *values)
+    return table
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--only", nargs="+", help="names of timm's; else all")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--csv", type=pathlib.Path, help="append the rows")
+    args = parser.parse_args()
+    jax.config.update("jax_platforms", "cpu")  # Elsewhere, float32 isn't quite float32.
+    cases = [case for case in CASES if not args.only or case.peer in args.only]
+    versions = {f"{name}_version": metadata.version(name) for name in ("timm", "torch")}
+    sizes = {"batch": BATCH, "height": HEIGHT, "width": WIDTH, "seed": args.seed}
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for number, case in enumerate(cases, 1):
+            row = {**case._asdict()}
+            row |= compare_batch(case, args.seed, pathlib.Path(folder))
+            row |= compare_training(case, args.seed, pathlib.Path(folder))
+            rows.append({**row, **sizes, **versions, **records.describe_machine()})
+            records.say(f"{number}/{len(cases)} {case.peer}: {describe(row)}")
+    rich.console.Console(width=150).print(show(rows))
+    if args.csv:
+        records.append_csv(args.csv, rows)
+    missed = failures(rows)
+    for line in missed:
+        records.say(f"missed: {line}")
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
