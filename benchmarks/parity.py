@@ -3,7 +3,10 @@
 A difference is relative: the largest absolute difference of two arrays over the largest absolute
 value of timm's; a row has the largest over all arrays of a kind. One exception: in training, the
 bias of a BatchNorm before a 1x1 convolution and the next BatchNorm changes nothing, and its
-gradient is 0 but for rounding. Such gradients are measured by that of the norm's scale.
+gradient is 0 but for rounding. Such gradients are measured by that of the norm's scale. And the
+gradient of ReLU jumps: timm's takes the side that each number lies on from ours, and the column
+`flips` has how many it would have seen elsewhere. What norms give to activations is among the
+features in training, so that these can't be far from the jump.
 
 The weights are random, and so are BatchNorm's statistics. They go through a .safetensors file in
 timm's names, which timm loads with strict=True, and by timm's names and layout gradients and
@@ -30,9 +33,11 @@ from safetensors.numpy import save_file
 
 from benchmarks import peer_timm
 from benchmarks.peer_timm import Arrays, Outcome
+from benchmarks.timm_names import in_timm_form, timm_name
 from configs import default
 from effnet_jax import models, parallel, records
 from effnet_jax.loss import cross_entropy, smooth_targets
+from effnet_jax.models.layers import BatchNorm
 from effnet_jax.training.state import TrainState, abstract_state
 from effnet_jax.training.step import lower_train_step
 
@@ -106,76 +111,46 @@ def random_variables(shapes: PyTree, seed: int) -> PyTree:
     return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
-# What timm calls the parts of a block, by whether it has a depthwise convolution and an expansion.
-_PARTS = {
-    (True, True): ("expand conv_pw", "depthwise conv_dw", "project conv_pwl"),
-    (True, False): ("depthwise conv_dw", "project conv_pw"),
-    (False, True): ("expand conv_exp", "project conv_pwl"),
-    (False, False): ("project conv",),
-}
-_ENDS = {"stem": ("conv_stem", "bn1"), "head": ("conv_head", "bn2")}
-_LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
-
-
-def in_timm_form(variables: PyTree) -> Arrays:
-    """Variables, or gradients beside statistics, by timm's names and in PyTorch's layout."""
-    flat = {}
-    for collection in variables.values():
-        flat |= flax.traverse_util.flatten_dict(collection)
-    has = {path[:3] for path in flat}
-
-    def name(path: tuple[str, ...]) -> str:
-        first, *inner, leaf = path
-        leaf = _LEAVES.get(leaf, leaf)
-        if first == "classifier":
-            return f"classifier.{leaf}"
-        if first in _ENDS:
-            return f"{_ENDS[first][inner == ['norm']]}.{leaf}"
-        block, part, *below = inner
-        place = f"blocks.{int(first[5:]) - 1}.{int(block[5:]) - 1}"
-        if below:
-            return f"{place}.se.conv_{below[0]}.{leaf}"
-        kind = tuple((first, block, each) in has for each in ("depthwise", "expand"))
-        order = dict(each.split() for each in _PARTS[kind])
-        convolution = part.removesuffix("_norm")
-        number = list(order).index(convolution) + 1
-        return f"{place}.{order[convolution] if part == convolution else f'bn{number}'}.{leaf}"
-
-    axes = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}
-    return {
-        name(path): np.ascontiguousarray(np.transpose(x, axes[np.ndim(x)]))
-        for path, x in flat.items()
-    }
-
-
 # ---- One batch
 
 
-def run_ours(
-    config: ConfigDict, variables: PyTree, images: np.ndarray, labels: np.ndarray, train: bool
+def evaluate(config: ConfigDict, variables: PyTree, images: np.ndarray) -> Outcome:
+    """As `peer_timm.evaluate`."""
+    model = models.build(config.model)
+    run = jax.jit(lambda variables: model.apply(variables, images, train=False))
+    return Outcome(*jax.device_get(run(variables)), {}, {}, {}, 0)
+
+
+def train_batch(
+    config: ConfigDict, variables: PyTree, images: np.ndarray, labels: np.ndarray
 ) -> Outcome:
-    """As `peer_timm.run`."""
+    """As `peer_timm.train_batch`."""
     model, key = models.build(config.model), jax.random.key(0)
-    rngs = {"dropout": key, "stochastic_depth": key}  # Asked for, though nothing is dropped.
-    if not train:
-        evaluate = jax.jit(lambda variables: model.apply(variables, images, train=False))
-        return Outcome(*jax.device_get(evaluate(variables)), {}, {})
     targets = smooth_targets(labels, config.model.num_classes, config.loss.label_smoothing)
 
     @jax.jit
-    def gradients(variables):
+    def run(variables):
         def loss(params):
             (logits, features), updated = model.apply(
-                {**variables, "params": params}, images, True, mutable=["batch_stats"], rngs=rngs
+                {**variables, "params": params},
+                images,
+                train=True,
+                rngs={"dropout": key, "stochastic_depth": key},  # Asked for; nothing is dropped.
+                mutable=["batch_stats", "intermediates"],
+                capture_intermediates=lambda module, _: isinstance(module, BatchNorm),
             )
             return cross_entropy(logits, targets).mean(), (logits, features, updated)
 
         return jax.grad(loss, has_aux=True)(variables["params"])
 
-    grads, (logits, features, updated) = jax.device_get(gradients(variables))
-    arrays = in_timm_form({"params": grads, **updated})
+    gradients, (logits, features, updated) = jax.device_get(run(variables))
+    norms = {
+        timm_name((*path[:-1], "scale"), variables["params"]): outputs[0]
+        for path, outputs in flax.traverse_util.flatten_dict(updated["intermediates"]).items()
+    }
+    arrays = in_timm_form({"params": gradients, "batch_stats": updated["batch_stats"]})
     statistics = {name: arrays.pop(name) for name in list(arrays) if "running_" in name}
-    return Outcome(logits, features, statistics, arrays)
+    return Outcome(logits, features, norms, statistics, arrays, 0)
 
 
 def sizes(arrays: Arrays) -> dict[str, float]:
@@ -223,15 +198,18 @@ def compare_batch(case: Case, seed: int, folder: pathlib.Path) -> dict[str, Any]
     images = rng.normal(size=(BATCH, HEIGHT, WIDTH, 3)).astype(np.float32)
     labels = rng.integers(CLASSES, size=BATCH, dtype=np.int32)
     row = {}
-    for mode in ("eval", "train"):
-        ours = run_ours(config, variables, images, labels, mode == "train")
-        theirs = peer_timm.run(peer, images, labels, config.loss.label_smoothing, mode == "train")
-        row[f"{mode}_logits"], _ = largest({"logits": ours.logits}, {"logits": theirs.logits})
-        row[f"{mode}_features"], _ = largest(ours.features, theirs.features)
+    ours, theirs = evaluate(config, variables, images), peer_timm.evaluate(peer, images)
+    row["eval_logits"], _ = largest({"": ours.logits}, {"": theirs.logits})
+    row["eval_features"], _ = largest(ours.features, theirs.features)
+    ours = train_batch(config, variables, images, labels)
+    smoothing = config.loss.label_smoothing
+    theirs = peer_timm.train_batch(peer, images, labels, smoothing, ours.norms)
+    row["train_logits"], _ = largest({"": ours.logits}, {"": theirs.logits})
+    row["train_features"], _ = largest(ours.features | ours.norms, theirs.features | theirs.norms)
     row["statistics"], _ = largest(ours.statistics, theirs.statistics)
     relative_to, zeros = gradient_sizes(theirs.gradients)
     row["gradients"], worst = largest(ours.gradients, theirs.gradients, relative_to)
-    return {**row, "worst_gradient": worst, "zero_gradients": zeros}
+    return {**row, "worst_gradient": worst, "zero_gradients": zeros, "flips": theirs.flips}
 
 
 # ---- Steps of training
@@ -248,7 +226,7 @@ def compare_training(case: Case, seed: int, folder: pathlib.Path) -> dict[str, A
     # Ten steps see the warm-up, the learning rate coming down, and L2.
     config.schedule.warmup_epochs, config.schedule.decay_epochs = 1.0, 1.2
     config.optimizer.rmsprop.learning_rate = 0.016 * 256 / STEP_BATCH
-    config.optimizer.rmsprop.weight_decay = 1e-3
+    config.optimizer.rmsprop.weight_decay = 1e-2
     model, optimizer, shapes = abstract_state(config, examples)
     variables = random_variables({"params": shapes.params, "batch_stats": shapes.batch_stats}, seed)
     rng = np.random.default_rng(seed + 1)
@@ -318,8 +296,9 @@ def failures(rows: list[dict[str, Any]]) -> list[str]:
 
 def show(rows: list[dict[str, Any]]) -> rich.table.Table:
     """The rows for a person."""
-    heads = [f"{key.replace('_', ' ')}\n< {bar:.0e}" for key, bar in BARS.items()]
+    heads = [f"{key}\n< {bar:.0e}".replace("_", "\n") for key, bar in BARS.items()]
     table = rich.table.Table("", "timm's", *heads, title="Largest relative differences")
+    table.columns[1].no_wrap = True
     for row in rows:
         values = ("" if row[key] is None else f"{row[key]:.0e}" for key in BARS)
         table.add_row(row["model"], row["peer"], *values)
@@ -335,14 +314,15 @@ def main() -> int:
     jax.config.update("jax_platforms", "cpu")  # Elsewhere, float32 isn't quite float32.
     cases = [case for case in CASES if not args.only or case.peer in args.only]
     versions = {f"{name}_version": metadata.version(name) for name in ("timm", "torch")}
-    sizes = {"batch": BATCH, "height": HEIGHT, "width": WIDTH, "seed": args.seed}
+    settings = {"seed": args.seed, "batch": BATCH, "height": HEIGHT, "width": WIDTH}
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for number, case in enumerate(cases, 1):
-            row = {**case._asdict()}
+            row = case._asdict()
             row |= compare_batch(case, args.seed, pathlib.Path(folder))
             row |= compare_training(case, args.seed, pathlib.Path(folder))
-            rows.append({**row, **sizes, **versions, **records.describe_machine()})
+            row |= {key: float(f"{row[key]:.3g}") for key in BARS if row[key] is not None}
+            rows.append({**row, **settings, **versions, **records.describe_machine()})
             records.say(f"{number}/{len(cases)} {case.peer}: {describe(row)}")
     rich.console.Console(width=150).print(show(rows))
     if args.csv:

@@ -21,19 +21,23 @@ Arrays = dict[str, np.ndarray]
 
 
 class Outcome(NamedTuple):
-    """What a network makes of a batch.
+    """What a network makes of a batch; the last four of training alone, by timm's names.
 
     Attributes:
       logits: [N, classes].
       features: by our names, [N, h, w, C] or [N, C].
-      statistics: BatchNorm's running ones after a batch of training, by timm's names.
-      gradients: of the loss in training, by timm's names, in PyTorch's layout.
+      norms: what each BatchNorm gives its activation, by the name of its scale, [N, h, w, C].
+      statistics: BatchNorm's running ones after the batch.
+      gradients: of the loss, in PyTorch's layout.
+      flips: outputs of norms that ReLU or ReLU6 took for others than ours did.
     """
 
     logits: np.ndarray
     features: Arrays
+    norms: Arrays
     statistics: Arrays
     gradients: Arrays
+    flips: int
 
 
 def build(name: str, path: pathlib.Path, config: ConfigDict) -> nn.Module:
@@ -69,26 +73,73 @@ def _make_biased(norm: nn.Module, inputs: tuple[Tensor], _: Any) -> None:
         norm.running_var.data.copy_(norm.kept + new)
 
 
-def run(
-    model: nn.Module, images: np.ndarray, labels: np.ndarray, smoothing: float, train: bool
+def evaluate(model: nn.Module, images: np.ndarray) -> Outcome:
+    """A batch of normalised images [N, H, W, 3] in evaluation, in the network's own dtype."""
+    model = copy.deepcopy(model).eval()
+    features = _record_features(model)
+    logits = model(_channels_first(images, model))
+    return Outcome(_array(logits), features, {}, {}, {}, 0)
+
+
+def train_batch(
+    model: nn.Module, images: np.ndarray, labels: np.ndarray, smoothing: float, norms: Arrays
 ) -> Outcome:
-    """A copy of the network on a batch of normalised images [N, H, W, 3], in its own dtype."""
-    model, features = copy.deepcopy(model).train(train), {}
+    """A copy of the network on a batch in training, with the loss's gradients.
+
+    ReLU's gradient jumps at 0, where rounding decides. What lies on which side is taken from
+    `norms`, ours.
+    """
+    model = copy.deepcopy(model).train()
+    features, found = _record_features(model), {}
+    for name, norm in _norms(model).items():
+        if isinstance(norm.act, nn.ReLU | nn.ReLU6):
+            top = 6.0 if isinstance(norm.act, nn.ReLU6) else math.inf
+            norm.act = _SidedReLU(top, _channels_first(norms[f"{name}.weight"], model))
+        norm.act.register_forward_pre_hook(
+            functools.partial(_record_input, found, f"{name}.weight")
+        )
+    logits = model(_channels_first(images, model))
+    cross_entropy(logits, labels, smoothing).backward()
+    return Outcome(
+        _array(logits),
+        features,
+        found,
+        _arrays(_statistics(model)),
+        _arrays((name, x.grad) for name, x in model.named_parameters()),
+        sum(module.flips for module in model.modules() if isinstance(module, _SidedReLU)),
+    )
+
+
+class _SidedReLU(nn.Module):
+    """ReLU, up to `top`, of inputs that lie between its kinks where those of `like` do."""
+
+    def __init__(self, top: float, like: Tensor):
+        super().__init__()
+        self.top, self.like, self.flips = top, like, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        inside = (self.like > 0) & (self.like < self.top)
+        self.flips += int((inside != ((x > 0) & (x < self.top))).sum())
+        return torch.where(inside, x, self.like.clamp(0, self.top))
+
+
+def _record_features(model: nn.Module) -> Arrays:
+    """Filled in when the network runs."""
+    features = {}
     # timm's BatchNorm includes the activation.
     places = {"stem": model.bn1, "head": model.bn2, "pre_logits": model.global_pool}
     places |= {f"stage{number}": stage for number, stage in enumerate(model.blocks, 1)}
     for name, module in places.items():
-        module.register_forward_hook(functools.partial(_record, features, name))
-    logits = model(_channels_first(images, model))
-    if not train:
-        return Outcome(_array(logits), features, {}, {})
-    cross_entropy(logits, labels, smoothing).backward()
-    gradients = _arrays((name, x.grad) for name, x in model.named_parameters())
-    return Outcome(_array(logits), features, _arrays(_statistics(model)), gradients)
+        module.register_forward_hook(functools.partial(_record_output, features, name))
+    return features
 
 
-def _record(features: Arrays, name: str, _: nn.Module, __: Any, output: Tensor) -> None:
-    features[name] = _array(output.permute(0, 2, 3, 1) if output.ndim == 4 else output)
+def _record_output(found: Arrays, name: str, _: nn.Module, __: Any, output: Tensor) -> None:
+    found[name] = _array(output.permute(0, 2, 3, 1) if output.ndim == 4 else output)
+
+
+def _record_input(found: Arrays, name: str, _: nn.Module, inputs: tuple[Tensor]) -> None:
+    found[name] = _array(inputs[0].permute(0, 2, 3, 1))
 
 
 def cross_entropy(logits: Tensor, labels: np.ndarray, smoothing: float) -> Tensor:
@@ -167,7 +218,7 @@ def _everything(model: nn.Module) -> list[tuple[str, Tensor]]:
 
 def _channels_first(images: np.ndarray, model: nn.Module) -> Tensor:
     dtype = next(model.parameters()).dtype
-    return torch.from_numpy(images).to(dtype).permute(0, 3, 1, 2).contiguous()
+    return torch.tensor(images, dtype=dtype).permute(0, 3, 1, 2).contiguous()
 
 
 def _arrays(named: Iterable[tuple[str, Tensor]]) -> Arrays:
