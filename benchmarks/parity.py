@@ -307,12 +307,13 @@ def show(rows: list[dict[str, Any]]) -> rich.table.Table:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--only", nargs="+", help="names of timm's; else all")
+    names = [case.peer for case in CASES]
+    parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="NAME")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--csv", type=pathlib.Path, help="append the rows")
     args = parser.parse_args()
     jax.config.update("jax_platforms", "cpu")  # Elsewhere, float32 isn't quite float32.
-    cases = [case for case in CASES if not args.only or case.peer in args.only]
+    cases = [case for case in CASES if case.peer in args.only]
     versions = {f"{name}_version": metadata.version(name) for name in ("timm", "torch")}
     settings = {"seed": args.seed, "batch": BATCH, "height": HEIGHT, "width": WIDTH}
     rows = []
