@@ -15,11 +15,13 @@ from ml_collections import ConfigDict, config_dict
 from effnet_jax import models, scaling
 
 # Mean and standard deviation (RGB, of pixels in 0..1) that a base network's published weights were
-# trained with: ImageNet's own, (x - 127) / 128, or (x - 128) / 128 of pixels in 0..255.
+# trained with: ImageNet's own, (x - 127) / 128, (x - 128) / 128, or x / 127.5 - 1 (AdvProp's, and
+# what timm writes for the two before) of pixels in 0..255.
 NORMALIZATIONS = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "127": ((127 / 255,) * 3, (128 / 255,) * 3),
     "128": ((128 / 255,) * 3, (128 / 255,) * 3),
+    "inception": ((0.5,) * 3, (0.5,) * 3),
 }
 
 
@@ -101,8 +103,16 @@ def get_config(model: str = "b0") -> ConfigDict:
     mean, std = NORMALIZATIONS[models.base(config.model.base).normalization]
     config.preprocess.mean = mean  # RGB, of pixels in 0..1.
     config.preprocess.std = std
-    config.preprocess.interpolation = "bicubic"  # bicubic, bilinear, area or nearest.
-    config.preprocess.crop_padding = 32  # Evaluation: central size / (size + padding) of the image.
+    # bicubic, bilinear, area, nearest, bicubic_tf1, bilinear_tf1, bicubic_pillow, bilinear_pillow:
+    # effnet_jax/data/resizing.py tells whose they are. The reference's is bicubic_tf1, which takes
+    # the host five times as long.
+    config.preprocess.interpolation = "bicubic"
+    # Evaluation's part of the image: padding, the central size / (size + crop_padding) of it;
+    # fraction, the central crop_fraction; resize, the same cut out of the resized image, as by timm
+    # and torchvision; or whole, squeezed to a square. See effnet_jax/data/preprocess.py.
+    config.preprocess.crop_rule = "padding"
+    config.preprocess.crop_padding = 32  # Pixels.
+    config.preprocess.crop_fraction = 0.875  # Of the shorter side.
     config.preprocess.crop_area = (0.08, 1.0)  # Training: fraction of the image in a random crop.
     config.preprocess.crop_aspect = (3 / 4, 4 / 3)  # Its width over its height.
     config.preprocess.flip = True  # Training: mirror every other image.

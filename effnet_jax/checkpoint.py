@@ -114,8 +114,10 @@ class Checkpoints:
             self._remove_leftovers()
         # By default every device writes a slice of what all of them have, and each shape's slices
         # are compiled: B0's first save from 8 devices kept the loop for 22 s instead of 1.
-        arrays = ocp.type_handlers.ArrayHandler(use_replica_parallel=False)
-        registry = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
+        kinds = ocp.type_handlers
+        handlers = {kind: kinds.get_type_handler(kind) for kind in kinds.supported_types()}
+        handlers[jax.Array] = kinds.ArrayHandler(use_replica_parallel=False)
+        registry = kinds.create_type_handler_registry(*handlers.items())
         self._reader = ocp.CompositeCheckpointHandler(default=ocp.PyTreeCheckpointHandler())
         writer = ocp.CompositeCheckpointHandler(
             default=ocp.PyTreeCheckpointHandler(type_handler_registry=registry),

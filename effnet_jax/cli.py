@@ -1,9 +1,9 @@
 """How every command starts and ends: flags, quiet logs, the compilation cache, exit codes.
 
-Exit codes: 0 done; 1 some runs of a sweep failed, or a run's last checkpoint could not be saved; 2
-bad input, told in one message; 3 the loss was not finite; 75 interrupted, a checkpoint was saved
-and the same command goes on with it (EX_TEMPFAIL: a scheduler may requeue); 130 Ctrl-C where there
-was nothing to save yet, or pressed a second time.
+Exit codes: 0 done; 1 some runs of a sweep failed, some images could not be read, or a run's last
+checkpoint could not be saved; 2 bad input, told in one message; 3 the loss was not finite; 75
+interrupted, a checkpoint was saved and the same command goes on with it (EX_TEMPFAIL: a scheduler
+may requeue); 130 Ctrl-C where there was nothing to save yet, or pressed a second time.
 
 Of a run on many hosts, 75 is also that a host was lost or stuck: the same command on all of them
 goes on from the last checkpoint. Where host 0 is the one, JAX may be faster to notice, and aborts
@@ -22,6 +22,7 @@ from absl import app, flags, logging
 from effnet_jax.data.sources import cache_dir
 from effnet_jax.errors import (
     RETRY,
+    ImagesFailed,
     Interrupted,
     NonFiniteLossError,
     RunsFailed,
@@ -91,7 +92,7 @@ def _exit_codes() -> Iterator[None]:
         code, message, alone = BAD_INPUT, f"error: {error}", True
     except SaveFailed as error:
         code, message, alone = FAILED, f"error: {error}", True
-    except RunsFailed as error:
+    except (RunsFailed, ImagesFailed) as error:
         code, message = FAILED, f"error: {error}"
     except NonFiniteLossError as error:
         code, message = NOT_FINITE, f"error: {error}"

@@ -39,6 +39,10 @@ class RunsFailed(Exception):
     """Some runs of a sweep failed and the others did not; the message lists them."""
 
 
+class ImagesFailed(Exception):
+    """Some images could not be read, and the others were; the message says how many."""
+
+
 def near(name: str, options: Iterable[str], count: int = 4) -> str:
     """The options most like `name`, or all of them where none is, as text for a message."""
     options = [str(option) for option in options]

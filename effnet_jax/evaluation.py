@@ -17,10 +17,10 @@ from ml_collections import ConfigDict
 from effnet_jax import hosts, models, named, parallel, records
 from effnet_jax.checkpoint import Checkpoints
 from effnet_jax.data import pipeline, sources
+from effnet_jax.data.preprocess import normalize
 from effnet_jax.data.sources import Source
 from effnet_jax.errors import UserError
 from effnet_jax.metrics import mean_corruption_error, metric_sums
-from effnet_jax.models.layers import normalize_images
 
 PyTree = Any
 Metrics = dict[str, float | int]
@@ -32,7 +32,7 @@ def make_eval_step(
     """`(params, batch_stats, batch) -> sums`, those of `metrics.metric_sums`."""
 
     def eval_step(params: PyTree, batch_stats: PyTree, batch: dict[str, jax.Array]):
-        images = normalize_images(batch["image"], preprocess.mean, preprocess.std)
+        images = normalize(batch["image"], preprocess.mean, preprocess.std)
         logits, _ = model.apply({"params": params, "batch_stats": batch_stats}, images, train=False)
         return metric_sums(logits, batch["label"], batch["mask"], choices)
 

@@ -23,7 +23,6 @@ RANGES = {
     "data.processes": (0, 1024),
     "data.prefetch_batches": (1, 1024),
     "data.prefetch_gib": (0.01, ANY),
-    "preprocess.crop_padding": (0, ANY),
     "augment.randaugment_layers": (0, 16),
     "augment.randaugment_magnitude": (0, 30),
     "augment.erase_probability": (0, 1),

@@ -20,9 +20,9 @@ from configs.evaluation import read_classes
 from effnet_jax import models, records
 from effnet_jax.checkpoint import Checkpoints
 from effnet_jax.data import sources
+from effnet_jax.data.preprocess import normalize
 from effnet_jax.errors import UserError
 from effnet_jax.evaluation import choose_classes, evaluate_workdir, load_evaluation_set
-from effnet_jax.models.layers import normalize_images
 from effnet_jax.training import loop
 from effnet_jax.training.state import abstract_state
 
@@ -68,7 +68,7 @@ def images_and_logits(model, variables):
 
     @jax.jit
     def apply(images):
-        normalized = normalize_images(images, config.mean, config.std)
+        normalized = normalize(images, config.mean, config.std)
         return model.apply(variables, normalized, train=False)[0]
 
     return images, np.asarray(apply(images))

@@ -1,46 +1,16 @@
-"""Crop boxes and resizing on the host: pure functions of the pixels and a random generator."""
+"""Crop boxes: pure functions of an image's size and a random generator."""
 
-import cv2
 import numpy as np
-
-# One image is one thread's work: the pipeline runs many images side by side.
-cv2.setNumThreads(0)
-
-INTERPOLATIONS = {
-    "bicubic": cv2.INTER_CUBIC,
-    "bilinear": cv2.INTER_LINEAR,
-    "area": cv2.INTER_AREA,
-    "nearest": cv2.INTER_NEAREST,
-}
 
 Box = tuple[int, int, int, int]  # Top, left, height, width, in pixels.
 
 
-def resize(image: np.ndarray, size: int, interpolation: str) -> np.ndarray:
-    """uint8 [h, w, 3] to [size, size, 3]; no antialiasing, as in the reference.
-
-    Of an image [h, w, 4] the last channel is left out.
-    """
-    if interpolation != "bicubic" or image.shape[:2] == (size, size):
-        if image.shape[2] == 4:
-            image = cv2.cvtColor(image, cv2.COLOR_RGBA2RGB)
-        if image.shape[:2] == (size, size):
-            return np.ascontiguousarray(image)
-        return cv2.resize(image, (size, size), interpolation=INTERPOLATIONS[interpolation])
-    # OpenCV takes 205 us to make 224 px of three channels and 95 of four, both conversions counted;
-    # a value in 300,000 then differs, by 1.
-    if image.shape[2] == 3:
-        image = cv2.cvtColor(image, cv2.COLOR_RGB2RGBA)
-    image = cv2.resize(image, (size, size), interpolation=cv2.INTER_CUBIC)
-    return cv2.cvtColor(image, cv2.COLOR_RGBA2RGB)
-
-
-def central_box(height: int, width: int, size: int, padding: int) -> Box:
-    """The evaluation crop: the central square of `size / (size + padding)` of the shorter side.
+def central_box(height: int, width: int, kept: float) -> Box:
+    """The central square of the fraction `kept` of the shorter side.
 
     Source: tensorflow/tpu models/official/efficientnet/preprocessing.py, decode_and_center_crop.
     """
-    side = max(1, int(size / (size + padding) * min(height, width)))
+    side = max(1, int(kept * min(height, width)))
     return (height - side + 1) // 2, (width - side + 1) // 2, side, side
 
 

@@ -11,6 +11,7 @@ sorted by name.
 import collections
 import functools
 import itertools
+import pathlib
 import random
 import re
 from collections.abc import Sequence
@@ -55,17 +56,22 @@ class Item(NamedTuple):
     length: int  # Bytes.
 
 
-def _lines(name: str) -> tuple[str, ...]:
-    import tensorflow_datasets as tfds
+@functools.cache
+def titles() -> dict[str, str]:
+    """What people call each class, by its WordNet id, in the order of the labels.
 
-    path = tfds.core.tfds_path(f"datasets/imagenet2012/{name}")
-    return tuple(path.read_text().split())
+    The first of WordNet's words for it, out of google/automl efficientnetv2/g3doc/
+    imagenet1k_labels.txt (6a54c87), with a word more where two classes share it. timm's
+    imagenet_synset_to_lemma.txt has the same.
+    """
+    text = pathlib.Path(__file__).with_name("imagenet_classes.tsv").read_text()
+    return dict(line.split("\t") for line in text.splitlines())
 
 
 @functools.cache
 def class_names() -> tuple[str, ...]:
-    """WordNet ids of the 1000 classes by label, sorted; TFDS's list."""
-    return _lines("labels.txt")
+    """WordNet ids of the 1000 classes by label, sorted."""
+    return tuple(titles())
 
 
 @functools.cache
@@ -76,7 +82,11 @@ def labels() -> dict[str, int]:
 
 @functools.cache
 def _validation_classes() -> tuple[str, ...]:
-    return _lines("validation_labels.txt")
+    """Of the 50,000 images, by their number; TFDS's list."""
+    import tensorflow_datasets as tfds
+
+    path = tfds.core.tfds_path("datasets/imagenet2012/validation_labels.txt")
+    return tuple(path.read_text().split())
 
 
 def label_of(wnid: str, where: str) -> int:

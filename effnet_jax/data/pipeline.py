@@ -29,6 +29,8 @@ from ml_collections import ConfigDict
 from effnet_jax.data import augment, crop
 from effnet_jax.data.crop import Box
 from effnet_jax.data.decode import decode_box, decode_image
+from effnet_jax.data.preprocess import Preprocess
+from effnet_jax.data.resizing import resize
 from effnet_jax.data.sources import Source
 from effnet_jax.errors import UserError, check_choice
 from effnet_jax.processes import end_with_parent, held_back
@@ -52,17 +54,9 @@ def check_config(config: ConfigDict) -> None:
     """
     check_choice("config.data.on_corrupt", config.data.on_corrupt, ("stop", "skip"))
     augment.check_config(config.augment)
-    config = config.preprocess
-    check_choice("config.preprocess.interpolation", config.interpolation, crop.INTERPOLATIONS)
-    check_interval("preprocess.crop_area", config.crop_area, high=1)
-    check_interval("preprocess.crop_aspect", config.crop_aspect)
-    for key in ("mean", "std"):
-        if len(config[key]) != 3 or (key == "std" and min(config[key]) <= 0):
-            raise UserError(
-                f"config.preprocess.{key} must be three numbers, for red, green and blue"
-                + (", above 0" if key == "std" else "")
-                + f"; got {config[key]}"
-            )
+    Preprocess.from_config(config.preprocess, resolution=1)
+    check_interval("preprocess.crop_area", config.preprocess.crop_area, high=1)
+    check_interval("preprocess.crop_aspect", config.preprocess.crop_aspect)
 
 
 def read(source: Source, index: int) -> dict[str, Any]:
@@ -109,10 +103,7 @@ class TrainImages:
 
     def __init__(self, source: Source, config: ConfigDict):
         self._source = source
-        self._mean, self._augment = config.preprocess.mean, config.augment
-        self._interpolation = config.preprocess.interpolation
-        self._flip, self._padding = config.preprocess.flip, config.preprocess.crop_padding
-        self._area, self._aspect = config.preprocess.crop_area, config.preprocess.crop_aspect
+        self._preprocess, self._augment = config.preprocess, config.augment
         self._erases = config.augment.erase_probability > 0
         self._seed = config.seed
         self._skips = config.data.on_corrupt == "skip"
@@ -147,8 +138,9 @@ class TrainImages:
 
     def box(self, size: int, rng: np.random.Generator, height: int, width: int) -> Box:
         """The random crop of an image of [height, width] that becomes [size, size]."""
-        found = crop.random_box(height, width, self._area, self._aspect, rng)
-        return found or crop.central_box(height, width, size, self._padding)
+        config = self._preprocess
+        found = crop.random_box(height, width, config.crop_area, config.crop_aspect, rng)
+        return found or Preprocess.from_config(config, size).box(height, width)
 
     def distort(self, image: np.ndarray, rng: np.random.Generator, out: np.ndarray) -> None:
         """Resize, flip, policy and erasing.
@@ -158,33 +150,31 @@ class TrainImages:
           rng: source of randomness.
           out: uint8 [size, size, 3]; the result is written there.
         """
-        image = crop.resize(image, len(out), self._interpolation)
-        if self._flip and rng.random() < 0.5:
+        image = resize(image, out.shape[:2], self._preprocess.interpolation)
+        if self._preprocess.flip and rng.random() < 0.5:
             image = cv2.flip(image, 1)
         if self._policy:
             image = self._policy(image, rng)
         if self._erases:
-            image = augment.erase(image, self._augment, self._mean, rng)
+            image = augment.erase(image, self._augment, self._preprocess.mean, rng)
         out[:] = image
 
 
 class EvalImages:
     """The record at a position in its central crop, and black images beyond the last: a `Load`."""
 
-    def __init__(self, source: Source, config: ConfigDict):
-        self._source, self._config = source, config.preprocess
+    def __init__(self, source: Source, preprocess: Preprocess):
+        self._source, self._preprocess = source, preprocess
 
     def __call__(self, position: int, out: np.ndarray) -> tuple[int | np.ndarray, bool]:
         if position >= len(self._source):
             out[:] = 0
             return read(self._source, 0)["label"], False  # For its shape.
-        box = functools.partial(crop.central_box, size=len(out), padding=self._config.crop_padding)
         try:
             record = read(self._source, position)
-            image = decode_box(record["image"], box)
+            out[:] = self._preprocess.pixels(record["image"])
         except (ValueError, OSError) as error:
             raise naming(self._source, position, error) from None
-        out[:] = crop.resize(image, len(out), self._config.interpolation)
         return record["label"], True
 
 
@@ -346,5 +336,5 @@ def eval_batches(
     number of steps and every record counts.
     """
     length = -(-len(source) // config.eval_batch_size)
-    load = EvalImages(source, config)
+    load = EvalImages(source, Preprocess.from_config(config.preprocess, resolution))
     return Batches(load, resolution, config.eval_batch_size, length, host, hosts)

@@ -164,8 +164,8 @@ def add(data: bytes) -> bytes:
         for y in range(0, layout.height, tall)
         for x in range(0, layout.width, wide)
     ]
-    # Of each part its blocks alone, and a marker in the place of its end: it has the header of a JPEG
-    # of its own, with the same tables.
+    # Of each part its blocks alone, and a marker in the place of its end: it has the header of a
+    # JPEG of its own, with the same tables.
     parts = [part[read_layout(part).data_at : -1] for part in turbojpeg.transform(data, boxes)]
     parts = [part + bytes([FIRST_RESTART + n % 8]) for n, part in enumerate(parts)]
     lengths = np.array([len(part) for part in parts])

@@ -21,7 +21,6 @@ __all__ = [
     "Dense",
     "DepthwiseConv",
     "depthwise_conv",
-    "normalize_images",
     "spatial_mean",
     "stochastic_depth",
 ]
@@ -35,14 +34,6 @@ dense_init = nn.initializers.variance_scaling(1 / 3, "fan_out", "uniform")
 def depthwise_init(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
     """`conv_init` for a [k, k, 1, C] kernel: each channel has one output, so the fan is k * k."""
     return math.sqrt(2 / (shape[0] * shape[1])) * jax.random.normal(key, shape, dtype)
-
-
-def normalize_images(
-    images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]
-) -> jax.Array:
-    """uint8 images [N, H, W, 3] to float32, `(x - 255 mean) / (255 std)`: the only place for it."""
-    scale = jnp.asarray(std, jnp.float32) * 255
-    return (images.astype(jnp.float32) - jnp.asarray(mean, jnp.float32) * 255) / scale
 
 
 def stochastic_depth(x: jax.Array, survival: float, key: jax.Array) -> jax.Array:

@@ -13,8 +13,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from effnet_jax import parallel
+from effnet_jax.data.preprocess import normalize
 from effnet_jax.loss import cross_entropy, smooth_targets
-from effnet_jax.models.layers import normalize_images
 from effnet_jax.training import batch_norm
 from effnet_jax.training.accumulation import MEMBER, in_parts
 from effnet_jax.training.mixing import is_mixing, mix
@@ -85,7 +85,7 @@ def make_train_step(
         rngs = {
             name: random_key(seed, name, state.step) for name in ("dropout", "stochastic_depth")
         }
-        images = normalize_images(batch["image"], preprocess.mean, preprocess.std)
+        images = normalize(batch["image"], preprocess.mean, preprocess.std)
         targets = smooth_targets(batch["label"], classes, smoothing)
         if is_mixing(config.augment):
             key = random_key(seed, "mixing", state.step)

@@ -19,6 +19,7 @@ import time
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 from PIL import Image
 
 from effnet_jax.data import imagenet, prepare, shards, sources, turbojpeg
@@ -112,8 +113,12 @@ def test_minival_of_a_part_ends_with_a_shard(images):
 
 
 def test_classes_are_imagenet_s():
-    assert len(imagenet.class_names()) == 1000
+    path = tfds.core.tfds_path("datasets/imagenet2012/labels.txt")
+    assert list(imagenet.class_names()) == path.read_text().split()
     assert imagenet.class_names()[:2] == ("n01440764", "n01443537")
+    titles = imagenet.titles()
+    assert len(set(titles.values())) == len(titles) == 1000
+    assert (titles["n02124075"], titles["n07920052"]) == ("Egyptian cat", "espresso")
     # The first validation image is a sea snake.
     assert imagenet.validation_label("ILSVRC2012_val_00000001.JPEG", "") == 65
     with pytest.raises(UserError, match=r"here: 'ILSVRC2012_val_00050001.JPEG' is no name"):

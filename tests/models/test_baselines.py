@@ -11,6 +11,7 @@ from conftest import config_for, read_golden, variable_shapes
 
 from configs import default
 from effnet_jax import models, scaling
+from effnet_jax.data.preprocess import normalize
 from effnet_jax.errors import UserError
 from effnet_jax.models import efficientnet, init_variables, layers, network, resnet
 from effnet_jax.models.operations import lax_depthwise_conv
@@ -229,9 +230,7 @@ def test_names_set_momentum_and_normalisation(name):
     else:
         mean, std = 255 * np.array([0.485, 0.456, 0.406]), 255 * np.array([0.229, 0.224, 0.225])
     pixels = np.array([0.0, 127.0, 255.0])
-    images = layers.normalize_images(
-        pixels.astype(np.uint8), config.preprocess.mean, config.preprocess.std
-    )
+    images = normalize(pixels.astype(np.uint8), config.preprocess.mean, config.preprocess.std)
     np.testing.assert_allclose(images, (pixels - mean) / std, atol=1e-6)
 
 

@@ -1,0 +1,166 @@
+"""What happens to an image before the network, as data: which part of it, which resizing, which
+normalisation. One definition for training, evaluation, prediction and converted weights.
+"""
+
+import dataclasses
+import math
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+from PIL import Image
+
+from effnet_jax.data import crop
+from effnet_jax.data.crop import Box
+from effnet_jax.data.decode import decode_box, decode_image
+from effnet_jax.data.resizing import INTERPOLATIONS, resize
+from effnet_jax.errors import UserError, check_choice
+
+CROP_RULES = ("padding", "fraction", "resize", "whole")
+# A file's path, its bytes, or its pixels: a Pillow image, or uint8 [h, w, 3].
+ImageLike = str | os.PathLike | bytes | Image.Image | np.ndarray
+
+
+def normalize(images: Any, mean: Sequence[float], std: Sequence[float]) -> Any:
+    """uint8 images [N, H, W, 3] to float32, `(x - 255 mean) / (255 std)`: the only place for it.
+
+    NumPy's to NumPy's, and JAX's, on the device, to JAX's.
+    """
+    mean, std = (np.asarray(value, np.float32) * 255 for value in (mean, std))
+    return (images.astype(np.float32) - mean) / std
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocess:
+    """The evaluation crop, resizing and normalisation that a network's weights belong to.
+
+    Attributes:
+      resolution: side of the result, in pixels.
+      crop_rule: which part of the image is kept.
+        padding: the central square of `resolution / (resolution + crop_padding)` of the shorter
+          side; then it is resized. The reference's.
+        fraction: the central square of `crop_fraction` of the shorter side; then it is resized.
+        resize: the shorter side is resized to `resolution / crop_fraction`, rounded down; then the
+          central square is cut out. That of timm (`crop_pct`) and torchvision, to the bit with the
+          interpolations of Pillow.
+        whole: all of the image, its sides made equal. The reference's for EfficientNetV2 from 320
+          pixels on; timm's "squash".
+      crop_padding, crop_fraction: as above; each rule has its own.
+      interpolation: one of `resizing.INTERPOLATIONS`.
+      mean, std: RGB, of pixels in 0..1.
+    """
+
+    resolution: int
+    crop_rule: str
+    crop_padding: int
+    crop_fraction: float
+    interpolation: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def __post_init__(self):
+        check_choice("preprocess.crop_rule", self.crop_rule, CROP_RULES)
+        check_choice("preprocess.interpolation", self.interpolation, INTERPOLATIONS)
+        if self.resolution < 1 or self.crop_padding < 0 or not 0 < self.crop_fraction <= 1:
+            raise UserError(
+                "preprocess needs a resolution of 1 or more, a crop_padding of 0 or more, and a "
+                "crop_fraction above 0 and at most 1; "
+                f"got {self.resolution}, {self.crop_padding} and {self.crop_fraction}"
+            )
+        for key in ("mean", "std"):
+            value = tuple(getattr(self, key))
+            if len(value) != 3 or (key == "std" and min(value) <= 0):
+                raise UserError(
+                    f"preprocess.{key} must be three numbers, for red, green and blue"
+                    + (", above 0" if key == "std" else "")
+                    + f"; got {value}"
+                )
+            object.__setattr__(self, key, value)  # A list, where it comes from JSON.
+
+    @classmethod
+    def from_config(cls, config: ConfigDict, resolution: int) -> "Preprocess":
+        """That of `config.preprocess`; its other keys are training's."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        return cls(resolution, **{name: config[name] for name in names[1:]})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Values for JSON; `Preprocess(**values)` is the way back."""
+        return dataclasses.asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
+
+    def box(self, height: int, width: int) -> Box:
+        """The part of an image of [height, width] that is kept.
+
+        For the rule "resize", whose crop comes after resizing, to the nearest pixel.
+        """
+        if self.crop_rule == "whole":
+            return 0, 0, height, width
+        kept = {
+            "padding": self.resolution / (self.resolution + self.crop_padding),
+            "fraction": self.crop_fraction,
+            "resize": self.resolution / self._shorter_side,
+        }
+        return crop.central_box(height, width, kept[self.crop_rule])
+
+    @property
+    def _shorter_side(self) -> int:
+        return math.floor(self.resolution / self.crop_fraction)
+
+    def pixels(self, image: bytes | np.ndarray) -> np.ndarray:
+        """Decodes, crops and resizes.
+
+        Args:
+          image: encoded, or uint8 [h, w, 3].
+
+        Returns:
+          uint8 [resolution, resolution, 3].
+
+        Raises:
+          ValueError: the bytes are no image, or a damaged one.
+        """
+        square = (self.resolution, self.resolution)
+        if self.crop_rule == "resize":
+            whole = decode_image(image) if isinstance(image, bytes) else image
+            shape, shorter = whole.shape[:2], self._shorter_side
+            height, width = (shorter * side // min(shape) for side in shape)
+            resized = resize(whole, (height, width), self.interpolation)
+            # As torchvision rounds: halves to even.
+            place = (round((side - self.resolution) / 2) for side in (height, width))
+            return np.ascontiguousarray(crop.crop(resized, (*place, *square)))
+        if isinstance(image, bytes):
+            kept = decode_box(image, self.box)
+        else:
+            kept = crop.crop(image, self.box(*image.shape[:2]))
+        return resize(kept, square, self.interpolation)
+
+    def __call__(self, images: ImageLike | Sequence[ImageLike]) -> np.ndarray:
+        """Images as the network wants them.
+
+        Args:
+          images: one, or a list of them: paths, bytes, Pillow images or uint8 arrays [h, w, 3].
+
+        Returns:
+          float32 [N, resolution, resolution, 3].
+
+        Raises:
+          ValueError: one is no image, or a damaged one; OSError: it can't be read.
+        """
+        if not isinstance(images, list | tuple):
+            images = [images]
+        pixels = np.stack([self.pixels(_content(image)) for image in images])
+        return normalize(pixels, self.mean, self.std)
+
+
+def _content(image: ImageLike) -> bytes | np.ndarray:
+    """The bytes of an image, or its pixels."""
+    if isinstance(image, str | os.PathLike):
+        with open(image, "rb") as file:
+            return file.read()
+    if isinstance(image, Image.Image):
+        return np.asarray(image.convert("RGB"))
+    if isinstance(image, np.ndarray) and not (
+        image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3
+    ):
+        raise ValueError(f"an array must be uint8 [h, w, 3]; got {image.dtype} {image.shape}")
+    return image

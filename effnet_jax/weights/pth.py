@@ -1,0 +1,173 @@
+"""PyTorch's files, read without PyTorch, and without running anything that is in them.
+
+A pickle is a program: it may call any function by its name. Here it may name a handful, none of
+which does more than to say where in the file a tensor lies.
+"""
+
+import pathlib
+import pickle
+import struct
+import zipfile
+from collections.abc import Callable
+from typing import Any, BinaryIO, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from effnet_jax.errors import UserError
+
+MAGIC = 0x1950A86A20F9469CFC6C  # First in a file of before PyTorch 1.6.
+PROTOCOL = 1001
+STORAGES = {
+    "FloatStorage": np.float32,
+    "DoubleStorage": np.float64,
+    "HalfStorage": np.float16,
+    "BFloat16Storage": ml_dtypes.bfloat16,
+    "LongStorage": np.int64,
+    "IntStorage": np.int32,
+    "ShortStorage": np.int16,
+    "CharStorage": np.int8,
+    "ByteStorage": np.uint8,
+    "BoolStorage": np.bool_,
+}
+# Where training programs keep the weights beside other things; averages first.
+RAW = ("state_dict", "model")
+EMA = ("state_dict_ema", "model_ema")
+
+
+class Storage(NamedTuple):
+    """A tensor's memory in the file: its key there, and the numbers in it."""
+
+    key: str
+    dtype: np.dtype
+    count: int
+
+
+class Tensor(NamedTuple):
+    """A view of a storage; offset and strides in numbers, not bytes."""
+
+    storage: Storage
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    def read(self, memory: bytes) -> np.ndarray:
+        """The array; ValueError where it doesn't lie within the memory."""
+        values = np.frombuffer(memory, self.storage.dtype)
+        if len(self.shape) != len(self.strides) or min((0, *self.shape, *self.strides)) < 0:
+            raise ValueError(f"a tensor has shape {self.shape} and strides {self.strides}")
+        steps = zip(self.shape, self.strides, strict=True)
+        last = self.offset + sum((size - 1) * stride for size, stride in steps)
+        if 0 not in self.shape and not 0 <= self.offset <= last < len(values):
+            raise ValueError(f"a tensor of shape {self.shape} ends outside of its storage")
+        strides = [stride * values.itemsize for stride in self.strides]
+        view = np.lib.stride_tricks.as_strided(values[self.offset :], self.shape, strides)
+        return np.ascontiguousarray(view)
+
+
+class _Dict(dict):
+    """A dict that is given attributes, which are of no interest."""
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, file: BinaryIO, path: pathlib.Path):
+        super().__init__(file)
+        self._path = path
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("collections", "OrderedDict"):
+            return _Dict
+        if (module, name) == ("torch", "Size"):
+            return tuple
+        if module in ("torch", "torch.storage") and name in STORAGES:
+            return name
+        if module == "torch._utils" and name in ("_rebuild_tensor", "_rebuild_tensor_v2"):
+            return lambda storage, offset, shape, strides, *_: Tensor(
+                storage, int(offset), tuple(map(int, shape)), tuple(map(int, strides))
+            )
+        if (module, name) == ("torch._utils", "_rebuild_parameter"):
+            return lambda data, *_: data
+        raise UserError(
+            f"{self._path} wants to run code: it names {module}.{name}, where a file of weights "
+            "names tensors alone. Nothing of it was run. If you trust its source, save the weights "
+            "alone there: torch.save(model.state_dict(), FILE), or as .safetensors"
+        )
+
+    def persistent_load(self, pid: Any) -> Storage:
+        kind, storage, key, _, count, *view = pid
+        if kind != "storage" or any(part is not None for part in view):
+            raise ValueError(f"{kind!r} is no storage that is understood")
+        return Storage(str(key), np.dtype(STORAGES[storage]), int(count))
+
+
+def read(path: pathlib.Path, weights: str) -> dict[str, np.ndarray]:
+    """The tensors of a state dict, by name.
+
+    Args:
+      path: of a file of `torch.save`, of PyTorch's form since 1.6 (zip) or that before.
+      weights: "ema" or "raw": which to take where a training program has written both.
+
+    Raises:
+      UserError: the file is damaged, holds no state dict, or wants to run code.
+    """
+    try:
+        state, memory = _read_zip(path) if zipfile.is_zipfile(path) else _read_legacy(path)
+        tensors = _state_dict(state, weights)
+        if not tensors:
+            raise UserError(
+                f"{path} holds no dict of tensors by name; write torch.save(model.state_dict(), "
+                "FILE)"
+            )
+        return {name: tensor.read(memory(tensor.storage)) for name, tensor in tensors.items()}
+    except UserError:
+        raise
+    except Exception as error:  # A damaged pickle fails as any of a dozen kinds of error.
+        raise UserError(f"{path} is a damaged or foreign PyTorch file: {error}") from None
+
+
+def _state_dict(state: Any, weights: str) -> dict[str, Tensor]:
+    for key in (*(EMA if weights == "ema" else ()), *RAW):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    items = state.items() if isinstance(state, dict) else ()
+    return {str(name): value for name, value in items if isinstance(value, Tensor)}
+
+
+def _read_zip(path: pathlib.Path) -> tuple[Any, Callable[[Storage], bytes]]:
+    archive = zipfile.ZipFile(path)
+    (pickled,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
+    folder = pickled.removesuffix("data.pkl")
+    order = f"{folder}byteorder"
+    if order in archive.namelist() and archive.read(order) != b"little":
+        raise ValueError("its numbers are big-endian")
+    with archive.open(pickled) as file:
+        state = _Unpickler(file, path).load()
+    return state, lambda storage: archive.read(f"{folder}data/{storage.key}")
+
+
+def _read_legacy(path: pathlib.Path) -> tuple[Any, Callable[[Storage], bytes]]:
+    with open(path, "rb") as file:
+        magic, protocol, system = (_Unpickler(file, path).load() for _ in range(3))
+        if magic != MAGIC or protocol != PROTOCOL or not system["little_endian"]:
+            raise ValueError("it doesn't start as one")
+        storages = {}
+
+        class Noting(_Unpickler):
+            def persistent_load(self, pid: Any) -> Storage:
+                storage = super().persistent_load(pid)
+                return storages.setdefault(storage.key, storage)
+
+        state = Noting(file, path).load()
+        memory = {}
+        for key in _Unpickler(file, path).load():
+            storage = storages[key]
+            (count,) = struct.unpack("<q", file.read(8))
+            if count != storage.count:
+                raise ValueError(f"storage {key} has {count} numbers, not {storage.count}")
+            memory[key] = file.read(min(count * storage.dtype.itemsize, path.stat().st_size))
+            if len(memory[key]) != count * storage.dtype.itemsize:
+                raise ValueError("it is cut short")
+    return state, lambda storage: memory[storage.key]

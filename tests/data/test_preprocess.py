@@ -1,0 +1,201 @@
+"""Crop rules, interpolations and normalisation against the programs that they come from."""
+
+import io
+import json
+import math
+
+import numpy as np
+import pytest
+import skimage.data
+from conftest import GOLDEN
+from PIL import Image
+
+from configs import default
+from effnet_jax.data import decode
+from effnet_jax.data.preprocess import Preprocess, normalize
+from effnet_jax.data.resizing import INTERPOLATIONS, resize
+from effnet_jax.errors import UserError
+
+CHELSEA = skimage.data.chelsea()  # 300 x 451.
+PILLOW = {
+    "bicubic_pillow": Image.Resampling.BICUBIC,
+    "bilinear_pillow": Image.Resampling.BILINEAR,
+}
+
+
+def preprocess(**changes) -> Preprocess:
+    return Preprocess(
+        **{
+            "resolution": 64,
+            "crop_rule": "padding",
+            "crop_padding": 32,
+            "crop_fraction": 0.875,
+            "interpolation": "bicubic",
+            "mean": (0.0, 0.0, 0.0),
+            "std": (1.0, 1.0, 1.0),
+            **changes,
+        }
+    )
+
+
+def encode(image: np.ndarray, kind: str) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, kind)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+def test_what_is_flat_stays_flat_and_a_fourth_channel_is_left_out(interpolation):
+    flat = np.full((9, 7, 4), 77, np.uint8)
+    flat[..., 3] = np.arange(63).reshape(9, 7)
+    for shape in ((24, 24), (3, 5), (9, 7)):
+        resized = resize(flat, shape, interpolation)
+        assert resized.shape == (*shape, 3) and resized.dtype == np.uint8
+        assert (resized == 77).all()
+
+
+def test_resizing_is_that_of_tensorflow():
+    golden = np.load(GOLDEN / "resizing.npz")
+    names = [name for name in golden.files if name != "image"]
+    assert {name.split()[0] for name in names} == {"bicubic_tf1", "bilinear_tf1", "bilinear"}
+    for name in names:
+        interpolation, *shape = name.split()
+        ours = resize(golden["image"], tuple(map(int, shape)), interpolation)
+        # OpenCV's bilinear weights are rounded as well; of the others, the result alone.
+        most = 0.999 if interpolation == "bilinear" else 0.5001
+        assert np.abs(ours - golden[name].clip(0, 255)).max() <= most
+
+
+def test_bicubic_is_neither_of_tensorflow_one_nor_pillow():
+    """So that nobody takes one for another: on a photograph they differ by grey levels."""
+    made = {name: resize(CHELSEA, (64, 96), name).astype(int) for name in INTERPOLATIONS}
+    for name in ("bicubic_tf1", "bicubic_pillow"):
+        assert np.abs(made["bicubic"] - made[name]).mean() > 2
+
+
+@pytest.mark.parametrize("interpolation", PILLOW)
+@pytest.mark.parametrize(
+    ("size", "fraction", "shape"),
+    [
+        # (height, width) of the whole image once it is resized, by hand: floor(size / fraction) for
+        # the shorter side, the longer one cut off. 300 x 451 is the photograph's own shape.
+        (224, 0.875, (256, 384)),
+        (300, 0.904, (331, 497)),
+        (240, 240 / 256, (256, 384)),
+        (380, 380 / 384, (384, 577)),
+    ],
+)
+def test_resize_is_torchvision_s_and_timm_s_rule(interpolation, size, fraction, shape):
+    """Resize(floor(size / fraction)), then CenterCrop(size), by Pillow itself."""
+    ours = preprocess(
+        resolution=size, crop_rule="resize", crop_fraction=fraction, interpolation=interpolation
+    )
+    height, width = shape
+    whole = Image.fromarray(CHELSEA).resize((width, height), PILLOW[interpolation])
+    # transforms.functional.center_crop rounds halves to even.
+    top, left = round((height - size) / 2.0), round((width - size) / 2.0)
+    expected = np.asarray(whole.crop((left, top, left + size, top + size)))
+    np.testing.assert_array_equal(ours.pixels(encode(CHELSEA, "PNG")), expected)
+    turned = ours.pixels(np.ascontiguousarray(CHELSEA.transpose(1, 0, 2)))
+    assert turned.shape == (size, size, 3)
+
+
+@pytest.mark.parametrize(
+    ("size", "resized"),  # Of torchvision's weights of EfficientNet.
+    [
+        *((224, 256), (240, 256), (240, 255), (288, 288), (300, 320), (380, 384)),
+        *((456, 456), (528, 528), (600, 600), (384, 384), (480, 480)),
+    ],
+)
+def test_a_crop_fraction_is_exact_for_torchvision_s_sizes(size, resized):
+    assert math.floor(size / (size / resized)) == resized
+
+
+def test_a_jpeg_s_pixels_are_pillow_s():
+    data = encode(CHELSEA, "JPEG")
+    ours = preprocess(resolution=224, crop_rule="resize", interpolation="bicubic_pillow")
+    with Image.open(io.BytesIO(data)) as image:
+        expected = ours.pixels(np.asarray(image.convert("RGB")))
+    np.testing.assert_array_equal(ours.pixels(data), expected)
+
+
+@pytest.mark.parametrize(
+    ("changes", "box"),
+    [
+        # side = int(fraction * 300), offsets (300 - side + 1) // 2 and (451 - side + 1) // 2.
+        ({"crop_rule": "padding"}, (50, 126, 200, 200)),
+        ({"crop_rule": "fraction"}, (19, 95, 262, 262)),
+        # floor(64 / 0.875) = 73, and 64 / 73 * 300 = 263.01.
+        ({"crop_rule": "resize"}, (19, 94, 263, 263)),
+        ({"crop_rule": "whole"}, (0, 0, 300, 451)),
+    ],
+)
+def test_the_part_that_is_kept(changes, box):
+    assert preprocess(**changes).box(300, 451) == box
+    if changes["crop_rule"] != "resize":
+        top, left, height, width = box
+        part = CHELSEA[top : top + height, left : left + width]
+        expected = resize(part, (64, 64), "bicubic")
+        np.testing.assert_array_equal(preprocess(**changes).pixels(CHELSEA), expected)
+
+
+def test_every_kind_of_input_gives_the_same(tmp_path):
+    data = encode(CHELSEA, "PNG")
+    path = tmp_path / "chelsea.png"
+    path.write_bytes(data)
+    ours = preprocess(mean=(0.5, 0.25, 0.0), std=(0.5, 1.0, 2.0))
+    one = ours(path)
+    assert one.shape == (1, 64, 64, 3) and one.dtype == np.float32
+    expected = (ours.pixels(data) / 255 - np.array([0.5, 0.25, 0.0])) / np.array([0.5, 1.0, 2.0])
+    np.testing.assert_allclose(one[0], expected, atol=1e-6)
+    many = ours([str(path), data, Image.open(path), CHELSEA])
+    assert many.shape == (4, 64, 64, 3)
+    for image in many:
+        np.testing.assert_array_equal(image, one[0])
+    with pytest.raises(ValueError, match="an array must be uint8"):
+        ours(CHELSEA / 255)
+    with pytest.raises(ValueError, match="no image"):
+        ours(b"text")
+
+
+def test_normalisation_is_the_same_on_the_device():
+    import jax.numpy as jnp
+
+    pixels = np.arange(256, dtype=np.uint8).repeat(3).reshape(1, 16, 16, 3)
+    mean, std = (127 / 255,) * 3, (128 / 255,) * 3
+    ours = normalize(pixels, mean, std)
+    np.testing.assert_allclose(ours, (pixels.astype(float) - 127) / 128, atol=1e-6)
+    there = normalize(jnp.asarray(pixels), mean, std)
+    assert there.dtype == jnp.float32
+    np.testing.assert_allclose(there, ours, atol=1e-6)
+
+
+def test_it_survives_json_and_comes_from_a_config():
+    ours = Preprocess.from_config(default.get_config("lite0").preprocess, 224)
+    assert (ours.resolution, ours.mean) == (224, (127 / 255,) * 3)
+    assert Preprocess(**json.loads(json.dumps(ours.to_dict()))) == ours
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"crop_rule": "pad"}, "did you mean: padding"),
+        ({"interpolation": "bicubic_pilow"}, "did you mean: bicubic_pillow"),
+        ({"crop_fraction": 0.0}, "crop_fraction above 0"),
+        ({"crop_padding": -1}, "crop_padding of 0 or more"),
+        ({"resolution": 0}, "resolution of 1 or more"),
+        ({"mean": [0.5, 0.5]}, "mean must be three numbers"),
+        ({"std": [0.5, 0.5, 0.0]}, "above 0"),
+    ],
+)
+def test_impossible_values_are_refused(changes, message):
+    with pytest.raises(UserError, match=message):
+        preprocess(**changes)
+
+
+def test_orientation_in_exif_is_ignored_as_in_the_reference():
+    tags = Image.Exif()
+    tags[0x0112] = 6  # Turned by a quarter.
+    buffer = io.BytesIO()
+    Image.fromarray(CHELSEA).save(buffer, "JPEG", exif=tags)
+    assert decode.decode_image(buffer.getvalue()).shape == (300, 451, 3)
