@@ -9,10 +9,10 @@ gradient of ReLU jumps: timm's takes the side that each number lies on from ours
 features in training, so that these can't be far from the jump.
 
 The weights are random, and so are BatchNorm's statistics. They go through a .safetensors file in
-timm's names, which timm loads with strict=True, and by timm's names and layout gradients and
-statistics are compared too. Dropout and stochastic depth are off. PyTorch's running variance takes
-in the unbiased variance of a batch, ours the biased one, as TensorFlow's does: after each batch
-timm's is converted, which changes nothing else.
+timm's names, as `weights.save` writes it and timm loads it with strict=True; by these names, and in
+PyTorch's layout, gradients and statistics are compared too. Dropout and stochastic depth are off.
+PyTorch's running variance takes in the unbiased variance of a batch, ours the biased one, as
+TensorFlow's does: after each batch timm's is converted, which changes nothing else.
 """
 
 import argparse
@@ -28,18 +28,21 @@ import jax.numpy as jnp
 import numpy as np
 import rich.console
 import rich.table
+import torch
 from ml_collections import ConfigDict
-from safetensors.numpy import save_file
 
 from benchmarks import peer_timm
 from benchmarks.peer_timm import Arrays, Outcome
-from benchmarks.timm_names import in_timm_form, timm_name
 from configs import default
-from effnet_jax import models, parallel, records
+from effnet_jax import models, parallel, records, weights
+from effnet_jax.data.preprocess import Preprocess
 from effnet_jax.loss import cross_entropy, smooth_targets
 from effnet_jax.models.layers import BatchNorm
+from effnet_jax.models.network import Network
 from effnet_jax.training.state import TrainState, abstract_state
 from effnet_jax.training.step import lower_train_step
+from effnet_jax.weights.names import arrays
+from effnet_jax.weights.origins import NAMES, ORIGINS
 
 PyTree = Any
 
@@ -48,21 +51,20 @@ class Case(NamedTuple):
     """A network by our name and timm's.
 
     Attributes:
-      padding, epsilon: of timm's, as `config.model` has to say them.
+      origin: of timm's weights, on which padding and epsilon depend.
       steps: of training; 0: none.
     """
 
     model: str
     peer: str
-    padding: str = "same"
-    epsilon: float = 1e-3
+    origin: str = "timm_tf"
     steps: int = 0
 
 
 CASES = (
     Case("b0", "tf_efficientnet_b0", steps=10),
     *(Case(f"b{number}", f"tf_efficientnet_b{number}") for number in range(1, 5)),
-    Case("b0", "efficientnet_b0", "symmetric", 1e-5),
+    Case("b0", "efficientnet_b0", "timm"),
     *(Case(f"lite{number}", f"tf_efficientnet_lite{number}") for number in range(3)),
     Case("edgetpu-s", "tf_efficientnet_es"),
     Case("v2-b0", "tf_efficientnetv2_b0", steps=10),
@@ -91,8 +93,8 @@ def make_config(case: Case, classes: int) -> ConfigDict:
     """The defaults, without what is random in training."""
     config = default.get_config(case.model)
     config.model.num_classes = classes
-    config.model.padding = case.padding
-    config.model.batch_norm_epsilon = case.epsilon
+    config.model.padding = ORIGINS[case.origin].padding
+    config.model.batch_norm_epsilon = ORIGINS[case.origin].epsilon(case.model)
     config.model.dropout, config.model.survival_probability = 0.0, 1.0
     return config
 
@@ -109,6 +111,26 @@ def random_variables(shapes: PyTree, seed: int) -> PyTree:
         return rng.normal(0, spread, shape).astype(np.float32)
 
     return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def build_peer(case: Case, config: ConfigDict, variables: PyTree) -> torch.nn.Module:
+    """timm's network with our variables, by way of a file that `weights.save` writes."""
+    preprocess = Preprocess.from_config(config.preprocess, config.model.resolution).to_dict()
+    classes = tuple(f"class {number}" for number in range(config.model.num_classes))
+    written = weights.Weights(config.model, preprocess, classes, case.origin, variables)
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "weights.safetensors"
+        weights.save(path, written, names="timm")
+        return peer_timm.build(case.peer, path, config.model)
+
+
+def in_timm_form(variables: PyTree, model: Network) -> Arrays:
+    """Variables, or gradients beside statistics, by timm's names and in PyTorch's layout."""
+    names, flat = NAMES["timm"], flax.traverse_util.flatten_dict(variables, sep="/")
+    return {
+        names.of(array): names.theirs(array, flat[array.name])
+        for array in arrays(model.architecture)
+    }
 
 
 # ---- One batch
@@ -144,18 +166,20 @@ def train_batch(
         return jax.grad(loss, has_aux=True)(variables["params"])
 
     gradients, (logits, features, updated) = jax.device_get(run(variables))
+    outputs = flax.traverse_util.flatten_dict(updated["intermediates"], sep="/")
     norms = {
-        timm_name((*path[:-1], "scale"), variables["params"]): outputs[0]
-        for path, outputs in flax.traverse_util.flatten_dict(updated["intermediates"]).items()
+        NAMES["timm"].of(array): outputs[array.name[len("params/") : -len("scale")] + "__call__"][0]
+        for array in arrays(model.architecture)
+        if array.leaf == "scale"
     }
-    arrays = in_timm_form({"params": gradients, "batch_stats": updated["batch_stats"]})
-    statistics = {name: arrays.pop(name) for name in list(arrays) if "running_" in name}
-    return Outcome(logits, features, norms, statistics, arrays, 0)
+    found = in_timm_form({"params": gradients, "batch_stats": updated["batch_stats"]}, model)
+    statistics = {name: found.pop(name) for name in list(found) if "running_" in name}
+    return Outcome(logits, features, norms, statistics, found, 0)
 
 
-def sizes(arrays: Arrays) -> dict[str, float]:
+def sizes(named: Arrays) -> dict[str, float]:
     """The largest absolute value of each."""
-    return {name: float(np.abs(x).max()) for name, x in arrays.items()}
+    return {name: float(np.abs(x).max()) for name, x in named.items()}
 
 
 def gradient_sizes(gradients: Arrays) -> tuple[dict[str, float], int]:
@@ -185,15 +209,13 @@ def largest(
     return found[worst], worst
 
 
-def compare_batch(case: Case, seed: int, folder: pathlib.Path) -> dict[str, Any]:
+def compare_batch(case: Case, seed: int) -> dict[str, Any]:
     """Both networks on one batch, in evaluation and in training: columns of a row."""
     config = make_config(case, CLASSES)
     model = models.build(config.model)
     shapes = jax.eval_shape(lambda: models.init_variables(model, 64, jax.random.key(0)))
     variables = random_variables(shapes, seed)
-    path = folder / "weights.safetensors"
-    save_file(in_timm_form(variables), path)
-    peer = peer_timm.build(case.peer, path, config.model)
+    peer = build_peer(case, config, variables)
     rng = np.random.default_rng(seed + 1)
     images = rng.normal(size=(BATCH, HEIGHT, WIDTH, 3)).astype(np.float32)
     labels = rng.integers(CLASSES, size=BATCH, dtype=np.int32)
@@ -215,7 +237,7 @@ def compare_batch(case: Case, seed: int, folder: pathlib.Path) -> dict[str, Any]
 # ---- Steps of training
 
 
-def compare_training(case: Case, seed: int, folder: pathlib.Path) -> dict[str, Any]:
+def compare_training(case: Case, seed: int) -> dict[str, Any]:
     """Our trainer and PyTorch's from the same start on the same batches: columns of a row."""
     columns = ("losses", "weights", "averages", "first_loss", "last_loss")
     if not case.steps:
@@ -261,15 +283,13 @@ def compare_training(case: Case, seed: int, folder: pathlib.Path) -> dict[str, A
         ({"params": state.params, "batch_stats": state.batch_stats}, state.ema)
     )
 
-    path = folder / "start.safetensors"
-    save_file(in_timm_form(variables), path)
-    peer = peer_timm.build(case.peer, path, config.model)
-    peer_losses, weights, averages = peer_timm.train(peer, batches, config, examples)
+    peer = build_peer(case, config, variables)
+    peer_losses, ends, averages = peer_timm.train(peer, batches, config, examples)
     apart = np.abs(np.subtract(losses, peer_losses)) / peer_losses
     values = (
         float(apart.max()),
-        largest(in_timm_form(raw), weights)[0],
-        largest(in_timm_form(ema), averages)[0],
+        largest(in_timm_form(raw, model), ends)[0],
+        largest(in_timm_form(ema, model), averages)[0],
         round(peer_losses[0], 4),
         round(peer_losses[-1], 4),
     )
@@ -317,14 +337,13 @@ def main() -> int:
     versions = {f"{name}_version": metadata.version(name) for name in ("timm", "torch")}
     settings = {"seed": args.seed, "batch": BATCH, "height": HEIGHT, "width": WIDTH}
     rows = []
-    with tempfile.TemporaryDirectory() as folder:
-        for number, case in enumerate(cases, 1):
-            row = case._asdict()
-            row |= compare_batch(case, args.seed, pathlib.Path(folder))
-            row |= compare_training(case, args.seed, pathlib.Path(folder))
-            row |= {key: float(f"{row[key]:.3g}") for key in BARS if row[key] is not None}
-            rows.append({**row, **settings, **versions, **records.describe_machine()})
-            records.say(f"{number}/{len(cases)} {case.peer}: {describe(row)}")
+    for number, case in enumerate(cases, 1):
+        row = case._asdict()
+        row |= compare_batch(case, args.seed)
+        row |= compare_training(case, args.seed)
+        row |= {key: float(f"{row[key]:.3g}") for key in BARS if row[key] is not None}
+        rows.append({**row, **settings, **versions, **records.describe_machine()})
+        records.say(f"{number}/{len(cases)} {case.peer}: {describe(row)}")
     rich.console.Console(width=150).print(show(rows))
     if args.csv:
         records.append_csv(args.csv, rows)
