@@ -8,7 +8,8 @@ STUDY ?= runs/study
 SCALING := results/scaling_study/scaling.json
 BIN := .venv/bin
 
-.PHONY: train test soak lint format benchmark benchmark-loop benchmark-data plan study study-small clean
+.PHONY: train test soak parity lint format benchmark benchmark-loop benchmark-data plan study
+.PHONY: study-small clean
 
 train: .venv/ready
 	$(BIN)/python train.py --config=configs/digits.py --workdir=$(WORKDIR)
@@ -74,6 +75,16 @@ runs/photos/ready: .venv-benchmarks/ready benchmarks/make_photos.py
 	.venv-benchmarks/bin/python -m pip install --quiet -r benchmarks/requirements.txt
 	touch $@
 
+# Ours beside timm's networks in PyTorch, which have an environment of their own.
+parity: .venv-parity/ready
+	.venv-parity/bin/python -m benchmarks.parity --csv=results/parity.csv
+
+.venv-parity/ready: requirements.txt benchmarks/parity_requirements.txt
+	$(PYTHON) -m venv .venv-parity
+	.venv-parity/bin/python -m pip install --quiet --upgrade pip
+	.venv-parity/bin/python -m pip install --quiet -r benchmarks/parity_requirements.txt
+	touch $@
+
 # libtpu has an environment of its own: with it, JAX looks for a TPU at every start.
 plan: .venv-plan/ready
 	for model in b0,128 b7,16; do \
@@ -95,4 +106,4 @@ plan: .venv-plan/ready
 	touch $@
 
 clean:
-	rm -rf .venv .venv-benchmarks .venv-plan .pytest_cache .ruff_cache
+	rm -rf .venv .venv-benchmarks .venv-parity .venv-plan .pytest_cache .ruff_cache
