@@ -393,7 +393,7 @@ class Checkpoints:
                 self._orbax.wait_until_finished()
                 if self._manages:
                     path = self._folder / str(step)
-                    manifest.write(path, step=step, arrays=arrays, config=self._run())
+                    manifest.write(path, step=step, arrays=arrays, **self._run())
         except Exception as failure:
             error = failure
         note = "" if error is None else _first_line(error)
@@ -478,14 +478,27 @@ class Checkpoints:
         if self._manages and not manifest.exists(path):
             arrays = _digest(shapes_by_name(shapes))
             try:
-                manifest.write(path, step=step, arrays=arrays, config=self._run())
+                manifest.write(path, step=step, arrays=arrays, **self._run())
             except OSError as error:
                 self._say(f"can't write {path / manifest.NAME}: {error.strerror}")
 
-    def _run(self) -> str | None:
-        """A digest of the config in the workdir, to tell by which run a checkpoint was written."""
-        path = self._folder.parent / "config.json"
-        return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+    def _run(self) -> dict[str, Any]:
+        """What a manifest says of the run, out of the workdir.
+
+        That is a digest of its config; and what the weights belong to, whatever the config becomes
+        later: the architecture, the preprocessing and the classes.
+        """
+        config, classes = (self._folder.parent / name for name in ("config.json", "classes.json"))
+        if not (config.is_file() and classes.is_file()):
+            return {"config": None}
+        text = config.read_bytes()
+        values = json.loads(text)
+        return {
+            "config": hashlib.sha256(text).hexdigest(),
+            "model": values["model"],
+            "preprocess": values["preprocess"],
+            "classes": json.loads(classes.read_text()),
+        }
 
     def _put_aside(self, steps: list[int]) -> None:
         """Makes room for these steps to be saved again; what is there is moved, not deleted."""

@@ -117,7 +117,7 @@ def test_data_with_other_classes_is_refused(trained, monkeypatch):
         return source
 
     monkeypatch.setattr(sources, "open_source", other)
-    with pytest.raises(UserError, match="missing: 9; added: ten"):
+    with pytest.raises(UserError, match="1 classes that are none of the network's 10: ten"):
         evaluate(checkpoint_of(str(workdir)))
 
 

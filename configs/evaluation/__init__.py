@@ -1,8 +1,9 @@
-"""Evaluation sets, one file each: python eval.py --workdir=DIR --data=NAME.
+"""Evaluation sets, one file each: python eval.py --workdir=DIR --data=NAME, or --weights=FILE.
 
 `get_config()`, or `get_config(argument)` for what follows the name and a colon, returns the keys of
-`evaluation_set` below. Every set has the 1000 classes of ImageNet, in its order, so the run has to
-have been trained on these. Resolution and preprocessing are the run's own, but for what a set says.
+`evaluation_set` below. Every set has the 1000 classes of ImageNet, named by WordNet ids, which have
+to be among the network's. Resolution and preprocessing are the weights' own, but for what a set
+says.
 
 All are read by their TFDS name, prepared as ArrayRecord. Where one isn't there, the error gives the
 command; --data_dir says where it is, if not where the run's own data was.

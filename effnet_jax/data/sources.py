@@ -364,8 +364,12 @@ def with_classes(
     """
     if source.classes == classes:
         return source
-    if not set(source.classes) <= set(classes):
-        check_classes(source.classes, classes, split)
+    if unknown := sorted(set(source.classes) - set(classes)):
+        raise UserError(
+            f"split {split!r} has {len(unknown)} classes that are none of the network's "
+            f"{len(classes)}: {', '.join(unknown[:5])}. Those are {', '.join(classes[:3])} and so "
+            "on; of a file of weights that doesn't name them, --classes does"
+        )
     say(f"split {split!r} has {len(source.classes)} of the network's {len(classes)} classes")
     return Relabeled(source, classes)
 

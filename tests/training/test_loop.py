@@ -112,7 +112,12 @@ def test_a_run_leaves_everything_it_should(uninterrupted):
     config = json.loads((workdir / "config.json").read_text())
     assert config["epochs"] == 2.0
     assert config["model"]["num_classes"] == 10
-    assert json.loads((workdir / "classes.json").read_text()) == [str(i) for i in range(10)]
+    classes = json.loads((workdir / "classes.json").read_text())
+    assert classes == [str(i) for i in range(10)]
+    # A checkpoint says itself what its weights belong to.
+    manifest = json.loads((workdir / "checkpoints" / "44" / "manifest.json").read_text())["content"]
+    assert manifest["classes"] == classes
+    assert all(manifest[key] == config[key] for key in ("model", "preprocess"))
     lines = (workdir / "parameters.csv").read_text().splitlines()
     assert "stem/norm/scale,8,0,1" in lines
     assert "stem/conv/kernel,3x3x3x8,1,1" in lines
