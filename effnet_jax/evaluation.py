@@ -6,7 +6,7 @@ import inspect
 import pathlib
 import statistics
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -166,31 +166,97 @@ def open_sources(config: ConfigDict, parts: Sequence[str]) -> dict[str, Source]:
     return found
 
 
-def evaluate_workdir(
-    workdir: str,
-    step: int | None = None,
-    weights: str = "ema",
-    data_dir: str | None = None,
-    csv: str | None = None,
-    data: str | None = None,
-) -> dict[str, Any]:
-    """Evaluates a checkpoint on the evaluation split that its run had, or on another set.
+class Subject(NamedTuple):
+    """What is evaluated, before anything big is read.
+
+    Attributes:
+      config: whole; its `preprocess` is the one that the weights belong to.
+      classes: of the network's outputs.
+      asked: which weights, in the command line's words; the same on all hosts.
+      restore: `(model, mesh) -> (variables, run)`: params and batch_stats, and what the result says
+        of where they are from.
+    """
+
+    config: ConfigDict
+    classes: tuple[str, ...]
+    asked: dict[str, Any]
+    restore: Callable[[nn.Module, Mesh], tuple[dict[str, PyTree], dict[str, Any]]]
+
+
+def checkpoint_of(workdir: str, step: int | None = None, weights: str = "ema") -> Subject:
+    """A checkpoint of a run, as the run's own config describes it.
 
     Args:
       workdir: of the run; its config is in it.
       step: which checkpoint; by default the newest that can be read.
       weights: "ema" or "raw".
+    """
+    config = records.read_config(workdir)
+
+    def restore(model: nn.Module, mesh: Mesh):
+        resolution = model.architecture.resolution
+        shapes = jax.eval_shape(lambda: models.init_variables(model, resolution, jax.random.key(0)))
+        shapes = {key: shapes[key] for key in ("params", "batch_stats")}
+        wanted = {"step": jax.ShapeDtypeStruct((), np.int32), **shapes, "ema": shapes}
+        with Checkpoints(workdir, config.checkpoint, True, records.say) as checkpoints:
+            state = checkpoints.restore(wanted, parallel.replicated(mesh), step)
+        if state is None:
+            raise UserError(f"no checkpoint in {workdir} yet")
+        chosen = state["ema"] if weights == "ema" else state
+        return chosen, {"step": int(state["step"]), "weights": weights}
+
+    asked = {"--step": step, "--weights": weights}
+    return Subject(config, records.read_classes(workdir), asked, restore)
+
+
+def weights_of(source: str, data_dir: str | None = None, **described: str | None) -> Subject:
+    """Weights from a file or a hub, with the preprocessing and the classes that they come with.
+
+    Args:
+      source: as for `weights.load`.
+      data_dir: an image folder, DIR/val/CLASS or DIR/CLASS, for where no other data is asked for.
+      **described: what a source doesn't say itself: model, origin or classes of `weights.load`.
+    """
+    from configs import default
+    from effnet_jax import weights
+
+    loaded = weights.load(source, **described)
+    config = default.get_config().unlock()
+    config.model = loaded.config.copy_and_resolve_references()
+    for key in loaded.preprocess.keys() & config.preprocess.keys():  # Resolution is the model's.
+        config.preprocess[key] = loaded.preprocess[key]
+    config.eval_batch_size = 32 * jax.device_count()
+    if data_dir is not None:
+        root = pathlib.Path(data_dir)
+        split = "val" if (root / "val").is_dir() else "."
+        config.data.update(source="folder", name=root.resolve().name, eval_split=split)
+    return Subject(
+        config,
+        loaded.classes,
+        {"--weights": source, **described},
+        lambda *_: (loaded.variables, {"step": None, "weights": source}),
+    )
+
+
+def evaluate(
+    subject: Subject, data_dir: str | None = None, csv: str | None = None, data: str | None = None
+) -> dict[str, Any]:
+    """Evaluates weights on the evaluation split of their config, or on another set.
+
+    Args:
+      subject: what is evaluated.
       data_dir: where the data is, if not where the config says.
       csv: a file under results/ to add a row to: the result, the model, the run and the machine. A
         set of corruptions adds one for each corruption and severity.
-      data: an evaluation set, as for `load_evaluation_set`; it has to have the run's classes.
+      data: an evaluation set, as for `load_evaluation_set`. Its classes have to be among the
+        network's, by name.
 
     Returns:
       top1, top5, loss, count, step, weights; without the loss where images have sets of labels. Of
       a set of corruptions: mce, top1 and error (both means; the error by corruption), count, step,
       weights.
     """
-    config = records.read_config(workdir)
+    config = subject.config.copy_and_resolve_references()
     corruptions, severities = {}, ()
     if data is not None:
         chosen = load_evaluation_set(data)
@@ -206,26 +272,18 @@ def evaluate_workdir(
     name, split = config.data.name, config.data.eval_split
     parts = [f"{corruption}_{level}" for corruption in corruptions for level in severities]
     found = open_sources(config.data, parts)
-    classes = records.read_classes(workdir)
-    for source in found.values():
-        sources.check_classes(source.classes, classes, split)
+    for part, source in found.items():
+        found[part] = sources.with_classes(source, subject.classes, split, records.say)
     model = models.build(config.model)
     resolution = model.architecture.resolution
     evaluator = Evaluator(model, config, next(iter(found.values())), resolution, mesh)
 
-    asked = {"--step": step, "--weights": weights}
     hosts.check_same(
-        "start", lambda: records.start_facts(config, found) | asked, config.hosts.start_seconds
+        "start",
+        lambda: records.start_facts(config, found) | subject.asked,
+        config.hosts.start_seconds,
     )
-    shapes = jax.eval_shape(lambda: models.init_variables(model, resolution, jax.random.key(0)))
-    shapes = {key: shapes[key] for key in ("params", "batch_stats")}
-    wanted = {"step": jax.ShapeDtypeStruct((), np.int32), **shapes, "ema": shapes}
-    with Checkpoints(workdir, config.checkpoint, True, records.say) as checkpoints:
-        state = checkpoints.restore(wanted, parallel.replicated(mesh), step)
-    if state is None:
-        raise UserError(f"no checkpoint in {workdir} yet")
-    chosen = state["ema"] if weights == "ema" else state
-    run = {"step": int(state["step"]), "weights": weights}
+    variables, run = subject.restore(model, mesh)
     hosts.check_same("restored", lambda: run, config.hosts.start_seconds)
 
     results = {}
@@ -233,11 +291,11 @@ def evaluate_workdir(
         # Taken out, so that its files are closed when it is done: all sets together may have more
         # than a process may open.
         here = evaluator.on(found.pop(part))
-        results[part] = {**here(chosen["params"], chosen["batch_stats"]), **run}
+        results[part] = {**here(variables["params"], variables["batch_stats"]), **run}
         if parts:
             records.say(f"{part}: top-1 {results[part]['top1']:.2%}")
         if csv is not None and hosts.is_first():
-            size = sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
+            size = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
             row = _row(config, f"{part}/{split}", size, results[part])
             records.append_csv(pathlib.Path(csv), [row])
     if not parts:
@@ -258,6 +316,8 @@ def evaluate_workdir(
 def _row(config: ConfigDict, data: str, parameters: int, result: Metrics) -> dict[str, Any]:
     """A row of results: the data, the network, the run, the result and the machine."""
     scaled = models.coefficients(config.model)
+    # Of weights from elsewhere nobody knows how they were trained.
+    training = config if result["step"] is not None else dict.fromkeys(config)
     return {
         "data": data,
         "phi": config.model.phi,
@@ -265,9 +325,9 @@ def _row(config: ConfigDict, data: str, parameters: int, result: Metrics) -> dic
         "depth": scaled.depth,
         "resolution": scaled.resolution,
         "parameters": parameters,
-        "batch_size": config.batch_size,
-        "epochs": config.epochs,
-        "seed": config.seed,
+        "batch_size": training["batch_size"],
+        "epochs": training["epochs"],
+        "seed": training["seed"],
         # The same columns for every set of data.
         **{key: result.get(key) for key in ("top1", "top5", "loss", "count", "step", "weights")},
         **records.describe_machine(),

@@ -14,7 +14,7 @@ from conftest import ROOT
 from effnet_jax import parallel
 from effnet_jax.data import sources
 from effnet_jax.errors import UserError
-from effnet_jax.evaluation import Evaluator, evaluate_workdir
+from effnet_jax.evaluation import Evaluator, checkpoint_of, evaluate
 from effnet_jax.training import loop
 
 
@@ -100,11 +100,11 @@ def test_eval_py_equals_the_evaluation_in_the_loop(trained):
 
 def test_an_older_checkpoint_by_its_step(trained):
     workdir, results = trained
-    older = evaluate_workdir(str(workdir), step=22, weights="raw")
+    older = evaluate(checkpoint_of(str(workdir), step=22, weights="raw"))
     assert older["step"] == 22
     assert older["loss"] != results["raw_loss"]
     with pytest.raises(UserError, match="no checkpoint of step 23"):
-        evaluate_workdir(str(workdir), step=23)
+        evaluate(checkpoint_of(str(workdir), step=23))
 
 
 def test_data_with_other_classes_is_refused(trained, monkeypatch):
@@ -118,12 +118,12 @@ def test_data_with_other_classes_is_refused(trained, monkeypatch):
 
     monkeypatch.setattr(sources, "open_source", other)
     with pytest.raises(UserError, match="missing: 9; added: ten"):
-        evaluate_workdir(str(workdir))
+        evaluate(checkpoint_of(str(workdir)))
 
 
 def test_a_workdir_that_is_none_says_so(tmp_path):
     with pytest.raises(UserError, match=r"no run in .*config\.json is missing"):
-        evaluate_workdir(str(tmp_path))
+        evaluate(checkpoint_of(str(tmp_path)))
 
 
 def test_jax_has_the_devices_the_tests_count_on():

@@ -7,6 +7,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
+from typing import ClassVar
 
 import jax
 import numpy as np
@@ -17,12 +18,18 @@ from PIL import Image
 
 from configs import digits
 from configs.evaluation import read_classes
-from effnet_jax import models, records
+from effnet_jax import models, records, weights
 from effnet_jax.checkpoint import Checkpoints
 from effnet_jax.data import sources
 from effnet_jax.data.preprocess import normalize
 from effnet_jax.errors import UserError
-from effnet_jax.evaluation import choose_classes, evaluate_workdir, load_evaluation_set
+from effnet_jax.evaluation import (
+    checkpoint_of,
+    choose_classes,
+    evaluate,
+    load_evaluation_set,
+    weights_of,
+)
 from effnet_jax.training import loop
 from effnet_jax.training.state import abstract_state
 
@@ -117,7 +124,9 @@ def test_imagenet_a_chooses_among_its_200_classes(run, tmp_path):
     labels = shifted(best, chosen, range(5))
     write_set(tmp_path, "imagenet_a", "test", images, labels)
     table = tmp_path / "rows.csv"
-    result = evaluate_workdir(workdir, data="imagenet_a", data_dir=str(tmp_path), csv=str(table))
+    result = evaluate(
+        checkpoint_of(workdir), data="imagenet_a", data_dir=str(tmp_path), csv=str(table)
+    )
     assert result["top1"] == 15 / 20 and result["count"] == COUNT
     ranks = (logits[:, chosen] > logits[np.arange(COUNT), labels][:, None]).sum(1)
     assert result["top5"] == pytest.approx((ranks < 5).mean())
@@ -129,6 +138,98 @@ def test_imagenet_a_chooses_among_its_200_classes(run, tmp_path):
     assert row["data"] == "imagenet_a/test" and row["top1"] == "0.75"
 
 
+@pytest.fixture(scope="module")
+def released(run, tmp_path_factory):
+    """A file of the run's averaged weights."""
+    path = tmp_path_factory.mktemp("released") / "tiny.safetensors"
+    weights.save(path, weights.load(run[0]))
+    return str(path)
+
+
+def test_a_file_of_weights_is_evaluated_as_its_run_is(run, released, tmp_path):
+    """With the run's preprocessing, which is none of the defaults, and its classes."""
+    _, images, logits = run
+    labels = shifted(logits.argmax(1), range(1000), [3])
+    write_set(tmp_path, "imagenet2012", "validation", images, labels)
+    table = tmp_path / "rows.csv"
+    options = {"data": "imagenet", "data_dir": str(tmp_path), "csv": str(table)}
+    result = evaluate(weights_of(released), **options)
+    log_sum = np.log(np.exp(logits).sum(1))
+    loss = (log_sum - logits[np.arange(COUNT), labels]).mean()
+    assert result.pop("loss") == pytest.approx(loss, rel=1e-4)
+    top5 = (np.argsort(-logits, 1)[:, :5] == np.array(labels)[:, None]).any(1).mean()
+    assert result.pop("top5") == pytest.approx(top5)
+    assert result == {"top1": 0.95, "count": COUNT, "step": None, "weights": released}
+    with open(table, newline="") as file:
+        (row,) = csv.DictReader(file)
+    # How others trained is not known.
+    assert (row["batch_size"], row["epochs"], row["seed"], row["step"]) == ("",) * 4
+
+
+def test_a_folder_may_have_some_of_the_classes(run, released, tmp_path):
+    """Its first class is not the network's first: labels go by name."""
+    _, images, logits = run
+    best = logits.argmax(1)
+    names = [WNIDS[label] for label in best]
+    wrong = min(set(best)) + 1
+    names[0] = WNIDS[wrong] if wrong not in best else names[1]
+    for number, (image, name) in enumerate(zip(images, names, strict=True)):
+        (tmp_path / name).mkdir(exist_ok=True)
+        Image.fromarray(image).save(tmp_path / name / f"{number}.png")
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "eval.py"), f"--weights={released}", f"--data_dir={tmp_path}"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert (result["top1"], result["count"]) == (0.95, COUNT)
+    count = len(set(names))
+    assert f"split '.' has {count} of the network's 1000 classes" in done.stderr
+    (tmp_path / "cat").mkdir()
+    Image.fromarray(images[0]).save(tmp_path / "cat" / "0.png")
+    with pytest.raises(UserError, match="added: cat"):
+        evaluate(weights_of(released, str(tmp_path)), str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--weights=tiny.safetensors"], "give --data=SET, or --data_dir=FOLDER"),
+        (["--weights=tiny.safetensors", "--workdir=run"], "--workdir and --step are of runs"),
+    ],
+)
+def test_flags_that_contradict_each_other_are_told(arguments, message):
+    command = [sys.executable, str(ROOT / "eval.py"), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert message in done.stderr
+
+
+def test_labels_go_to_the_outputs_of_their_names():
+    class Two:
+        classes = ("b", "d")
+        labels: ClassVar = [0, 1, np.array([1, -1]), -1, 2]
+
+        def __len__(self):
+            return len(self.labels)
+
+        def __getitem__(self, index):
+            return {"image": b"", "label": self.labels[index]}
+
+    source, said = Two(), []
+    assert sources.with_classes(source, ("b", "d"), "val", said.append) is source and not said
+    found = sources.with_classes(source, ("background", "a", "b", "c", "d"), "val", said.append)
+    assert said == ["split 'val' has 2 of the network's 5 classes"]
+    assert (found[0]["label"], found[1]["label"], found[3]["label"]) == (2, 4, -1)
+    assert found[2]["label"].tolist() == [4, -1]
+    with pytest.raises(ValueError, match="label 2 is out of range"):
+        found[4]
+    with pytest.raises(UserError, match="added: d"):
+        sources.with_classes(source, ("a", "b", "c"), "val")
+
+
 def test_imagenet_real_takes_any_label_and_leaves_out_images_without(run, tmp_path):
     workdir, images, logits = run
     order = np.argsort(-logits, axis=1)
@@ -138,7 +239,7 @@ def test_imagenet_real_takes_any_label_and_leaves_out_images_without(run, tmp_pa
     labels += [[int(order[i, 5])] for i in range(10, COUNT)]
     name = "imagenet2012_real"
     write_set(tmp_path, name, "validation", images, labels, feature="real_label")
-    result = evaluate_workdir(workdir, data="imagenet_real", data_dir=str(tmp_path))
+    result = evaluate(checkpoint_of(workdir), data="imagenet_real", data_dir=str(tmp_path))
     assert result == {"top1": 4 / 16, "top5": 6 / 16, "count": 16, "step": 0, "weights": "ema"}
 
 
@@ -165,7 +266,7 @@ def test_imagenet_c_is_relative_to_the_reference_and_takes_whole_images(run, tmp
         labels = shifted(best, range(1000), range(wrong[part]))
         write_set(tmp_path, name, "validation", images, labels, config=part)
     with pytest.raises(UserError) as error:
-        evaluate_workdir(workdir, data=str(path), data_dir=str(tmp_path))
+        evaluate(checkpoint_of(workdir), data=str(path), data_dir=str(tmp_path))
     message = str(error.value)
     assert f"2 of 4 data sets can't be read: {name}/snow_1, {name}/snow_2." in message
     assert f"tfds build {name}/snow_1 --data_dir={tmp_path} --file_format=array_record" in message
@@ -174,7 +275,9 @@ def test_imagenet_c_is_relative_to_the_reference_and_takes_whole_images(run, tmp
         write_set(tmp_path, name, "validation", images, labels, config=part)
 
     table = tmp_path / "rows.csv"
-    result = evaluate_workdir(workdir, data=str(path), data_dir=str(tmp_path), csv=str(table))
+    result = evaluate(
+        checkpoint_of(workdir), data=str(path), data_dir=str(tmp_path), csv=str(table)
+    )
     # fog: (0.2 + 0.3) / (2 * 0.5); snow: (0.0 + 0.5) / (2 * 0.25).
     assert result["mce"] == pytest.approx((0.5 + 1.0) / 2)
     assert result["error"] == pytest.approx({"fog": 0.25, "snow": 0.25})
@@ -191,8 +294,9 @@ def test_a_set_is_looked_for_where_the_runs_data_was(run, tmp_path):
     config = json.loads(pathlib.Path(workdir, "config.json").read_text())
     config["data"]["data_dir"] = str(tmp_path / "tfds")
     (tmp_path / "config.json").write_text(json.dumps(config))
+    shutil.copy(f"{workdir}/classes.json", tmp_path)
     with pytest.raises(UserError) as error:
-        evaluate_workdir(str(tmp_path), data="imagenet_r")
+        evaluate(checkpoint_of(str(tmp_path)), data="imagenet_r")
     assert f"no directory {tmp_path}/tfds " in str(error.value)
     assert f"tfds build imagenet_r --data_dir={tmp_path}/tfds" in str(error.value)
 
@@ -203,7 +307,7 @@ def test_a_run_with_other_classes_is_refused(run, tmp_path):
     (tmp_path / "classes.json").write_text(json.dumps([str(digit) for digit in range(10)]))
     write_set(tmp_path, "imagenet_a", "test", images[:1], [6])
     with pytest.raises(UserError, match="'test' has 1000 classes and training has 10; missing: 0"):
-        evaluate_workdir(str(tmp_path), data="imagenet_a", data_dir=str(tmp_path))
+        evaluate(checkpoint_of(str(tmp_path)), data="imagenet_a", data_dir=str(tmp_path))
 
 
 def test_an_argument_that_a_set_does_not_take_is_told():

@@ -37,5 +37,5 @@ def get_config():
     config = evaluation_set("imagenet2012_corrupted", "validation")
     config.corruptions = ALEXNET_ERROR
     config.severities = (1, 2, 3, 4, 5)
-    config.preprocess.crop_padding = 0
+    config.preprocess.crop_rule = "whole"
     return config

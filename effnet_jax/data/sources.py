@@ -325,6 +325,51 @@ def fingerprint(source: Source, most: int = 32) -> str:
     return f"{len(source)} records {digest.hexdigest()[:16]}"
 
 
+class Relabeled:
+    """A source with the labels of other classes, which have all of its own by name."""
+
+    def __init__(self, source: Source, classes: tuple[str, ...]):
+        self._source, self.classes = source, classes
+        labels = {name: label for label, name in enumerate(classes)}
+        self._labels = np.array([labels[name] for name in source.classes], np.int32)
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> dict[str, bytes | int | np.ndarray]:
+        record = self._source[index]
+        label = np.asarray(record["label"])
+        if label.max() >= len(self._labels):
+            raise ValueError(f"label {label} is out of range, there are {len(self._labels)}")
+        label = np.where(label < 0, label, self._labels[label])
+        return {"image": record["image"], "label": label if label.ndim else int(label)}
+
+    def describe(self, index: int) -> str:
+        return self._source.describe(index)
+
+
+def with_classes(
+    source: Source, classes: tuple[str, ...], split: str, say: Callable[[str], None] = print
+) -> Source:
+    """A source with the labels of a network's outputs, whose classes have those of the source.
+
+    Args:
+      source: of a split.
+      classes: of the network, by output.
+      split: its name.
+      say: told where the data has only some of the classes.
+
+    Raises:
+      UserError: the data has a class that the network doesn't know.
+    """
+    if source.classes == classes:
+        return source
+    if not set(source.classes) <= set(classes):
+        check_classes(source.classes, classes, split)
+    say(f"split {split!r} has {len(source.classes)} of the network's {len(classes)} classes")
+    return Relabeled(source, classes)
+
+
 def check_classes(found: tuple[str, ...], expected: tuple[str, ...], split: str) -> None:
     """Raises where a split's classes are not those that the model was, or will be, trained on.
 

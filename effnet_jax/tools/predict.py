@@ -3,7 +3,8 @@
 As in: python -m effnet_jax.tools.predict cat.jpg dog.png --weights=lite0.safetensors
 
 --weights is a file of weights, a workdir of a run, or hf://ORG/NAME. Crop, resizing, normalisation
-and classes are the weights' own. --top=N classes are shown of each image; --json prints an object a
+and classes are the weights' own; what a file of others doesn't say is told as in tools.convert, by
+--model, --origin and --classes. --top=N classes are shown of each image; --json prints an object a
 line and image: image, and predictions, each with label, class, name and probability. An image that
 can't be read is named on stderr, the others go on, and the exit code is 1.
 """
@@ -63,14 +64,16 @@ def best(
     ]
 
 
-def load(source: str) -> tuple[Classify, Callable[[bytes], np.ndarray], tuple[str, ...]]:
+def load(
+    source: str, **described: str | None
+) -> tuple[Classify, Callable[[bytes], np.ndarray], tuple[str, ...]]:
     """How weights classify pixels, how they want images, and their classes."""
     import jax
 
     from effnet_jax import models, weights
     from effnet_jax.data.preprocess import Preprocess, normalize
 
-    loaded = weights.load(source)
+    loaded = weights.load(source, **described)
     model = models.build(loaded.config)
     preprocess = Preprocess(**loaded.preprocess)
 
@@ -114,6 +117,8 @@ def main() -> None:
     )
     parser.add_argument("images", nargs="+", metavar="IMAGE")
     parser.add_argument("--weights", required=True, metavar="FILE|WORKDIR")
+    for name in ("model", "origin", "classes"):
+        parser.add_argument(f"--{name}", help="of weights that don't say; see tools.convert")
     parser.add_argument("--top", type=int, default=5, help="classes of each image")
     parser.add_argument("--json", action="store_true", help="a line of JSON for each image")
     args = parser.parse_args()
@@ -122,7 +127,9 @@ def main() -> None:
 
     from effnet_jax.data import imagenet
 
-    classify, pixels, classes = load(args.weights)
+    classify, pixels, classes = load(
+        args.weights, model=args.model, origin=args.origin, classes=args.classes
+    )
     bad: list[str] = []
     found = classify_all(readable(args.images, pixels, bad), classify)
     results = ((path, best(p, classes, imagenet.titles(), args.top)) for path, p in found)

@@ -125,23 +125,28 @@ def _config(
         wanted = naming.arrays(models.architecture(config))
         return wanted, find_misfits(wanted, names, shapes)
 
-    if model is not None or stated is not None:
-        config = ours.config_of(model) if model is not None else stated
+    said = [(stated, "the model in its metadata")] if stated is not None else []
+    if model is not None:
+        said.append((ours.config_of(model), model))
+    if not said:
+        tried = {}
+        for name in VARIANTS:
+            config = ours.config_of(name)
+            tried[name] = (config, *attempt(config))
+            if not any(tried[name][-1]):
+                break
+        model = min(tried, key=lambda name: sum(map(len, tried[name][-1])))
+        config, wanted, misfits = tried[model]
+        if any(misfits):
+            raise UserError(
+                f"{where} fits no model that is known; the closest is {model}:\n{misfits}"
+            )
+        return model, config, wanted
+    for config, what in said:
         wanted, misfits = attempt(config)
-        what = model or "the model in its metadata"
-        said = f"{where} doesn't fit {what}"
-        if model is not None and stated is not None:
-            config = stated  # It has the other settings as well.
-    else:
-        tried = {name: attempt(ours.config_of(name)) for name in VARIANTS}
-        model = min(tried, key=lambda name: sum(map(len, tried[name][1])))
-        config, (wanted, misfits) = ours.config_of(model), tried[model]
-        with config.unlocked():
-            config.num_classes = outputs
-        said = f"{where} fits no model that is known; the closest is {model}"
-    if any(misfits):
-        raise UserError(f"{said}:\n{misfits}")
-    return model or "", config, wanted
+        if any(misfits):
+            raise UserError(f"{where} doesn't fit {what}:\n{misfits}")
+    return model or "", said[0][0], wanted
 
 
 def _name_classes(
@@ -178,7 +183,7 @@ def _name_classes(
 def _read_classes(path: pathlib.Path) -> tuple[str, ...]:
     try:
         text = path.read_text()
-        return tuple(json.loads(text)) if text.lstrip().startswith("[") else tuple(text.split("\n"))
+        return tuple(json.loads(text) if text.startswith("[") else text.splitlines())
     except (OSError, ValueError) as error:
         raise UserError(
             f"can't read the names of the classes from {path}: {error}. Give a file with one a "
@@ -229,6 +234,8 @@ def load(
         arrays[array.name] = np.ascontiguousarray(names.ours(array, value))
 
     if facts.config is None:
+        if origin != "ours" and model not in VARIANTS:
+            raise UserError(f"origin {origin} has published models alone, and {model} is none")
         settings = ORIGINS[origin]
         config.padding, config.batch_norm_epsilon = settings.padding, settings.epsilon(model)
         preprocess = Preprocess.from_config(

@@ -73,16 +73,16 @@ def _open_file(path: pathlib.Path, weights: str) -> Content:
             start = file.read(9)
     except OSError as error:
         raise UserError(f"can't read {path}: {error.strerror}") from None
+    if start[8:] == b"{":  # First: the length before it may be any bytes.
+        return _open_safetensors(path, facts)
     if start.startswith(HDF5):
         return Content(*keras.read(path), Facts())
     if start.startswith(b"PK"):
         if _is_npz(path):
             return _of_arrays(_read_npz(path), facts)
         return _of_arrays(pth.read(path, weights), facts)
-    if start.startswith(b"\x80\x02"):
+    if start.startswith(b"\x80"):
         return _of_arrays(pth.read(path, weights), facts)
-    if start[8:] == b"{":
-        return _open_safetensors(path, facts)
     raise UserError(
         f"{path} is no file of weights that is known: .safetensors, .npz, .pth of PyTorch, or .h5 "
         f"of Keras; it starts with {start!r}"

@@ -31,7 +31,7 @@ def fetch(source: str) -> pathlib.Path:
             allow_patterns=["model.safetensors", "pytorch_model.bin", "config.json"],
         )
     except Exception as error:  # Of the Hub, of HTTP and of the disk, a dozen kinds.
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        reason = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
         raise UserError(
             f"can't fetch {source}: {reason}. Offline, only what was fetched before is there; or "
             "give a file of weights"

@@ -62,7 +62,7 @@ class Tensor(NamedTuple):
             raise ValueError(f"a tensor of shape {self.shape} ends outside of its storage")
         strides = [stride * values.itemsize for stride in self.strides]
         view = np.lib.stride_tricks.as_strided(values[self.offset :], self.shape, strides)
-        return np.ascontiguousarray(view)
+        return np.array(view)  # A copy, in order.
 
 
 class _Dict(dict):
