@@ -4,8 +4,10 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 
 def available_cores() -> list[int]:
@@ -34,3 +36,38 @@ def held_back(*numbers: signal.Signals) -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def heeding_ctrl_c() -> Iterator[Callable[[], None]]:
+    """Ctrl-C raises KeyboardInterrupt; where that was lost, the next call of what is given does.
+
+    It is lost where it is raised in a callback of the garbage collector, as JAX has one; that alone
+    Python would print, with its traceback. Outside the main thread, which alone may listen, nothing
+    is changed.
+    """
+    came = threading.Event()
+
+    def note(*_: object) -> None:
+        came.set()
+        raise KeyboardInterrupt
+
+    def check() -> None:
+        if came.is_set():
+            raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield check
+        return
+
+    def report(lost: Any) -> None:
+        if not isinstance(lost.exc_value, KeyboardInterrupt):
+            printed(lost)
+
+    before, printed = signal.signal(signal.SIGINT, note), sys.unraisablehook
+    sys.unraisablehook = report
+    try:
+        yield check
+    finally:
+        sys.unraisablehook = printed
+        signal.signal(signal.SIGINT, before)

@@ -37,7 +37,7 @@ from effnet_jax.data import imagenet, inputs
 from effnet_jax.data.imagenet import MINIVAL, NAME, TRAIN, VALIDATION, VERSION, Item
 from effnet_jax.data.shards import Report, Settings, Shard, features, make_shard, write_whole
 from effnet_jax.errors import UserError
-from effnet_jax.processes import end_with_parent
+from effnet_jax.processes import end_with_parent, heeding_ctrl_c
 
 T = TypeVar("T")
 TOOL = "python -m effnet_jax.tools.prepare_imagenet"
@@ -387,11 +387,11 @@ def prepare(
     if final.exists() and not work.exists():
         raise there
     try:
-        with _locked(work):
+        with _locked(work), heeding_ctrl_c() as check:
             if final.exists():  # Killed, or finished by another process, since it got its name.
                 shutil.rmtree(work)
                 raise there
-            made = _prepare(source, work, settings, drop, subset, processes)
+            made = _prepare(source, work, settings, drop, subset, processes, check)
             os.rename(work / "data", final)
             shutil.rmtree(work)
     except OSError as error:
@@ -406,6 +406,7 @@ def _prepare(
     drop: bool,
     subset: bool,
     processes: int,
+    check: Callable[[], None],
 ) -> list[tuple[Shard, Report]]:
     found = _open_input(source)
     splits = {s: imagenet.ordered(s, found.splits[s]) for s in (TRAIN, VALIDATION)}
@@ -434,8 +435,11 @@ def _prepare(
         say(f"going on: {len(kept)} of {len(shards)} shards are there")
     left = [shard for shard in shards if shard.name not in reports]
     images = sum(len(shard.items) for shard in left)
-    made = _make_all(left, work, settings, drop, processes)
-    for shard, report in watched(made, "preparing", images, lambda p: len(p[0].items), "images"):
-        reports[shard.name] = report
+    with contextlib.closing(_make_all(left, work, settings, drop, processes)) as made:
+        for shard, report in watched(
+            made, "preparing", images, lambda p: len(p[0].items), "images"
+        ):
+            check()
+            reports[shard.name] = report
     _finish(work, reports, shards, settings)
     return [(shard, reports[shard.name]) for shard in shards]

@@ -25,6 +25,7 @@ from PIL import Image
 from effnet_jax.data import imagenet, prepare, shards, sources, turbojpeg
 from effnet_jax.data.decode import decode_image
 from effnet_jax.errors import UserError
+from effnet_jax.processes import heeding_ctrl_c
 from effnet_jax.tools import prepare_imagenet
 from tests.data import miniature
 
@@ -528,6 +529,20 @@ def test_a_tfrecord_copy_is_to_be_prepared_again(tmp_path):
     message = rf"(?s)stored as tfrecord.*prepare_imagenet --from={version} --data_dir=NEW_DIR"
     with pytest.raises(UserError, match=message):
         sources.TfdsSource("imagenet2012", str(tmp_path), "train")
+
+
+def test_a_ctrl_c_whose_exception_was_lost_is_heeded_all_the_same():
+    class Collected:
+        def __del__(self):  # Python ignores what is raised here, as in a collector's callback.
+            signal.raise_signal(signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    with heeding_ctrl_c() as check:
+        check()
+        Collected()
+        with pytest.raises(KeyboardInterrupt):
+            check()
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_ctrl_c_leaves_what_can_go_on(tars, prepared, tmp_path):
