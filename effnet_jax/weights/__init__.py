@@ -227,7 +227,13 @@ def load(
     origin = choose(key, origin, facts.origin, where)
     places = names.clean(content.shapes, weights)
     shapes = {name: content.shapes[place] for name, place in places.items()}
+    is_said = model is not None or facts.config is not None
     model, config, wanted = _config(model or facts.model, facts.config, names, shapes, where)
+    if key == "ours" and not is_said:
+        raise UserError(
+            f"{where} has our names and not the metadata that `save` writes: how its images are "
+            f"prepared can't be known. --model={model} takes that model's own preprocessing"
+        )
     arrays = {}
     for array in wanted:
         value = np.asarray(content.read(places[names.of(array)]), np.float32)

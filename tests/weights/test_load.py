@@ -129,6 +129,13 @@ def test_variants_are_told_by_their_shapes():
         assert weights._config(None, None, names, shapes, "file")[0] == model
 
 
+def test_our_names_without_our_metadata_leave_the_preprocessing_open(tmp_path):
+    path = write(tmp_path / "w.safetensors", in_format("ours", "b0"))
+    with pytest.raises(UserError, match=r"can't be known. --model=b0 takes"):
+        weights.load(path)
+    assert weights.load(path, "b0").preprocess["crop_rule"] == "padding"
+
+
 @pytest.mark.parametrize("key", ["ours", "torchvision"])
 def test_a_missing_left_over_or_misshapen_array_stops_the_load_and_is_named(tmp_path, key):
     arrays = in_format(key, "b0")
