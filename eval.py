@@ -28,10 +28,10 @@ DESCRIBED = [
 ]
 
 
-cli.define_host_flags()
+cli.define_process_flags()
 
 
-def main() -> None:
+def main(processes) -> None:
     of_run = WEIGHTS.value in ("ema", "raw")
     described = {flag.name: flag.value for flag in DESCRIBED}
     if of_run and WORKDIR.value is None:
@@ -43,17 +43,16 @@ def main() -> None:
         raise UserError("--workdir and --step are of runs; --model, --origin, --classes of files")
     if not of_run and DATA.value is None and DATA_DIR.value is None:
         raise UserError("give --data=SET, or --data_dir=FOLDER of images, to evaluate weights on")
-    cli.join_hosts()
-    from effnet_jax import evaluation, hosts
+    from effnet_jax import evaluation
 
     if of_run:
         subject = evaluation.checkpoint_of(WORKDIR.value, STEP.value, WEIGHTS.value)
     else:
         subject = evaluation.weights_of(WEIGHTS.value, DATA_DIR.value, **described)
-    result = evaluation.evaluate(subject, DATA_DIR.value, CSV.value, DATA.value)
-    if hosts.is_first():
+    result = evaluation.evaluate(subject, DATA_DIR.value, CSV.value, DATA.value, processes)
+    if processes.is_first:
         print(json.dumps(result))
 
 
 if __name__ == "__main__":
-    cli.run_with_flags(main)
+    cli.run_with_flags(main, joins=True)

@@ -23,18 +23,17 @@ WORKDIR = flags.DEFINE_string(
 )
 
 
-cli.define_host_flags()
+cli.define_process_flags()
 
 
-def main() -> None:
-    cli.join_hosts()
-    from effnet_jax.training.loop import train_and_evaluate
+def main(processes) -> None:
+    from effnet_jax.training.supervisor import train_and_evaluate
 
     name = pathlib.Path(
         config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]
     ).stem
-    train_and_evaluate(CONFIG.value, WORKDIR.value or f"runs/{name}")
+    train_and_evaluate(CONFIG.value, WORKDIR.value or f"runs/{name}", processes=processes)
 
 
 if __name__ == "__main__":
-    cli.run_with_flags(main, default_config=str(HERE / "configs" / "digits.py"))
+    cli.run_with_flags(main, default_config=str(HERE / "configs" / "digits.py"), joins=True)

@@ -20,8 +20,8 @@ import rich.table
 from PIL import Image
 
 from benchmarks import measure, ours
-from effnet_jax import records
-from effnet_jax.analysis import drawing
+from effnet_jax.report import drawing
+from effnet_jax.run import environment, files, writers
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -94,7 +94,7 @@ def measure_rounds(args: argparse.Namespace) -> Rounds:
             results.append(run(contender, args))
             rate = results[-1]["images"] / results[-1]["cpu_s"]
             name = f"{label(contender.pipeline, contender.form)}, {contender.policy}"
-            records.say(f"round {number + 1}/{args.rounds}: {name}: {rate:.0f} /CPU s")
+            writers.say(f"round {number + 1}/{args.rounds}: {name}: {rate:.0f} /CPU s")
     return rounds
 
 
@@ -134,7 +134,7 @@ def describe_photos(folder: pathlib.Path) -> dict[str, float]:
 
 def make_rows(rounds: Rounds, args: argparse.Namespace) -> list[dict[str, Any]]:
     """One row a contender; ratios are ours over this one, in images per second."""
-    photos, machine = describe_photos(args.photos), records.describe_machine()
+    photos, machine = describe_photos(args.photos), environment.describe_machine()
     rows = []
     for contender, results in rounds.items():
         of_ours = find(rounds, "ours", contender.policy)
@@ -250,11 +250,11 @@ def main() -> int:
     rows = make_rows(measure_rounds(args), args)
     rich.console.Console(width=100).print(show(rows))
     if args.csv:
-        records.append_csv(args.csv, rows)
+        files.append_csv(args.csv, rows)
         draw(rows, args.csv.with_suffix(".png"))
     missed = failures(rows)
     for line in missed:
-        records.say(f"missed: {line}")
+        writers.say(f"missed: {line}")
     return 1 if missed else 0
 
 

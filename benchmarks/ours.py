@@ -7,9 +7,10 @@ from collections.abc import Iterator
 import numpy as np
 
 from benchmarks import measure
-from configs import default
 from effnet_jax import __version__
-from effnet_jax.data import pipeline, shards, sources, turbojpeg
+from effnet_jax import config as default
+from effnet_jax.data import pipeline, sources, turbojpeg
+from effnet_jax.imagenet import shards
 
 MARKED = "train_with_restart_markers"
 

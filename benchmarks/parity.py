@@ -33,12 +33,13 @@ from ml_collections import ConfigDict
 
 from benchmarks import peer_timm
 from benchmarks.peer_timm import Arrays, Outcome
-from configs import default
-from effnet_jax import models, parallel, records, weights
+from effnet_jax import config as default
+from effnet_jax import models, parallel, weights
 from effnet_jax.data.preprocess import Preprocess
-from effnet_jax.loss import cross_entropy, smooth_targets
+from effnet_jax.metrics import cross_entropy, smooth_targets
 from effnet_jax.models.layers import BatchNorm
 from effnet_jax.models.network import Network
+from effnet_jax.run import environment, files, writers
 from effnet_jax.training.state import TrainState, abstract_state
 from effnet_jax.training.step import lower_train_step
 from effnet_jax.weights.names import arrays
@@ -342,14 +343,14 @@ def main() -> int:
         row |= compare_batch(case, args.seed)
         row |= compare_training(case, args.seed)
         row |= {key: float(f"{row[key]:.3g}") for key in BARS if row[key] is not None}
-        rows.append({**row, **settings, **versions, **records.describe_machine()})
-        records.say(f"{number}/{len(cases)} {case.peer}: {describe(row)}")
+        rows.append({**row, **settings, **versions, **environment.describe_machine()})
+        writers.say(f"{number}/{len(cases)} {case.peer}: {describe(row)}")
     rich.console.Console(width=150).print(show(rows))
     if args.csv:
-        records.append_csv(args.csv, rows)
+        files.append_csv(args.csv, rows)
     missed = failures(rows)
     for line in missed:
-        records.say(f"missed: {line}")
+        writers.say(f"missed: {line}")
     return 1 if missed else 0
 
 

@@ -9,9 +9,10 @@ import pathlib
 import statistics
 import time
 
-from configs import default
-from effnet_jax import records
-from effnet_jax.data import pipeline, shards, sources
+from effnet_jax import config as default
+from effnet_jax.data import pipeline, sources
+from effnet_jax.imagenet import shards
+from effnet_jax.run import environment, files, writers
 
 BATCHES, WARM_UP = 8, 4  # Of 128 images at 224 pixels.
 
@@ -55,7 +56,7 @@ def main() -> None:
         for size, folder in folders.items():
             rates[size].append(rate(folder))
         shown = ", ".join(f"{size} {found[-1]:.0f}" for size, found in rates.items())
-        records.say(f"{number + 1}/{args.rounds}: {shown} images per CPU-second")
+        writers.say(f"{number + 1}/{args.rounds}: {shown} images per CPU-second")
     rows = []
     for size, found in rates.items():
         lengths = [path.stat().st_size for path in folders[size].rglob("*.jpg")]
@@ -70,11 +71,11 @@ def main() -> None:
                 "ratio_min": round(min(ratios), 2),
                 "ratio_max": round(max(ratios), 2),
                 "rounds": args.rounds,
-                **records.describe_machine(),
+                **environment.describe_machine(),
             }
         )
-        records.say(f"{size}: {rows[-1]['mean_kb']} KB, {rows[-1]['ratio_median']:.2f} times")
-    records.append_csv(args.csv, rows)
+        writers.say(f"{size}: {rows[-1]['mean_kb']} KB, {rows[-1]['ratio_median']:.2f} times")
+    files.append_csv(args.csv, rows)
 
 
 if __name__ == "__main__":

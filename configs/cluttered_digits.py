@@ -4,7 +4,7 @@ Command:   python train.py --config=configs/cluttered_digits.py --workdir=runs/c
 Argument:  the model, as in configs/imagenet.py. At phi=-9: 36 px.
 """
 
-from configs import default
+from effnet_jax import config as default
 
 
 def get_config(model: str = "phi=-9"):

@@ -8,7 +8,7 @@ Hardware:  one GPU at batch 128; on a laptop choose a small model and few pixels
            --config=configs/folder.py:phi=-4 --config.model.resolution=96.
 """
 
-from configs import default
+from effnet_jax import config as default
 
 
 def get_config(model: str = "b0"):

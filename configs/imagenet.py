@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from configs import default
+from effnet_jax import config as default
 from effnet_jax.errors import UserError
 
 RECIPES = {"autoaugment": "autoaugment", "randaugment": "randaugment", "baseline": "none"}

@@ -8,7 +8,7 @@ Argument:  the file; or FILE.json,phi=1.5 for that model by the file's own base 
 import json
 import pathlib
 
-from configs import default
+from effnet_jax import config as default
 from effnet_jax.errors import UserError
 from effnet_jax.models import parse_variant
 from effnet_jax.models.efficientnet import VARIANTS

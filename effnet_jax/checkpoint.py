@@ -28,16 +28,17 @@ from jax.experimental import multihost_utils
 from jax.sharding import Sharding
 from ml_collections import ConfigDict
 
-from effnet_jax import hosts, manifest
-from effnet_jax.errors import SaveFailed, UserError, check_choice
+from effnet_jax.errors import SaveFailed, UserError
 from effnet_jax.parallel import laid_out
+from effnet_jax.run import manifest
+from effnet_jax.run.processes import ALONE, Alone
+from effnet_jax.run.writers import say
 from effnet_jax.trees import path_name, shapes_by_name
 
 PyTree = Any
 T = TypeVar("T")
 Shapes = dict[str, tuple[int, ...]]
 FOLDER = "checkpoints"
-METRICS = ("ema_top1", "raw_top1", "ema_top5", "raw_top5")
 # Numbers that the state got in a later release: in a checkpoint without them they are 0.
 ADDED_LATER = ("skipped", "rollbacks")
 CLASSIFIER = "params/classifier/"
@@ -45,18 +46,6 @@ DELETED = ".deleted"
 SECONDS = 1200  # That Orbax may take to write, and the first host to read back what was written.
 DISK = "disk: "  # Starts what a host notes of a save that its disk refused.
 ANEW = "There, --config.checkpoint.init_from={} starts a new run from these weights alone"
-
-
-def check_config(config: ConfigDict) -> None:
-    """Raises UserError for values of `config.checkpoint` that can't be meant."""
-    check_choice("config.checkpoint.resume", config.resume, ("auto", "never"))
-    check_choice("config.checkpoint.best_metric", config.best_metric, METRICS)
-    check_choice("config.checkpoint.init_weights", config.init_weights, ("ema", "raw"))
-    if config.keep_newest < 1 or config.keep_best < 0:
-        raise UserError(
-            "config.checkpoint.keep_newest must be at least 1 and keep_best at least 0; "
-            f"got {config.keep_newest} and {config.keep_best}"
-        )
 
 
 def describe_difference(saved: Shapes, wanted: Shapes, most: int = 8) -> str:
@@ -96,7 +85,7 @@ class Checkpoints:
         workdir: str | pathlib.Path,
         config: ConfigDict,
         read_only: bool = False,
-        say: Callable[[str], None] = print,
+        processes: Alone = ALONE,
     ):
         """Opens the folder.
 
@@ -104,10 +93,10 @@ class Checkpoints:
           workdir: of the run.
           config: `config.checkpoint`.
           read_only: for evaluation; nothing is created or deleted.
-          say: told of every checkpoint that can't be read, and of every save that fails.
+          processes: of the run.
         """
         self._folder = pathlib.Path(workdir).resolve() / FOLDER
-        self._config, self._say = config, say
+        self._config, self._processes = config, processes
         self._manages = jax.process_index() == 0 and not read_only
         if self._manages:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -170,7 +159,7 @@ class Checkpoints:
         try:
             # Orbax would make a workdir that has vanished anew, without all else that was in it;
             # and where it can't make a folder on the first host, it keeps the others for minutes.
-            if refused := _of_first([self._try_folder() if self._manages else 0])[0]:
+            if refused := self._of_first([self._try_folder() if self._manages else 0])[0]:
                 if refused == errno.ENOENT:
                     raise FileNotFoundError(f"{self._folder} has vanished")
                 raise OSError(refused, os.strerror(refused), str(self._folder))
@@ -292,7 +281,7 @@ class Checkpoints:
             restored = self._read(step, item, {prefix + name for name in other})
             restored = restored["ema"] if prefix else restored
             if other:
-                self._say(f"not taken, because the classes differ: {', '.join(sorted(other))}")
+                say(f"not taken, because the classes differ: {', '.join(sorted(other))}")
             return jax.tree.map(
                 lambda new, old: old if new is ocp.PLACEHOLDER else new, restored, fresh
             )
@@ -302,14 +291,14 @@ class Checkpoints:
     def _newest(self, read: Callable[[int], T], step: int | None) -> tuple[int, T] | None:
         """The newest step that can be read, or the one asked for, and what was read of it."""
         self.settle()
-        steps = _of_first(self._folders())
+        steps = self._of_first(self._folders())
         if step is not None and step not in steps:
             known = ", ".join(map(str, steps)) or "none"
             raise UserError(f"no checkpoint of step {step} in {self._folder}; there are: {known}")
         unreadable = []
         for candidate in [step] if step is not None else reversed(steps):
             damage = self._find_damage(candidate) if jax.process_index() == 0 else None
-            damaged = _of_first([damage is not None])[0]
+            damaged = self._of_first([damage is not None])[0]
             try:
                 found = None if damaged else read(candidate)
             except UserError:
@@ -317,13 +306,15 @@ class Checkpoints:
             except Exception as error:  # Damage shows as any of a dozen kinds of error.
                 damage = _first_line(error)[:200]
             # All pass over what one of them can't read.
-            notes = hosts.barrier(f"read checkpoint {candidate}", 2 * SECONDS, damage or "")
-            damage = _told({host: note for host, note in notes.items() if note})
+            notes = self._processes.barrier(
+                f"read checkpoint {candidate}", 2 * SECONDS, damage or ""
+            )
+            damage = self._listed({host: note for host, note in notes.items() if note})
             if not damage:
                 self._note_good(candidate)
                 self._put_aside(unreadable)
                 return candidate, found
-            self._say(f"checkpoint {candidate} in {self._folder} can't be read: {damage}")
+            say(f"checkpoint {candidate} in {self._folder} can't be read: {damage}")
             unreadable.append(candidate)
         if steps:
             raise UserError(
@@ -347,7 +338,7 @@ class Checkpoints:
             return "it was never finished"
         if manifest.exists(path):
             return manifest.find_damage(path)
-        self._say(
+        say(
             f"checkpoint {step} in {self._folder} has no {manifest.NAME}: an earlier release wrote "
             "it, or its run was killed before it was checked. It is read all the same"
         )
@@ -399,18 +390,18 @@ class Checkpoints:
         note = "" if error is None else _first_line(error)
         if error is not None and _is_of_disk(error):
             note = DISK + note
-        notes = hosts.gather(self._save, 2 * SECONDS, note)
+        notes = self._processes.gather(self._save, 2 * SECONDS, note)
         if refused := {host: note for host, note in notes.items() if note.startswith(DISK)}:
-            self._note_failure(step, _told(refused))
+            self._note_failure(step, self._listed(refused))
             return
         if failed := {host: note for host, note in notes.items() if note}:
-            raise error or _OthersFailed(_told(failed))
+            raise error or _OthersFailed(self._listed(failed))
         self._note_good(step)
         if self._manages:
             try:
                 self._delete_old()
             except OSError as error:
-                self._say(f"can't delete old checkpoints in {self._folder}: {error}")
+                say(f"can't delete old checkpoints in {self._folder}: {error}")
 
     def _try_folder(self) -> int:
         """The system's number of the error, or 0, where a checkpoint's folder is made."""
@@ -426,17 +417,19 @@ class Checkpoints:
         """Where Orbax's threads wait for those of the other hosts: not for one that has failed."""
 
         def check() -> None:
-            if failed := {host: note for host, note in hosts.gathered(self._save).items() if note}:
-                raise _OthersFailed(_told(failed))
+            if failed := {
+                host: note for host, note in self._processes.gathered(self._save).items() if note
+            }:
+                raise _OthersFailed(self._listed(failed))
 
-        hosts.gather(f"{self._save} {key}", timeout_ms / 1000, check=check)
+        self._processes.gather(f"{self._save} {key}", timeout_ms / 1000, check=check)
 
     def _note_good(self, step: int) -> None:
         self.good_step, self._good_since, self._failure = step, time.monotonic(), None
 
     def _note_failure(self, step: int, reason: str) -> None:
         self._failure = f"checkpoint {step} could not be saved: {reason}"
-        self._say(f"{self._failure}. The run goes on; {self._describe_age(step)}")
+        say(f"{self._failure}. The run goes on; {self._describe_age(step)}")
         for _ in range(10):  # Of several errors Orbax keeps all but the first for who asks next.
             with contextlib.suppress(Exception):
                 self._orbax.wait_until_finished()
@@ -480,7 +473,7 @@ class Checkpoints:
             try:
                 manifest.write(path, step=step, arrays=arrays, **self._run())
             except OSError as error:
-                self._say(f"can't write {path / manifest.NAME}: {error.strerror}")
+                say(f"can't write {path / manifest.NAME}: {error.strerror}")
 
     def _run(self) -> dict[str, Any]:
         """What a manifest says of the run, out of the workdir.
@@ -533,6 +526,24 @@ class Checkpoints:
                 "config.json there, or another --workdir. " + ANEW.format(self._folder.parent)
             )
 
+    def _listed(self, notes: dict[int, str]) -> str:
+        """Notes with the processes that they are of, as far as there are others."""
+        if self._processes.count == 1:
+            return notes.get(0, "").removeprefix(DISK)
+        those: dict[str, list[str]] = {}
+        for index, note in notes.items():
+            those.setdefault(note.removeprefix(DISK), []).append(str(index))
+        return "; ".join(f"process {', '.join(names)}: {note}" for note, names in those.items())
+
+    def _of_first(self, values: list[int]) -> list[int]:
+        """The first process's values, on all of them: what a disk looks like may differ."""
+        if jax.process_count() == 1:
+            return values
+        first = jax.process_index() == 0
+        count = int(multihost_utils.broadcast_one_to_all(np.int32(len(values))))
+        padded = np.array(values if first else [0] * count, np.int32)
+        return multihost_utils.broadcast_one_to_all(padded).tolist() if count else []
+
 
 _saves = itertools.count()  # All hosts of a run save alike.
 
@@ -543,26 +554,6 @@ class _OthersFailed(Exception):
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0] or type(error).__name__
-
-
-def _told(notes: dict[int, str]) -> str:
-    """Notes with the hosts that they are of, as far as there are others."""
-    if hosts.is_alone():
-        return notes.get(0, "").removeprefix(DISK)
-    those: dict[str, list[str]] = {}
-    for host, note in notes.items():
-        those.setdefault(note.removeprefix(DISK), []).append(str(host))
-    return "; ".join(f"host {', '.join(names)}: {note}" for note, names in those.items())
-
-
-def _of_first(values: list[int]) -> list[int]:
-    """The first process's values, on all of them: what a disk looks like may differ by host."""
-    if jax.process_count() == 1:
-        return values
-    first = jax.process_index() == 0
-    count = int(multihost_utils.broadcast_one_to_all(np.int32(len(values))))
-    padded = np.array(values if first else [0] * count, np.int32)
-    return multihost_utils.broadcast_one_to_all(padded).tolist() if count else []
 
 
 def _is_of_disk(error: Exception) -> bool:

@@ -16,6 +16,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from absl import app, flags, logging
 
@@ -64,8 +65,8 @@ def use_compilation_cache() -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-def define_host_flags() -> None:
-    """The three flags that make a process one of many; `join_hosts` reads them."""
+def define_process_flags() -> None:
+    """The three flags that make a process one of many; `_join` reads them."""
     flags.DEFINE_string(
         "coordinator_address", None, "Many hosts: HOST:PORT of process 0; a pod, SLURM: by itself."
     )
@@ -73,18 +74,17 @@ def define_host_flags() -> None:
     flags.DEFINE_integer("process_id", None, "Many hosts: which of them this is, from 0.")
 
 
-def join_hosts() -> None:
-    """Finds the other processes of this run, if it has any; before anything else of JAX."""
-    from effnet_jax import hosts
+def _join():
+    """The processes of this run, by the flags, or found where a cluster started them."""
+    from effnet_jax.run import processes
 
     values = flags.FLAGS
-    hosts.join(values.coordinator_address, values.num_processes, values.process_id)
+    return processes.join(values.coordinator_address, values.num_processes, values.process_id)
 
 
 @contextlib.contextmanager
-def _exit_codes() -> Iterator[None]:
-    from effnet_jax import hosts  # With JAX, which is imported once the process has its settings.
-
+def _exit_codes(processes: Any = None) -> Iterator[None]:
+    """Ends with a message and a code; `processes` are those of the run, None for one alone."""
     code, message, alone = DONE, "", False
     try:
         yield
@@ -102,27 +102,34 @@ def _exit_codes() -> Iterator[None]:
         code, alone = STOPPED, True
         message = "stopped at once, by Ctrl-C; checkpoints are as they were"
     except Exception as error:
-        if hosts.is_alone():
+        if processes is None or processes.count == 1:
             raise
         code, message, alone = FAILED, f"error: {error}", True
-        if lost := hosts.who_is_lost(error):  # A collective fails in many ways where one is gone.
-            code, message = INTERRUPTED, f"error: {lost}. The same command on all hosts goes on"
+        if lost := processes.who_is_lost(
+            error
+        ):  # A collective fails in many ways where one is gone.
+            code, message = (
+                INTERRUPTED,
+                f"error: {lost}. Run the same command on every machine to go on",
+            )
         else:
             traceback.print_exc()
     if code:
-        print(f"{hosts.prefix()}{message}", file=sys.stderr)
-    # Where a signal or the loss is the reason, all hosts come to the same end by themselves.
-    hosts.leave(code if alone else DONE, message)
+        print(f"{processes.prefix if processes else ''}{message}", file=sys.stderr)
+    # Where a signal or the loss is the reason, all processes come to the same end by themselves.
+    if processes:
+        processes.leave(code if alone else DONE, message)
     if code:
         sys.exit(code)
 
 
-def run(main: Callable[[], None], computes: bool = True) -> None:
+def run(main: Callable[..., None], computes: bool = True, joins: bool = False) -> None:
     """Runs a command's `main`, and turns the errors meant for people into a message and a code.
 
     Args:
       main: the command.
       computes: whether it runs anything on a device.
+      joins: whether it can be one of several processes; `main` is then given them.
     """
     if computes:
         tune_process()
@@ -130,19 +137,28 @@ def run(main: Callable[[], None], computes: bool = True) -> None:
     # What Orbax can't do it raises, and logs with its traceback as well.
     logging.get_absl_logger().addFilter(lambda record: "orbax" not in record.pathname)
     use_compilation_cache()
+    if not joins:
+        with _exit_codes():
+            main()
+        return
     with _exit_codes():
-        main()
+        processes = _join()
+    with _exit_codes(processes):
+        main(processes)
 
 
 def run_with_flags(
-    main: Callable[[], None], default_config: str | None = None, computes: bool = True
+    main: Callable[..., None],
+    default_config: str | None = None,
+    computes: bool = True,
+    joins: bool = False,
 ) -> None:
     """As `run`, after absl flags were read from the command line.
 
     Args:
       main: the command.
       default_config: value of --config where the command line has none.
-      computes: as for `run`.
+      computes, joins: as for `run`.
     """
     tune_process()
     with _exit_codes():
@@ -164,7 +180,7 @@ def run_with_flags(
             raise UserError(explain(error)) from None
         if left:
             raise UserError(f"unexpected argument {left[0]!r}; flags are --name=value. Try --help")
-    run(main, computes)
+    run(main, computes, joins)
 
 
 def explain(error: Exception) -> str:
@@ -176,6 +192,6 @@ def explain(error: Exception) -> str:
         # A traceback as text. Of our own errors the message is enough; a config's bug stays whole.
         return text.rpartition("UserError: ")[2]
     if isinstance(error, AttributeError | KeyError):
-        hint = "" if "Did you mean" in text else "; configs/default.py has every key"
+        hint = "" if "Did you mean" in text else "; effnet_jax/config.py has every key"
         return f"unknown config key {'. '.join(text.split(chr(10)))}{hint}"
     return f"{text}\nTry --help"

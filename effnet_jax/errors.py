@@ -27,8 +27,8 @@ class Interrupted(Exception):
     """The run saved and stopped because it was asked to; the same command goes on with it."""
 
 
-class HostLost(Exception):
-    """Another host of the run is asleep, dead or stuck; the message names it."""
+class ProcessLost(Exception):
+    """Another process of the run is asleep, dead or stuck; the message names it."""
 
 
 class SaveFailed(Exception):

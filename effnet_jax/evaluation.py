@@ -14,13 +14,16 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from effnet_jax import hosts, models, named, parallel, records
+from effnet_jax import config as config_lib
+from effnet_jax import models, parallel
 from effnet_jax.checkpoint import Checkpoints
 from effnet_jax.data import pipeline, sources
 from effnet_jax.data.preprocess import normalize
 from effnet_jax.data.sources import Source
-from effnet_jax.errors import UserError
+from effnet_jax.errors import Interrupted, UserError
 from effnet_jax.metrics import mean_corruption_error, metric_sums
+from effnet_jax.run import environment, files, writers
+from effnet_jax.run.processes import ALONE, Alone
 
 PyTree = Any
 Metrics = dict[str, float | int]
@@ -68,12 +71,17 @@ class Evaluator:
     """Evaluates weights on one split, as often as wanted, with one compilation."""
 
     def __init__(
-        self, model: nn.Module, config: ConfigDict, source: Source, resolution: int, mesh: Mesh
+        self,
+        model: nn.Module,
+        config: ConfigDict,
+        source: Source,
+        mesh: Mesh,
+        processes: Alone = ALONE,
     ):
-        parallel.check_batch("eval_batch_size", config.eval_batch_size, mesh)
+        parallel.check_batch("eval_batch_size", config.eval_batch_size, mesh.size)
         self._config = config
-        self._resolution = resolution
-        self._mesh = mesh
+        self._resolution = model.architecture.resolution
+        self._mesh, self._processes = mesh, processes
         choices = choose_classes(config.data.eval_classes, source.classes, config.model.num_classes)
         self._step = jax.jit(
             make_eval_step(model, config.preprocess, choices),
@@ -83,7 +91,7 @@ class Evaluator:
 
     def _read(self, source: Source) -> None:
         self._examples = len(source)
-        parallel.check_hosts(len(source), "evaluation")
+        parallel.check_processes(len(source), "evaluation")
         place = jax.process_index(), jax.process_count()
         self._batches = pipeline.eval_batches(source, self._config, self._resolution, *place)
 
@@ -98,7 +106,7 @@ class Evaluator:
         params: PyTree,
         batch_stats: PyTree,
         should_stop: Callable[[], bool] = lambda: False,
-    ) -> Metrics | None:
+    ) -> Metrics:
         """Top-1 and top-5 as fractions, mean cross-entropy (no smoothing), and the count.
 
         Where images have sets of labels there is no cross-entropy, and the count is of those that
@@ -106,16 +114,16 @@ class Evaluator:
 
         Args:
           params, batch_stats: the weights.
-          should_stop: asked at every batch; where it says so the result is None.
+          should_stop: asked at every batch; Interrupted is raised where it says so.
         """
         # A sharded state's are put together once, not for every batch.
         weights = jax.device_put((params, batch_stats), parallel.replicated(self._mesh))
         totals = collections.defaultdict(float)
         ahead = self._batches.read_ahead(self._config.data)
         for number, batch in enumerate(ahead):
-            hosts.at("evaluation" if number else "compile", number)
+            self._processes.at("evaluation" if number else "compile", number)
             if should_stop():
-                return None
+                raise Interrupted("the evaluation was stopped")
             sums = self._step(*weights, parallel.put_batch(batch, self._mesh))
             for key, value in jax.device_get(sums).items():
                 totals[key] += float(np.asarray(value, np.float64))
@@ -131,7 +139,7 @@ class Evaluator:
 def load_evaluation_set(name: str) -> ConfigDict:
     """A file of configs/evaluation: "NAME", "NAME:ARGUMENT" or "FILE.py:ARGUMENT"."""
     name, _, argument = name.partition(":")
-    get_config = named.load("evaluation set", "evaluation", name, "get_config")
+    get_config = config_lib.find("evaluation", "evaluation set", name, "get_config")
     if argument and not inspect.signature(get_config).parameters:
         raise UserError(f"evaluation set {name!r} takes no argument; got {argument!r}")
     return get_config(*filter(None, [argument]))
@@ -191,14 +199,14 @@ def checkpoint_of(workdir: str, step: int | None = None, weights: str = "ema") -
       step: which checkpoint; by default the newest that can be read.
       weights: "ema" or "raw".
     """
-    config = records.read_config(workdir)
+    config = config_lib.load(workdir)
 
     def restore(model: nn.Module, mesh: Mesh):
         resolution = model.architecture.resolution
         shapes = jax.eval_shape(lambda: models.init_variables(model, resolution, jax.random.key(0)))
         shapes = {key: shapes[key] for key in ("params", "batch_stats")}
         wanted = {"step": jax.ShapeDtypeStruct((), np.int32), **shapes, "ema": shapes}
-        with Checkpoints(workdir, config.checkpoint, True, records.say) as checkpoints:
+        with Checkpoints(workdir, config.checkpoint, read_only=True) as checkpoints:
             state = checkpoints.restore(wanted, parallel.replicated(mesh), step)
         if state is None:
             raise UserError(f"no checkpoint in {workdir} yet")
@@ -206,7 +214,7 @@ def checkpoint_of(workdir: str, step: int | None = None, weights: str = "ema") -
         return chosen, {"step": int(state["step"]), "weights": weights}
 
     asked = {"--step": step, "--weights": weights}
-    return Subject(config, records.read_classes(workdir), asked, restore)
+    return Subject(config, files.read_classes(workdir), asked, restore)
 
 
 def weights_of(source: str, data_dir: str | None = None, **described: str | None) -> Subject:
@@ -217,7 +225,7 @@ def weights_of(source: str, data_dir: str | None = None, **described: str | None
       data_dir: an image folder, DIR/val/CLASS or DIR/CLASS, for where no other data is asked for.
       **described: what a source doesn't say itself: model, origin or classes of `weights.load`.
     """
-    from configs import default
+    from effnet_jax import config as default
     from effnet_jax import weights
 
     loaded = weights.load(source, **described)
@@ -239,7 +247,11 @@ def weights_of(source: str, data_dir: str | None = None, **described: str | None
 
 
 def evaluate(
-    subject: Subject, data_dir: str | None = None, csv: str | None = None, data: str | None = None
+    subject: Subject,
+    data_dir: str | None = None,
+    csv: str | None = None,
+    data: str | None = None,
+    processes: Alone = ALONE,
 ) -> dict[str, Any]:
     """Evaluates weights on the evaluation split of their config, or on another set.
 
@@ -267,24 +279,28 @@ def evaluate(
         corruptions, severities = chosen.corruptions, chosen.severities
     if data_dir is not None:
         config.data.data_dir = data_dir
-    hosts.watch(config.hosts)
+    processes.watch(config.processes)
     mesh = parallel.data_mesh()
     name, split = config.data.name, config.data.eval_split
     parts = [f"{corruption}_{level}" for corruption in corruptions for level in severities]
     found = open_sources(config.data, parts)
     for part, source in found.items():
-        found[part] = sources.with_classes(source, subject.classes, split, records.say)
+        found[part] = sources.with_classes(source, subject.classes, split, writers.say)
     model = models.build(config.model)
-    resolution = model.architecture.resolution
-    evaluator = Evaluator(model, config, next(iter(found.values())), resolution, mesh)
+    evaluator = Evaluator(model, config, next(iter(found.values())), mesh, processes)
 
-    hosts.check_same(
+    processes.check_same(
         "start",
-        lambda: records.start_facts(config, found) | subject.asked,
-        config.hosts.start_seconds,
+        lambda: (
+            environment.start_facts(
+                config, {name: sources.fingerprint(source) for name, source in found.items()}
+            )
+            | subject.asked
+        ),
+        config.processes.start_seconds,
     )
     variables, run = subject.restore(model, mesh)
-    hosts.check_same("restored", lambda: run, config.hosts.start_seconds)
+    processes.check_same("restored", lambda: run, config.processes.start_seconds)
 
     results = {}
     for part in list(found):
@@ -293,11 +309,11 @@ def evaluate(
         here = evaluator.on(found.pop(part))
         results[part] = {**here(variables["params"], variables["batch_stats"]), **run}
         if parts:
-            records.say(f"{part}: top-1 {results[part]['top1']:.2%}")
-        if csv is not None and hosts.is_first():
+            writers.say(f"{part}: top-1 {results[part]['top1']:.2%}")
+        if csv is not None and processes.is_first:
             size = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
             row = _row(config, f"{part}/{split}", size, results[part])
-            records.append_csv(pathlib.Path(csv), [row])
+            files.append_csv(pathlib.Path(csv), [row])
     if not parts:
         return results[name]
     errors = {
@@ -330,5 +346,5 @@ def _row(config: ConfigDict, data: str, parameters: int, result: Metrics) -> dic
         "seed": training["seed"],
         # The same columns for every set of data.
         **{key: result.get(key) for key in ("top1", "top5", "loss", "count", "step", "weights")},
-        **records.describe_machine(),
+        **environment.describe_machine(),
     }

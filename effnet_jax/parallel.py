@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
 
 from effnet_jax.errors import UserError
 
@@ -71,30 +72,34 @@ def laid_out(shapes: PyTree, shardings: PyTree) -> PyTree:
     )
 
 
-def check_batch(key: str, batch_size: int, mesh: Mesh, parts: int = 1) -> None:
-    """Raises UserError where a global batch can't be split evenly over devices, and then parts."""
-    pieces = mesh.size * parts
+def check_batch(key: str, batch_size: int, devices: int, microbatches: int = 1) -> None:
+    """Raises UserError where a global batch can't be split evenly over devices and microbatches."""
+    pieces = devices * microbatches
     if batch_size < 1 or batch_size % pieces:
         near = max(1, round(batch_size / pieces)) * pieces
-        of_each = f" in {parts} parts each (config.accumulation_steps)" if parts > 1 else ""
+        of_each = (
+            f" in {microbatches} microbatches each (config.accumulation_steps)"
+            if microbatches > 1
+            else ""
+        )
         raise UserError(
-            f"config.{key}={batch_size} does not divide by the {mesh.size} devices{of_each}; "
-            f"the nearest that does is {near}"
+            f"config.{key}={batch_size} is not divisible by {devices} devices{of_each}; "
+            f"the nearest that is: {near}"
         )
 
 
-def check_hosts(examples: int, split: str) -> None:
-    """Raises UserError where there are more hosts than records, or they differ in devices."""
-    hosts, devices = jax.process_count(), jax.device_count()
-    if examples < hosts:
+def check_processes(examples: int, split: str) -> None:
+    """Raises UserError where there are more processes than records, or they differ in devices."""
+    processes, devices = jax.process_count(), jax.device_count()
+    if examples < processes:
         raise UserError(
-            f"the {split} data has {examples} records for {hosts} hosts; use no more hosts than "
-            "records"
+            f"the {split} data has {examples} records for {processes} processes; use no more "
+            "processes than records"
         )
-    if devices != hosts * jax.local_device_count():
+    if devices != processes * jax.local_device_count():
         raise UserError(
-            f"this host has {jax.local_device_count()} of the {devices} devices of {hosts} hosts; "
-            "give every host the same number of them"
+            f"this process has {jax.local_device_count()} of the {devices} devices of {processes} "
+            "processes; give every process the same number"
         )
 
 
@@ -118,3 +123,76 @@ def abstract_batch(batch_size: int, resolution: int, mesh: Mesh) -> dict[str, ja
         key: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
         for key, (shape, dtype) in rows.items()
     }
+
+
+# ---- BatchNorm: over which examples of a batch it takes its statistics in training
+
+
+def reference_shards(shards: int) -> int:
+    """Shards that share statistics in the reference, where a shard is one core: one device here.
+
+    Up to 8 each is alone, then groups of max(8, shards / 8). Source: tensorflow/tpu
+    models/official/efficientnet/utils.py, TpuBatchNormalization.
+
+    Raises:
+      UserError: there is no whole number of groups.
+    """
+    together = 1 if shards <= 8 else max(8, shards // 8)
+    if shards % together:
+        raise UserError(
+            f"config.model.batch_norm_scope='reference' has groups of {together} devices, and "
+            f"{shards} devices do not divide into them; use a multiple of 8 devices, or the scope "
+            "'group' or 'global'"
+        )
+    return together
+
+
+def examples_in_group(scope: str, group: int, examples: int, devices: int) -> int:
+    """How many examples, one after the other, share BatchNorm's statistics.
+
+    Args:
+      scope: "global": all; "group": `group`; "reference": those of `reference_shards` devices.
+      group: `config.model.batch_norm_group`.
+      examples: computed at a time on all devices: the batch, over the steps of accumulation.
+      devices: that these divide evenly over.
+
+    Raises:
+      UserError: the groups aren't whole, or are neither within a device nor whole devices.
+    """
+    each = examples // devices
+    if scope == "global":
+        return examples
+    if scope == "reference":
+        return reference_shards(devices) * each
+    if examples % group or (each % group and group % each):
+        sizes = [size for size in range(1, examples + 1) if _fits(size, examples, each)]
+        nearest = min(sizes, key=lambda size: abs(size - group))
+        raise UserError(
+            f"config.model.batch_norm_group={group} does not divide the {each} examples that each "
+            f"of {devices} devices has at a time, and is no whole number of devices that divides "
+            f"all {examples}; the nearest that does is {nearest}"
+        )
+    return group
+
+
+def _fits(group: int, examples: int, each: int) -> bool:
+    return examples % group == 0 and (each % group == 0 or group % each == 0)
+
+
+def batch_norm_group(config: ConfigDict, devices: int) -> int:
+    """`examples_in_group` of a whole config."""
+    model, examples = config.model, config.batch_size // config.accumulation_steps
+    return examples_in_group(model.batch_norm_scope, model.batch_norm_group, examples, devices)
+
+
+def describe_batch_norm(config: ConfigDict, devices: int) -> str:
+    """The scope that a config comes to, as a line for the start of a run; errors as above."""
+    count = config.accumulation_steps
+    examples = config.batch_size // count
+    part = f" at a time, in {count} microbatches" if count > 1 else ""
+    rule = {"global": "all", "group": "as set", "reference": "reference rule"}
+    group = batch_norm_group(config, devices)
+    return (
+        f"BatchNorm over groups of {group} of {examples} examples{part} "
+        f"({rule[config.model.batch_norm_scope]}, {devices} devices)"
+    )

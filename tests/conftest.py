@@ -26,8 +26,9 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 from ml_collections import ConfigDict  # noqa: E402
 
-from configs import default, digits  # noqa: E402
+from configs import digits  # noqa: E402
 from effnet_jax import cli, models  # noqa: E402
+from effnet_jax import config as default  # noqa: E402
 from effnet_jax.models.network import Network  # noqa: E402
 from effnet_jax.trees import shapes_by_name  # noqa: E402
 

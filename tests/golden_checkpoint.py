@@ -18,8 +18,9 @@ import jax
 import numpy as np
 
 from configs import digits
-from effnet_jax import models, records
-from effnet_jax.training import loop
+from effnet_jax import config as config_lib
+from effnet_jax import models
+from effnet_jax.training import supervisor
 
 WORKDIR = pathlib.Path(__file__).parent / "golden" / "checkpoint_v1"
 KEPT = ("config.json", "classes.json", "checkpoints")
@@ -66,12 +67,12 @@ def main() -> None:
     config = digits.get_config("w=0.05,d=0.1,r=16")
     config.batch_size, config.epochs = 256, 1.0
     with tempfile.TemporaryDirectory() as workdir:
-        state, _ = loop.train_and_evaluate(config, workdir)
+        state, _ = supervisor.train_and_evaluate(config, workdir)
         WORKDIR.mkdir()
         for name in KEPT:
             source = pathlib.Path(workdir) / name
             (shutil.copytree if source.is_dir() else shutil.copy)(source, WORKDIR / name)
-    expected = describe(records.read_config(WORKDIR), state)
+    expected = describe(config_lib.load(WORKDIR), state)
     (WORKDIR / "expected.json").write_text(json.dumps(expected, indent=1) + "\n")
 
 

@@ -6,8 +6,9 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict
 
-from effnet_jax import cli, hosts
+from effnet_jax import cli
 from effnet_jax.errors import HostLost, UserError
+from effnet_jax.run import processes as hosts
 
 PART = flags.DEFINE_string("part", None, "")
 cli.define_host_flags()

@@ -10,9 +10,10 @@ import numpy as np
 from absl import flags
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from configs import default
-from effnet_jax import cli, hosts
+from effnet_jax import cli
+from effnet_jax import config as default
 from effnet_jax.checkpoint import Checkpoints
+from effnet_jax.run import processes as hosts
 
 WORKDIR = flags.DEFINE_string("workdir", None, "")
 cli.define_host_flags()
@@ -34,8 +35,8 @@ def main() -> None:
     cli.join_hosts()
     me = jax.process_index()
     config = default.get_config("b0")
-    config.hosts.update(start_seconds=40.0, stall_seconds=20.0)
-    hosts.watch(config.hosts)
+    config.processes.update(start_seconds=40.0, stall_seconds=20.0)
+    hosts.watch(config.processes)
     sharding = NamedSharding(Mesh(np.array(jax.devices()), ("x",)), PartitionSpec("x"))
 
     def state(step: int) -> dict:

@@ -19,12 +19,14 @@ from flax import struct
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 from processes import Processes
 
-from configs import default
-from effnet_jax import checkpoint, manifest, parallel, records
+from effnet_jax import checkpoint, parallel
+from effnet_jax import config as config_lib
+from effnet_jax import config as default
 from effnet_jax.checkpoint import Checkpoints
 from effnet_jax.errors import SaveFailed, UserError
+from effnet_jax.run import manifest
+from effnet_jax.training.fine_tune import init_from as take_weights
 from effnet_jax.training.state import abstract_state
-from effnet_jax.training.warm_start import take_weights
 
 HERE = SingleDeviceSharding(jax.devices()[0])
 
@@ -374,14 +376,15 @@ def test_other_errors_of_a_save_are_raised(tmp_path, config, monkeypatch):
 
 FULL_DISK = """
 import json, pathlib, jax, numpy as np
-from configs import default
-from effnet_jax import records
+from effnet_jax import config as default
+from effnet_jax import config as config_lib
+from effnet_jax.run import writers
 from effnet_jax.checkpoint import Checkpoints
 
 workdir, said, steps = pathlib.Path("/mnt/run"), [], []
 workdir.mkdir()
 config = default.get_config("b0")
-record = records.Records(workdir, config, ("a",))
+record = writers.Records(workdir, config, ("a",))
 record.open(0)
 state = {"params": jax.numpy.asarray(np.random.default_rng(0).normal(size=200_000), "float32")}
 with Checkpoints(workdir, config.checkpoint, say=said.append) as checkpoints:
@@ -403,7 +406,7 @@ with Checkpoints(workdir, config.checkpoint, say=said.append) as checkpoints:
     checkpoints.wait()
     steps.append(checkpoints.steps())
     record.close()
-rows = [row["step"] for row in records.read_metrics(workdir)]
+rows = [row["step"] for row in writers.read_metrics(workdir)]
 print(json.dumps({"said": said, "steps": steps, "rows": rows}))
 """
 MOUNTED = "mount -t tmpfs -o size=8m tmpfs /mnt"
@@ -491,7 +494,7 @@ def test_numbers_added_in_a_later_release_are_0_in_an_earlier_checkpoint(tmp_pat
 
 @pytest.fixture(scope="module")
 def golden():
-    config = records.read_config(golden_checkpoint.WORKDIR)
+    config = config_lib.load(golden_checkpoint.WORKDIR)
     return config, abstract_state(config, 1437)[2]
 
 

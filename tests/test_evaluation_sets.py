@@ -18,7 +18,7 @@ from PIL import Image
 
 from configs import digits
 from configs.evaluation import read_classes
-from effnet_jax import models, records, weights
+from effnet_jax import models, weights
 from effnet_jax.checkpoint import Checkpoints
 from effnet_jax.data import sources
 from effnet_jax.data.preprocess import normalize
@@ -30,6 +30,7 @@ from effnet_jax.evaluation import (
     load_evaluation_set,
     weights_of,
 )
+from effnet_jax.run import writers
 from effnet_jax.training import loop
 from effnet_jax.training.state import abstract_state
 
@@ -103,7 +104,7 @@ def run(tmp_path_factory):
     state = state.replace(step=np.int32(0), ema=weights)
     with Checkpoints(workdir, config.checkpoint) as checkpoints:
         checkpoints.save(0, state, {"ema_top1": 0.0})
-    writer = records.Records(workdir, config, tuple(WNIDS))
+    writer = writers.Records(workdir, config, tuple(WNIDS))
     writer.open(0)
     writer.close()
     return str(workdir), *images_and_logits(models.build(config.model), weights)

@@ -18,8 +18,10 @@ from jax.sharding import SingleDeviceSharding
 from processes import Processes
 
 from configs import digits
-from effnet_jax import cli, records
+from effnet_jax import cli
+from effnet_jax import config as config_lib
 from effnet_jax.checkpoint import Checkpoints
+from effnet_jax.run import writers
 from effnet_jax.training import loop
 from effnet_jax.training.state import abstract_state
 
@@ -37,7 +39,7 @@ SETTINGS = {
     "data.eval_split": "train[:1003]",  # No multiple of anything.
     "checkpoint.save_epochs": EVERY * BATCH / EXAMPLES,
     "checkpoint.keep_newest": 100,
-    "hosts.lost_seconds": 3.0,
+    "processes.lost_seconds": 3.0,
 }
 TIMED = {"images_per_second", "data_wait", "resident_mib", "seconds_left"}
 
@@ -52,7 +54,7 @@ def start(workdir: pathlib.Path, outputs: pathlib.Path) -> Processes:
 
 def state_of(workdir: pathlib.Path, step: int | None = None) -> list[np.ndarray]:
     """All arrays of a checkpoint, by default the newest."""
-    config = records.read_config(workdir)
+    config = config_lib.load(workdir)
     _, _, shapes = abstract_state(config, EXAMPLES)
     with Checkpoints(workdir, config.checkpoint, read_only=True) as checkpoints:
         state = checkpoints.restore(shapes, SingleDeviceSharding(jax.devices()[0]), step)
@@ -60,7 +62,7 @@ def state_of(workdir: pathlib.Path, step: int | None = None) -> list[np.ndarray]
 
 
 def metrics_of(workdir: pathlib.Path) -> list[dict[str, float]]:
-    rows = records.read_metrics(workdir)
+    rows = writers.read_metrics(workdir)
     return [{key: row[key] for key in row.keys() - TIMED} for row in rows]
 
 
@@ -95,7 +97,7 @@ def test_killed_at_random_times_a_run_ends_in_the_same_bits(tmp_path):
 
     # A signal to one stops both, after the same step.
     with start(killed, tmp_path / "signalled") as two:
-        two.wait_for(lambda: records.read_metrics(killed))
+        two.wait_for(lambda: writers.read_metrics(killed))
         two[1].send_signal(signal.SIGTERM)
         assert two.finish() == [cli.INTERRUPTED] * 2, two.outputs()
         stops = [re.search(r"stopped by (.*) after step (\d+) of", two.output(i)) for i in (0, 1)]
@@ -105,7 +107,7 @@ def test_killed_at_random_times_a_run_ends_in_the_same_bits(tmp_path):
     draw = random.Random(ROUNDS)
 
     def reached() -> int:
-        return max(row["step"] for row in records.read_metrics(killed))
+        return max(row["step"] for row in writers.read_metrics(killed))
 
     for number in range(ROUNDS):
         # In its start, or while it trains, evaluates and saves.

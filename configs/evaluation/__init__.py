@@ -13,7 +13,7 @@ import pathlib
 
 from ml_collections import ConfigDict
 
-from configs import default
+from effnet_jax import config as default
 
 
 def evaluation_set(name: str, split: str) -> ConfigDict:

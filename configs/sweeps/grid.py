@@ -9,7 +9,7 @@ direction as brings its real multiply-adds nearest to 2^phi times the base's.
 """
 
 from effnet_jax.scaling import candidates, solve
-from effnet_jax.sweeps.plan import Run, compound, multiply_adds, scaled, settings
+from effnet_jax.sweeps.schedule import Run, compound, multiply_adds, scaled, settings
 
 
 def get_sweep(config, argument):

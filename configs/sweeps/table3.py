@@ -4,9 +4,9 @@ The paper doesn't state the compound coefficients of MobileNetV2 and ResNet-50; 
 d=1.4, w=1.2, r=1.3, are taken for all three.
 """
 
-from configs import default
+from effnet_jax import config as default
 from effnet_jax.errors import check_choice
-from effnet_jax.sweeps.plan import Run
+from effnet_jax.sweeps.schedule import Run
 
 BASES = {  # Depth, width and resolution of each row.
     "mobilenet_v1": {"width": (1, 2, 1), "resolution": (1, 1, 2)},

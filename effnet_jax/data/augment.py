@@ -17,9 +17,6 @@ import cv2
 import numpy as np
 from ml_collections import ConfigDict
 
-from effnet_jax.errors import check_choice
-from effnet_jax.ranges import check_interval
-
 # One image is one thread's work: the pipeline runs many images side by side.
 cv2.setNumThreads(0)
 
@@ -45,17 +42,6 @@ CHOICES = {
     "randaugment_probability": ("ignored", "used"),
     "erase_fill": ("mean", "noise"),
 }
-
-
-def check_config(config: ConfigDict) -> None:
-    """Raises a UserError for names and intervals of `config.augment` that mean nothing.
-
-    Single numbers have their limits in `ranges.RANGES`.
-    """
-    for key, choices in CHOICES.items():
-        check_choice(f"config.augment.{key}", config[key], choices)
-    check_interval("augment.erase_area", config.erase_area, high=1)
-    check_interval("augment.erase_aspect", config.erase_aspect)
 
 
 def _truncate(values: np.ndarray) -> np.ndarray:
@@ -392,11 +378,7 @@ def build_policy(config: ConfigDict) -> Policy | None:
 
     It takes an image uint8 [H, W, 3] and the record's generator, and returns the augmented image, a
     new array or the one it was given, which it never writes to. It can be pickled.
-
-    Raises:
-      UserError: for a policy or a choice that doesn't exist.
     """
-    check_config(config)
     if config.policy == "none":
         return None
     quirks = (config.contrast_mean, config.posterize_shift, config.solarize_threshold)

@@ -32,9 +32,8 @@ from effnet_jax.data.decode import decode_box, decode_image
 from effnet_jax.data.preprocess import Preprocess
 from effnet_jax.data.resizing import resize
 from effnet_jax.data.sources import Source
-from effnet_jax.errors import UserError, check_choice
-from effnet_jax.processes import end_with_parent, held_back
-from effnet_jax.ranges import check_interval
+from effnet_jax.errors import UserError
+from effnet_jax.run.workers import end_with_parent, held_back
 
 Batch = dict[str, np.ndarray]
 # Writes the image at a position into `out`, uint8 [size, size, 3]; returns its label, and whether
@@ -44,19 +43,6 @@ Load = Callable[[int, np.ndarray], tuple[int | np.ndarray, bool]]
 # Images that one thread makes in a row: few enough for threads to share a batch, enough that
 # handing them over costs nothing.
 CHUNK = 16
-
-
-def check_config(config: ConfigDict) -> None:
-    """Raises UserError for values that no image could be made with.
-
-    Args:
-      config: the whole config; `data`, `preprocess` and `augment` are looked at.
-    """
-    check_choice("config.data.on_corrupt", config.data.on_corrupt, ("stop", "skip"))
-    augment.check_config(config.augment)
-    Preprocess.from_config(config.preprocess, resolution=1)
-    check_interval("preprocess.crop_area", config.preprocess.crop_area, high=1)
-    check_interval("preprocess.crop_aspect", config.preprocess.crop_aspect)
 
 
 def read(source: Source, index: int) -> dict[str, Any]:

@@ -105,7 +105,7 @@ class TfdsSource:
         try:
             builder = tfds.core.read_only_builder.builder_from_files(name, data_dir=data_dir)
         except tfds.core.registered.DatasetNotFoundError:
-            from effnet_jax.data.prepare import unfinished
+            from effnet_jax.imagenet.prepare import unfinished
 
             if _is_imagenet(name) and (state := unfinished(data_dir)):
                 raise UserError(f"data set {name!r} {state}") from None

@@ -22,9 +22,10 @@ from typing import Any
 
 import psutil
 
-from effnet_jax import records
+from effnet_jax import config as config_lib
 from effnet_jax.errors import UserError
-from effnet_jax.sweeps.plan import Planned
+from effnet_jax.run import files, writers
+from effnet_jax.sweeps.schedule import Planned
 
 METRICS = ("raw_top1", "raw_top5", "ema_top1", "ema_top5")
 
@@ -47,7 +48,7 @@ class Folder:
     def done(self, name: str) -> dict[str, Any] | None:
         """How a finished run went, None for all others."""
         path = self.workdir(name) / "done.json"
-        return records.read_json(path) if path.exists() else None
+        return files.read_json(path) if path.exists() else None
 
     def write_configs(self, plan: list[Planned]) -> None:
         """Writes each run's config; refuses to change that of a run which has begun."""
@@ -55,14 +56,14 @@ class Folder:
             path = self.config(planned.run.name)
             config = json.loads(planned.config.to_json_best_effort())
             begun = path.exists() and self.workdir(planned.run.name).exists()
-            changes = records.changed_keys(records.read_json(path), config) if begun else []
+            changes = config_lib.changes(files.read_json(path), config) if begun else []
             if changes:
                 raise UserError(
                     f"run {planned.run.name!r} in {self.root} has begun with another config "
                     f"({'; '.join(changes[:3])}); give another --workdir"
                 )
             path.parent.mkdir(parents=True, exist_ok=True)
-            records.write_json(path, config)
+            files.write_json(path, config)
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[int]:
@@ -93,7 +94,7 @@ class Folder:
                             "or give another --workdir"
                         ) from None
                     if not told:
-                        records.say("runs of a sweep that was killed are still saving; waiting")
+                        writers.say("runs of a sweep that was killed are still saving; waiting")
                         told = True
                     time.sleep(0.2)
             file.truncate(0)
@@ -121,9 +122,9 @@ class Folder:
 
     def finish(self, name: str, wall_seconds: float, threads: int) -> None:
         """Notes that a run is finished, with what its row needs."""
-        rows = records.read_metrics(self.workdir(name))
+        rows = writers.read_metrics(self.workdir(name))
         scores = next(row for row in reversed(rows) if "ema_top1" in row)
-        images = records.read_json(self.config(name))["batch_size"]
+        images = files.read_json(self.config(name))["batch_size"]
         windows = [row for row in rows if "images_per_second" in row]
         seconds, before = 0.0, 0
         for row in windows:
@@ -138,7 +139,7 @@ class Folder:
         values |= {key: run[key] for key in ("device", "devices", "cpus", "python", "commit")}
         values |= {"time": run["time"]}
         path = self.workdir(name) / "done.json"
-        records.write_json(path, values)
+        files.write_json(path, values)
 
     def rows(self, plan: list[Planned]) -> list[dict[str, Any]]:
         """The table: what each finished run was and how it went, in the plan's order."""
@@ -182,4 +183,4 @@ class Folder:
         writer.writeheader()
         writer.writerows(rows)
         path.parent.mkdir(parents=True, exist_ok=True)
-        records.write_atomically(path, text.getvalue())
+        files.write_atomically(path, text.getvalue())

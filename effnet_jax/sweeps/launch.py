@@ -12,14 +12,15 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from effnet_jax import cli, records
+from effnet_jax import cli
 from effnet_jax.errors import Interrupted, UserError
-from effnet_jax.processes import available_cores
+from effnet_jax.run import files
+from effnet_jax.run.signals import Signals
+from effnet_jax.run.workers import available_cores
 from effnet_jax.sweeps import child
 from effnet_jax.sweeps.folder import Folder
-from effnet_jax.sweeps.plan import Planned
+from effnet_jax.sweeps.schedule import Planned
 from effnet_jax.sweeps.watch import Watch
-from effnet_jax.training.interruption import Interruption
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 POLL = 0.2  # Seconds between two looks at the runs.
@@ -193,7 +194,7 @@ class Submitted:
 
     def __init__(self, folder: Folder, names: list[str], executor: Any):
         self._ids = folder.root / "jobs.json"
-        known = records.read_json(self._ids) if self._ids.exists() else {}
+        known = files.read_json(self._ids) if self._ids.exists() else {}
         self._jobs = {}
         for name in names:
             if name in known:
@@ -205,7 +206,7 @@ class Submitted:
             fresh = {name: executor.submit(TrainJob(str(folder.root), name)) for name in left}
         self._jobs |= fresh
         ids = {**known, **{name: job.job_id for name, job in fresh.items()}}
-        records.write_json(self._ids, ids)
+        files.write_json(self._ids, ids)
 
     def poll(self) -> list[tuple[str, str | None]]:
         ended = []
@@ -263,7 +264,7 @@ def run_all(
     left = [planned.run.name for planned in plan if folder.done(planned.run.name) is None]
     failed = {}
     folder.write_results(plan, csv)
-    with Interruption(records.say) as interrupted, Watch(folder, plan) as watch:
+    with Signals() as interrupted, Watch(folder, plan) as watch:
         launcher = launch(left)
         while left:
             for name, error in launcher.poll():

@@ -6,9 +6,9 @@ from typing import Any
 import rich.live
 import rich.table
 
-from effnet_jax import records
+from effnet_jax.run import writers
 from effnet_jax.sweeps.folder import Folder
-from effnet_jax.sweeps.plan import Planned
+from effnet_jax.sweeps.schedule import Planned
 
 FINISHED = 10  # Rows of finished runs in the live table.
 EVERY = 60.0  # Seconds between two lines of progress where there is no terminal.
@@ -86,9 +86,9 @@ class Watch:
         self._live = None
 
     def __enter__(self) -> "Watch":
-        if records.ON_TERMINAL:
+        if writers.ON_TERMINAL:
             # Redrawn by refresh() alone: without a thread beside it.
-            self._live = rich.live.Live(console=records.console, auto_refresh=False)
+            self._live = rich.live.Live(console=writers.console, auto_refresh=False)
             self._live.start()
         return self
 
@@ -98,7 +98,7 @@ class Watch:
 
     def _progress(self, name: str) -> dict[str, Any]:
         """The newest row of metrics of a run."""
-        rows = records.read_metrics(self._folder.workdir(name))
+        rows = writers.read_metrics(self._folder.workdir(name))
         return rows[-1] if rows else {}
 
     def ended(self, name: str, error: str | None) -> None:
@@ -113,7 +113,7 @@ class Watch:
                 f"top-1 {done['ema_top1']:.2%} (averaged), {done['raw_top1']:.2%} (raw) after "
                 f"{done['wall_minutes']:.1f} min"
             )
-        records.say(f"{name}: {text}")
+        writers.say(f"{name}: {text}")
 
     def refresh(self, running: list[str], left: list[str]) -> None:
         """Draws the table, once a second; elsewhere a line a minute."""
@@ -130,7 +130,7 @@ class Watch:
             speed = f"{row['images_per_second']:.0f} images/s" if "images_per_second" in row else ""
             rows.append((name, f"epoch {row.get('epoch', 0):.1f}", speed))
         if not self._live:
-            records.say(f"{title}; running: " + "; ".join(" ".join(row) for row in rows))
+            writers.say(f"{title}; running: " + "; ".join(" ".join(row) for row in rows))
             return
         table = rich.table.Table("run", "state", "", "top-1", title=title)
         for row in rows:

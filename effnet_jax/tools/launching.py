@@ -6,12 +6,12 @@ import rich.console
 from absl import flags
 from ml_collections import config_flags
 
-from effnet_jax import records
 from effnet_jax.errors import RunsFailed, UserError
+from effnet_jax.run import writers
 from effnet_jax.sweeps import launch as launchers
 from effnet_jax.sweeps import memory, watch
 from effnet_jax.sweeps.folder import Folder
-from effnet_jax.sweeps.plan import Planned, make_plan
+from effnet_jax.sweeps.schedule import Planned, make_plan
 
 DEFAULT_CONFIG = str(launchers.ROOT / "configs" / "cluttered_digits.py")
 CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment that the runs change.")
@@ -51,7 +51,7 @@ def launch(sweep: str) -> tuple[list[Planned], Folder, pathlib.Path] | None:
         console.width = 160  # A pipe or a file has no width; 80 columns would cut numbers.
     console.print(watch.plan_table(plan, folder, predicted))
     if minutes := watch.estimate(plan, folder):
-        records.say(f"left: about {minutes / max(1, len(parts)):.0f} min, by the finished runs")
+        writers.say(f"left: about {minutes / max(1, len(parts)):.0f} min, by the finished runs")
     left = {name: need for name, need in predicted.items() if folder.done(name) is None}
     if local and left and not FORCE.value:
         memory.check(left, len(parts))
@@ -64,7 +64,7 @@ def launch(sweep: str) -> tuple[list[Planned], Folder, pathlib.Path] | None:
         folder.write_configs(plan)
         if local:
             shares = " | ".join(f"cores {slot.cores}, gpus {slot.gpus}" for slot in parts)
-            records.say(f"{len(parts)} runs at a time: {shares}")
+            writers.say(f"{len(parts)} runs at a time: {shares}")
 
             def start(names: list[str]) -> launchers.Launcher:
                 return launchers.Local(folder, names, parts, lock)
@@ -76,7 +76,7 @@ def launch(sweep: str) -> tuple[list[Planned], Folder, pathlib.Path] | None:
 
         failed = launchers.run_all(plan, folder, start, csv)
     if csv.exists():
-        records.say(f"results: {csv}")
+        writers.say(f"results: {csv}")
     if failed:
         lines = "\n".join(f"{name}: {why}; {folder.log(name)}" for name, why in failed.items())
         raise RunsFailed(

@@ -16,10 +16,11 @@ import rich.console
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from effnet_jax import cli, records
-from effnet_jax.analysis import planner
+from effnet_jax import cli
+from effnet_jax import config as config_lib
 from effnet_jax.errors import UserError, check_choice
-from effnet_jax.training import progressive
+from effnet_jax.planner import plan as planner
+from effnet_jax.run import writers
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Experiment, FILE or FILE:ARGUMENT; --config.key=value overrides."
@@ -47,9 +48,9 @@ def main() -> None:
     topologies = TOPOLOGY.value.split(",")
     meshes = [planner.topology_mesh(topology) for topology in topologies]
     config, examples, origin = planner.with_data(CONFIG.value)
-    records.say(origin)
-    if len(progressive.configs(config)) > 1:
-        records.say("a run in stages: planned as if all of it had the largest images")
+    writers.say(origin)
+    if len(config_lib.stages(config)) > 1:
+        writers.say("a run in stages: planned as if all of it had the largest images")
     name = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[2] or "model"
 
     plans = []

@@ -125,7 +125,7 @@ def main() -> None:
     if args.top < 1:
         raise UserError(f"--top must be 1 or more; got {args.top}")
 
-    from effnet_jax.data import imagenet
+    from effnet_jax.imagenet import dataset as imagenet
 
     classify, pixels, classes = load(
         args.weights, model=args.model, origin=args.origin, classes=args.classes

@@ -20,10 +20,12 @@ import rich.console
 import rich.table
 
 from effnet_jax import cli
-from effnet_jax.data import imagenet, prepare, shards, turbojpeg
-from effnet_jax.data.shards import Report, Shard
+from effnet_jax.data import turbojpeg
 from effnet_jax.errors import Interrupted, UserError
-from effnet_jax.processes import available_cores
+from effnet_jax.imagenet import dataset as imagenet
+from effnet_jax.imagenet import prepare, shards
+from effnet_jax.imagenet.shards import Report, Shard
+from effnet_jax.run.workers import available_cores
 
 
 def percent(text: str) -> int:

@@ -13,11 +13,11 @@ import time
 from collections.abc import Sequence
 
 from effnet_jax import cli
-from effnet_jax.analysis import drawing, page, results
-from effnet_jax.analysis.figures import FIGURES
-from effnet_jax.analysis.results import Results
-from effnet_jax.analysis.tables import TABLES
 from effnet_jax.errors import UserError
+from effnet_jax.report import drawing, page, results
+from effnet_jax.report.figures import FIGURES
+from effnet_jax.report.results import Results
+from effnet_jax.report.tables import TABLES
 
 
 def plain(cell: str) -> str:

@@ -13,8 +13,9 @@ import rich.table
 from absl import flags
 from ml_collections import ConfigDict
 
-from effnet_jax import cli, models, records
-from effnet_jax.analysis import drawing, figures, results
+from effnet_jax import cli, models
+from effnet_jax.report import drawing, figures, results
+from effnet_jax.run import files
 from effnet_jax.tools import launching
 
 PHI = flags.DEFINE_float("phi", 1.0, "How far candidates are scaled: 2^phi times the cost.")
@@ -78,7 +79,7 @@ def propose(config: ConfigDict, csv: pathlib.Path, weights: str, root: pathlib.P
     figures.figure_grid(found).figure.savefig(root / "search.png", dpi=drawing.DPI)
     config = found_config(config, best)
     path = root / "scaling.json"
-    records.write_json(path, json.loads(config.to_json_best_effort()))
+    files.write_json(path, json.loads(config.to_json_best_effort()))
     print(f"alpha={best.alpha:g} beta={best.beta:g} gamma={best.gamma:g}")
     if len(points) > 1 and points[0].sd is not None:
         lead = points[0].mean - points[1].mean

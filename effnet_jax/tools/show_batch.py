@@ -16,10 +16,10 @@ from ml_collections import config_flags
 
 from configs import imagenet
 from effnet_jax import cli
-from effnet_jax.analysis import drawing, pictures
 from effnet_jax.data import pipeline, sources
 from effnet_jax.data.decode import decode_image
 from effnet_jax.errors import UserError, check_choice
+from effnet_jax.report import drawing, pictures
 from effnet_jax.training import progressive
 
 HERE = pathlib.Path(__file__).resolve().parent

@@ -17,11 +17,11 @@ from typing import Any
 import rich.console
 import rich.table
 
-from configs import default
 from effnet_jax import cli, models, scaling
-from effnet_jax.analysis import paper
+from effnet_jax import config as default
 from effnet_jax.errors import UserError
 from effnet_jax.models.efficientnet import VARIANTS
+from effnet_jax.report import paper
 
 # Words that stand for several models.
 FAMILIES = {

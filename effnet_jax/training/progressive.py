@@ -7,7 +7,6 @@ its number, and the data that it gets from the same number as ever.
 
 import dataclasses
 import math
-import operator
 from collections.abc import Sequence
 
 import flax.linen as nn
@@ -15,18 +14,10 @@ import rich.box
 import rich.table
 from ml_collections import ConfigDict
 
+from effnet_jax import config as config_lib
 from effnet_jax import models
 from effnet_jax.errors import UserError
 from effnet_jax.training import optimizer as optimizers
-
-# Of config.progressive: what each key stands in for.
-KEYS = {
-    "resolution": "model.resolution",
-    "randaugment_magnitude": "augment.randaugment_magnitude",
-    "mixup_alpha": "augment.mixup_alpha",
-    "cutmix_alpha": "augment.cutmix_alpha",
-    "dropout": "model.dropout",
-}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -65,46 +56,9 @@ def start_epoch(index: int, count: int, epochs: float) -> float:
     return math.floor(exact) if epochs >= count else exact
 
 
-def configs(config: ConfigDict) -> list[ConfigDict]:
-    """The whole config as it is in each stage; itself alone where there are no stages.
-
-    Raises:
-      UserError: `config.progressive` has values for different numbers of stages.
-    """
-    given = {key: config.progressive[key] for key in KEYS if config.progressive[key]}
-    lengths = {key: len(values) for key, values in given.items()}
-    if len(set(lengths.values())) > 1:
-        told = ", ".join(f"{key} {length}" for key, length in lengths.items())
-        raise UserError(
-            f"config.progressive has values for different numbers of stages: {told}; give each key "
-            "as many, or none, (), to keep the run's own value in all stages"
-        )
-    if odd := [size for size in config.progressive.resolution if size != int(size)]:
-        raise UserError(f"config.progressive.resolution must be whole pixels; got {odd[0]}")
-    result = []
-    for values in zip(*given.values(), strict=True):
-        stage = config.copy_and_resolve_references()
-        for key, value in zip(given, values, strict=True):
-            kind = int if key == "resolution" else float
-            stage.update_from_flattened_dict({KEYS[key]: kind(value)})
-        result.append(stage)
-    return result or [config]
-
-
-def check_overrides(config: ConfigDict, changed: ConfigDict) -> None:
-    """Raises UserError where a change to a config would be without effect, as stages replace it."""
-    for key, replaced in KEYS.items():
-        before, now = (operator.attrgetter(replaced)(each) for each in (config, changed))
-        if changed.progressive[key] and before != now:
-            raise UserError(
-                f"config.{replaced}={now} would train with config.progressive.{key}="
-                f"{changed.progressive[key]} all the same; set that to '()'"
-            )
-
-
 def largest(config: ConfigDict) -> ConfigDict:
     """The config as it is in the stage with the largest images; of several such, in the last."""
-    stages = configs(config)
+    stages = config_lib.stages(config)
     return max(reversed(stages), key=lambda stage: models.coefficients(stage.model).resolution)
 
 
@@ -118,7 +72,7 @@ def stages(config: ConfigDict, examples: int) -> list[Stage]:
     Raises:
       UserError: a stage can't be trained, or has no step.
     """
-    each = configs(config)
+    each = config_lib.stages(config)
     count, epochs = len(each), config.epochs
     starts = [*(start_epoch(index, count, epochs) for index in range(count)), epochs]
     ends = [optimizers.steps(epoch, config.batch_size, examples) for epoch in starts]

@@ -14,8 +14,7 @@ from ml_collections import ConfigDict
 
 from effnet_jax import parallel
 from effnet_jax.data.preprocess import normalize
-from effnet_jax.loss import cross_entropy, smooth_targets
-from effnet_jax.training import batch_norm
+from effnet_jax.metrics import cross_entropy, smooth_targets
 from effnet_jax.training.accumulation import MEMBER, in_parts
 from effnet_jax.training.mixing import is_mixing, mix
 from effnet_jax.training.optimizer import ema_decay
@@ -55,7 +54,7 @@ def make_train_step(
     """
     preprocess, smoothing = config.preprocess, config.loss.label_smoothing
     classes, parts = config.model.num_classes, config.accumulation_steps
-    group = batch_norm.group_of(config, mesh.size)
+    group = parallel.batch_norm_group(config, mesh.size)
     own = config.batch_size // (parts * mesh.size)  # A device's examples, at a time.
     members = max(1, group // own)  # Devices that share statistics.
     if parts > 1 and members > 1:

@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from configs import default
+from effnet_jax import config as default
 from effnet_jax import models
-from effnet_jax.data import imagenet
 from effnet_jax.data.preprocess import Preprocess
 from effnet_jax.errors import UserError, check_choice
+from effnet_jax.imagenet import dataset as imagenet
 from effnet_jax.models.efficientnet import FAMILIES, VARIANTS
 from effnet_jax.weights import files, keras, ours
 from effnet_jax.weights import names as naming

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from configs.default import NORMALIZATIONS
+from effnet_jax.config import NORMALIZATIONS
 from effnet_jax.errors import UserError
 from effnet_jax.weights import names
 from effnet_jax.weights.names import Place, Shapes

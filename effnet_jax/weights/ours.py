@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from configs import default
+from effnet_jax import config as default
 from effnet_jax.errors import UserError
 from effnet_jax.weights.names import Names
 
@@ -101,18 +101,20 @@ def read_workdir(
     # Orbax takes seconds to import, which a file of weights shall not cost.
     import jax
 
-    from effnet_jax import models, parallel, records
+    from effnet_jax import config as config_lib
+    from effnet_jax import models, parallel
     from effnet_jax.checkpoint import Checkpoints
     from effnet_jax.data.preprocess import Preprocess
+    from effnet_jax.run import files
     from effnet_jax.trees import path_name
 
-    config = records.read_config(workdir)
+    config = config_lib.load(workdir)
     model = models.build(config.model)
     resolution = model.architecture.resolution
     shapes = jax.eval_shape(lambda: models.init_variables(model, resolution, jax.random.key(0)))
     shapes = {key: shapes[key] for key in ("params", "batch_stats")}
     wanted = {"ema": shapes} if weights == "ema" else shapes
-    with Checkpoints(workdir, config.checkpoint, True, records.say) as checkpoints:
+    with Checkpoints(workdir, config.checkpoint, read_only=True) as checkpoints:
         state = checkpoints.restore(wanted, parallel.replicated(parallel.data_mesh()), step)
     if state is None:
         raise UserError(f"no checkpoint in {workdir} yet")
@@ -122,5 +124,5 @@ def read_workdir(
         config=config.model,
         origin="ours",
         preprocess=Preprocess.from_config(config.preprocess, resolution).to_dict(),
-        classes=records.read_classes(workdir),
+        classes=files.read_classes(workdir),
     )

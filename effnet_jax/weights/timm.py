@@ -9,7 +9,7 @@ import pathlib
 import re
 from typing import Any, NamedTuple
 
-from configs.default import NORMALIZATIONS
+from effnet_jax.config import NORMALIZATIONS
 from effnet_jax.models.efficientnet import VARIANTS
 from effnet_jax.weights import names
 from effnet_jax.weights.names import Place

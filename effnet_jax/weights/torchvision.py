@@ -5,7 +5,7 @@ Its B5 to B7 are TensorFlow's weights, run with PyTorch's padding all the same.
 
 from typing import Any, NamedTuple
 
-from configs.default import NORMALIZATIONS
+from effnet_jax.config import NORMALIZATIONS
 from effnet_jax.weights import names
 from effnet_jax.weights.names import Place
 

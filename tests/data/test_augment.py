@@ -12,10 +12,9 @@ from conftest import GOLDEN, read_golden
 from PIL import Image, ImageEnhance, ImageOps
 from sklearn.datasets import load_sample_images
 
-from configs import default
+from effnet_jax import config as default
 from effnet_jax.data import augment
 from effnet_jax.errors import UserError
-from effnet_jax.ranges import check_ranges
 
 LEVELS = (*range(11), 17, 28)  # AutoAugment's, and RandAugment's published magnitudes.
 REFERENCE = augment.Settings(100, 250, "pixel_count", "clamp", "wrap")
@@ -397,4 +396,4 @@ def test_numbers_out_of_range_are_refused(key, value):
     config = default.get_config()
     config.augment[key] = value
     with pytest.raises(UserError, match=f"config.augment.{key} must be at least 0"):
-        check_ranges(config)
+        default.validate(config)

@@ -10,7 +10,7 @@ import skimage.data
 from conftest import GOLDEN
 from PIL import Image
 
-from configs import default
+from effnet_jax import config as default
 from effnet_jax.data import decode
 from effnet_jax.data.preprocess import Preprocess, normalize
 from effnet_jax.data.resizing import INTERPOLATIONS, resize

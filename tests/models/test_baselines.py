@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import config_for, read_golden, variable_shapes
 
-from configs import default
+from effnet_jax import config as default
 from effnet_jax import models, scaling
 from effnet_jax.data.preprocess import normalize
 from effnet_jax.errors import UserError

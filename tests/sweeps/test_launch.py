@@ -16,7 +16,7 @@ from configs import cluttered_digits
 from effnet_jax.errors import Interrupted, UserError
 from effnet_jax.sweeps import launch, memory
 from effnet_jax.sweeps.folder import Folder
-from effnet_jax.sweeps.plan import make_plan
+from effnet_jax.sweeps.schedule import make_plan
 
 # Stands in for train.py: "trains" for five steps of a tenth of a second, keeps its place in a file,
 # and saves and stops at SIGTERM. What the launcher needs of a run, without JAX.

@@ -7,7 +7,7 @@ import pytest
 from configs import cluttered_digits, saved
 from effnet_jax import models
 from effnet_jax.sweeps.folder import Folder
-from effnet_jax.sweeps.plan import make_plan
+from effnet_jax.sweeps.schedule import make_plan
 from effnet_jax.tools import search_scaling
 
 # Raw top-1 of the candidates by seed; the second has the best mean, the third the best run.

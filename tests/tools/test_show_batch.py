@@ -7,8 +7,8 @@ import matplotlib.image
 import numpy as np
 from conftest import ROOT
 
-from effnet_jax.analysis import pictures
 from effnet_jax.data import sources
+from effnet_jax.report import pictures
 
 
 def test_rows_are_records_and_columns_are_epochs(tiny):

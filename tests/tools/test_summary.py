@@ -6,9 +6,9 @@ import sys
 import pytest
 from conftest import read_golden
 
-from effnet_jax.analysis import paper
 from effnet_jax.errors import UserError
 from effnet_jax.models.efficientnet import VARIANTS
+from effnet_jax.report import paper
 from effnet_jax.tools import summary
 
 

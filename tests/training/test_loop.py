@@ -17,10 +17,12 @@ from conftest import ROOT, TINY
 from jax.sharding import SingleDeviceSharding
 
 from configs import digits
-from effnet_jax import cli, records
+from effnet_jax import cli
+from effnet_jax import config as config_lib
 from effnet_jax.checkpoint import FOLDER, Checkpoints
 from effnet_jax.errors import Interrupted, NonFiniteLossError, UserError
-from effnet_jax.lock import WorkdirLock
+from effnet_jax.run import writers
+from effnet_jax.run.lock import WorkdirLock
 from effnet_jax.training import loop
 from effnet_jax.training import step as training_step
 from effnet_jax.training.state import abstract_state
@@ -58,7 +60,7 @@ def finish(workdir: pathlib.Path, *arguments: str) -> tuple[int, str]:
 
 
 def final_state(workdir: pathlib.Path, step: int = 44):
-    config = records.read_config(workdir)
+    config = config_lib.load(workdir)
     _, _, shapes = abstract_state(config, 1437)
     with Checkpoints(workdir, config.checkpoint, read_only=True) as checkpoints:
         here = SingleDeviceSharding(jax.devices()[0])
@@ -95,7 +97,7 @@ def test_a_run_leaves_everything_it_should(uninterrupted):
     assert "data wait" in output
     assert "ema" in output
     assert "Traceback" not in output
-    rows = records.read_metrics(workdir)
+    rows = writers.read_metrics(workdir)
     train = [row for row in rows if "train_loss" in row]
     assert [row["step"] for row in train] == [10, 20, 30, 40, 44]
     for row in train:
@@ -154,7 +156,7 @@ def test_stop_and_resume_is_bit_equal(uninterrupted, tmp_path, number):
     assert code == 0, output
     assert f"going on at step {steps[-1]} of 44" in output
     assert_bit_equal(final_state(workdir), final_state(uninterrupted[0]))
-    rows = [row["step"] for row in records.read_metrics(workdir) if "train_loss" in row]
+    rows = [row["step"] for row in writers.read_metrics(workdir) if "train_loss" in row]
     assert rows == sorted(set(rows))
 
 
@@ -237,7 +239,7 @@ def test_a_signal_in_the_evaluation_saves_too(tiny, tmp_path, monkeypatch):
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     monkeypatch.undo()
     _, scores = loop.train_and_evaluate(tiny, str(tmp_path))  # Makes up for it.
-    evaluations = [row for row in records.read_metrics(tmp_path) if "ema_top1" in row]
+    evaluations = [row for row in writers.read_metrics(tmp_path) if "ema_top1" in row]
     assert [(row["step"], row["ema_top1"]) for row in evaluations] == [(22, scores["ema_top1"])]
 
 

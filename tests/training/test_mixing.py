@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import default
+from effnet_jax import config as default
 from effnet_jax.training.mixing import box_weights, is_mixing, mix
 
 

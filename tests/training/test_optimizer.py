@@ -7,7 +7,7 @@ import optax
 import pytest
 from conftest import read_golden
 
-from configs import default
+from effnet_jax import config as default
 from effnet_jax.errors import UserError
 from effnet_jax.training import optimizer
 

@@ -14,10 +14,12 @@ import rich.console
 from conftest import ROOT, read_golden
 
 from configs import digits, imagenet
-from effnet_jax import evaluation, manifest, models, parallel, records
+from effnet_jax import config as config_lib
+from effnet_jax import evaluation, models, parallel
 from effnet_jax.checkpoint import FOLDER, Checkpoints
 from effnet_jax.data import pipeline
 from effnet_jax.errors import UserError
+from effnet_jax.run import manifest, writers
 from effnet_jax.training import loop, progressive
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
@@ -100,7 +102,7 @@ def test_killed_inside_the_second_stage_a_run_ends_bit_equal(config, tmp_path, t
     for one, other in zip(jax.tree.leaves(state), jax.tree.leaves(resumed), strict=True):
         np.testing.assert_array_equal(one, other)
     losses = [
-        [row["train_loss"] for row in records.read_metrics(path) if "train_loss" in row]
+        [row["train_loss"] for row in writers.read_metrics(path) if "train_loss" in row]
         for path in (tmp_path / "whole", workdir)
     ]
     assert losses[0] == losses[1]
@@ -194,7 +196,7 @@ def test_steps_and_stages(config):
     assert progressive.steps_left(stages, 10) == progressive.steps_left(stages, 9) - 1
     assert progressive.steps_left(stages, 32) == 0
     assert models.coefficients(progressive.largest(config).model).resolution == 24
-    config.progressive.update(dict.fromkeys(progressive.KEYS, ()))
+    config.progressive.update(dict.fromkeys(config_lib.PROGRESSIVE, ()))
     assert progressive.largest(config) is config
     (only,) = progressive.stages(config, 512)
     assert (only.first, only.last, only.config) == (0, 32, config)

@@ -8,11 +8,13 @@ import jax
 import numpy as np
 import pytest
 
-from effnet_jax import evaluation, records
+from effnet_jax import evaluation
 from effnet_jax.data import pipeline
 from effnet_jax.errors import Interrupted, NonFiniteLossError, UserError
-from effnet_jax.training import goodput, loop
+from effnet_jax.run import files, writers
+from effnet_jax.training import clock as goodput
 from effnet_jax.training import step as training_step
+from effnet_jax.training import supervisor as loop
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
 
@@ -75,12 +77,12 @@ def test_a_roll_back_skips_the_data_and_a_run_killed_around_it_ends_bit_equal(
         assert sum("train_step" in name for name in compiled) == 1
         assert (int(state.step), int(state.skipped), int(state.rollbacks)) == (22, 4, 3)
         assert feed.taken[-12:] == list(range(14, 26))
-        rows = records.read_metrics(tmp_path / "whole")
+        rows = writers.read_metrics(tmp_path / "whole")
         train = [row for row in rows if "train_loss" in row]
         assert [row["step"] for row in train] == [10, 20, 22]
         assert [row["skipped_steps"] for row in train] == [2, 4, 4]
         assert all(np.isfinite(row["train_loss"]) for row in train)
-        rows = records.read_rows(tmp_path / "whole" / goodput.FILE)
+        rows = files.read_rows(tmp_path / "whole" / goodput.FILE)
         events = [row for row in rows if row.get("event") == "rollback"]
         assert [(row["step"], row["bad_step"], row["skipped"]) for row in events] == [
             (0, 2, 2),
@@ -100,7 +102,7 @@ def test_a_roll_back_skips_the_data_and_a_run_killed_around_it_ends_bit_equal(
         jax.monitoring.unregister_event_duration_listener(listen)
     for one, other in zip(jax.tree.leaves(state), jax.tree.leaves(resumed), strict=True):
         np.testing.assert_array_equal(one, other)
-    rows = records.read_rows(tmp_path / "killed" / goodput.FILE)
+    rows = files.read_rows(tmp_path / "killed" / goodput.FILE)
     starts = [row["step"] for row in rows if row.get("event") == "start"]
     assert starts == [0, 10]
     assert goodput.account(rows)["lost"] > 0

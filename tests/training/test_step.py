@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from effnet_jax.data import pipeline, sources
-from effnet_jax.loss import cross_entropy, smooth_targets
+from effnet_jax.metrics import cross_entropy, smooth_targets
 from effnet_jax.training.state import abstract_state, fresh_state
 from effnet_jax.training.step import make_train_step, random_key
 

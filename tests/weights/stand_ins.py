@@ -9,7 +9,7 @@ from collections import OrderedDict
 
 import numpy as np
 
-from configs import default
+from effnet_jax import config as default
 from effnet_jax import models, weights
 from effnet_jax.data.preprocess import Preprocess
 from effnet_jax.weights import names

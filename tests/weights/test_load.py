@@ -11,10 +11,10 @@ import safetensors
 import safetensors.numpy
 
 import effnet_jax
-from configs import default
+from effnet_jax import config as default
 from effnet_jax import weights
-from effnet_jax.data import imagenet
 from effnet_jax.errors import UserError
+from effnet_jax.imagenet import dataset as imagenet
 from effnet_jax.models.efficientnet import VARIANTS
 from effnet_jax.weights import timm, torchvision
 from effnet_jax.weights.origins import NAMES

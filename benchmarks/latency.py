@@ -1,0 +1,109 @@
+"""How long one image takes on one core, as in the paper's Table 4: `benchmark latency`.
+
+Each model runs alone: batch 1, float32, a few runs to warm up, then the mean of the runs after.
+"""
+
+import argparse
+import os
+import statistics
+import time
+from typing import Any
+
+import jax
+import numpy as np
+import rich.table
+
+from effnet_jax import config as default
+from effnet_jax import models
+from effnet_jax.run import environment, writers
+from effnet_jax.run.workers import available_cores
+
+# Table 4's, but for GPipe's network, which is not here.
+MODELS = "b1,resnet152,b7"
+REPEATS = 20
+WARM_UP = 3
+
+
+def pin() -> None:
+    """Leaves this process one core. XLA counts them when JAX starts, so this comes before."""
+    if not hasattr(os, "sched_setaffinity"):
+        writers.say("this system can't keep a process on one core: JAX uses all that it finds")
+        return
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+
+
+def milliseconds(name: str, repeats: int) -> tuple[int, list[float]]:
+    """A model's resolution, and the time of each run that counts."""
+    config = default.get_config(name).model
+    config.num_classes = 1000
+    model = models.build(config)
+    size = model.architecture.resolution
+
+    def initial(key):
+        return models.init_variables(model, size, key)
+
+    def logits(variables, image):
+        return model.apply(variables, image, train=False)[0]
+
+    quick = {"xla_backend_optimization_level": 0}  # Fresh weights are needed once.
+    variables = jax.jit(initial, compiler_options=quick)(jax.random.key(0))
+    pixels = np.random.default_rng(0).normal(size=(1, size, size, 3)).astype(np.float32)
+    image = jax.device_put(pixels)
+    run = jax.jit(logits).lower(variables, image).compile()
+    times = []
+    for _ in range(WARM_UP + repeats):
+        start = time.perf_counter()
+        jax.block_until_ready(run(variables, image))
+        times.append(1000 * (time.perf_counter() - start))
+    return size, times[WARM_UP:]
+
+
+def names_of(given: list[str]) -> list[str]:
+    """Models out of ["b1,resnet152", "w=1,d=1,r=224"]: a comma is part of a scaled one's name."""
+    names = [name for text in given for name in ([text] if "=" in text else text.split(","))]
+    for name in names:
+        models.parse_variant(name)  # All are checked before the first long run.
+    return names
+
+
+def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """One row a model."""
+    names = names_of(args.models)
+    pin()
+    rows = []
+    for name in names:
+        size, times = milliseconds(name, args.repeats)
+        writers.say(f"{name}, {size} px: {statistics.fmean(times):.1f} ms")
+        rows.append(
+            {
+                "model": name,
+                "resolution": size,
+                "batch": 1,
+                "dtype": "float32",
+                "latency_ms": round(statistics.fmean(times), 3),
+                "latency_ms_min": round(min(times), 3),
+                "latency_ms_max": round(max(times), 3),
+                "repeats": args.repeats,
+                "threads": len(available_cores()),
+                **environment.describe_machine(),
+            }
+        )
+    return rows
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--models", nargs="+", default=[MODELS], help="as for the summary, or b0,b1"
+    )
+    parser.add_argument("--repeats", type=int, default=REPEATS, help="timed runs of each model")
+
+
+def show(rows: list[dict[str, Any]]) -> rich.table.Table:
+    """The rows for a person."""
+    threads = rows[0]["threads"]
+    columns = ("model", "resolution", "ms (min to max)")
+    table = rich.table.Table(*columns, title=f"batch 1, float32, threads: {threads}")
+    for row in rows:
+        low, mean, high = (row[f"latency_ms{key}"] for key in ("_min", "", "_max"))
+        table.add_row(row["model"], str(row["resolution"]), f"{mean:.1f} ({low:.1f} to {high:.1f})")
+    return table

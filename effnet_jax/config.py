@@ -1,0 +1,555 @@
+"""Every key of a config with its meaning, default and limits; and the one `validate`.
+
+The defaults are the reference's training recipe, tensorflow/tpu models/official/efficientnet
+(main.py, utils.py): TF-style RMSProp, learning rate 0.016 per 256 images with 5 epochs of warm-up
+and x0.97 every 2.4 epochs, L2 1e-5, label smoothing 0.1, an average of the weights with decay
+0.9999, 350 epochs. One thing differs: BatchNorm statistics are those of the global batch;
+`model.batch_norm_scope="reference"` groups devices as the reference does.
+
+An experiment (a file in configs/) calls `get_config` and changes what differs. No derived value is
+stored: steps, the scaled learning rate, and width, depth and resolution from phi are computed where
+they are used, so that an override on the command line is never stale.
+"""
+
+import importlib.util
+import json
+import math
+import operator
+import pathlib
+import re
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict, config_dict
+
+from effnet_jax import models, parallel, scaling
+from effnet_jax.data.preprocess import CROP_RULES, Preprocess
+from effnet_jax.data.resizing import INTERPOLATIONS
+from effnet_jax.errors import UserError, check_choice
+from effnet_jax.models import operations
+from effnet_jax.run import files
+
+# Mean and standard deviation (RGB, of pixels in 0..1) that published weights were trained with:
+# ImageNet's own, (x - 127) / 128, (x - 128) / 128, or x / 127.5 - 1 (AdvProp's, and what timm
+# writes for the two before) of pixels in 0..255.
+NORMALIZATIONS = {
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "127": ((127 / 255,) * 3, (128 / 255,) * 3),
+    "128": ((128 / 255,) * 3, (128 / 255,) * 3),
+    "inception": ((0.5,) * 3, (0.5,) * 3),
+}
+# What each key of config.progressive replaces in a stage.
+PROGRESSIVE = {
+    "resolution": "model.resolution",
+    "randaugment_magnitude": "augment.randaugment_magnitude",
+    "mixup_alpha": "augment.mixup_alpha",
+    "cutmix_alpha": "augment.cutmix_alpha",
+    "dropout": "model.dropout",
+}
+BEST = ("top1", "top5")  # Metrics that can choose the best checkpoint: higher is better.
+FILE = "config.json"  # In a workdir.
+
+
+class Number(NamedTuple):
+    """A number, or a tuple of numbers, with its limits, both allowed. None: not set."""
+
+    default: Any
+    low: float = 0
+    high: float = math.inf
+    kind: type | None = None  # Of a value whose default is None.
+
+    def check(self, key: str, value: Any) -> None:
+        if value is None and self.default is None:
+            return
+        values = value if isinstance(value, tuple) else (value,)
+        if not all(isinstance(v, (int, float)) and self.low <= v <= self.high for v in values):
+            most = f" and at most {self.high}" if self.high != math.inf else ""
+            raise UserError(f"config.{key} must be at least {self.low}{most}; got {value}")
+
+
+class Interval(NamedTuple):
+    """Two numbers above 0, the second no less than the first and at most `high`."""
+
+    default: tuple[float, float]
+    high: float = math.inf
+
+    def check(self, key: str, value: Any) -> None:
+        try:
+            first, last = map(float, value)
+        except (TypeError, ValueError):
+            raise UserError(
+                f"config.{key} must be two numbers, as in '(0.1, 1.0)'; got {value}"
+            ) from None
+        if not 0 < first <= last <= self.high:
+            most = f" and at most {self.high}" if self.high != math.inf else ""
+            raise UserError(f"config.{key} must be a range above 0{most}; got {value}")
+
+
+class Choice(NamedTuple):
+    """One of several names; the first is the default."""
+
+    options: tuple[str, ...]
+
+    @property
+    def default(self) -> str:
+        return self.options[0]
+
+    def check(self, key: str, value: Any) -> None:
+        check_choice(f"config.{key}", value, self.options)
+
+
+SCHEMA = {
+    "seed": Number(0, 0, 2**32 - 2),  # All randomness, of data and of training, follows from it.
+    "batch_size": Number(2048, 1),  # Images a step, over all devices and processes.
+    "accumulation_steps": Number(1, 1),  # Microbatches that a step's batch is computed in.
+    "epochs": Number(350.0),  # Length of the run.
+    "log_steps": Number(100, 1),  # Steps between two lines of progress and metrics.
+    "eval_epochs": Number(5.0),  # Epochs between two evaluations; there is always one at the end.
+    "eval_batch_size": Number(1024, 1),
+    "model": {
+        # efficientnet, efficientnet_lite, efficientnet_edgetpu, efficientnet_v2 (its B0), the same
+        # with _s, _m, _l and _xl, mobilenet_v1, mobilenet_v2, or resnet18 to resnet1001. The
+        # model's name sets it, with its own base_resolution, dropout, survival_probability,
+        # batch_norm_momentum, and the mean and std of config.preprocess.
+        "base": "efficientnet",
+        # Either phi, which gives width, depth and resolution by the law, or these three.
+        "phi": Number(None, -models.MOST_PHI, models.MOST_PHI, float),
+        "alpha": scaling.ALPHA,  # Depth is base_depth * alpha ** phi.
+        "beta": scaling.BETA,  # Width is base_width * beta ** phi.
+        "gamma": scaling.GAMMA,  # Resolution is base_resolution * gamma ** phi.
+        "base_resolution": 224,  # Pixels at phi = 0.
+        "base_width": 1.0,  # Coefficients at phi = 0; not 1 where a smaller or larger network than
+        "base_depth": 1.0,  # the table's is the base, as after a grid search.
+        "width": Number(None, kind=float),
+        "depth": Number(None, kind=float),
+        "resolution": Number(None, kind=int),  # Pixels; may be set together with phi.
+        "dropout": Number(None, 0, 0.999, float),  # None: 0.2 + 0.3 phi / 7, or the base's.
+        "survival_probability": 0.8,  # Of the last block; stochastic depth, linear by block.
+        # 1 for small images. ResNet then has a 3x3 stem without pooling, as all its small forms do.
+        "stem_stride": 2,
+        # Zeros around an image: same (TensorFlow's, and so all published EfficientNets'), or
+        # symmetric (PyTorch's). They differ under stride 2 and even sizes; weights belong to one.
+        "padding": Choice(operations.PADDINGS),
+        "batch_norm_momentum": Number(0.99, 0, 1),  # Fraction of the running statistics kept.
+        "batch_norm_epsilon": Number(1e-3, 0, 1),
+        # Who shares BatchNorm's statistics in training: global, the batch (or microbatch); group,
+        # `batch_norm_group` consecutive examples; or reference, the reference's rule: each device
+        # alone up to 8 devices, else groups of max(8, devices / 8) devices.
+        "batch_norm_scope": Choice(("global", "group", "reference")),
+        "batch_norm_group": Number(32, 1),  # Examples; for the scope "group" alone.
+        # block: recompute the inside of each block for its gradient. Less memory, more time.
+        "remat": Choice(("none", "block")),
+        "dtype": Choice(("float32", "bfloat16")),  # Of the computation.
+        # The reference's first weights have variance 1 / (3 classes), whatever the features: with
+        # few classes that makes large random logits, larger in wider networks. True: start at 0.
+        "zero_classifier": False,
+        "num_classes": Number(None, 1, kind=int),  # None: as many as the data has.
+    },
+    "data": {
+        "source": Choice(("tfds", "folder", "digits")),
+        "name": "imagenet2012",  # TFDS name, "dataset" or "dataset/config".
+        "data_dir": config_dict.placeholder(str),  # None: TFDS's own default.
+        "train_split": "train",  # TFDS split, or folder under data_dir.
+        "eval_split": "validation",
+        # The TFDS feature that is the class; for evaluation also a sequence of right classes.
+        "label": "label",
+        "eval_classes": (),  # The classes, by name, that evaluation chooses from; (): all.
+        "holdout": Number(0.1, 0.001, 0.5),  # Folder without splits: fraction of each class held
+        # out for evaluation.
+        "check_images": Number(1000),  # Images of each split decoded before step 1; 0: none.
+        "on_corrupt": Choice(("stop", "skip")),  # For a training image that can't be read.
+        "threads": Number(16, 1, 1024),  # That read, decode and augment.
+        "processes": Number(0, 0, 1024),  # Worker processes, of `threads` threads each; 0: none.
+        "prefetch_batches": Number(4, 1, 1024),  # Batches ready or in work ahead of the step, and
+        "prefetch_gib": Number(4.0, 0.01),  # the memory that they may take.
+        # One made-up batch of 1,000 classes again and again: the device's speed alone.
+        "synthetic": False,
+    },
+    # Evaluations by name: see `evaluation`.
+    "evaluations": {},
+    "preprocess": {
+        "mean": (0.0,) * 3,  # RGB, of pixels in 0..1; the base network's own.
+        "std": (1.0,) * 3,
+        # See effnet_jax/data/resizing.py. The reference's is bicubic_tf1, which takes the CPU five
+        # times as long.
+        "interpolation": Choice(("bicubic", *(i for i in INTERPOLATIONS if i != "bicubic"))),
+        # Evaluation's part of the image: padding, the central size / (size + crop_padding) of it;
+        # fraction, the central crop_fraction; resize, the same cut out of the resized image, as by
+        # timm and torchvision; or whole, squeezed to a square. See effnet_jax/data/preprocess.py.
+        "crop_rule": Choice(CROP_RULES),
+        "crop_padding": 32,  # Pixels.
+        "crop_fraction": 0.875,  # Of the shorter side.
+        "crop_area": Interval((0.08, 1.0), 1),  # Training: fraction of the image in a random crop.
+        "crop_aspect": Interval((3 / 4, 4 / 3)),  # Its width over its height.
+        "flip": True,  # Training: mirror every other image.
+    },
+    "augment": {  # Of training images, after crop, resize and flip.
+        "policy": Choice(("none", "autoaugment", "randaugment")),
+        "randaugment_layers": Number(2, 0, 16),  # Operations an image.
+        "randaugment_magnitude": Number(10.0, 0, 30),  # Level of all; 10 is AutoAugment's highest.
+        # What the reference's operations do differently from Pillow's; the reference's first.
+        # Contrast blends with a grey: the number of pixels / 256, at most 255; or the mean.
+        "contrast_mean": Choice(("pixel_count", "image")),
+        # Posterize shifts by 8 bits at levels below 2.5, and by -1 to -4 from 22.5 on. TensorFlow
+        # makes both 7, which leaves one bit; Pillow's rule gives black, and the image unchanged.
+        "posterize_shift": Choice(("clamp", "pillow")),
+        # Solarize's threshold is 256 at level 10, more above. TensorFlow compares in uint8, where
+        # 256 is 0 and inverts everything, and 435 (level 17) is 179; in Pillow no pixel reaches it.
+        "solarize_threshold": Choice(("wrap", "no_op")),
+        # RandAugment draws a probability of 0.2 to 0.8 for each operation and doesn't use it.
+        "randaugment_probability": Choice(("ignored", "used")),
+        "erase_probability": Number(0.0, 0, 1),  # Random erasing (1708.04896), last on the CPU.
+        "erase_area": Interval((0.02, 1 / 3), 1),  # Fraction of the image.
+        "erase_aspect": Interval((0.3, 3.3)),  # Height over width; log-uniform.
+        "erase_fill": Choice(("mean", "noise")),  # config.preprocess.mean, or uniform noise.
+        "mixup_alpha": Number(0.0),  # Beta(alpha, alpha) of mixup, on the device; 0.0: none.
+        "cutmix_alpha": Number(0.0),  # Of cutmix; where both are set, each takes half the images.
+    },
+    # Progressive learning (2104.00298): a value for each stage of the run in place of its own, the
+    # same number of values for each key; (): its own value in all stages. Stages are equally long
+    # and begin at whole epochs. Evaluation is at model.resolution.
+    "progressive": {
+        "resolution": Number((), 1),  # Of training images, in pixels.
+        "randaugment_magnitude": Number((), 0, 30),
+        "mixup_alpha": Number(()),
+        "cutmix_alpha": Number(()),
+        "dropout": Number((), 0, 0.999),
+    },
+    "loss": {
+        # Of the training loss only; evaluation reports plain cross-entropy.
+        "label_smoothing": Number(0.1, 0, 0.999),
+    },
+    "optimizer": {
+        "name": Choice(("rmsprop", "sgd", "adamw")),  # Each with its own settings below.
+        "sharded": False,  # True: each device keeps a share of its state and of the averages.
+        # Learning rates are for 256 images a step and scale with the batch.
+        "rmsprop": {
+            "learning_rate": Number(0.016),
+            "decay": Number(0.9, 0, 1),
+            "momentum": Number(0.9, 0, 1),
+            "epsilon": Number(1e-3),
+            "weight_decay": Number(1e-5),
+        },
+        "sgd": {
+            "learning_rate": Number(0.1),
+            "momentum": Number(0.9, 0, 1),
+            "nesterov": True,
+            "weight_decay": Number(5e-5),
+        },
+        "adamw": {
+            "learning_rate": Number(2.5e-4),
+            "b1": Number(0.9, 0, 1),
+            "b2": Number(0.999, 0, 1),
+            "epsilon": Number(1e-8),
+            "weight_decay": Number(0.05),
+        },
+        # Regexes over the slash-joined parameter name; the first full match gives the multiplier.
+        "weight_decay_rules": ((r".*norm/(scale|bias)", 0.0), (r".*", 1.0)),
+        "learning_rate_rules": ((r".*", 1.0),),  # 0.0 freezes a parameter.
+    },
+    "schedule": {
+        "name": Choice(("staircase", "cosine", "constant")),
+        "warmup_epochs": Number(5.0),  # Linear from 0.
+        "decay_rate": Number(0.97, 1e-9, 1),  # Staircase: multiplies the rate every
+        "decay_epochs": Number(2.4, 1e-9),  # `decay_epochs` epochs, counted from step 0.
+    },
+    "ema": {
+        # min(decay, (1 + n) / (10 + n)) at update n; 0.0: no averaging.
+        "decay": Number(0.9999, 0, 1),
+    },
+    "checkpoint": {
+        "save_epochs": Number(1.0),  # Epochs between two saves; every evaluation saves as well.
+        "keep_newest": Number(2, 1),
+        "keep_best": Number(1),
+        "best_metric": "val/ema/top1",  # EVALUATION/WEIGHTS/METRIC, of top1 and top5.
+        # Weights to start a new run from, at step 0: another run's workdir or checkpoint folder; a
+        # classifier for another number of classes starts afresh. None: random weights.
+        "init_from": config_dict.placeholder(str),
+        "init_weights": Choice(("ema", "raw")),  # Which of its weights.
+        "resume": Choice(("auto", "never")),  # auto: go on from the workdir; never: must be empty.
+    },
+    "nonfinite": {  # A loss, gradient or weight that is NaN or infinite.
+        # stop; or rollback: to the last checkpoint, and on without the data of the steps since.
+        "action": Choice(("stop", "rollback")),
+        "max_rollbacks": Number(3),  # In a run; then it stops.
+    },
+    "processes": {  # In a run with several: how long one waits for another.
+        "start_seconds": Number(1800.0, 1),  # While they start, restore and compile.
+        "stall_seconds": Number(600.0, 1),  # Without a step, or a batch of an evaluation.
+        "lost_seconds": Number(60.0, 3, 150),  # Without a sign of life: asleep, dead or cut off.
+    },
+}
+EVALUATION = {
+    "epochs": Number(None, kind=float),  # Epochs between two; None: config.eval_epochs.
+    "weights": ("raw", "ema"),  # Which are evaluated.
+    "data": {},  # What differs from config.data, as {"eval_split": "minival"}.
+    "preprocess": {},  # What differs from config.preprocess.
+}
+
+
+def evaluation(
+    weights: tuple[str, ...] = ("raw", "ema"), epochs: float | None = None, **data: Any
+) -> ConfigDict:
+    """An entry of `config.evaluations`, which trains log as NAME/WEIGHTS/METRIC.
+
+    As in `config.evaluations.minival = evaluation(eval_split="minival", epochs=1.0)`.
+
+    Args:
+      weights: which are evaluated: "raw", "ema" or both.
+      epochs: between two evaluations; by default `config.eval_epochs`.
+      **data: what differs from `config.data`.
+    """
+    entry = _build(EVALUATION)
+    entry.weights, entry.epochs = tuple(weights), epochs
+    entry.data.update(data)
+    return entry
+
+
+def _build(schema: dict[str, Any]) -> ConfigDict:
+    config = ConfigDict()
+    for key, value in schema.items():
+        if isinstance(value, dict):
+            config[key] = _build(value)
+        elif isinstance(value, Number) and value.default is None:
+            config[key] = config_dict.placeholder(value.kind)
+        else:
+            config[key] = value.default if hasattr(value, "default") else value
+    return config
+
+
+def get_config(model: str = "b0") -> ConfigDict:
+    """The defaults for a model, or a config read from a file.
+
+    Args:
+      model: a name or coefficients, as in b0, lite4, edgetpu-s, v2-m, phi=1.5,
+        w=1.2,d=1.4,r=291, resnet50 or mobilenet_v2,phi=1.5 (see `models.parse_variant`); or the
+        path of a .json file, or of a workdir, as for `load`.
+    """
+    if model.endswith(".json"):
+        return load(model)
+    config = _build(SCHEMA)
+    config.evaluations.val = evaluation()
+    config.model.update(models.parse_variant(model))
+    normalization = models.base(config.model.base).normalization
+    config.preprocess.mean, config.preprocess.std = NORMALIZATIONS[normalization]
+    config.lock()
+    config.evaluations.unlock()  # Experiments add theirs.
+    return config
+
+
+def load(path: str | pathlib.Path) -> ConfigDict:
+    """The config in a JSON file or in a workdir; a key that is newer than it has its default.
+
+    Raises:
+      UserError: there is no such file, or `save` didn't write it.
+    """
+    path = pathlib.Path(path).expanduser()
+    if path.suffix != ".json":
+        path, workdir = path / FILE, path
+        if not path.is_file():
+            raise UserError(f"no run in {workdir}: {path} is missing; is --workdir right?")
+    try:
+        return from_dict(json.loads(path.read_text()))
+    except OSError as error:
+        raise UserError(f"can't read a config from {path}: {error.strerror}") from None
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        raise UserError(f"{path} is no config that this program wrote: {error}") from None
+
+
+def from_dict(values: dict[str, Any]) -> ConfigDict:
+    """The config of nested values; a key that is missing has its default.
+
+    Raises:
+      KeyError, TypeError: a key that no config has, or a value of another type.
+    """
+    values = dict(values)
+    config, evaluations = get_config(), values.pop("evaluations")
+    values["model"]["base"], values["data"]["name"]  # Raises for JSON that is no config.
+    config.update(values)
+    del config.evaluations.val
+    for name, entry in evaluations.items():
+        config.evaluations[name] = evaluation()
+        config.evaluations[name].update(entry)
+    return config
+
+
+def save(config: ConfigDict, path: pathlib.Path) -> None:
+    """Writes a config for `load`, atomically."""
+    files.write_json(path, to_dict(config))
+
+
+def to_dict(config: ConfigDict) -> dict[str, Any]:
+    """A config as what `load` reads: nested values that JSON has."""
+    return json.loads(config.to_json_best_effort())
+
+
+def changes(old: dict, new: dict, prefix: str = "config") -> list[str]:
+    """`key: old -> new` for every value that differs between two nested dicts."""
+    lines = []
+    for key in sorted(old.keys() | new.keys()):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            lines += changes(before, after, f"{prefix}.{key}")
+        elif before != after:
+            lines.append(f"{prefix}.{key}: {before} -> {after}")
+    return lines
+
+
+def for_evaluation(config: ConfigDict, name: str) -> ConfigDict:
+    """The whole config as evaluation `name` sees it: its own data and preprocessing in place."""
+    entry = config.evaluations[name]
+    config = config.copy_and_resolve_references()
+    for section in ("data", "preprocess"):
+        try:
+            config[section].update(entry[section])
+        except (KeyError, AttributeError, TypeError) as error:
+            raise UserError(f"config.evaluations.{name}.{section}: {error}") from None
+    return config
+
+
+def stages(config: ConfigDict) -> list[ConfigDict]:
+    """The whole config as it is in each progressive stage; itself alone where there are none.
+
+    Raises:
+      UserError: `config.progressive` has values for different numbers of stages.
+    """
+    given = {key: config.progressive[key] for key in PROGRESSIVE if config.progressive[key]}
+    lengths = {key: len(values) for key, values in given.items()}
+    if len(set(lengths.values())) > 1:
+        listed = ", ".join(f"{key} {length}" for key, length in lengths.items())
+        raise UserError(
+            f"config.progressive has values for different numbers of stages: {listed}; give each "
+            "key as many, or none, (), to keep the run's own value in all stages"
+        )
+    if odd := [size for size in config.progressive.resolution if size != int(size)]:
+        raise UserError(f"config.progressive.resolution must be whole pixels; got {odd[0]}")
+    result = []
+    for values in zip(*given.values(), strict=True):
+        stage = config.copy_and_resolve_references()
+        for key, value in zip(given, values, strict=True):
+            kind = int if key == "resolution" else float
+            stage.update_from_flattened_dict({PROGRESSIVE[key]: kind(value)})
+        result.append(stage)
+    return result or [config]
+
+
+def check_overrides(config: ConfigDict, changed: ConfigDict) -> None:
+    """Raises UserError where a change to a config has no effect, because stages replace it."""
+    for key, replaced in PROGRESSIVE.items():
+        before, now = (operator.attrgetter(replaced)(each) for each in (config, changed))
+        if changed.progressive[key] and before != now:
+            raise UserError(
+                f"config.{replaced}={now} would train with config.progressive.{key}="
+                f"{changed.progressive[key]} all the same; set that to '()'"
+            )
+
+
+def validate(config: ConfigDict, devices: int | None = None) -> None:
+    """Raises a UserError that names the first key whose value can't work, before any compute.
+
+    Args:
+      config: the whole config.
+      devices: that the run will have, if known: batches have to divide among them.
+    """
+    for key, limit in _limits(SCHEMA):
+        limit.check(key, operator.attrgetter(key)(config))
+    _check_evaluations(config)
+    Preprocess.from_config(config.preprocess, resolution=1)
+    for rules in ("weight_decay_rules", "learning_rate_rules"):
+        for pattern, _ in config.optimizer[rules]:
+            _check_pattern(f"config.optimizer.{rules}", pattern)
+    _check_model("", config)
+    in_stages = stages(config)
+    for number, stage in enumerate(in_stages if len(in_stages) > 1 else (), 1):
+        _check_model(f"stage {number} of config.progressive: ", stage)
+    if devices is not None:
+        parallel.check_batch("batch_size", config.batch_size, devices, config.accumulation_steps)
+        parallel.check_batch("eval_batch_size", config.eval_batch_size, devices)
+        parallel.batch_norm_group(config, devices)
+
+
+def _limits(schema: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in schema.items():
+        if isinstance(value, dict):
+            yield from _limits(value, f"{prefix}{key}.")
+        elif hasattr(value, "check"):
+            yield f"{prefix}{key}", value
+
+
+def _check_evaluations(config: ConfigDict) -> None:
+    for name, entry in config.evaluations.items():
+        where = f"evaluations.{name}"
+        if not re.fullmatch(r"[A-Za-z0-9_.-]+", name):
+            raise UserError(f"config.{where}: a name has letters, digits, _, . and - alone")
+        if unknown := sorted(entry.keys() - EVALUATION.keys()):
+            raise UserError(f"config.{where} has no key {unknown[0]!r}; it has {list(EVALUATION)}")
+        EVALUATION["epochs"].check(f"{where}.epochs", entry.epochs)
+        for weights in entry.weights:
+            check_choice(f"config.{where}.weights", weights, ("raw", "ema"))
+        Preprocess.from_config(for_evaluation(config, name).preprocess, resolution=1)
+    names = [
+        f"{name}/{weights}/{metric}"
+        for name, entry in config.evaluations.items()
+        for weights in entry.weights
+        for metric in BEST
+    ]
+    if names and config.checkpoint.keep_best:
+        check_choice("config.checkpoint.best_metric", config.checkpoint.best_metric, names)
+
+
+def _check_pattern(key: str, pattern: str) -> None:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise UserError(f"{key}: bad regular expression {pattern!r}: {error}") from None
+
+
+def _check_model(where: str, config: ConfigDict) -> None:
+    model = config.model.copy_and_resolve_references().unlock()
+    model.num_classes = model.num_classes or 1  # The data's, where it isn't set.
+    try:
+        models.build(model)
+    except UserError as error:
+        raise UserError(f"{where}{error}") from None
+
+
+def experiments() -> list[pathlib.Path]:
+    """Folders called configs where experiments are looked for by name: here, and in a checkout."""
+    checkout = pathlib.Path(__file__).resolve().parents[1]
+    roots = [pathlib.Path.cwd(), *([checkout] if (checkout / "train.py").is_file() else [])]
+    return [root / "configs" for root in roots if (root / "configs").is_dir()]
+
+
+def find(folder: str, what: str, name: str, function: str) -> Callable[..., Any]:
+    """`function` of the file configs/FOLDER/NAME.py, or of the file NAME where that ends in .py.
+
+    Args:
+      folder: under configs/; its files are the choices.
+      what: the kind of thing, for messages.
+      name: as on the command line.
+      function: its name.
+
+    Raises:
+      UserError: there is no such file, it doesn't load, or it lacks the function.
+    """
+    path = pathlib.Path(name).expanduser()
+    if path.suffix != ".py":
+        roots = [root / folder for root in experiments()]
+        known = {p.stem: p for root in reversed(roots) for p in root.glob("[!_]*.py")}
+        if not known:
+            raise UserError(
+                f"no {what} {name!r}: there is no folder configs/{folder} here; give a file, "
+                "NAME.py, or run in a checkout of effnet_jax"
+            )
+        path = known[check_choice(what, name, known)]
+    elif not path.is_file():
+        raise UserError(f"no {what} file {path}")
+    spec = importlib.util.spec_from_file_location(f"{folder}_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except (SyntaxError, ImportError) as error:
+        raise UserError(f"can't load {what} file {path}: {error}") from None
+    if not hasattr(module, function):
+        raise UserError(f"{what} file {path} needs a function {function}")
+    return getattr(module, function)

@@ -1,0 +1,72 @@
+"""What a process runs with: code, versions, machine."""
+
+import datetime
+import os
+import pathlib
+import platform
+import subprocess
+from importlib import metadata
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from effnet_jax.run.processes import code_hash
+from effnet_jax.trees import path_name
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+def git_commit() -> str | None:
+    """The commit that this code is at, with "-dirty" where the tree was changed."""
+    command = ["git", "-C", str(pathlib.Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        result = subprocess.run(
+            [*command, "--abbrev=40", "--exclude=*"], capture_output=True, text=True, timeout=20
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return result.stdout.strip() or None
+
+
+def start_facts(config: ConfigDict, data: dict[str, str]) -> dict[str, Any]:
+    """What has to be the same on every process of a run: code, versions, config, data.
+
+    Args:
+      config: the whole config.
+      data: fingerprint of each data set, by name.
+    """
+    values = jax.tree_util.tree_flatten_with_path(
+        {"config": config.to_dict()}, is_leaf=lambda value: not isinstance(value, dict)
+    )[0]
+    return {
+        "code": f"files {code_hash()}",
+        **{name: metadata.version(name) for name in PACKAGES},
+        **{path_name(path).replace("/", "."): value for path, value in values},
+        **{f"data {name}": text for name, text in data.items()},
+    }
+
+
+def describe_run() -> dict[str, Any]:
+    """When, where and with what a process runs."""
+    device = jax.devices()[0]
+    return {
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "commit": git_commit(),
+        "python": platform.python_version(),
+        "versions": {name: metadata.version(name) for name in PACKAGES},
+        "device": device.device_kind,
+        "platform": device.platform,
+        "devices": jax.device_count(),
+        "processes": jax.process_count(),
+        "cpus": os.cpu_count(),
+        "system": platform.platform(),
+    }
+
+
+def describe_machine() -> dict[str, Any]:
+    """`describe_run` in the flat columns that rows under results/ end with."""
+    run = describe_run()
+    versions = {name: run["versions"][name] for name in ("jax", "jaxlib")}
+    kept = ("device", "devices", "cpus", "python", "commit", "time")
+    return {**versions, **{key: run[key] for key in kept}}

@@ -1,0 +1,183 @@
+"""What a run tells people while it works: a list of metric writers behind one small protocol.
+
+Another logger is one class with `scalars`, `text` and `close`, and one line in `open_writers`.
+"""
+
+import contextlib
+import datetime
+import json
+import pathlib
+import sys
+import time
+
+import jax
+import psutil
+import rich.console
+import rich.progress
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
+
+from effnet_jax.run import files
+
+METRICS = "metrics.jsonl"
+ON_TERMINAL = sys.stderr.isatty()
+console = rich.console.Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def say(text: str) -> None:
+    """Prints one plain line for the person who watches; on the first process alone."""
+    if jax.process_index() == 0:
+        console.print(text, markup=False)
+
+
+def read_metrics(workdir: str | pathlib.Path) -> list[dict[str, float]]:
+    """Rows of metrics.jsonl, in order of steps."""
+    return files.read_rows(pathlib.Path(workdir) / METRICS)
+
+
+def read_scores(workdir: pathlib.Path, step: int) -> dict[str, float]:
+    """What the evaluations at a step found, as NAME/WEIGHTS/METRIC; empty if there were none."""
+    rows = [row for row in read_metrics(workdir) if row["step"] == step]
+    return {key: row[key] for row in rows for key in row if key.count("/") == 2}
+
+
+class Writer:
+    """The protocol; a writer overrides what it needs. Any method may raise OSError."""
+
+    def scalars(self, step: int, row: dict[str, float]) -> None:
+        """Takes the metrics of a step, by name."""
+
+    def text(self, line: str) -> None:
+        """Takes a line for people."""
+
+    def close(self) -> None:
+        """Writes what is left."""
+
+
+class JsonLines(Writer):
+    """metrics.jsonl: a row of JSON for each call, and none of a step after the one resumed from."""
+
+    def __init__(self, workdir: pathlib.Path, step: int):
+        self._path, self._unwritten = workdir / METRICS, []
+        rows = [row for row in read_metrics(workdir) if row["step"] <= step]
+        files.write_atomically(self._path, "".join(json.dumps(row) + "\n" for row in rows))
+
+    def scalars(self, step: int, row: dict[str, float]) -> None:
+        # Rows that the disk refuses are written with a later one.
+        self._unwritten.append(json.dumps({"step": step, **row}) + "\n")
+        files.append_whole(self._path, "".join(self._unwritten))
+        self._unwritten.clear()
+
+
+class TensorBoard(Writer):
+    """Event files; TensorBoard drops what earlier ones have after the step resumed from."""
+
+    def __init__(self, workdir: pathlib.Path, step: int):
+        self._folder = workdir / "tensorboard"
+        self._folder.mkdir(exist_ok=True)
+        self._events = self._open(step)
+        if step:
+            log = SessionLog(status=SessionLog.START)
+            self._events.write_event(Event(step=step + 1, wall_time=time.time(), session_log=log))
+
+    def _open(self, step: int) -> EventsWriter:
+        # tensorboardX's SummaryWriter writes from a thread, which a full disk ends, whereupon the
+        # run waits for it forever.
+        return EventsWriter(str(self._folder / "events"), f".{step}")
+
+    def scalars(self, step: int, row: dict[str, float]) -> None:
+        values = [Summary.Value(tag=key, simple_value=value) for key, value in row.items()]
+        event = Event(step=step, wall_time=time.time(), summary=Summary(value=values))
+        try:
+            self._events = self._events or self._open(step)
+            self._events.write_event(event)
+            self._events.flush()
+        except OSError:
+            self._events = None  # What follows half an event can't be read: a new file, next time.
+            raise
+
+    def close(self) -> None:
+        if self._events:
+            self._events.close()
+
+
+class Console(Writer):
+    """A progress bar on a terminal, plain lines elsewhere."""
+
+    def __init__(self, total: int, start: int):
+        self._total, self._bar = total, None
+        if ON_TERMINAL:
+            self._bar = rich.progress.Progress(
+                rich.progress.TextColumn("{task.description}"),
+                rich.progress.BarColumn(),
+                rich.progress.MofNCompleteColumn(),
+                rich.progress.TimeRemainingColumn(elapsed_when_finished=True),
+                rich.progress.TextColumn("{task.fields[status]}"),
+                console=console,
+            )
+            self._bar.start()
+            self._task = self._bar.add_task("training", total=total, completed=start, status="")
+
+    def text(self, line: str) -> None:
+        say(line)
+
+    def scalars(self, step: int, row: dict[str, float]) -> None:
+        if "train_loss" not in row:
+            scores = "  ".join(f"{k} {v:.2%}" for k, v in row.items() if k.endswith("/top1"))
+            self.text(f"step {step}/{self._total}  epoch {row['epoch']:.1f}  {scores}")
+            return
+        text = (
+            f"loss {row['train_loss']:.3f}  {row['images_per_second']:.0f} images/s  "
+            f"data wait {row['data_wait']:.1%}"
+        )
+        if row["skipped_images"]:
+            text += f"  skipped {row['skipped_images']:.0f} images"
+        if self._bar:
+            self._bar.update(self._task, completed=step, status=text)
+            return
+        left = datetime.timedelta(seconds=round(row["seconds_left"]))
+        self.text(f"step {step}/{self._total}  epoch {row['epoch']:.1f}  {text}  left {left}")
+
+    def close(self) -> None:
+        if self._bar:
+            self._bar.stop()
+
+
+class Writers(Writer):
+    """Several as one. A disk that refuses does not stop a run: it is reported once."""
+
+    def __init__(self, writers: list[Writer], workdir: pathlib.Path):
+        self._writers, self._workdir, self._failed = writers, workdir, False
+        self._process = psutil.Process()
+
+    def scalars(self, step: int, row: dict[str, float]) -> None:
+        """Passes a row on, with the memory that this process holds."""
+        memory = self._process.memory_info().rss / 2**20
+        row, failure = {**row, "resident_mib": round(memory, 1)}, None
+        for writer in self._writers:
+            try:
+                writer.scalars(step, row)
+            except OSError as error:
+                failure = error
+        if failure and not self._failed:
+            say(f"can't write metrics to {self._workdir}: {failure.strerror}. The run goes on")
+        self._failed = failure is not None
+
+    def text(self, line: str) -> None:
+        for writer in self._writers:
+            with contextlib.suppress(OSError):
+                writer.text(line)
+
+    def close(self) -> None:
+        for writer in self._writers:
+            with contextlib.suppress(OSError):
+                writer.close()
+
+
+def open_writers(workdir: pathlib.Path, step: int, total: int) -> Writers:
+    """The writers of a run that starts, or resumes, at `step` of `total`; none but on process 0."""
+    if jax.process_index() != 0:
+        return Writers([], workdir)
+    made = [JsonLines(workdir, step), TensorBoard(workdir, step), Console(total, step)]
+    return Writers(made, workdir)

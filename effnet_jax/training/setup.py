@@ -1,0 +1,271 @@
+"""What a run needs before its first step, built and checked before any compute is spent."""
+
+import contextlib
+import dataclasses
+import functools
+import itertools
+import os
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+import optax
+import rich.table
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from effnet_jax import config as config_lib
+from effnet_jax import parallel
+from effnet_jax.checkpoint import Checkpoints
+from effnet_jax.data import pipeline, sources
+from effnet_jax.data.sources import Source
+from effnet_jax.errors import UserError
+from effnet_jax.evaluation import Evaluator
+from effnet_jax.run import curves, environment, writers
+from effnet_jax.run.processes import Alone
+from effnet_jax.training import clock, fine_tune, progressive, workdir_files
+from effnet_jax.training import optimizer as optimizers
+from effnet_jax.training.progressive import Stage
+from effnet_jax.training.state import TrainState, abstract_state, fresh_state
+from effnet_jax.training.step import random_key
+
+Scores = dict[str, float | int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """One of `config.evaluations`: its evaluator, which weights it takes, every how many steps."""
+
+    evaluator: Evaluator
+    weights: tuple[str, ...]
+    every: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """A run before its first step.
+
+    Attributes:
+      config: whole and resolved.
+      workdir: of the run.
+      processes: of the run.
+      mesh: its devices.
+      source: training records.
+      optimizer, shapes, shardings: of the state.
+      model: at the evaluation's resolution.
+      stages: one, or those of progressive learning.
+      evaluations: by name.
+      total, save_every: steps of the run, and between two saves.
+    """
+
+    config: ConfigDict
+    workdir: pathlib.Path
+    processes: Alone
+    mesh: Mesh
+    source: Source
+    model: nn.Module
+    optimizer: optax.GradientTransformation
+    shapes: TrainState
+    shardings: Any
+    stages: list[Stage]
+    evaluations: dict[str, Evaluation]
+    total: int
+    save_every: int
+
+    def epoch(self, step: int) -> float:
+        return step * self.config.batch_size / len(self.source)
+
+    def stage(self, step: int) -> Stage:
+        """The stage that step `step` belongs to."""
+        return progressive.after(self.stages, step - 1)[0]
+
+    def is_saved(self, step: int) -> bool:
+        return step % self.save_every == 0 or step == self.stage(step).last
+
+    def due(self, step: int) -> list[str]:
+        """The evaluations after a step: all at the end, and none just before it."""
+        return [
+            name
+            for name, each in self.evaluations.items()
+            if step == self.total
+            or (step and step % each.every == 0 and self.total - step >= each.every // 2)
+        ]
+
+    def evaluate(self, state: TrainState, names: list[str], stopped: Callable[[], bool]) -> Scores:
+        """Results of the evaluations `names`, as NAME/WEIGHTS/METRIC; raises Interrupted."""
+        scores = {}
+        for name in names:
+            each = self.evaluations[name]
+            for weights in each.weights:
+                result = each.evaluator(*state.weights(weights), should_stop=stopped)
+                scores |= {f"{name}/{weights}/{key}": value for key, value in result.items()}
+        return scores
+
+    def batches(self, step: int, skipped: int) -> Iterator[dict[str, jax.Array]]:
+        """The batches of the steps after `step`, on the devices; read ahead to a stage's end.
+
+        Batches are counted through all stages: a stage does not affect which images they contain.
+
+        Args:
+          skipped: batches that roll-backs have passed over.
+        """
+        place, data = (self.processes.index, self.processes.count), self.config.data
+        for stage in progressive.after(self.stages, step):
+            first = max(step, stage.first)
+            made = pipeline.train_batches(self.source, stage.config, stage.resolution, *place)
+            if data.synthetic:
+                batch = parallel.put_batch(made[0], self.mesh)
+                yield from itertools.repeat(batch, stage.last - first)
+                continue
+            span = first + skipped, stage.last + skipped
+            for batch in made.read_ahead(data, *span, data.processes):
+                yield parallel.put_batch(batch, self.mesh)
+
+    def newest_state(self, checkpoints: Checkpoints) -> TrainState:
+        """The state of the newest checkpoint, or a fresh one where there is none."""
+        saved = checkpoints.restore(self.shapes, self.shardings)
+        if saved is not None:
+            return saved
+        key, resolution = (
+            random_key(self.config.seed, "init", 0),
+            self.model.architecture.resolution,
+        )
+        state = fresh_state(self.model, self.optimizer, resolution, key, self.shardings)
+        return fine_tune.init_from(state, self.config.checkpoint, self.processes)
+
+    def describe(self, start: int) -> list[str]:
+        """Lines about the run, for its start."""
+        leaves = jax.tree.leaves(self.shapes.params)
+        return [
+            f"{'resuming' if start else 'starting'} at step {start} of {self.total}: "
+            f"{sum(np.prod(leaf.shape, dtype=int) for leaf in leaves):,} parameters, "
+            f"{self.model.architecture.resolution} px, {len(self.source):,} images, "
+            f"{self.mesh.size} {jax.devices()[0].device_kind} device(s)",
+            parallel.describe_batch_norm(self.config, self.mesh.size),
+        ]
+
+
+def prepare(config: ConfigDict, workdir: pathlib.Path, processes: Alone) -> Setup:
+    """Checks everything about a run that can be checked without computing.
+
+    Args:
+      config: the whole config.
+      workdir: of the run; it is made.
+      processes: of the run.
+
+    Raises:
+      UserError: bad input.
+    """
+    mesh = parallel.data_mesh()
+    config_lib.validate(config, mesh.size)
+    processes.watch(config.processes)
+    source = sources.open_source(config.data, config.data.train_split)
+    if np.ndim(pipeline.read(source, 0)["label"]):
+        raise UserError(
+            f"config.data.label={config.data.label!r} is a set of labels for each image, which can "
+            "be evaluated on and not trained on"
+        )
+    parallel.check_processes(len(source), "training")
+    config = resolve(config, source.classes)
+    evaluated = {name: _evaluation_source(config, name, source) for name in config.evaluations}
+    model, optimizer, shapes = abstract_state(config, len(source))
+    to_steps = functools.partial(
+        optimizers.steps, batch_size=config.batch_size, examples=len(source)
+    )
+    total = to_steps(config.epochs)
+    if total < 1:
+        raise UserError(
+            f"config.epochs={config.epochs} of {len(source)} images is less than one step of "
+            f"batch_size={config.batch_size}"
+        )
+    setup = Setup(
+        config=config,
+        workdir=workdir,
+        processes=processes,
+        mesh=mesh,
+        source=source,
+        model=model,
+        optimizer=optimizer,
+        shapes=shapes,
+        shardings=parallel.state_sharding(shapes, mesh, config.optimizer.sharded),
+        stages=progressive.stages(config, len(source)),
+        evaluations={
+            name: Evaluation(
+                Evaluator(
+                    model, config_lib.for_evaluation(config, name), evaluated[name], mesh, processes
+                ),
+                entry.weights,
+                max(1, to_steps(config.eval_epochs if entry.epochs is None else entry.epochs)),
+            )
+            for name, entry in config.evaluations.items()
+        },
+        total=total,
+        save_every=max(1, to_steps(config.checkpoint.save_epochs)),
+    )
+    for checked in (*evaluated.values(), *([source] if config.data.on_corrupt == "stop" else [])):
+        pipeline.check_images(checked, config.data.check_images, config.data.threads)
+    workdir_files.check(workdir, config, processes)
+    data = {"train": source, **evaluated}
+
+    def facts() -> dict[str, Any]:
+        prints = {name: sources.fingerprint(each) for name, each in data.items()}
+        return environment.start_facts(config, prints)
+
+    processes.check_same("start", facts, config.processes.start_seconds)
+    processes.check_shared(workdir, config.processes.start_seconds)
+    return setup
+
+
+def _evaluation_source(config: ConfigDict, name: str, train: Source) -> Source:
+    """The records of an evaluation; where they are its own, its classes may be some of train's."""
+    data = config_lib.for_evaluation(config, name).data
+    source = sources.open_source(data, data.eval_split)
+    parallel.check_processes(len(source), f"evaluation {name!r}")
+    if config.evaluations[name].data:
+        return sources.with_classes(source, train.classes, data.eval_split, writers.say)
+    sources.check_classes(source.classes, train.classes, data.eval_split)
+    return source
+
+
+def resolve(config: ConfigDict, classes: tuple[str, ...]) -> ConfigDict:
+    """A copy of the config that also holds elsewhere: absolute data_dir, number of classes."""
+    config = config.copy_and_resolve_references()
+    if config.data.data_dir is not None:
+        config.data.data_dir = os.path.abspath(os.path.expanduser(config.data.data_dir))
+    given = config.model.num_classes
+    if given is None:
+        with config.unlocked():
+            config.model.num_classes = len(classes)
+    elif given < len(classes):
+        raise UserError(
+            f"config.model.num_classes={given}, and the data has {len(classes)} classes; "
+            "leave it out to take as many as the data has"
+        )
+    return config
+
+
+def show_result(setup: Setup, state: TrainState, scores: Scores, minutes: float) -> None:
+    """Prints a finished run's scores and where its time went, and draws its curves."""
+    if not setup.processes.is_first:
+        return
+    path = setup.workdir / "curves.png"
+    with contextlib.suppress(OSError):  # A full disk, after all that counts is saved.
+        curves.draw_curves(writers.read_metrics(setup.workdir), path)
+    title = f"step {int(state.step)}, {minutes:.1f} min in this run"
+    writers.console.print(result_table(scores, title))
+    writers.console.print(clock.table(setup.workdir))
+    writers.say(f"curves: {path}   all else: {setup.workdir}")
+
+
+def result_table(scores: Scores, title: str) -> rich.table.Table:
+    """Top-1, top-5, loss and count by evaluation and weights."""
+    table = rich.table.Table("evaluation", "top-1", "top-5", "loss", "images", title=title)
+    for name in dict.fromkeys(key.rpartition("/")[0] for key in scores):
+        top1, top5, count = (scores[f"{name}/{key}"] for key in ("top1", "top5", "count"))
+        loss = scores.get(f"{name}/loss")
+        shown = "" if loss is None else f"{loss:.4f}"
+        table.add_row(name, f"{top1:.2%}", f"{top5:.2%}", shown, str(count))
+    return table

@@ -1,0 +1,152 @@
+"""The supervisor of a run: starts the loop, and starts it again from the last good checkpoint."""
+
+import contextlib
+import pathlib
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from effnet_jax import parallel
+from effnet_jax.checkpoint import Checkpoints
+from effnet_jax.errors import Interrupted, NonFiniteLossError, UserError
+from effnet_jax.run import writers
+from effnet_jax.run.lock import WorkdirLock
+from effnet_jax.run.processes import ALONE, Alone
+from effnet_jax.run.signals import Signals
+from effnet_jax.training import progressive, workdir_files
+from effnet_jax.training.clock import Clock
+from effnet_jax.training.loop import Hook, Programs, train
+from effnet_jax.training.setup import Scores, Setup, prepare, show_result
+from effnet_jax.training.state import TrainState
+
+AGAIN = "Run the same command again to resume"
+
+
+def train_and_evaluate(
+    config: ConfigDict,
+    workdir: str | pathlib.Path,
+    hooks: Sequence[Hook] = (),
+    processes: Alone = ALONE,
+) -> tuple[TrainState, Scores]:
+    """Trains until `config.epochs`, resuming from the newest checkpoint in the workdir.
+
+    After a loss that is not finite, with `config.nonfinite.action="rollback"`, the loop is called
+    again from the newest checkpoint, past the data of the steps since.
+
+    Args:
+      config: see config.py.
+      workdir: for checkpoints, metrics, config and curves.
+      hooks: called after each step.
+      processes: of the run, as from `processes.join`.
+
+    Returns:
+      The final state, and the last evaluations by name: val/raw/top1, val/ema/count and so on.
+
+    Raises:
+      UserError: bad input, before any compute is spent.
+      Interrupted: SIGTERM or Ctrl-C; a checkpoint was saved.
+      NonFiniteLossError: the message names the step; the last checkpoint is from before it.
+    """
+    clock, workdir = Clock(), pathlib.Path(workdir).expanduser()
+    run = prepare(config, workdir, processes)
+    with (
+        Signals() as signals,
+        WorkdirLock(workdir),
+        Checkpoints(workdir, config.checkpoint, processes=processes) as checkpoints,
+        contextlib.closing(clock),
+    ):
+        state = run.newest_state(checkpoints)
+        _open_run(run, int(state.step), clock)
+        programs = Programs(run, clock)
+        programs.at(int(state.step) + 1)  # Before its data starts to flow.
+        stopped = processes.agreed(signals)
+        if stopped():
+            raise Interrupted(
+                f"stopped by {signals.name} before step {int(state.step) + 1}; {workdir} is "
+                f"unchanged. {AGAIN}"
+            )
+        scores = None
+        while scores is None:
+            skipped, rollbacks = int(state.skipped), int(state.rollbacks)
+            try:
+                state, scores = train(run, state, checkpoints, programs, clock, stopped, hooks)
+            except NonFiniteLossError as bad:
+                bad.__traceback__ = None  # It holds a batch, its readers and the bad state.
+                state = None  # Before there is another.
+                state = _roll_back(run, bad, skipped, rollbacks, checkpoints, clock)
+            except Interrupted as error:
+                raise Interrupted(f"stopped by {signals.name} {error}. {AGAIN}") from None
+            except UserError as error:  # An image that can't be read.
+                raise UserError(f"{error}. {_last_good(run, checkpoints)}") from None
+        with clock.spent("checkpoint"):
+            checkpoints.wait()
+    show_result(run, state, scores, clock.seconds().total() / 60)
+    return state, scores
+
+
+def _open_run(run: Setup, start: int, clock: Clock) -> None:
+    """Writes what is known before the first step, and says what will happen."""
+    run.processes.check_same(
+        "restored", lambda: {"step": start}, run.config.processes.start_seconds
+    )
+    if start > run.total:
+        raise UserError(
+            f"the run in {run.workdir} is at step {start}, past the {run.total} steps of "
+            f"config.epochs={run.config.epochs:g}; raise it, or give another --workdir"
+        )
+    if run.processes.is_first:
+        workdir_files.write(run.workdir, run.config, run.source.classes, run.shapes, start)
+    clock.open(run.workdir, start)
+    for line in run.describe(start):
+        writers.say(line)
+    if len(run.stages) > 1 and run.processes.is_first:
+        resolution = run.model.architecture.resolution
+        writers.console.print(progressive.table(run.stages, resolution))
+
+
+def _last_good(run: Setup, checkpoints: Checkpoints) -> str:
+    checkpoints.settle()
+    step = checkpoints.good_step
+    return f"Last good checkpoint in {run.workdir}: {f'step {step}' if step else 'none yet'}"
+
+
+def _roll_back(
+    run: Setup,
+    bad: NonFiniteLossError,
+    skipped: int,
+    rollbacks: int,
+    checkpoints: Checkpoints,
+    clock: Clock,
+) -> TrainState:
+    """The state of the newest checkpoint, told to skip the data of the steps since.
+
+    Counted from the state that went bad: the checkpoint may be older than an earlier roll-back.
+
+    Raises:
+      NonFiniteLossError: the config does not allow (another) roll-back.
+    """
+    position, allowed = bad.step + skipped, run.config.nonfinite.max_rollbacks
+    if run.config.nonfinite.action == "stop" or rollbacks >= allowed:
+        after = f" after {rollbacks} roll-backs" if rollbacks else ""
+        raise NonFiniteLossError(
+            f"{bad}: stopped{after}. A lower learning rate or a longer warm-up often helps. "
+            f"{_last_good(run, checkpoints)}",
+            bad.step,
+        ) from None
+    clock.write()
+    with clock.spent("rework"):
+        checkpoints.settle()
+        state = run.newest_state(checkpoints)
+        step = int(state.step)
+        changed = {"skipped": position - step, "rollbacks": rollbacks + 1}
+        arrays = {key: np.int32(value) for key, value in changed.items()}
+        state = state.replace(**jax.device_put(arrays, parallel.replicated(run.mesh)))
+    writers.say(
+        f"{bad}: back to step {step}, resuming with batch {position + 1} of the data "
+        f"(roll-back {rollbacks + 1} of at most {allowed})"
+    )
+    clock.step = step
+    clock.write(event="rollback", reason=str(bad), bad_step=bad.step, **changed)
+    return state

@@ -1,0 +1,579 @@
+"""ImageNet prepared from tars, folders and TFDS copies, whole, and however often it was killed."""
+
+import csv
+import functools
+import hashlib
+import io
+import multiprocessing
+import os
+import pathlib
+import random
+import re
+import resource
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from effnet_jax.data import sources, turbojpeg
+from effnet_jax.data.decode import decode_image
+from effnet_jax.errors import UserError
+from effnet_jax.imagenet import dataset as imagenet
+from effnet_jax.imagenet import prepare, shards
+from effnet_jax.run.workers import heeding_ctrl_c
+from effnet_jax.tools import prepare_imagenet
+from tests.imagenet import miniature
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+ORIGINAL = shards.Settings()
+
+
+@pytest.fixture(scope="module")
+def tars(tmp_path_factory):
+    """A directory with the two tars, all of whose images are whole."""
+    folder = tmp_path_factory.mktemp("tars")
+    miniature.make_miniature(folder, truncated=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def prepared(tars, tmp_path_factory):
+    """The data_dir that an uninterrupted run of two processes made of them."""
+    data_dir = tmp_path_factory.mktemp("prepared")
+    prepare.prepare(tars, data_dir, ORIGINAL, subset=True, processes=2)
+    return data_dir
+
+
+def contents(data_dir: pathlib.Path) -> dict[str, bytes]:
+    """Every file below a directory."""
+    files = (path for path in data_dir.rglob("*") if path.is_file())
+    return {str(path.relative_to(data_dir)): path.read_bytes() for path in files}
+
+
+def records(data_dir: pathlib.Path, split: str) -> list[tuple[str, int, bytes]]:
+    """Name, label and image of all records, read as TFDS reads them."""
+    import tensorflow_datasets as tfds
+
+    builder = tfds.core.read_only_builder.builder_from_files("imagenet2012", data_dir=data_dir)
+    source = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+    return [(r["file_name"].decode(), r["label"], r["image"]) for r in source]
+
+
+def repaired(data_dir: pathlib.Path) -> list[list[str]]:
+    with open(prepare.places(data_dir)[0] / "repaired.csv", newline="") as file:
+        return list(csv.reader(file))[1:]
+
+
+def run_tool(*arguments: str, **options) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "effnet_jax.tools.prepare_imagenet", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, **options)
+
+
+# --- The order, and minival -----------------------------------------------------------------------
+
+
+def test_order_is_python_2_s():
+    """By hand for four: 0.4166 * 4, 0.0102 * 3 and 0.8252 * 2 swap 3 with 1, 2 with 0, 1 with 1.
+
+    The others were printed by Python 2.7.18, as was the digest:
+    random.seed(12345); order = range(n); random.shuffle(order)
+    """
+    assert imagenet.shuffled(4) == [2, 3, 0, 1]
+    assert imagenet.shuffled(10) == [1, 3, 9, 5, 8, 7, 2, 6, 0, 4]
+    order = imagenet.shuffled(1_281_167)
+    assert order[:5] == [365817, 1232993, 506854, 712286, 78453]
+    digest = hashlib.sha256(",".join(map(str, order)).encode()).hexdigest()
+    assert digest == "c7050684747527374a5b3d733b391ca10db949da2eb8f5e9bce8dd42e7113721"
+
+
+def test_minival_holds_what_the_reference_s_does():
+    assert imagenet.minival_images(1_281_167) == 25022
+    bounds = imagenet.shard_bounds("train", 1_281_167)
+    assert len(bounds) == 1025
+    assert bounds[20] == 25022
+    # Where the script's second thread begins: an eighth of all images, rounded down.
+    assert bounds[128] == 160145
+    assert len(imagenet.shard_bounds("validation", 50_000)) == 129
+
+
+@pytest.mark.parametrize("images", [8, 60, 1000, 12_811, 65_536, 128_116])
+def test_minival_of_a_part_ends_with_a_shard(images):
+    bounds = imagenet.shard_bounds("train", images)
+    sizes = np.diff(bounds)
+    assert bounds[0] == 0
+    assert bounds[-1] == images
+    assert sizes.min() >= 1
+    assert sizes.max() - sizes.min() <= 1
+    assert imagenet.minival_images(images) in bounds
+    assert 1 <= imagenet.minival_images(images) <= images / 7
+
+
+def test_classes_are_imagenet_s():
+    path = tfds.core.tfds_path("datasets/imagenet2012/labels.txt")
+    assert list(imagenet.class_names()) == path.read_text().split()
+    assert imagenet.class_names()[:2] == ("n01440764", "n01443537")
+    titles = imagenet.titles()
+    assert len(set(titles.values())) == len(titles) == 1000
+    assert (titles["n02124075"], titles["n07920052"]) == ("Egyptian cat", "espresso")
+    # The first validation image is a sea snake.
+    assert imagenet.validation_label("ILSVRC2012_val_00000001.JPEG", "") == 65
+    with pytest.raises(UserError, match=r"here: 'ILSVRC2012_val_00050001.JPEG' is no name"):
+        imagenet.validation_label("ILSVRC2012_val_00050001.JPEG", "here")
+
+
+# --- What is written ------------------------------------------------------------------------------
+
+
+def test_records_are_the_images_in_the_tars(prepared):
+    train, validation = miniature.make_images(truncated=False)
+    files = {name: (wnid, data) for wnid in train for name, data in train[wnid].items()}
+    found = records(prepared, "train")
+    # Sorted, then shuffled as Python 2 would.
+    assert [name for name, _, _ in found] == [sorted(files)[i] for i in imagenet.shuffled(60)]
+    odd = {name for _, name, _, _ in repaired(prepared)}
+    assert len(odd) == 2
+    for name, label, data in found:
+        wnid, original = files[name]
+        assert imagenet.class_names()[label] == wnid
+        assert (data == original) == (name not in odd)
+    names = [name for name, _, _ in records(prepared, "validation")]
+    assert names == sorted(validation)
+    assert {n: d for n, _, d in records(prepared, "validation")} == validation
+
+
+def test_minival_is_the_first_of_train(prepared):
+    minival, train = records(prepared, "minival"), records(prepared, "train")
+    assert len(minival) == imagenet.minival_images(60) == 7
+    assert minival == train[:7]
+    assert records(prepared, "train[7:]") == train[7:]
+    files = sorted(prepare.places(prepared)[0].glob("*-minival*"))
+    assert [file.stat().st_nlink for file in files] == [2]  # Takes no room.
+
+
+def test_this_program_reads_it(prepared):
+    source = sources.TfdsSource("imagenet2012", str(prepared), "minival")
+    assert source.classes == imagenet.class_names()
+    assert (len(source), source[0]["label"]) == (7, records(prepared, "minival")[0][1])
+
+
+@pytest.mark.parametrize("kind", ["flat folder", "folder", "tfrecord", "array_record"])
+def test_every_input_gives_the_same_bytes(kind, prepared, tmp_path):
+    if kind == "tfrecord":
+        root = miniature.make_tfrecord(tmp_path / "in")
+    elif kind == "array_record":
+        root = prepared
+    else:
+        root = miniature.make_folder(tmp_path / "in", truncated=False, flat=kind == "flat folder")
+    prepare.prepare(root, tmp_path / "out", ORIGINAL, subset=True)
+    expected, found = contents(prepared), contents(tmp_path / "out")
+    if kind == "array_record":  # What was repaired once needs no second repair.
+        name = "imagenet2012/5.1.0/repaired.csv"
+        assert repaired(tmp_path / "out") == []
+        del expected[name], found[name]
+    assert found == expected
+
+
+def test_repairs(prepared):
+    train, _ = miniature.make_images(truncated=False)
+    originals = {name: data for wnid in train for name, data in train[wnid].items()}
+    stored = {name: data for name, _, data in records(prepared, "train")}
+    assert sorted(found for _, _, _, found in repaired(prepared)) == ["CMYK JPEG", "RGB PNG"]
+    for _, name, done, _ in repaired(prepared):
+        assert done == "repaired"
+        image = Image.open(io.BytesIO(stored[name]))
+        assert (image.format, image.mode) == ("JPEG", "RGB")
+        difference = decode_image(stored[name]).astype(int) - decode_image(originals[name])
+        assert np.abs(difference).mean() < 1
+
+
+def test_sizes():
+    photograph = miniature.photographs()[2].crop((0, 0, 500, 400))
+    data = miniature.encode(photograph)
+    smaller, found = shards.fit(data, shards.Settings("256"))
+    assert found is None
+    assert decode_image(smaller).shape == (256, 320, 3)
+    worse, _ = shards.fit(data, shards.Settings("256", quality=30))
+    assert len(worse) < len(smaller) < len(data)
+    assert shards.fit(data, shards.Settings("512")) == (data, None)
+    assert shards.fit(data, shards.Settings("original")) == (data, None)
+    # Nearer to Pillow's mean over areas than where that begins 4 pixels further.
+    pixels = Image.fromarray(decode_image(data))
+    errors = [
+        np.abs(decode_image(smaller) - np.asarray(image).astype(int)).mean()
+        for image in (
+            pixels.resize((320, 256), Image.Resampling.BOX),
+            pixels.resize((320, 256), Image.Resampling.BOX, box=(4, 4, 500, 400)),
+        )
+    ]
+    assert errors[0] < errors[1] / 2, errors
+    grey = miniature.encode(photograph.convert("L"))
+    assert shards.fit(grey, shards.Settings("384"))[0] != grey
+    assert shards.fit(grey, ORIGINAL) == (grey, None)
+    png = miniature.encode(photograph, "PNG")
+    resized, found = shards.fit(png, shards.Settings("256"))
+    assert (decode_image(resized).shape, found) == ((256, 320, 3), "RGB PNG")
+    marked, found = shards.fit(data, shards.Settings(restart_markers=True))
+    assert (marked != data, found) == (True, None)
+    np.testing.assert_array_equal(decode_image(marked), decode_image(data))
+
+
+# --- What is refused ------------------------------------------------------------------------------
+
+
+def test_counts_of_a_part_are_refused(tars, tmp_path):
+    message = r"train has 60 images, and ImageNet's has 1,281,167; no images of 995 of 1000 classes"
+    with pytest.raises(UserError, match=message):
+        prepare.prepare(tars, tmp_path, ORIGINAL)
+    assert contents(tmp_path) == {}
+    # Each class complete, but for one image.
+    low, _ = imagenet.PER_CLASS["validation"]
+    items = [imagenet.Item("", label, "", 0, 0) for label in range(1000) for _ in range(low)]
+    imagenet.check("validation", items)
+    with pytest.raises(UserError, match=r"49,999 images.*49 images of n01440764, where 50"):
+        imagenet.check("validation", items[1:])
+
+
+def test_checksums_are_compared_and_remembered(tars, tmp_path, monkeypatch):
+    monkeypatch.setattr(imagenet, "check", lambda split, items: None)
+    with pytest.raises(
+        UserError, match=r"img_train.tar has the MD5 \w+ .*1d675b47d978889d74fa0da5"
+    ):
+        prepare.prepare(tars, tmp_path, ORIGINAL)
+    assert contents(tmp_path) == {}
+    for split, archive in list(imagenet.ARCHIVES.items()):
+        md5 = hashlib.md5((tars / archive.name).read_bytes()).hexdigest()
+        monkeypatch.setitem(imagenet.ARCHIVES, split, archive._replace(md5=md5))
+    computed = []
+    md5 = prepare._md5
+    monkeypatch.setattr(prepare, "_md5", lambda path: computed.append(path.name) or md5(path))
+    monkeypatch.setattr(prepare, "_finish", lambda *_: sys.exit(3))
+    for _ in range(2):
+        with pytest.raises(SystemExit):
+            prepare.prepare(tars, tmp_path, ORIGINAL)
+    assert computed == [archive.name for archive in imagenet.ARCHIVES.values()]
+
+
+@pytest.mark.parametrize("kind", ["early", "damaged", "inner"])
+def test_a_broken_tar_is_refused(kind, tars, tmp_path):
+    shutil.copytree(tars, tmp_path / "in")
+    tar = tmp_path / "in" / "ILSVRC2012_img_train.tar"
+    data = bytearray(tar.read_bytes())
+    if kind == "early":
+        del data[len(data) * 2 // 3 :]
+        where = r"ends early: n\w+.tar, which begins at byte [\d,]+, needs"
+    else:  # The header after the first inner tar, or the second header inside it.
+        size = int(data[124:135], 8)
+        first = int(data[512 + 124 : 512 + 135], 8)
+        start = 512 + (size if kind == "damaged" else 512 + -(-first // 512) * 512)
+        data[start : start + 8] = b"\xff" * 8
+        where = rf"has a damaged header at byte {start:,}"
+    tar.write_bytes(data)
+    with pytest.raises(UserError, match=where) as error:
+        prepare.prepare(tmp_path / "in", tmp_path / "out", ORIGINAL, subset=True)
+    assert hashlib.md5(data).hexdigest() in str(error.value)
+    assert imagenet.ARCHIVES["train"].md5 in str(error.value)
+    assert contents(tmp_path / "out") == {}
+
+
+def test_inputs_that_are_not_imagenet(tars, prepared, tmp_path):
+    def fails(root, message):
+        with pytest.raises(UserError, match=message):
+            prepare.prepare(root, tmp_path / "out", ORIGINAL, subset=True)
+
+    fails(tmp_path / "nowhere", "no directory")
+    (tmp_path / "empty").mkdir()
+    fails(tmp_path / "empty", r"Looked for: ILSVRC2012_img_train.tar and .*train/WNID.*TFDS")
+    shutil.copytree(tars, tmp_path / "one")
+    (tmp_path / "one" / "ILSVRC2012_img_val.tar").unlink()
+    fails(tmp_path / "one", "ILSVRC2012_img_val.tar is missing")
+    folder = miniature.make_folder(tmp_path / "folder")
+    (folder / "train" / "cats").mkdir()
+    (folder / "train" / "cats" / "1.jpg").write_bytes(b"")
+    fails(folder, r"train/cats: 'cats' is none of ImageNet's 1000 classes")
+    copy = miniature.make_tfrecord(tmp_path / "copy")
+    (file,) = copy.glob("*/*/*-train*")
+    data = file.read_bytes()
+    file.write_bytes(data[:-1000])
+    fails(copy, "ends early, at byte")
+    file.write_bytes(b"\1" + data[1:])
+    fails(copy, "damaged at byte 0")
+    shutil.copytree(prepared, tmp_path / "records")
+    file = next((tmp_path / "records").glob("*/*/*-train*"))
+    data = file.read_bytes()
+    file.write_bytes(data[:5000] + bytes(1000) + data[6000:])
+    fails(tmp_path / "records", rf"{file.name} is damaged: .*; copy it again")
+    file.write_bytes(data[:100_000])
+    fails(tmp_path / "records", rf"{file.name} holds 0 records and should hold .; copy it again")
+    file.unlink()
+    fails(tmp_path / "records", f"{file.name} is missing")
+
+
+def test_a_disk_that_is_too_small(tars, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(UserError, match=r"needs .* GB and its disk has 0\.0 GB left"):
+        prepare.prepare(tars, tmp_path, ORIGINAL, subset=True)
+
+
+def test_a_disk_that_gets_full_is_told(tars, tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(UserError, match=r"can't write .*-train.*: .*File too large"):
+            prepare.prepare(tars, tmp_path, ORIGINAL, subset=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_finished_set_is_kept(tars, prepared):
+    before = contents(prepared)
+    with pytest.raises(UserError, match=r"5\.1\.0 is there already"):
+        prepare.prepare(tars, prepared, ORIGINAL, subset=True)
+    assert contents(prepared) == before
+
+
+def test_bad_flags():
+    result = run_tool("--from=a", "--data_dir=b", "--size=300")
+    assert result.returncode == 2
+    assert "--size" in result.stderr
+
+
+def test_restart_markers_need_their_library(monkeypatch):
+    monkeypatch.setattr(turbojpeg, "library", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["", "--from=a", "--data_dir=b", "--restart_markers"])
+    with pytest.raises(UserError, match="pip install turbojpeg"):
+        prepare_imagenet.main()
+
+
+# --- Damaged images -------------------------------------------------------------------------------
+
+
+def test_a_damaged_image_stops_or_is_dropped(tmp_path, monkeypatch):
+    root = tmp_path / "in"
+    miniature.make_miniature(root)
+    wnid = miniature.wnids()[miniature.TRUNCATED % miniature.CLASSES]
+    name = f"{wnid}_{miniature.TRUNCATED * 37}.JPEG"
+    for processes in (1, 2):
+        message = rf"{name} in .*ILSVRC2012_img_train.tar.* damaged image: .*--on_corrupt=drop"
+        with pytest.raises(UserError, match=message):
+            prepare.prepare(root, tmp_path / "out", ORIGINAL, subset=True, processes=processes)
+    with monkeypatch.context() as patch:  # Stopped when it had dropped it, it isn't forgotten.
+        patch.setattr(prepare, "_finish", lambda *_: sys.exit(3))
+        with pytest.raises(SystemExit):
+            prepare.prepare(root, tmp_path / "out", ORIGINAL, drop=True, subset=True)
+    with pytest.raises(UserError, match=message):
+        prepare.prepare(root, tmp_path / "out", ORIGINAL, subset=True)
+    made = prepare.prepare(root, tmp_path / "out", ORIGINAL, drop=True, subset=True)
+    assert [n for _, report in made for n, _ in report.dropped] == [name]
+    stored = [file_name for file_name, _, _ in records(tmp_path / "out", "train")]
+    files = sorted(n for wnid in miniature.make_images()[0].values() for n in wnid)
+    assert stored == [files[i] for i in imagenet.shuffled(60) if files[i] != name]
+    assert ["train", name, "dropped"] in [row[:3] for row in repaired(tmp_path / "out")]
+
+
+def test_a_shard_of_nothing_but_damaged_images(tmp_path):
+    root = miniature.make_folder(tmp_path / "in", truncated=False)
+    for path in sorted((root / "val").iterdir())[:2]:
+        path.write_bytes(path.read_bytes()[:500])
+    prepare.prepare(root, tmp_path / "out", ORIGINAL, drop=True, subset=True)
+    assert len(records(tmp_path / "out", "validation")) == 8
+    assert len(sources.TfdsSource("imagenet2012", str(tmp_path / "out"), "validation")) == 8
+
+
+# --- Stopped, and going on ------------------------------------------------------------------------
+
+
+EVENTS = ("open", "os.rename", "os.link", "os.mkdir", "os.remove", "os.rmdir", "shutil.rmtree")
+
+
+def prepare_in_group(source, data_dir, began, processes, events, last_event) -> None:
+    """Prepares in a process group of its own, and counts what it does to files in `data_dir`.
+
+    Kills itself just before it does `last_event`, where there is to be one.
+    """
+    os.setsid()
+    sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - as long as the process.
+
+    def count(event: str, arguments: tuple) -> None:
+        if event in EVENTS and str(data_dir) in str(arguments):
+            events.value += 1
+            if events.value == last_event:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(count)
+    began.set()
+    prepare.prepare(source, data_dir, ORIGINAL, subset=True, processes=processes)
+
+
+@pytest.fixture(scope="module")
+def start(tars):
+    """Starts preparation in a process that has all modules imported already."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.data.test_prepare", "cv2", "tensorflow_datasets"])
+
+    def begin(data_dir: pathlib.Path, processes: int = 1, last_event: int = 0):
+        began, events = context.Event(), context.Value("i", 0)
+        arguments = (tars, data_dir, began, processes, events, last_event)
+        process = context.Process(target=prepare_in_group, args=arguments)
+        process.start()
+        assert began.wait(60)
+        process.events = events
+        return process
+
+    return begin
+
+
+def check_goes_on(start, data_dir: pathlib.Path, prepared: pathlib.Path) -> None:
+    """Runs what was killed again, to its end; the result is that of an uninterrupted run."""
+    final, work = prepare.places(data_dir)
+    finished = final.exists()
+    process = start(data_dir)
+    process.join()
+    assert process.exitcode == (1 if finished else 0)  # Killed when it was just done.
+    assert not work.exists()
+    assert contents(data_dir) == contents(prepared)
+
+
+def test_killed_at_ten_random_points_it_ends_in_the_same_bytes(start, prepared, tmp_path):
+    whole = start(tmp_path / "whole")
+    whole.join()
+    assert contents(tmp_path / "whole") == contents(prepared)
+    events = whole.events.value
+    assert events > 100
+
+    rng = random.Random(0)
+    # The last few: the finished directory has its name, and the working one isn't gone yet.
+    kills = [*rng.sample(range(1, events - 30), 6), *rng.sample(range(events - 30, events), 4)]
+    for number, kill in enumerate(kills):
+        data_dir = tmp_path / str(number)
+        process = start(data_dir, last_event=kill)
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        if number % 2 and not prepare.places(data_dir)[0].exists():  # Killed twice.
+            start(data_dir, last_event=rng.randrange(1, events - kill + 30)).join()
+        check_goes_on(start, data_dir, prepared)
+
+
+def test_killed_while_workers_write(start, prepared, tmp_path):
+    def wait_for_shards(count: int, data_dir: pathlib.Path) -> None:
+        deadline = time.monotonic() + 60
+        while len(list(data_dir.glob("*/*/data/*"))) < count and time.monotonic() < deadline:
+            time.sleep(0.001)
+
+    # The whole group, as a scheduler does, then the first process alone, as a full memory may.
+    for name, kill in (("group", os.killpg), ("first", os.kill)):
+        process = start(tmp_path / name, processes=2)
+        wait_for_shards(3, tmp_path / name)
+        kill(process.pid, signal.SIGKILL)
+        process.join()
+        assert not prepare.places(tmp_path / name)[0].exists()
+        check_goes_on(start, tmp_path / name, prepared)
+
+
+@pytest.fixture
+def half_prepared(tars, tmp_path, monkeypatch):
+    """A data_dir where preparation stopped before the metadata."""
+    monkeypatch.setattr(prepare, "_finish", lambda *_: sys.exit(3))
+    with pytest.raises(SystemExit):
+        prepare.prepare(tars, tmp_path, ORIGINAL, subset=True)
+    monkeypatch.undo()
+    return tmp_path
+
+
+def test_other_settings_or_images_are_refused(half_prepared, tars, tmp_path_factory):
+    before = contents(half_prepared)
+
+    def refused(root, settings, message):
+        with pytest.raises(UserError, match=rf"was begun with {message}\. Go on with the command"):
+            prepare.prepare(root, half_prepared, settings, subset=True)
+
+    refused(tars, shards.Settings("256"), "--size=original")
+    refused(tars, shards.Settings(quality=80), "--quality=90")
+    other = miniature.make_folder(tmp_path_factory.mktemp("other"), truncated=False)
+    next((other / "val").iterdir()).unlink()
+    refused(other, ORIGINAL, "other images")
+    assert contents(half_prepared) == before
+    prepare.prepare(tars, half_prepared, ORIGINAL, subset=True)
+
+
+def test_a_second_process_is_refused(half_prepared, tars):
+    holder = rf"by process {os.getpid()} on {re.escape(socket.gethostname())}; wait until it ends"
+    with prepare._locked(prepare.places(half_prepared)[1]):
+        result = run_tool(f"--from={tars}", f"--data_dir={half_prepared}", "--subset")
+        assert result.returncode == 2
+        assert re.search(rf"is being prepared {holder}", result.stderr)
+        with pytest.raises(UserError, match=rf"imagenet2012' is being prepared in .* {holder}"):
+            sources.TfdsSource("imagenet2012", str(half_prepared), "train")
+
+
+def test_reading_what_is_half_prepared_gives_the_command_that_goes_on(half_prepared):
+    with pytest.raises(UserError, match=r"is half prepared in .* Go on with:\n") as error:
+        sources.TfdsSource("imagenet2012", str(half_prepared), "train")
+    command = str(error.value).partition("\n")[2].split()
+    assert command[:3] == ["python", "-m", "effnet_jax.tools.prepare_imagenet"]
+    result = run_tool(*command[3:], "--processes=1")
+    assert result.returncode == 0, result.stderr
+    assert "going on: 16 of 16 shards are there" in result.stderr
+    assert "repaired train" in result.stdout
+    assert f"--config.data.data_dir={half_prepared}" in result.stdout
+
+
+def test_a_tfrecord_copy_is_to_be_prepared_again(tmp_path):
+    miniature.make_tfrecord(tmp_path)
+    version = tmp_path / "imagenet2012" / "5.1.0"
+    message = rf"(?s)stored as tfrecord.*prepare_imagenet --from={version} --data_dir=NEW_DIR"
+    with pytest.raises(UserError, match=message):
+        sources.TfdsSource("imagenet2012", str(tmp_path), "train")
+
+
+def test_a_ctrl_c_whose_exception_was_lost_is_heeded_all_the_same():
+    class Collected:
+        def __del__(self):  # Python ignores what is raised here, as in a collector's callback.
+            signal.raise_signal(signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    with heeding_ctrl_c() as check:
+        check()
+        Collected()
+        with pytest.raises(KeyboardInterrupt):
+            check()
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_ctrl_c_leaves_what_can_go_on(tars, prepared, tmp_path):
+    arguments = (f"--from={tars}", f"--data_dir={tmp_path}", "--subset", "--processes=2")
+    command = [sys.executable, "-m", "effnet_jax.tools.prepare_imagenet", *arguments]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    # Whoever runs the tests in the background of a shell has it ignored.
+    heed = functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, preexec_fn=heed, **pipes)
+    # While the workers start, which takes a second: all their work takes no longer.
+    while process.poll() is None and not list(tmp_path.glob("*/*/data")):
+        time.sleep(0.001)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 75, errors
+    assert errors.endswith("stopped by Ctrl-C; the same command goes on\n")
+    assert "Traceback" not in errors
+    assert run_tool(*arguments).returncode == 0
+    assert contents(tmp_path) == contents(prepared)
+
+
+def test_tensorflow_is_not_imported(tars, tmp_path):
+    code = (
+        "import pathlib, sys\n"
+        "from effnet_jax.data import prepare, shards, sources\n"
+        f"root, out = pathlib.Path({str(tars)!r}), pathlib.Path({str(tmp_path)!r})\n"
+        "prepare.prepare(root, out, shards.Settings(), subset=True)\n"
+        "sources.TfdsSource('imagenet2012', str(out), 'train')[0]\n"
+        "print([name for name in sys.modules if name.partition('.')[0] == 'tensorflow'])\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert result.stdout.strip() == "[]", result.stderr

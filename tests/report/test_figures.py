@@ -1,0 +1,129 @@
+"""From CSV to figure: what is drawn is what the rows say."""
+
+import pytest
+from samples import methods, row, write
+
+from effnet_jax.report import figures, results
+
+
+@pytest.fixture
+def read(tmp_path):
+    return lambda rows, **kw: results.read([write(tmp_path / "rows.csv", rows)], **kw)
+
+
+def curves(drawn, colour=None):
+    """x and y of every line with markers that joins points, over all axes."""
+    found = []
+    for axes in drawn.figure.axes:
+        for line in axes.get_lines():
+            if line.get_linestyle() != "None" and line.get_marker() not in ("None", None, "_", "|"):
+                found.append((list(line.get_xdata()), list(line.get_ydata())))
+    return found
+
+
+def texts(drawn):
+    return [text.get_text() for axes in drawn.figure.axes for text in axes.texts]
+
+
+def test_figure_8_has_the_real_costs_and_every_method_from_the_base(read):
+    drawn = figures.figure8(read(methods()))
+    lines = curves(drawn)
+    assert len(lines) == 4
+    for number, (x, y) in enumerate(lines):
+        assert x == [3_000_000, 6_000_000 + 1000 * number, 12_000_000 + 1000 * number]
+        assert y == pytest.approx([70, 76 + 0.5 * number, 80 + 0.5 * number])
+    assert set(texts(drawn)) == {"width", "depth", "resolution", "compound", "base"}
+    (axes,) = drawn.figure.axes
+    dots = [tuple(dot) for collection in axes.collections for dot in collection.get_offsets()]
+    assert (3_000_000, pytest.approx(69)) in dots  # Single seeds beside the mean.
+    assert len(drawn.rows) == 9
+    width = next(r for r in drawn.rows if r["label"] == "2x (w=1.5)" and r["series"] == "width")
+    assert width["top1_mean"] == pytest.approx(0.76)
+    assert width["top1_sd"] == pytest.approx(0.01)
+    assert (width["n"], width["seeds"]) == (3, "0 1 2")
+    assert "3 seeds a point" in drawn.caption
+
+
+def test_error_bars_are_one_sample_deviation_and_only_where_there_are_seeds(read):
+    several = figures.figure8(read(methods(3)))
+    bars = [
+        segment
+        for collection in several.figure.axes[0].collections
+        if hasattr(collection, "get_segments")
+        for segment in collection.get_segments()
+    ]
+    assert bars
+    assert all(high[1] - low[1] == pytest.approx(2) for low, high in bars)
+    single = figures.figure8(read(methods(1)))
+    assert not any(hasattr(c, "get_segments") for c in single.figure.axes[0].collections)
+    assert "n = 1" in single.caption
+
+
+def test_figure_3_has_a_panel_for_each_dimension_that_was_run(read):
+    rows = [
+        row(sweep=kind, series=kind, label=f"{kind[0]}={x}", multiply_adds=1000 * x, ema_top1=top1)
+        for kind in ("width", "depth")
+        for x, top1 in ((5, 0.9), (1, 0.7), (2, 0.8))
+    ]
+    drawn = figures.figure3(read(rows))
+    assert len(drawn.figure.axes) == 2
+    for x, y in curves(drawn):  # In the order of cost, whatever the file's.
+        assert (x, y) == ([1000, 2000, 5000], pytest.approx([70, 80, 90]))
+    assert "w=5" in texts(drawn)
+    assert "Not run: resolution" in drawn.caption
+
+
+def test_figure_4_has_a_line_for_each_depth_and_resolution(read):
+    rows = [
+        row(sweep="width_at", series=f"d={d}, r=1.0", label=f"w={w}", multiply_adds=d * w)
+        for d in (1, 2)
+        for w in (100, 200)
+    ]
+    drawn = figures.figure4(read(rows))
+    assert [x for x, _ in curves(drawn)] == [[100, 200], [200, 400]]
+
+
+def test_the_paper_s_points_are_drawn_only_beside_imagenet(read):
+    phi = {"sweep": "phi", "series": "compound", "label": "b0"}
+    away = figures.figure5(read([row(**phi)]))
+    assert [r["source"] for r in away.rows] == ["ours"]
+    assert "not on cluttered_digits/test" in away.caption
+    home = figures.figure5(read([row(**phi, data="imagenet2012/validation")]))
+    empty = figures.figure5(results.Results())
+    assert [r["source"] for r in home.rows].count("ours") == 1
+    for drawn in (home, empty):
+        curve = next(x for x, _ in curves(drawn) if len(x) == 8)
+        assert curve[0] == 385_814_752  # Counted, not the 0.39 B that is printed.
+        assert "GPipe" not in {r["label"] for r in drawn.rows if r["multiply_adds"]}
+    assert "GPipe" in {r["label"] for r in figures.figure1(results.Results()).rows}
+
+
+def test_transfer_takes_the_results_of_its_data_sets_side_by_side(read):
+    phi = {"sweep": "phi", "series": "compound", "label": "b0"}
+    rows = [row(**phi, data="cifar10/test", ema_top1=0.98), row(**phi, data="cifar100/test")]
+    drawn = figures.figure6(read(rows))
+    ours = {r["data"]: r["top1_mean"] for r in drawn.rows if r["source"] == "ours"}
+    assert ours == {"cifar10/test": 0.98, "cifar100/test": 0.75}
+    assert "Ours: CIFAR-10" in drawn.caption
+
+
+def test_the_grid_shows_every_candidate_with_its_cost_and_marks_the_best(read):
+    rows = [
+        row(sweep="seeds:2,grid", series="grid", label=label, seed=s, ema_top1=t, multiply_adds=m)
+        for label, m, pair in (
+            ("1.2, 1.1, 1.15", 6_000_000, (0.8, 0.82)),
+            ("2, 1, 1", 5_500_000, (0.7, 0.72)),
+            ("1, 1, 1.4", 5_000_000, (0.79, 0.82)),
+        )
+        for s, t in enumerate(pair)
+    ]
+    drawn = figures.figure_grid(read(rows))
+    names = [label.get_text() for label in drawn.figure.axes[0].get_yticklabels()]
+    assert names == ["2, 1, 1  (5.5 M)", "1, 1, 1.4  (5 M)", "1.2, 1.1, 1.15  (6 M)"]
+    assert "best mean: 1.2, 1.1, 1.15" in drawn.caption
+    assert "1 of the 2 others overlap" in drawn.caption
+
+
+@pytest.mark.parametrize("key", ["figure3", "figure4", "figure8", "figure_grid"])
+def test_nothing_is_drawn_of_nothing(key):
+    assert figures.FIGURES[key].draw(results.Results()) is None

@@ -1,0 +1,154 @@
+"""The report as a person would make it, and the tables in it."""
+
+import csv
+import html
+import pathlib
+import re
+import sys
+import time
+
+import pytest
+from conftest import read_golden
+from samples import methods, row, write
+
+from effnet_jax.errors import UserError
+from effnet_jax.report import drawing, results, tables
+from effnet_jax.tools import report
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    def call(*arguments: str, dpi: int = 30) -> pathlib.Path:
+        out = tmp_path / "out"
+        monkeypatch.setattr(sys, "argv", ["report", f"--out={out}", *arguments])
+        monkeypatch.setattr(drawing, "DPI", dpi)
+        report.main()
+        assert str(out / "index.html") in capsys.readouterr().out
+        return out
+
+    return call
+
+
+def test_empty_results_give_a_page_that_says_what_to_run(run, tmp_path):
+    (tmp_path / "none").mkdir()
+    out = run(f"--results={tmp_path / 'none'}")
+    page = html.unescape((out / "index.html").read_text())
+    for sweep in ("phi", "width", "depth", "resolution", "width_at", "seeds:3,methods", "table3"):
+        assert "effnet_jax.tools.sweep --config=configs/" in page
+        assert f"--sweep={sweep} " in page
+    assert "benchmark latency" in page
+    assert "not run" in page
+    assert (out / "figure1.png").exists()  # The paper's own points.
+    assert not (out / "figure8.png").exists()
+
+
+def test_the_report_is_whole_and_stands_alone(run, tmp_path):
+    path = write(tmp_path / "results" / "methods.csv", methods())
+    start = time.perf_counter()
+    out = run(f"--results={path}", dpi=drawing.DPI)
+    assert time.perf_counter() - start < 20
+    page = (out / "index.html").read_text()
+    assert re.findall(r'(?:src|href)="(?!data:image/png;base64,|#)', page) == []
+    assert not re.search(r"https?://|<script|<link|url\(", page)
+    assert 'name="viewport"' in page
+    for text in ("cluttered_digits/test", "abc", "0.10.2", "2026-11-22T10:00:00", "methods.csv"):
+        assert text in page
+    for name in ("figure8.png", "figure8.csv", "table_methods.csv", "table1.csv", "table7.csv"):
+        assert (out / name).stat().st_size > 0
+    with open(out / "figure8.csv", newline="") as file:
+        drawn = list(csv.DictReader(file))
+    expected = {run["multiply_adds"] for run in methods()}
+    assert {int(point["multiply_adds"]) for point in drawn} == expected
+    with open(out / "table_methods.csv", newline="") as file:
+        assert {int(cells["multiply-adds"]) for cells in csv.DictReader(file)} == expected
+
+
+def test_a_new_report_leaves_nothing_of_the_old_and_spares_what_is_not_its_own(run, tmp_path):
+    full = write(tmp_path / "a.csv", methods())
+    out = run(f"--results={full}")
+    (out / "mine.txt").write_text("x")
+    empty = write(tmp_path / "b.csv", [])
+    run(f"--results={empty}")
+    assert not (out / "figure8.png").exists()
+    assert (out / "mine.txt").exists()
+    (out / "index.html").write_text("<html>somebody's</html>")
+    with pytest.raises(UserError, match="choose another --out"):
+        run(f"--results={empty}")
+
+
+def test_out_must_not_be_a_file(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(sys, "argv", ["report", f"--out={tmp_path / 'file'}"])
+    with pytest.raises(UserError, match="should be a folder"):
+        report.main()
+
+
+def test_labels_can_not_break_the_page(run, tmp_path):
+    rows = [row(series="<b>bold</b>", label="1x <script>", data="a&b/test")]
+    page = (run(f"--results={write(tmp_path / 'a.csv', rows)}") / "index.html").read_text()
+    assert "<script" not in page
+    assert "&lt;b&gt;bold" in page
+
+
+def test_table_1_is_the_paper_s():
+    table = tables.table1(results.Results())
+    assert [cells[-1] for cells in table.rows] == ["the same"] * 9
+
+
+def test_table_2_counts_equal_the_golden_ones():
+    golden = {model["model"]: model for model in read_golden("param_counts.csv")}
+    rows = tables.table2(results.Results()).rows
+    assert len(rows) == 8
+    for cells in rows:
+        expected = golden[cells[0].lower()]
+        assert int(cells[1].replace(",", "")) == int(expected["trainable_params"])
+        count = expected["multiply_adds_at_res(conv+se+fc)"]
+        assert int(cells[3].replace(",", "")) == int(count)
+        assert cells[5] == "not run"
+    assert rows[0][6:] == ("77.1", "76.882")
+
+
+def test_table_2_takes_imagenet_and_the_right_network_alone(tmp_path):
+    b0 = {"sweep": "phi", "series": "compound", "label": "b0"}
+    real = {"parameters": 5_288_548, "multiply_adds": 385_814_752}
+
+    def ours(**changes):
+        path = write(tmp_path / "a.csv", [row(**b0, **changes)])
+        return tables.table2(results.read([path])).rows[0][5]
+
+    assert ours(**real, data="imagenet2012/validation") == "75.00 (n = 1)"
+    assert ours(**real) == "not run"
+    assert ours(**real, data="imagenet2012/train[99%:]") == "not run"
+    assert ours(data="imagenet2012/validation") == "not run"
+
+
+def test_measured_figures_are_rounded_against_us(tmp_path):
+    assert tables.down(76.9999) == "76.99"
+    assert tables.down(100 * 0.771) == "77.10"  # 77.09999999999999 is float error.
+    assert tables.down(-0.001) == "-0.01"
+    assert tables.up(0.1201) == "0.13"
+    assert tables.up(0.07 * 100, 1) == "7.0"
+
+
+def test_the_table_of_methods_compares_with_the_base(tmp_path):
+    found = results.read([write(tmp_path / "a.csv", methods())])
+    rows = tables.table_methods(found).rows
+    assert [cells[0] for cells in rows[:3]] == ["base", "compound", "resolution"]
+    assert rows[1][2:7] == ("77.50", "1.00", "3", "6,003,000", "2.001x")
+    assert rows[0][6] == "1.000x"
+
+
+def test_table_4_divides_only_what_one_machine_measured(tmp_path):
+    header = "model,resolution,batch,latency_ms,latency_ms_min,latency_ms_max,threads,device,time"
+
+    def table(threads):
+        path = tmp_path / "latency.csv"
+        lines = ["b1,240,1,50.04,49,51,1,cpu,2", f"resnet152,224,1,299,298,300,{threads},cpu,1"]
+        path.write_text("\n".join([header, *lines]) + "\n")
+        return {cells[0]: cells for cells in tables.table4(results.read([path])).rows}
+
+    rows = table(1)
+    assert rows["EfficientNet-B1"][1:4:2] == ("50.1 ms (49.0 to 51.0)", "5.9x")
+    assert rows["EfficientNet-B7"][1] == "not run"
+    assert rows["GPipe"][1] == "this network is not here"
+    assert table(2)["EfficientNet-B1"][3] == ""

@@ -1,0 +1,61 @@
+"""BatchNorm's scope as a number of examples."""
+
+import pytest
+
+from effnet_jax import config as default
+from effnet_jax import parallel
+from effnet_jax.errors import UserError
+
+
+def test_the_reference_shares_over_an_eighth_of_the_shards_and_at_least_eight():
+    # By hand from the rule in reference/official_training.json: none up to 8 shards, else groups of
+    # max(8, shards // 8).
+    shards = {1: 1, 2: 1, 8: 1, 16: 8, 32: 8, 64: 8, 128: 16, 256: 32, 512: 64, 1024: 128}
+    assert {count: parallel.reference_shards(count) for count in shards} == shards
+    with pytest.raises(UserError, match="groups of 8 devices, and 12 devices"):
+        parallel.reference_shards(12)
+
+
+@pytest.mark.parametrize(
+    ("scope", "group", "examples", "devices", "expected"),
+    [
+        ("global", 5, 256, 8, 256),
+        ("group", 32, 256, 8, 32),
+        ("group", 8, 256, 8, 8),
+        ("group", 64, 256, 8, 64),
+        ("group", 256, 256, 1, 256),
+        ("reference", 5, 256, 8, 32),
+        ("reference", 5, 2048, 16, 1024),
+        ("reference", 5, 4096, 1024, 512),
+    ],
+)
+def test_examples_in_a_group(scope, group, examples, devices, expected):
+    assert parallel.examples_in_group(scope, group, examples, devices) == expected
+
+
+@pytest.mark.parametrize(
+    ("group", "message"),
+    [
+        (24, "group=24 does not divide the 32 examples .* of 8 devices .* nearest that does is 16"),
+        (96, "no whole number of devices that divides all 256; the nearest that does is 64"),
+        (512, "the nearest that does is 256"),
+    ],
+)
+def test_groups_that_are_not_whole_are_refused(group, message):
+    with pytest.raises(UserError, match=message):
+        parallel.examples_in_group("group", group, 256, 8)
+
+
+def test_the_scope_is_said_and_an_unknown_one_refused():
+    config = default.get_config()
+    config.batch_size, config.model.batch_norm_scope = 256, "reference"
+    assert parallel.describe_batch_norm(config, 8) == (
+        "BatchNorm over groups of 32 of 256 examples (reference rule, 8 devices)"
+    )
+    config.accumulation_steps, config.model.batch_norm_scope = 4, "global"
+    assert "groups of 64 of 64 examples at a time, in 4 parts" in parallel.describe_batch_norm(
+        config, 8
+    )
+    config.model.batch_norm_scope = "gruop"
+    with pytest.raises(UserError, match="did you mean: group"):
+        parallel.describe_batch_norm(config, 8)
