@@ -159,13 +159,3 @@ def test_a_learning_rate_of_zero_freezes():
     end = run(optimizer.build_optimizer(config, lambda step: 0.1, params), params, gradients)[-1]
     assert float(end["frozen"]) == 1.0
     assert float(end["free"]) < 1.0
-
-
-def test_unknown_names_list_the_near_ones():
-    config = default.get_config("b0")
-    config.schedule.name = "cosin"
-    with pytest.raises(UserError, match="cosine"):
-        optimizer.learning_rate(config, 100)
-    config.schedule.name, config.optimizer.name = "cosine", "adam"
-    with pytest.raises(UserError, match="adamw"):
-        optimizer.learning_rate(config, 100)
