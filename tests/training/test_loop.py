@@ -221,6 +221,27 @@ def test_a_second_run_compiles_nothing_anew(uninterrupted, tmp_path):
     assert seconds[1] < seconds[0]
 
 
+def test_evaluations_go_by_name_and_hooks_see_every_step(tiny, tmp_path):
+    tiny.epochs = 1.0
+    tiny.evaluations.few = config_lib.evaluation(("ema",), 0.5, eval_split="test[:50]")
+    tiny.checkpoint.best_metric = "few/ema/top1"
+    seen = []
+
+    def hook(step, state, metrics):
+        seen.append((step, int(state.step), float(metrics["count"])))
+
+    _, scores = supervisor.train_and_evaluate(tiny, tmp_path, [hook])
+    assert seen == [(step, step, 64.0) for step in range(1, 23)]
+    assert (scores["few/ema/count"], scores["val/raw/count"], scores["val/ema/count"]) == (
+        50,
+        360,
+        360,
+    )
+    rows = [row for row in writers.read_metrics(tmp_path) if "few/ema/top1" in row]
+    assert [row["step"] for row in rows] == [11, 22]
+    assert ["val/ema/top1" in row for row in rows] == [False, True]
+
+
 def test_a_signal_in_the_evaluation_saves_too(tiny, tmp_path, monkeypatch):
     from effnet_jax import evaluation
 
