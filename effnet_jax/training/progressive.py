@@ -68,7 +68,7 @@ def stages(config: ConfigDict, examples: int) -> list[Stage]:
       examples: records in an epoch.
 
     Raises:
-      UserError: a stage can't be trained, or has no step.
+      UserError: a stage has no step.
     """
     each = config_lib.stages(config)
     count, epochs = len(each), config.epochs
@@ -81,13 +81,8 @@ def stages(config: ConfigDict, examples: int) -> list[Stage]:
                 f"config.epochs={epochs:g} is {ends[-1]} steps, too few for the {count} stages of "
                 "config.progressive; raise it, or give fewer"
             )
-        try:
-            model = models.build(stage.model)
-        except UserError as error:
-            where = f"stage {index + 1} of config.progressive: " if count > 1 else ""
-            raise UserError(f"{where}{error}") from None
         span = starts[index], starts[index + 1], ends[index], ends[index + 1]
-        result.append(Stage(index + 1, *span, stage, model))
+        result.append(Stage(index + 1, *span, stage, models.build(stage.model)))
     return result
 
 

@@ -1,6 +1,5 @@
 """What a run needs before its first step, built and checked before any compute is spent."""
 
-import contextlib
 import dataclasses
 import functools
 import itertools
@@ -13,7 +12,6 @@ import flax.linen as nn
 import jax
 import numpy as np
 import optax
-import rich.table
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -24,9 +22,8 @@ from effnet_jax.data import pipeline, sources
 from effnet_jax.data.sources import Source
 from effnet_jax.errors import UserError
 from effnet_jax.evaluation import Evaluator
-from effnet_jax.run import curves, environment, writers
+from effnet_jax.run import environment, writers
 from effnet_jax.run.processes import Alone
-from effnet_jax.training import clock as clocks
 from effnet_jax.training import fine_tune, progressive, workdir_files
 from effnet_jax.training import optimizer as optimizers
 from effnet_jax.training.clock import Clock
@@ -135,11 +132,8 @@ class Run:
         saved = checkpoints.restore(self.shapes, self.shardings)
         if saved is not None:
             return saved
-        key, resolution = (
-            random_key(self.config.seed, "init", 0),
-            self.model.architecture.resolution,
-        )
-        state = fresh_state(self.model, self.optimizer, resolution, key, self.shardings)
+        key, size = random_key(self.config.seed, "init", 0), self.model.architecture.resolution
+        state = fresh_state(self.model, self.optimizer, size, key, self.shardings)
         return fine_tune.init_from(state, self.config.checkpoint, self.processes)
 
     def describe(self, start: int) -> list[str]:
@@ -254,28 +248,3 @@ def resolve(config: ConfigDict, classes: tuple[str, ...]) -> ConfigDict:
             "leave it out to take as many as the data has"
         )
     return config
-
-
-def show_result(run: Run, state: TrainState, scores: Scores) -> None:
-    """Prints a finished run's scores and where its time went, and draws its curves."""
-    if not run.processes.is_first:
-        return
-    path = run.workdir / "curves.png"
-    with contextlib.suppress(OSError):  # A full disk, after all that counts is saved.
-        curves.draw_curves(writers.read_metrics(run.workdir), path)
-    minutes = run.clock.seconds().total() / 60
-    title = f"step {int(state.step)}, {minutes:.1f} min in this run"
-    writers.console.print(result_table(scores, title))
-    writers.console.print(clocks.table(run.workdir))
-    writers.say(f"curves: {path}   all else: {run.workdir}")
-
-
-def result_table(scores: Scores, title: str) -> rich.table.Table:
-    """Top-1, top-5, loss and count by evaluation and weights."""
-    table = rich.table.Table("evaluation", "top-1", "top-5", "loss", "images", title=title)
-    for name in dict.fromkeys(key.rpartition("/")[0] for key in scores):
-        top1, top5, count = (scores[f"{name}/{key}"] for key in ("top1", "top5", "count"))
-        loss = scores.get(f"{name}/loss")
-        shown = "" if loss is None else f"{loss:.4f}"
-        table.add_row(name, f"{top1:.2%}", f"{top5:.2%}", shown, str(count))
-    return table

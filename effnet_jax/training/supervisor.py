@@ -18,7 +18,7 @@ from effnet_jax.run.signals import Signals
 from effnet_jax.training import workdir_files
 from effnet_jax.training.clock import Clock
 from effnet_jax.training.loop import Hook, Programs, train
-from effnet_jax.training.setup import Run, Scores, prepare, show_result
+from effnet_jax.training.setup import Run, Scores, prepare
 from effnet_jax.training.state import TrainState
 
 AGAIN = "Run the same command again to resume"
@@ -37,7 +37,7 @@ def train_and_evaluate(
 
     Args:
       config: see config.py.
-      workdir: for checkpoints, metrics, config and curves.
+      workdir: for checkpoints, metrics and config.
       hooks: called after each step.
       processes: of the run, as from `processes.join`.
 
@@ -84,7 +84,6 @@ def train_and_evaluate(
                 raise UserError(f"{error}. {_last_good(run, checkpoints)}") from None
         with clock.spent("checkpoint"):
             checkpoints.wait()
-    show_result(run, state, scores)
     return state, scores
 
 

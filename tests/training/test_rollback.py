@@ -11,6 +11,7 @@ import pytest
 from effnet_jax import evaluation
 from effnet_jax.data import pipeline
 from effnet_jax.errors import Interrupted, NonFiniteLossError
+from effnet_jax.report import finish
 from effnet_jax.run import files, writers
 from effnet_jax.training import clock, supervisor
 from effnet_jax.training import step as training_step
@@ -104,7 +105,7 @@ def test_a_roll_back_skips_the_data_and_a_run_killed_around_it_ends_bit_equal(
     rows = files.read_rows(tmp_path / "killed" / clock.FILE)
     starts = [row["step"] for row in rows if row.get("event") == "start"]
     assert starts == [0, 10]
-    assert clock.account(rows)["rework"] > 0
+    assert finish.account(rows)["rework"] > 0
 
 
 def test_more_roll_backs_than_allowed_stop_the_run(config, tmp_path, feed):
