@@ -174,7 +174,7 @@ def test_killed_while_saving_loses_no_committed_checkpoint_and_ends_bit_equal(
         return {int(name) for name in listing() if name.isdigit()}
 
     killed_in_save, reached = 0, 0
-    for _ in range(4):
+    for _ in range(2):
         process = start(workdir, *arguments)
         # A save under way shows as a folder with a temporary name. Any moment within it will do.
         wanted = reached + moments.randint(2, 5)
