@@ -36,7 +36,7 @@ def test_empty_results_give_a_page_that_says_what_to_run(run, tmp_path):
     for sweep in ("phi", "width", "depth", "resolution", "width_at", "seeds:3,methods", "table3"):
         assert "effnet_jax.tools.sweep --config=configs/" in page
         assert f"--sweep={sweep} " in page
-    assert "benchmark latency" in page
+    assert "python -m benchmarks latency" in page
     assert "not run" in page
     assert (out / "figure1.png").exists()  # The paper's own points.
     assert not (out / "figure8.png").exists()
