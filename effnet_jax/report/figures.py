@@ -3,6 +3,7 @@
 Costs on the axes are counted from the networks, never the multiples that were asked for.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -107,12 +108,8 @@ def curve(results: Results, what: str, cost: str) -> Drawn:
     return Drawn(figure, caption.strip(), drawn)
 
 
-def figure1(results: Results) -> Drawn:
-    return curve(results, "figure 1", "parameters")
-
-
-def figure5(results: Results) -> Drawn:
-    return curve(results, "figure 5", "multiply_adds")
+figure1 = functools.partial(curve, what="figure 1", cost="parameters")
+figure5 = functools.partial(curve, what="figure 5", cost="multiply_adds")
 
 
 def figure3(results: Results) -> Drawn | None:
@@ -129,9 +126,8 @@ def figure3(results: Results) -> Drawn | None:
         line = by_cost([point for point in points if point.series == kind])
         colour, marker = drawing.style(kind)
         drawing.draw_points(axes, line, "multiply_adds", colour, marker)
-        for number, point in enumerate(line):
-            below = number % 2 == 1
-            drawing.annotate(axes, point, "multiply_adds", point.label, colour, below)
+        for number, point in enumerate(line):  # Above and below in turn.
+            drawing.annotate(axes, point, "multiply_adds", point.label, colour, number % 2 == 1)
         costs = [point.multiply_adds for point in line]
         drawing.label_axes(axes, f"multiply-adds, {kind} alone", costs)
         axes.margins(x=0.1, y=0.15)

@@ -37,7 +37,7 @@ def missing(key: str, results: Results) -> list[str]:
         config = "CONFIG_OF_A_DATA_SET" if transfer else config
         if name not in run:
             commands.append(
-                f"python -m effnet_jax.tools.sweep --config={config} --sweep={sweep} "
+                f"effnet-jax sweep --config={config} --sweep={sweep} "
                 f"--workdir=runs/{name} --csv=results/{name}.csv"
             )
     return commands
@@ -79,5 +79,4 @@ def make_files(results: Results) -> dict[str, bytes]:
     text = (HERE / "page.html").read_text(encoding="utf-8")
     template = jinja2.Template(text, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     shown = {"results": results, "sections": sections, "not_run": tables.NOT_RUN}
-    page = template.render(shown, generator=GENERATOR)
-    return files | {"index.html": page.encode()}
+    return files | {"index.html": template.render(shown, generator=GENERATOR).encode()}

@@ -38,7 +38,7 @@ def versions(source: Few, config: ConfigDict, epochs: int) -> list[np.ndarray]:
     config = config.copy_and_resolve_references()
     config.batch_size = len(source)
     every = pipeline.train_batches(source, config, resolution)
-    batches = [every[epoch] for epoch in range(epochs)]
+    batches = (every[epoch] for epoch in range(epochs))
     return [batch["image"][np.argsort(batch["label"])] for batch in batches]
 
 
@@ -54,8 +54,8 @@ def draw(
       title: of the page.
     """
     columns = [list(originals), *epochs]
-    size = (CELL * len(columns), CELL * (len(originals) + 0.5))
-    figure = matplotlib.figure.Figure(figsize=size, layout="constrained")
+    figure = matplotlib.figure.Figure(layout="constrained")
+    figure.set_size_inches(CELL * len(columns), CELL * (len(originals) + 0.5))
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
     figure.suptitle(title, fontsize=drawing.TEXT)
     grid = figure.subplots(len(originals), len(columns), squeeze=False)

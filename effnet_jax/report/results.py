@@ -8,6 +8,7 @@ import csv
 import dataclasses
 import operator
 import pathlib
+import re
 import statistics
 from collections import Counter
 from collections.abc import Sequence
@@ -16,22 +17,19 @@ from typing import NamedTuple
 from effnet_jax.errors import UserError, near
 
 EVALUATION = "val/ema"  # The default; its accuracies are in the column val/ema/top1.
-TOP1 = "/top1"
 SETTINGS = ("base", "width", "depth", "resolution", "parameters", "multiply_adds", "epochs")
-SETTINGS += ("batch_size",)  # Runs that share these differ only in their seed.
+SETTINGS += ("batch_size",)  # Runs of one point share these, and differ only in their seed.
 LATENCY = ("model", "resolution", "batch", "latency_ms", "latency_ms_min", "latency_ms_max")
 
 
 def bare_name(sweep: str) -> str:
     """The name of a sweep without arguments and seeds: "methods" for "seeds:3,methods:2,4"."""
-    name, _, argument = sweep.partition(":")
-    while name == "seeds":
-        name, _, argument = argument.partition(",")[2].partition(":")
+    name = re.sub(r"^(seeds:[^,]*,)+", "", sweep).partition(":")[0]
     return pathlib.PurePath(name).stem
 
 
 class Run(NamedTuple):
-    """One row: the columns that tables and figures need, and top-1 by evaluation ("val/ema")."""
+    """One row: the columns that tables and figures need, and scores by name ("val/ema/top1")."""
 
     sweep: str
     series: str
@@ -49,13 +47,12 @@ class Run(NamedTuple):
     multiply_adds: int
     epochs: float
     batch_size: int
-    count: int
     train_minutes: float
     jax: str
     device: str
     commit: str
     time: str
-    top1: dict[str, float | None]
+    scores: dict[str, float | None]
 
     @property
     def kind(self) -> str:
@@ -70,9 +67,12 @@ def whole(text: str) -> int:
     return int(value)
 
 
-COLUMNS = {name: kind for name, kind in Run.__annotations__.items() if name != "top1"}
+COLUMNS = {name: kind for name, kind in Run.__annotations__.items() if name != "scores"}
 PARSERS = {str: str, int: whole, float: float}
-PARSERS[float | None] = lambda text: float(text) if text else None
+PARSERS |= {
+    int | None: lambda text: whole(text) if text else None,
+    float | None: lambda text: float(text) if text else None,
+}
 
 
 class Point(NamedTuple):
@@ -161,24 +161,23 @@ class Results:
                     f"{where} differ by more than their seed: {key} {values[0]} and {values[1]}. "
                     "Name only the files that belong together with --results"
                 )
-        if any(run.top1.get(self.evaluation) is None for run in runs):
-            others = ", ".join(name for name, value in first.top1.items() if value is not None)
-            raise UserError(
-                f"{where} have no {self.evaluation}{TOP1}; choose another with "
-                f"--evaluation={others}"
-            )
+        top1, count = f"{self.evaluation}/top1", f"{self.evaluation}/count"
+        if any(run.scores.get(key) is None for run in runs for key in (top1, count)):
+            known = [key for key, value in first.scores.items() if value is not None]
+            others = ", ".join(key[:-5] for key in known if key.endswith("/top1"))
+            raise UserError(f"{where} need {top1} and {count}; there is --evaluation={others}")
         name = self.evaluation.partition("/")[0]
         data = first.data if name == "val" else f"{first.data}, evaluation {name}"
         costs = (first.parameters, first.multiply_adds)
         runs = tuple(sorted(runs, key=lambda run: run.seed))
-        top1 = tuple(run.top1[self.evaluation] for run in runs)
-        return Point(first.series, first.label, data, self.evaluation, *costs, runs, top1)
+        scores = tuple(run.scores[top1] for run in runs)
+        return Point(first.series, first.label, data, self.evaluation, *costs, runs, scores)
 
     def transfer(self, what: str, name: str) -> list[Point]:
         """The points of "phi" on every split of a data set, which are not mixed."""
         sets = dict.fromkeys(r.data for r in self.runs if r.data.partition("/")[0] == name)
-        each = (dataclasses.replace(self, data=data).points(what, "phi") for data in sets)
-        return [point for points in each for point in points]
+        alone = (dataclasses.replace(self, data=data) for data in sets)
+        return [point for results in alone for point in results.points(what, "phi")]
 
 
 def describe(points: Sequence[Point]) -> str:
@@ -191,6 +190,7 @@ def describe(points: Sequence[Point]) -> str:
         return f"{low:{digits}}" if low == high else f"{low:{digits}} to {high:{digits}}"
 
     first, runs = points[0], [run for point in points for run in point.runs]
+    images = [run.scores[f"{first.evaluation}/count"] for run in runs]
     kind = "averaged (EMA)" if first.evaluation.endswith("/ema") else "raw"
     spread = "One run a point (n = 1), so that the spread is not known."
     if max(point.n for point in points) > 1:
@@ -199,8 +199,8 @@ def describe(points: Sequence[Point]) -> str:
             "standard deviation, a dot for each seed."
         )
     return (
-        f"Top-1 of the {kind} weights on {first.data} ({span([r.count for r in runs], ',')} "
-        f"images), after {span([run.epochs for run in runs])} epochs at batch "
+        f"Top-1 of the {kind} weights on {first.data} ({span(images, ',')} images), after "
+        f"{span([run.epochs for run in runs])} epochs at batch "
         f"{span([run.batch_size for run in runs])}. {spread}"
     )
 
@@ -218,18 +218,22 @@ def find_files(paths: Sequence[pathlib.Path]) -> dict[pathlib.Path, bool]:
 
 def parse(row: dict[str, str], place: str) -> Run:
     """A row as a run; `place` is its file and line, for messages."""
-    evaluations = [name for name in filter(None, row) if name.endswith(TOP1)]
+    scores = {
+        name: int | None if name.endswith("/count") else float | None
+        for name in filter(None, row)
+        if name.count("/") == 2
+    }
     values = {}
-    for name, kind in (COLUMNS | dict.fromkeys(evaluations, float | None)).items():
+    for name, kind in (COLUMNS | scores).items():
         try:
             values[name] = PARSERS[kind]((row[name] or "").strip())
         except ValueError:
             raise UserError(f"{place}: {name} is {row[name]!r}, no number") from None
-    top1 = {name.removesuffix(TOP1): values.pop(name) for name in evaluations}
-    for name, value in top1.items():
-        if value is not None and not 0 <= value <= 1:
-            raise UserError(f"{place}: {name}{TOP1} is {value}; accuracies are fractions, 0 to 1")
-    return Run(**values, top1=top1)
+    scores = {name: values.pop(name) for name in scores}
+    for name, value in scores.items():
+        if name.endswith("/top1") and value is not None and not 0 <= value <= 1:
+            raise UserError(f"{place}: {name} is {value}; accuracies are fractions, 0 to 1")
+    return Run(**values, scores=scores)
 
 
 def read_file(path: pathlib.Path) -> tuple[Sequence[str], list[tuple[str, dict[str, str]]]]:
@@ -254,7 +258,7 @@ def read(
 
     Raises:
       UserError: a missing or unreadable file, a named file with other columns, an impossible value,
-        or an `evaluation` or `data` that no run has.
+        or a `data` that no run has.
     """
     settings = operator.attrgetter("kind", "series", "label", "data", "seed", *SETTINGS)
     runs: dict[tuple, Run] = {}
@@ -262,8 +266,8 @@ def read(
     for path, named in find_files(paths).items():
         columns, rows = read_file(path)
         missing = [name for name in COLUMNS if name not in columns]
-        if not any(name.endswith(TOP1) for name in columns):
-            missing.append(EVALUATION + TOP1)
+        if not any(name.endswith("/top1") for name in columns):
+            missing.append(f"{evaluation}/top1")
         if not missing:
             total += len(rows)
             for place, row in rows:
@@ -280,12 +284,7 @@ def read(
             continue
         files.append(path)
     sets = {run.data for run in runs.values()}
-    evaluations = {name for run in runs.values() for name in run.top1}
     if data is not None and data not in sets:
         raise UserError(f"no results have --data={data}; there are: {near(data, sets) or 'none'}")
-    if runs and evaluation not in evaluations:
-        raise UserError(
-            f"no results have --evaluation={evaluation}; there are: {near(evaluation, evaluations)}"
-        )
     repeated = total - len(runs)
     return Results(tuple(runs.values()), tuple(latency), tuple(files), evaluation, data, repeated)

@@ -14,8 +14,7 @@ from effnet_jax.models import efficientnet, network
 from effnet_jax.report import paper
 from effnet_jax.report.results import Point, Results, describe
 
-NOT_RUN = "not run"
-NOT_STATED = "not stated"
+NOT_RUN, NOT_STATED = "not run", "not stated"
 
 
 class Table(NamedTuple):
@@ -53,10 +52,9 @@ def accuracy(point: Point) -> tuple[str, str, str]:
 
 def stage_rows(spec: network.Architecture) -> list[tuple[str, int, int, int]]:
     """Operator, input size, channels and layers of each row of Table 1, from the built table."""
-    layers = {layer.name: layer for layer in spec.layers()}
-    size = spec.resolution
-    rows = [(f"Conv{spec.stem.kernel}x{spec.stem.kernel}", size, spec.stem.filters, 1)]
-    size = layers["stem/conv"].size
+    kernel = f"{spec.stem.kernel}x{spec.stem.kernel}"
+    rows = [(f"Conv{kernel}", spec.resolution, spec.stem.filters, 1)]
+    size = next(layer.size for layer in spec.layers() if layer.name == "stem/conv")
     for blocks in spec.stages:
         first = blocks[0]
         operator = f"MBConv{first.expanded // first.inputs}, k{first.kernel}x{first.kernel}"
@@ -79,9 +77,8 @@ def table1(_: Results) -> Table:
         other = f"{row['operator']}, k{row['kernel']}, {', '.join(printed)}"
         cells = (f"{size} x {size}", *counts, "the same" if same else other)
         rows.append((row["stage"], operator, *cells))
-    caption = "Every row's operator, input size, channels and layers are the paper's."
-    if differ:
-        caption = f"{differ} rows differ from the paper's."
+    same = "Every row's operator, input size, channels and layers are the paper's."
+    caption = f"{differ} rows differ from the paper's." if differ else same
     columns = ("stage", "operator", "resolution", "channels", "layers", "paper")
     return Table(columns, rows, caption)
 

@@ -1,4 +1,4 @@
-"""The paper's tables and figures from results: python -m effnet_jax.tools.report --out=DIR.
+"""The paper's tables and figures from results: effnet-jax report --out=DIR.
 
 Reads the CSVs that sweeps and the latency benchmark write, and writes DIR/index.html, one page with
 everything, and next to it every figure as PNG and CSV and every table as CSV.
@@ -11,6 +11,24 @@ import time
 from effnet_jax import cli
 from effnet_jax.errors import UserError
 from effnet_jax.report import page, results
+
+PARSER = cli.Parser(__doc__, computes=False)
+PARSER.add_argument(
+    "--results",
+    nargs="+",
+    action="extend",
+    type=pathlib.Path,
+    metavar="PATH",
+    help="CSVs, or folders with CSVs at any depth; by default results",
+)
+PARSER.add_argument("--out", required=True, type=pathlib.Path, metavar="DIR")
+PARSER.add_argument(
+    "--evaluation",
+    default=results.EVALUATION,
+    metavar="NAME/WEIGHTS",
+    help="whose top-1 counts, say val/raw; by default %(default)s",
+)
+PARSER.add_argument("--data", metavar="NAME", help="show only this data set")
 
 
 def check_out(out: pathlib.Path) -> None:
@@ -36,30 +54,7 @@ def write(out: pathlib.Path, files: dict[str, bytes]) -> None:
         raise UserError(f"can't write to --out={out}: {error.strerror}") from None
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m effnet_jax.tools.report",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--results",
-        nargs="+",
-        action="extend",
-        type=pathlib.Path,
-        metavar="PATH",
-        help="CSVs, or folders with CSVs at any depth; by default results",
-    )
-    parser.add_argument("--out", required=True, type=pathlib.Path, metavar="DIR")
-    parser.add_argument(
-        "--evaluation",
-        default=results.EVALUATION,
-        metavar="NAME/WEIGHTS",
-        help="whose top-1 counts, say val/raw; by default %(default)s",
-    )
-    parser.add_argument("--data", metavar="NAME", help="show only this data set")
-    args = parser.parse_args()
-
+def main(args: argparse.Namespace) -> None:
     start = time.perf_counter()
     check_out(args.out)
     found = results.read(args.results or [pathlib.Path("results")], args.evaluation, args.data)
@@ -68,4 +63,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, computes=False)
+    cli.run(main, PARSER)

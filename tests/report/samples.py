@@ -5,8 +5,8 @@ import pathlib
 
 HEADER = (
     "sweep,name,series,label,data,seed,base,phi,alpha,beta,gamma,width,depth,resolution,parameters,"
-    "multiply_adds,epochs,batch_size,val/raw/top1,val/raw/top5,val/ema/top1,val/ema/top5,count,"
-    "train_minutes,wall_minutes,threads,jax,jaxlib,device,devices,cpus,python,commit,time"
+    "multiply_adds,epochs,batch_size,val/raw/top1,val/raw/count,val/ema/top1,val/ema/top5,"
+    "val/ema/count,train_minutes,wall_minutes,threads,jax,jaxlib,device,devices,cpus,python,commit,time"
 )
 COLUMNS = next(csv.reader([HEADER]))
 DEFAULTS = {
@@ -27,7 +27,8 @@ DEFAULTS = {
     "epochs": 8.0,
     "batch_size": 64,
     "val/raw/top1": 0.5,
-    "count": 2000.0,
+    "val/raw/count": 2000.0,
+    "val/ema/count": 2000.0,
     "train_minutes": 1.5,
     "jax": "0.10.2",
     "device": "cpu",

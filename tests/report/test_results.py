@@ -94,7 +94,7 @@ def test_other_tables_are_passed_over_in_a_folder_alone(tmp_path):
         ({"top1": "nan"}, "line 2: val/ema/top1 is nan"),
         ({"multiply_adds": "6M"}, "line 2: multiply_adds is '6M', no number"),
         ({"seed": ""}, "line 2: seed is '', no number"),
-        ({"count": 0.5}, "line 2: count is '0.5', no number"),
+        ({"val/ema/count": 0.5}, "line 2: val/ema/count is '0.5', no number"),
     ],
 )
 def test_a_wrong_value_is_told_with_its_line(tmp_path, changes, message):
