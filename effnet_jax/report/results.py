@@ -163,9 +163,9 @@ class Results:
                 )
         top1, count = f"{self.evaluation}/top1", f"{self.evaluation}/count"
         if any(run.scores.get(key) is None for run in runs for key in (top1, count)):
-            known = [key for key, value in first.scores.items() if value is not None]
-            others = ", ".join(key[:-5] for key in known if key.endswith("/top1"))
-            raise UserError(f"{where} need {top1} and {count}; there is --evaluation={others}")
+            known = {k.rpartition("/")[0] for k, v in first.scores.items() if v is not None}
+            others = ", ".join(sorted(known - {self.evaluation})) or "none"
+            raise UserError(f"{where} lack {top1} or {count}; there is --evaluation={others}")
         name = self.evaluation.partition("/")[0]
         data = first.data if name == "val" else f"{first.data}, evaluation {name}"
         costs = (first.parameters, first.multiply_adds)
