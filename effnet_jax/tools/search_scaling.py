@@ -1,29 +1,33 @@
-"""Finds alpha, beta, gamma: python -m effnet_jax.tools.search_scaling --config=FILE --workdir=DIR.
+"""Finds alpha, beta and gamma by the small grid search of the paper.
+
+As in: effnet-jax search_scaling --config=cluttered_digits --workdir=DIR
 
 Trains every candidate of the grid (configs/sweeps/grid.py), ranks them by top-1, and proposes the
 best. DIR/scaling.json is then the experiment with these coefficients, whose phi counts from its own
-network: --config=configs/saved.py:DIR/scaling.json,phi=2. DIR/search.png shows the candidates.
+network: --config=DIR/scaling.json:phi=2. DIR/search.png shows the candidates.
 """
 
-import json
+import argparse
 import pathlib
 
 import rich.console
 import rich.table
-from absl import flags
 from ml_collections import ConfigDict
 
 from effnet_jax import cli, models
+from effnet_jax import config as config_lib
 from effnet_jax.report import drawing, figures, results
-from effnet_jax.run import files
-from effnet_jax.tools import launching
+from effnet_jax.tools import sweep
 
-PHI = flags.DEFINE_float("phi", 1.0, "How far candidates are scaled: 2^phi times the cost.")
-STEP = flags.DEFINE_float("step", 0.05, "Of the grid.")
-TOLERANCE = flags.DEFINE_float("tolerance", 0.1, "Of alpha * beta^2 * gamma^2 around 2.")
-EQUAL = flags.DEFINE_bool("equal", True, "Scale every candidate to the same real multiply-adds.")
-SEEDS = flags.DEFINE_integer("seeds", 1, "Runs of each candidate.", lower_bound=1)
-WEIGHTS = flags.DEFINE_enum("weights", "ema", results.WEIGHTS, "Whose top-1 counts.")
+PARSER = sweep.parser(__doc__)
+add = PARSER.add_argument
+add("--phi", type=float, default=1.0, help="scale of the candidates: 2^phi times the cost")
+add("--step", type=float, default=0.05, help="of the grid")
+add("--tolerance", type=float, default=0.1, help="of alpha * beta^2 * gamma^2 around 2")
+same = argparse.BooleanOptionalAction
+add("--equal", action=same, default=True, help="scale every candidate to the same multiply-adds")
+add("--seeds", type=cli.count, default=1, metavar="N", help="runs of each candidate")
+add("--weights", choices=results.WEIGHTS, default="ema", help="whose top-1 counts")
 
 
 def found_config(config: ConfigDict, best: results.Run) -> ConfigDict:
@@ -79,22 +83,17 @@ def propose(config: ConfigDict, csv: pathlib.Path, weights: str, root: pathlib.P
     figures.figure_grid(found).figure.savefig(root / "search.png", dpi=drawing.DPI)
     config = found_config(config, best)
     path = root / "scaling.json"
-    files.write_json(path, json.loads(config.to_json_best_effort()))
+    config_lib.save(config, path)
     print(f"alpha={best.alpha:g} beta={best.beta:g} gamma={best.gamma:g}")
     if len(points) > 1 and points[0].sd is not None:
         lead = points[0].mean - points[1].mean
         print(f"It leads the next by {lead:.2%}; its spread over seeds is {points[0].sd:.2%}.")
-    print(f"--config=configs/saved.py:{path},phi=1 scales by them; the picture: {root}/search.png")
+    print(f"--config={path}:phi=1 scales by them; the picture: {root}/search.png")
     return config
 
 
-def main() -> None:
-    grid = f"step={STEP.value:g},tolerance={TOLERANCE.value:g},phi={PHI.value:g}"
-    launched = launching.launch(f"seeds:{SEEDS.value},grid:{grid},equal={int(EQUAL.value)}")
-    if launched is not None:
-        _, folder, csv = launched
-        propose(launching.CONFIG.value, csv, WEIGHTS.value, folder.root)
-
-
-if __name__ == "__main__":
-    cli.run_with_flags(main, default_config=launching.DEFAULT_CONFIG, computes=False)
+def main(args: argparse.Namespace) -> None:
+    grid = f"step={args.step:g},tolerance={args.tolerance:g},phi={args.phi:g}"
+    csv = sweep.launch(args, f"seeds:{args.seeds},grid:{grid},equal={int(args.equal)}")
+    if csv:
+        propose(args.config, csv, args.weights, pathlib.Path(args.workdir))
