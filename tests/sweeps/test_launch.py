@@ -16,6 +16,7 @@ from conftest import ROOT
 
 from configs import cluttered_digits
 from effnet_jax import __main__ as command
+from effnet_jax import config as config_lib
 from effnet_jax.errors import Interrupted, RunsFailed, UserError
 from effnet_jax.sweeps import launch
 from effnet_jax.sweeps.folder import Folder
@@ -285,5 +286,6 @@ def test_a_run_s_command_reads_the_config_that_was_written(tmp_path):
     python, *module, tool, config, workdir = launch.command(folder, scheduled.run.name)
     assert [python, *module, tool] == [sys.executable, "-m", "effnet_jax", "train"]
     args = train.PARSER.parse_args([config, workdir])
-    assert args.config == scheduled.config and args.config.augment.erase_area == (0.1, 0.2)
+    assert config_lib.to_dict(args.config) == config_lib.to_dict(scheduled.config)
+    assert args.config.augment.erase_area == (0.1, 0.2)
     assert args.workdir == str(folder.workdir(scheduled.run.name))
