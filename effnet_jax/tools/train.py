@@ -17,7 +17,10 @@ PARSER.add_argument("--workdir", metavar="DIR", help="by default runs/NAME of th
 
 
 def main(args: argparse.Namespace) -> None:
+    from effnet_jax.report import finish
     from effnet_jax.training.supervisor import train_and_evaluate
 
-    name = pathlib.Path(args.experiment.partition(":")[0]).stem
-    train_and_evaluate(args.config, args.workdir or f"runs/{name}", processes=args.processes)
+    workdir = args.workdir or f"runs/{pathlib.Path(args.experiment.partition(':')[0]).stem}"
+    state, scores = train_and_evaluate(args.config, workdir, processes=args.processes)
+    if args.processes.is_first:
+        finish.show(workdir, int(state.step), scores)
