@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from jax.sharding import SingleDeviceSharding
-from processes import Processes
+from processes import Started
 
 from configs import digits
 from effnet_jax import cli
@@ -44,12 +44,12 @@ SETTINGS = {
 TIMED = {"images_per_second", "data_wait", "resident_mib", "seconds_left"}
 
 
-def start(workdir: pathlib.Path, outputs: pathlib.Path) -> Processes:
+def start(workdir: pathlib.Path, outputs: pathlib.Path) -> Started:
     """Two processes of one run on digits, with 4 devices each."""
     outputs.mkdir(exist_ok=True)
     config = f"--config={ROOT}/configs/digits.py:{MODEL}"
     settings = [f"--config.{key}={value}" for key, value in SETTINGS.items()]
-    return Processes([str(ROOT / "train.py"), config, f"--workdir={workdir}", *settings], outputs)
+    return Started([str(ROOT / "train.py"), config, f"--workdir={workdir}", *settings], outputs)
 
 
 def state_of(workdir: pathlib.Path, step: int | None = None) -> list[np.ndarray]:
