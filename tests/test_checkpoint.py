@@ -1,4 +1,4 @@
-"""What is kept, what is found again, and what is said when it can't be."""
+"""Which checkpoints are kept and restored, and what is reported when one can't be."""
 
 import contextlib
 import errno
@@ -17,17 +17,19 @@ import pytest
 from conftest import ROOT
 from flax import struct
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
-from processes import Processes
+from processes import Started
 
 from effnet_jax import checkpoint, parallel
 from effnet_jax import config as config_lib
-from effnet_jax import config as default
 from effnet_jax.checkpoint import Checkpoints
 from effnet_jax.errors import SaveFailed, UserError
 from effnet_jax.run import manifest
-from effnet_jax.training.fine_tune import init_from as take_weights
+from effnet_jax.run.processes import ALONE
+from effnet_jax.training import fine_tune
+from effnet_jax.training.fine_tune import init_from
 from effnet_jax.training.state import abstract_state
 
+BEST = "val/ema/top1"
 HERE = SingleDeviceSharding(jax.devices()[0])
 
 
@@ -50,13 +52,21 @@ def state(step: int, width: int = 4) -> State:
 
 @pytest.fixture
 def config():
-    return default.get_config("b0").checkpoint
+    return config_lib.get_config("b0").checkpoint
+
+
+@pytest.fixture
+def said(monkeypatch) -> list[str]:
+    lines = []
+    monkeypatch.setattr(checkpoint, "say", lines.append)
+    monkeypatch.setattr(fine_tune, "say", lines.append)
+    return lines
 
 
 def save_all(workdir, config, scores: dict[int, float | None]) -> list[int]:
     with Checkpoints(workdir, config) as checkpoints:
         for step, score in scores.items():
-            checkpoints.save(step, state(step), None if score is None else {"ema_top1": score})
+            checkpoints.save(step, state(step), None if score is None else {BEST: score})
         checkpoints.wait()
         return checkpoints.steps()
 
@@ -118,7 +128,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_put_aside(tmp_path, config, rel
     for path in data:
         path.write_bytes(path.read_bytes()[:20])
     said = []
-    with Checkpoints(tmp_path, config, say=said.append) as checkpoints:
+    with Checkpoints(tmp_path, config) as checkpoints:
         shapes = jax.eval_shape(lambda: state(0))
         with pytest.raises(UserError, match="can be read"):
             checkpoints.restore(shapes, HERE, step=7)
@@ -195,7 +205,7 @@ def test_damage_to_any_file_is_found_and_the_one_before_is_used(tmp_path, config
         path.name for path in files
     }
     said, shapes = [], jax.eval_shape(lambda: state(0))
-    with Checkpoints(tmp_path, config, read_only=True, say=said.append) as checkpoints:
+    with Checkpoints(tmp_path, config, read_only=True) as checkpoints:
         for path in files:
             whole = path.read_bytes()
             path.write_bytes(damage(whole))
@@ -239,7 +249,7 @@ def test_what_was_never_finished_is_not_used(tmp_path, config):
     (folder / "7" / manifest.NAME).unlink()
     (folder / "7" / "_CHECKPOINT_METADATA").unlink()
     said = []
-    with Checkpoints(tmp_path, config, say=said.append) as checkpoints:
+    with Checkpoints(tmp_path, config) as checkpoints:
         assert checkpoints.steps() == [3]
         assert int(checkpoints.restore(jax.eval_shape(lambda: state(0)), HERE).step) == 3
     assert "never finished" in said[0]
@@ -253,7 +263,7 @@ def test_a_checkpoint_goes_only_when_a_newer_one_is_checked(tmp_path, config, mo
         raise OSError(errno.EIO, "Input/output error")
 
     said = []
-    with Checkpoints(tmp_path, config, say=said.append) as checkpoints:
+    with Checkpoints(tmp_path, config) as checkpoints:
         checkpoints.save(1, state(1))
         checkpoints.wait()
         with monkeypatch.context() as broken:
@@ -319,7 +329,7 @@ def test_hosts_agree_on_what_only_one_of_them_can_save_or_read(tmp_path):
 
 def test_a_save_that_the_disk_refuses_stops_no_run(tmp_path, config):
     said, folder = [], tmp_path / checkpoint.FOLDER
-    with Checkpoints(tmp_path, config, say=said.append) as checkpoints:
+    with Checkpoints(tmp_path, config) as checkpoints:
         checkpoints.save(10, large_state(10))
         checkpoints.wait()
         with files_of_at_most(50_000):
@@ -349,7 +359,7 @@ def test_a_save_that_the_disk_refuses_stops_no_run(tmp_path, config):
 
 def test_a_workdir_that_vanishes_and_comes_back(tmp_path, config):
     workdir, away, said = tmp_path / "run", tmp_path / "away", []
-    with Checkpoints(workdir, config, say=said.append) as checkpoints:
+    with Checkpoints(workdir, config) as checkpoints:
         checkpoints.save(1, state(1))
         checkpoints.wait()
         workdir.rename(away)
@@ -383,11 +393,11 @@ from effnet_jax.checkpoint import Checkpoints
 
 workdir, said, steps = pathlib.Path("/mnt/run"), [], []
 workdir.mkdir()
-config = default.get_config("b0")
+config = config_lib.get_config("b0")
 record = writers.Records(workdir, config, ("a",))
 record.open(0)
 state = {"params": jax.numpy.asarray(np.random.default_rng(0).normal(size=200_000), "float32")}
-with Checkpoints(workdir, config.checkpoint, say=said.append) as checkpoints:
+with Checkpoints(workdir, config.checkpoint) as checkpoints:
     checkpoints.save(1, state)
     checkpoints.wait()
     filler = pathlib.Path("/mnt/filler")
@@ -534,7 +544,7 @@ def test_a_new_run_starts_from_the_weights_of_another(golden, monkeypatch):
         source = jax.device_get(checkpoints.restore(shapes, HERE))
     for which in ("ema", "raw"):
         settings.init_weights = which
-        state = take_weights(fresh(), settings, said.append)
+        state = init_from(fresh(), settings, said.append)
         assert f"starting from the {which} weights of step 5" in said.pop()
         taken = (state.weights("raw"), state.weights("ema"))
         wanted = (source.weights(which), source.weights(which))
@@ -545,11 +555,11 @@ def test_a_new_run_starts_from_the_weights_of_another(golden, monkeypatch):
     # Laid out in parts it stays so.
     monkeypatch.setattr(parallel, "LEAST_SPLIT", 1)
     places = parallel.state_sharding(shapes, parallel.data_mesh(), sharded=True)
-    state = take_weights(jax.device_put(fresh(), places), settings, said.append)
+    state = init_from(jax.device_put(fresh(), places), settings, said.append)
     assert jax.tree.map(lambda leaf: leaf.sharding, state) == places
     said.clear()
 
-    state = take_weights(fresh(classes=3), settings, said.append)
+    state = init_from(fresh(classes=3), settings, said.append)
     assert "not taken" in said[0]
     assert "params/classifier/bias, params/classifier/kernel" in said[0]
     assert (state.params["classifier"]["bias"] == 7).all()
@@ -558,7 +568,7 @@ def test_a_new_run_starts_from_the_weights_of_another(golden, monkeypatch):
         state.params["stem"]["conv"]["kernel"], source.params["stem"]["conv"]["kernel"]
     )
     with pytest.raises(UserError, match=r"weights of another model:\n.*checkpoint .*, model "):
-        take_weights(fresh(stem=9), settings)
+        init_from(fresh(stem=9), settings)
     settings.init_from = str(ROOT / "configs")
     with pytest.raises(UserError, match=r"init_from=.*no checkpoint there"):
-        take_weights(state, settings)
+        init_from(state, settings)
