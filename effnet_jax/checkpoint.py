@@ -453,8 +453,8 @@ def _find_damage(path: pathlib.Path) -> str | None:
     if manifest.exists(path):
         return manifest.find_damage(path)
     say(
-        f"checkpoint {path.name} in {path.parent} has no {manifest.NAME}: its run was killed before "
-        "it was verified. It is read all the same"
+        f"checkpoint {path.name} in {path.parent} has no {manifest.NAME}: its run was killed "
+        "before it was verified. It is read all the same"
     )
     return None
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import TINY, config_for, golden_config, read_golden, shapes_of, variable_shapes
+from conftest import config_for, golden_config, read_golden, shapes_of, variable_shapes
 
 from effnet_jax import models, scaling
 from effnet_jax.errors import UserError
@@ -28,7 +28,7 @@ def init(model, resolution: int, key: jax.Array):
 
 @pytest.fixture(scope="module")
 def tiny_model():
-    config = config_for(TINY, num_classes=10, stem_stride=1)
+    config = config_for("w=0.25,d=0.2,r=16", num_classes=10, stem_stride=1)
     model = models.build(config)
     variables = init(model, 16, jax.random.key(1))
     return model, variables
