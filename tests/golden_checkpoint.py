@@ -63,7 +63,7 @@ def describe(config, state) -> dict:
 
 
 def main() -> None:
-    config = digits.get_config("w=0.05,d=0.1,r=16")
+    config = digits.get_config("efficientnet_v2,w=0.1,d=0.1,r=16")
     config.batch_size, config.epochs = 256, 1.0
     with tempfile.TemporaryDirectory() as workdir:
         state, _ = supervisor.train_and_evaluate(config, workdir)
