@@ -11,9 +11,9 @@ with those that failed; it creates a workdir that has vanished; and an error of 
 process leaves the others waiting.
 """
 
+import collections
 import concurrent.futures
 import contextlib
-import dataclasses
 import errno
 import itertools
 import os
@@ -50,41 +50,33 @@ DISK = "disk: "  # Starts a process's note about a save that its disk refused.
 INIT_FROM = "There, --config.checkpoint.init_from={} starts a new run from these weights alone"
 
 
-def describe_difference(saved: Shapes, wanted: Shapes, most: int = 8) -> str:
-    """Arrays that two trees don't share, or share with other shapes; "" if there are none.
+def differing(saved: Shapes, wanted: Shapes) -> list[str]:
+    """Names of the arrays that two trees don't share, or share with other shapes."""
+    return [name for name in sorted(saved | wanted) if saved.get(name) != wanted.get(name)]
 
-    Args:
-      saved, wanted: shapes by name.
-      most: number of lines.
-    """
-    lines = []
-    for name in sorted(saved | wanted):
-        if saved.get(name) != wanted.get(name):
-            was, now = saved.get(name, "absent"), wanted.get(name, "absent")
-            lines.append(f"  {name}: checkpoint {was}, model {now}")
-    more = [f"  ... and {len(lines) - most} more"] if len(lines) > most else []
-    return "\n".join(lines[:most] + more)
+
+def describe_difference(saved: Shapes, wanted: Shapes, names: list[str], most: int = 8) -> str:
+    """A line for each of the differing `names`, at most `most`."""
+    was, now = (collections.defaultdict(lambda: "absent", shapes) for shapes in (saved, wanted))
+    lines = [f"  {name}: checkpoint {was[name]}, model {now[name]}" for name in names[:most]]
+    more = [f"  ... and {len(names) - most} more"] if len(names) > most else []
+    return "\n".join(lines + more)
 
 
 class Saved(NamedTuple):
-    """A checkpoint for the retention policies: its metrics, if any, and whether it was verified."""
+    """A checkpoint, for the retention policies."""
 
     step: int
-    metrics: dict[str, float] | None
+    metrics: float | None  # The score for "best".
     verified: bool
 
 
-@dataclasses.dataclass
-class OnceVerified(policies.PreservationPolicy):
-    """Orbax's interface: applies a policy to verified checkpoints, and preserves any newer one."""
+class OnceVerified(policies.AnyPreservationPolicy):
+    """Applies policies to the verified checkpoints, and preserves any newer one."""
 
-    policy: policies.PreservationPolicy
-
-    def should_preserve(
-        self, checkpoints: Sequence[Saved], *, context: policies.PreservationContext
-    ) -> list[bool]:
+    def should_preserve(self, checkpoints: Sequence[Saved], *, context: Any) -> list[bool]:
         verified = [each for each in checkpoints if each.verified]
-        kept = self.policy.should_preserve(verified, context=context)
+        kept = super().should_preserve(verified, context=context)
         steps = {each.step for each, keep in zip(verified, kept, strict=True) if keep}
         newest = max((each.step for each in verified), default=-1)
         return [each.step in steps or each.step > newest for each in checkpoints]
@@ -108,14 +100,7 @@ class Checkpoints:
         read_only: bool = False,
         processes: Alone = ALONE,
     ):
-        """Opens the folder.
-
-        Args:
-          workdir: of the run.
-          config: `config.checkpoint`.
-          read_only: creates and deletes nothing.
-          processes: of the run.
-        """
+        """Opens, and creates if it may, the folder of a workdir; `config` is `config.checkpoint`."""
         self._folder, self._processes = pathlib.Path(workdir).resolve() / FOLDER, processes
         self._manages, self._best = processes.is_first and not read_only, config.best_metric
         if self._manages:
@@ -123,11 +108,11 @@ class Checkpoints:
             self._remove_leftovers()
         best = policies.BestN(
             n=config.keep_best,
-            get_metric_fn=lambda metrics: metrics[config.best_metric],
+            get_metric_fn=lambda score: score,
             keep_checkpoints_without_metrics=False,
         )
         newest = policies.LatestN(config.keep_newest)
-        self._policy = OnceVerified(policies.AnyPreservationPolicy([newest, best]))
+        self._policy = OnceVerified([newest, best])
         self._orbax = ocp.AsyncCheckpointer(
             _handler(),
             async_options=ocp.AsyncOptions(timeout_secs=SECONDS, barrier_sync_fn=self._meet),
@@ -199,9 +184,8 @@ class Checkpoints:
         """A line to print if the last good checkpoint is older than two saves as planned."""
         if step - (self.good_step or 0) <= 2 * save_every:
             return None
-        reason = f". {self._failure}" if self._failure else ""
-        planned = f"one is planned every {save_every} steps"
-        return f"ALARM: {self._age(step)}, and {planned}{reason}"
+        alarm = f"ALARM: {self._age(step)}, and one is planned every {save_every} steps"
+        return f"{alarm}. {self._failure}" if self._failure else alarm
 
     def restore(
         self, shapes: PyTree, sharding: Sharding | PyTree, step: int | None = None
@@ -226,7 +210,11 @@ class Checkpoints:
 
         def read(path: pathlib.Path) -> PyTree:
             _check_same(path, shapes_by_name(shapes))
-            return _read(path, item, ocp.checkpoint_utils.construct_restore_args(item))
+            read = _read(path, item, ocp.checkpoint_utils.construct_restore_args(item))
+            if jax.default_backend() != "cpu":
+                return read
+            # Orbax's memory may be in use by the arrays, and the step can't be given it to reuse.
+            return jax.tree.map(lambda x: jax.device_put(x, x.sharding, may_alias=False), read)
 
         paths = _candidates(self._folder, step, self._processes)
         if not paths:
@@ -293,9 +281,8 @@ class Checkpoints:
     def _age(self, step: int) -> str:
         minutes = (time.monotonic() - self._good_since) / 60
         age = f"{step - (self.good_step or 0)} steps and {minutes:.0f} minutes"
-        if self.good_step is None:
-            return f"no checkpoint yet, {age} after the start"
-        return f"the last good checkpoint is {age} old"
+        none = f"no checkpoint yet, {age} after the start"
+        return f"the last good checkpoint is {age} old" if self.good_step else none
 
     def _delete_old(self) -> None:
         saved = [self._describe(step) for step in self.steps()]
@@ -311,11 +298,10 @@ class Checkpoints:
         self._remove_leftovers()
 
     def _describe(self, step: int) -> Saved:
-        path, metrics = self._folder / str(step), None
-        with contextlib.suppress(OSError, ValueError):  # Most have none.
-            metrics = files.read_json(path / "metrics" / "metrics")
-        scored = metrics is not None and self._best in metrics
-        return Saved(step, metrics if scored else None, manifest.exists(path))
+        path, score = self._folder / str(step), None
+        with contextlib.suppress(OSError, ValueError, KeyError):  # Most have no scores.
+            score = float(files.read_json(path / "metrics" / "metrics")[self._best])
+        return Saved(step, score, manifest.exists(path))
 
     def _remove_leftovers(self) -> None:
         """Removes what killed or failed saves and deletions left."""
@@ -360,14 +346,11 @@ def read_weights(
         return None
 
     def read(path: pathlib.Path) -> PyTree:
-        tree = _handler().metadata(path).item_metadata["default"].tree
-        tree = tree["ema"] if weights == "ema" else tree
-        item = {key: tree[key] for key in VARIABLES if key in tree}
-        item = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), item)
-        item = {"ema": item} if weights == "ema" else item
+        tree = _saved_tree(path)
+        item = {"ema": tree["ema"]} if weights == "ema" else {key: tree[key] for key in VARIABLES}
         numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
         found = _read(path, item, numpy)
-        return {key: {} for key in VARIABLES} | (found["ema"] if weights == "ema" else found)
+        return found["ema"] if weights == "ema" else found
 
     path, variables, _ = _read_first(paths, read, processes)
     facts = manifest.read(path) if manifest.exists(path) else _facts(path.parent.parent)
@@ -408,8 +391,7 @@ def _steps(folder: pathlib.Path) -> list[int]:
 
 
 def _is_whole(path: pathlib.Path) -> bool:
-    marked = ocp.path.step.is_path_finalized(path) and (path / "_CHECKPOINT_METADATA").is_file()
-    return marked or manifest.exists(path)
+    return (path / "_CHECKPOINT_METADATA").is_file() or manifest.exists(path)
 
 
 def _candidates(folder: pathlib.Path, step: int | None, processes: Alone) -> list[pathlib.Path]:
@@ -463,42 +445,34 @@ def _read(path: pathlib.Path, item: PyTree, restore_args: PyTree) -> PyTree:
     """Arrays like `item`, which may have some of the parts that were saved."""
     arguments = ocp.args.PyTreeRestore(item=item, restore_args=restore_args, partial_restore=True)
     # Not by the checkpointer: there a process that can read waits for those that can't.
-    restored = _handler().restore(path, args=ocp.args.Composite(default=arguments))["default"]
-    if jax.default_backend() != "cpu":
-        return restored
-    # On a CPU the arrays may lie where Orbax read them, which the step can't be given to reuse.
-    return jax.tree.map(
-        lambda leaf: (
-            jax.device_put(leaf, leaf.sharding, may_alias=False)
-            if isinstance(leaf, jax.Array)
-            else leaf
-        ),
-        restored,
-    )
+    return _handler().restore(path, args=ocp.args.Composite(default=arguments))["default"]
+
+
+def _saved_tree(path: pathlib.Path) -> PyTree:
+    """Shapes and dtypes of a checkpoint's arrays, as a tree of dicts."""
+    tree = _handler().metadata(path).item_metadata["default"].tree
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
 
 
 def _check_same(path: pathlib.Path, wanted: Shapes) -> None:
     """Raises a UserError if a checkpoint does not have the arrays, by name and shape."""
-
-    def of_parts(shapes: Shapes, parts: set[str]) -> Shapes:
-        return {name: shapes[name] for name in shapes if name.partition("/")[0] in parts}
-
-    tree = _handler().metadata(path).item_metadata["default"].tree
-    saved = of_parts(shapes_by_name(tree), {name.partition("/")[0] for name in wanted})
+    parts = {name.partition("/")[0] for name in wanted}
+    saved = shapes_by_name({key: part for key, part in _saved_tree(path).items() if key in parts})
+    if not (names := differing(saved, wanted)):
+        return
     where, offer = f"checkpoint {path.name} in {path.parent}", INIT_FROM.format(path.parent.parent)
-    before, now = (of_parts(shapes, {*VARIABLES}) for shapes in (saved, wanted))
-    if lines := describe_difference(before, now):
-        names = [name for name in before | now if before.get(name) != now.get(name)]
-        only_classes = all("params/classifier/" in name for name in names)
-        raise UserError(
-            f"{where} was written by another model:\n{lines}\nUse the model that wrote it (see "
-            f"config.json there), or another --workdir{'. ' + offer if only_classes else ''}"
-        )
-    if describe_difference(saved, wanted):
+    of_model = [name for name in names if name.startswith(VARIABLES)]
+    if not of_model:
         raise UserError(
             f"{where} was written with another optimizer than this config's; use the one in "
             f"config.json there, or another --workdir. {offer}"
         )
+    only_classes = all("params/classifier/" in name for name in of_model)
+    raise UserError(
+        f"{where} was written by another model:\n{describe_difference(saved, wanted, of_model)}\n"
+        "Use the model that wrote it (see config.json there), or another "
+        f"--workdir{'. ' + offer if only_classes else ''}"
+    )
 
 
 def _listed(notes: dict[int, str], processes: Alone) -> str:

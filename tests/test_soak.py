@@ -22,7 +22,7 @@ from effnet_jax import cli
 from effnet_jax import config as config_lib
 from effnet_jax.checkpoint import Checkpoints
 from effnet_jax.run import writers
-from effnet_jax.training import loop
+from effnet_jax.training import supervisor
 from effnet_jax.training.state import abstract_state
 
 ROUNDS = int(os.environ.get("SOAK_ROUNDS", 3))
@@ -79,16 +79,16 @@ def test_killed_at_random_times_a_run_ends_in_the_same_bits(tmp_path):
     began = time.monotonic()
     with start(whole, tmp_path / "outputs") as two:
         assert two.finish() == [0, 0], two.outputs()
-        assert "starting at" not in two.output(1)  # One host talks.
+        assert "starting at" not in two.output(1)  # One process talks.
     took = time.monotonic() - began
     expected = metrics_of(whole)
-    assert expected[-1]["ema_count"] == expected[-1]["raw_count"] == 1003
+    assert expected[-1]["val/ema/count"] == expected[-1]["val/raw/count"] == 1003
 
     # One process on as many devices; sums over processes are in another order than sums in one.
     config = digits.get_config(MODEL)
     config.update_from_flattened_dict({key: SETTINGS[key] for key in SETTINGS})
     config.epochs = EVERY * BATCH / EXAMPLES
-    state, _ = loop.train_and_evaluate(config, str(tmp_path / "one"))
+    state, _ = supervisor.train_and_evaluate(config, str(tmp_path / "one"))
     for a, b in zip(jax.tree.leaves(state), state_of(whole, EVERY), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(a).max())
     steps_of_one = [row for row in metrics_of(tmp_path / "one") if "train_loss" in row]
@@ -101,7 +101,7 @@ def test_killed_at_random_times_a_run_ends_in_the_same_bits(tmp_path):
         two[1].send_signal(signal.SIGTERM)
         assert two.finish() == [cli.INTERRUPTED] * 2, two.outputs()
         stops = [re.search(r"stopped by (.*) after step (\d+) of", two.output(i)) for i in (0, 1)]
-    assert [stop[1] for stop in stops] == ["SIGTERM on host 1", "SIGTERM"]
+    assert [stop[1] for stop in stops] == ["SIGTERM on process 1", "SIGTERM"]
     assert stops[0][2] == stops[1][2]
 
     draw = random.Random(ROUNDS)
@@ -114,11 +114,13 @@ def test_killed_at_random_times_a_run_ends_in_the_same_bits(tmp_path):
         first, victim = reached(), draw.randrange(2)
         last = 0 if number % 3 == 2 else min(first + draw.randint(1, EVERY), STEPS - 1)
         with start(killed, tmp_path / f"round_{number}") as two:
-            two.wait_for(lambda two=two: all("Gloo" in two.output(host) for host in (0, 1)))
+            two.wait_for(lambda two=two: all("Gloo" in two.output(i) for i in (0, 1)))
             two.wait_for(lambda last=last: reached() >= last)
             time.sleep(draw.uniform(0, took / 4 if last == 0 else 1))
             kill_one(two, victim)
-        print(f"round {number + 1}/{ROUNDS}: host {victim} killed, at step {reached()}", flush=True)
+        print(
+            f"round {number + 1}/{ROUNDS}: process {victim} killed, at step {reached()}", flush=True
+        )
     with start(killed, tmp_path / "outputs") as two:
         assert two.finish() == [0, 0], two.outputs()
     assert metrics_of(killed) == expected

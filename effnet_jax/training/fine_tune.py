@@ -4,7 +4,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from effnet_jax.checkpoint import describe_difference, read_weights
+from effnet_jax.checkpoint import describe_difference, differing, read_weights
 from effnet_jax.errors import UserError
 from effnet_jax.run.processes import Alone
 from effnet_jax.run.writers import say
@@ -39,14 +39,14 @@ def init_from(state: TrainState, config: ConfigDict, processes: Alone) -> TrainS
     step, weights, _ = found
     fresh = {"params": state.params, "batch_stats": state.batch_stats}
     saved, wanted = shapes_by_name(weights), shapes_by_name(fresh)
-    other = {name for name in saved | wanted if saved.get(name) != wanted.get(name)}
+    other = differing(saved, wanted)
     if not all(name.startswith(CLASSIFIER) for name in other):
         raise UserError(
             f"config.checkpoint.init_from={config.init_from} has the weights of another model:\n"
-            f"{describe_difference(saved, wanted)}"
+            f"{describe_difference(saved, wanted, other)}"
         )
     if other:
-        say(f"not taken, because the classes differ: {', '.join(sorted(other))}")
+        say(f"not taken, because the classes differ: {', '.join(other)}")
     say(f"starting from the {config.init_weights} weights of step {step} in {config.init_from}")
     leaves = jax.tree_util.tree_flatten_with_path(weights)[0]
     arrays = {path_name(path): array for path, array in leaves}
