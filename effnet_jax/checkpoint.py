@@ -100,7 +100,7 @@ class Checkpoints:
         read_only: bool = False,
         processes: Alone = ALONE,
     ):
-        """Opens, and creates if it may, the folder of a workdir; `config` is `config.checkpoint`."""
+        """Opens the folder, and creates it if it may; `config` is `config.checkpoint`."""
         self._folder, self._processes = pathlib.Path(workdir).resolve() / FOLDER, processes
         self._manages, self._best = processes.is_first and not read_only, config.best_metric
         if self._manages:
@@ -129,10 +129,7 @@ class Checkpoints:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
-            if kind is None:
-                self.wait()
-            else:
-                self.settle()
+            (self.wait if kind is None else self.settle)()
         finally:
             self._background.shutdown()
             self._orbax.close()
@@ -285,17 +282,17 @@ class Checkpoints:
         return f"the last good checkpoint is {age} old" if self.good_step else none
 
     def _delete_old(self) -> None:
-        saved = [self._describe(step) for step in self.steps()]
-        kept = self._policy.should_preserve(saved, context=policies.PreservationContext())
         try:
+            saved = [self._describe(step) for step in self.steps()]
+            kept = self._policy.should_preserve(saved, context=policies.PreservationContext())
             for each, keep in zip(saved, kept, strict=True):
                 # Renamed first: half a checkpoint must never look like a whole one.
                 path = self._folder / str(each.step)
                 if not keep:
                     os.replace(path, path.with_name(path.name + DELETED))
+            self._remove_leftovers()
         except OSError as error:
             say(f"can't delete old checkpoints in {self._folder}: {error}")
-        self._remove_leftovers()
 
     def _describe(self, step: int) -> Saved:
         path, score = self._folder / str(step), None

@@ -5,9 +5,9 @@ checkpoint could not be saved; 2 bad input, told in one message; 3 the loss was 
 interrupted, a checkpoint was saved and the same command goes on with it (EX_TEMPFAIL: a scheduler
 may requeue); 130 Ctrl-C where there was nothing to save yet, or pressed a second time.
 
-Of a run on many hosts, 75 is also that a host was lost or stuck: the same command on all of them
-goes on from the last checkpoint. Where host 0 is the one, JAX may be faster to notice, and aborts
-the others (134, SIGABRT). What ends one host alone ends the others, with the same code.
+In a run of several processes, 75 also means that a process was lost or stuck: the same command on
+all of them resumes from the last checkpoint. If process 0 is lost, JAX may notice first and abort
+the others (134, SIGABRT). An error that ends one process ends the others, with the same code.
 """
 
 import contextlib

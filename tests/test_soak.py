@@ -66,7 +66,7 @@ def metrics_of(workdir: pathlib.Path) -> list[dict[str, float]]:
     return [{key: row[key] for key in row.keys() - TIMED} for row in rows]
 
 
-def kill_one(two: Processes, victim: int) -> None:
+def kill_one(two: Started, victim: int) -> None:
     """The other one ends by itself."""
     two[victim].send_signal(signal.SIGKILL)
     # JAX itself ends the others where the first process is gone; 0: the kill came too late.
