@@ -18,11 +18,7 @@ CHUNK = 1 << 22  # Bytes read at a time.
 
 
 def write(folder: pathlib.Path, **facts: Any) -> None:
-    """Syncs a folder's files to the disk, reads them back, and writes the manifest with `facts`.
-
-    Raises:
-      OSError: a file can't be read back, or the manifest can't be written.
-    """
+    """Syncs a folder's files to the disk, reads them back, and writes the manifest with `facts`."""
     for path in (folder.parent, folder, *folder.rglob("*")):
         _sync(path)
     described = {name: _describe(folder / name) for name in _names(folder)}
@@ -45,11 +41,7 @@ def read(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def find_damage(folder: pathlib.Path) -> str | None:
-    """The first difference from the manifest, by file; None if there is none.
-
-    Raises:
-      UserError: a later release of this program wrote the manifest.
-    """
+    """The first difference from the manifest, by file; None if there is none."""
     try:
         content = read(folder)
     except (OSError, ValueError, TypeError, KeyError) as error:

@@ -18,15 +18,16 @@ import json
 import os
 import pathlib
 import re
-import secrets
 import socket
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from effnet_jax.errors import RETRY, ProcessLost, UserError
@@ -197,12 +198,10 @@ class Processes(Alone):
     """
 
     def __init__(self, index: int, count: int):
-        # JAX has no public way to its table, and Orbax has.
-        from orbax.checkpoint import multihost
-
         self.index, self.count, self.is_first = index, count, index == 0
         self.prefix = f"process {index}: "
-        self._client = multihost.get_jax_distributed_client()
+        # JAX has no public name for its table.
+        self._client = multihost_utils.distributed.global_state.client
         self._limits: ConfigDict | None = None
         self._signals: Signals | None = None
         self._stop_at: int | None = None
@@ -283,18 +282,10 @@ class Processes(Alone):
             )
 
     def check_shared(self, workdir: pathlib.Path, seconds: float) -> None:
-        def mark() -> str:
-            name = f".shared_{secrets.token_hex(8)}"
-            (workdir / name).touch()
-            return name
-
-        path = workdir / self.as_first("the workdir", mark, seconds)
-        seen = {f"--workdir={workdir}": "shared" if path.exists() else "another folder"}
-        try:
+        with tempfile.NamedTemporaryFile(dir=workdir if self.is_first else None) as mark:
+            path = workdir / self.as_first("a file", lambda: pathlib.Path(mark.name).name, seconds)
+            seen = {f"--workdir={workdir}": "shared" if path.exists() else "another folder"}
             self.check_same("the workdir is shared", lambda: seen, seconds)
-        finally:
-            if self.is_first:
-                path.unlink()
 
     def leave(self, code: int = 0, message: str = "") -> None:
         if not code:
@@ -351,11 +342,10 @@ class Processes(Alone):
         self._spoke = time.monotonic()
         for key, text in table:
             index, record = int(key.rpartition("/")[2]), json.loads(text)
-            before = self._records.get(index)
-            if before is None or before["beat"] != record["beat"]:
+            if record["beat"] != self._records.get(index, {}).get("beat"):
                 self._heard[index] = self._spoke
-                self._records[index] = record if index != self.index else self._mine
-        self._heard[self.index] = self._spoke
+                self._records[index] = record
+        self._heard[self.index], self._records[self.index] = self._spoke, self._mine
         with self._changed:
             self._agree()
 
@@ -388,8 +378,8 @@ class Processes(Alone):
         still = time.monotonic() - self._moved
         starts = self._mine["place"] in ("start", "compile")
         if still > (limits.start_seconds if starts else limits.stall_seconds):
-            moves = {index: record["moves"] for index, record in self._records.items()}
-            behind = [index for index in moves if moves[index] < self._mine["moves"]]
+            records, moves = self._records, self._mine["moves"]
+            behind = [index for index in records if records[index]["moves"] < moves]
             others = f"behind: {self.describe(behind)}" if behind else "none is behind"
             self._end(RETRY, f"no progress for {still:.0f} s in {self._mine['place']}; {others}")
 
@@ -430,8 +420,6 @@ class Processes(Alone):
 
 def _exit(code: int, message: str = "") -> None:
     """Ends the process whatever its threads do, and without JAX's wait for the others."""
-    if message:
-        print(message, file=sys.stderr)
+    print(message, end="\n" if message else "", file=sys.stderr, flush=True)
     sys.stdout.flush()
-    sys.stderr.flush()
     os._exit(code)
