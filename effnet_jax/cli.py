@@ -159,7 +159,7 @@ def override(config: ConfigDict, arguments: list[str]) -> ConfigDict:
 
 @contextlib.contextmanager
 def _exit_codes(processes: Any = None) -> Iterator[None]:
-    """Ends with a message and a code; `processes` are those of the run, None for one alone."""
+    """Ends with a message and a code; `processes` are the run's, None for a command on its own."""
     code, message, alone = DONE, "", False
     try:
         yield
@@ -173,15 +173,15 @@ def _exit_codes(processes: Any = None) -> Iterator[None]:
         if processes is None or processes.count == 1:
             raise
         code, message, alone = FAILED, f"error: {error}", True
-        # A collective fails in many ways when a process is gone.
+        # A collective fails in many ways where another process is gone.
         if lost := processes.who_is_lost(error):
             code = INTERRUPTED
-            message = f"error: {lost}. Run the same command on every machine to go on"
+            message = f"error: {lost}. Run the same command on every machine to resume"
         else:
             traceback.print_exc()
     if code:
         print(f"{processes.prefix if processes else ''}{message}", file=sys.stderr)
-    # Where a signal or the loss is the reason, all processes come to the same end by themselves.
+    # After a signal or a bad loss, all processes come to the same end by themselves.
     if processes:
         processes.leave(code if alone else DONE, message)
     if code:
