@@ -199,14 +199,13 @@ def follow(
     Raises:
       Interrupted: SIGTERM or Ctrl-C came.
     """
-    failed, pending, shown = {}, dict(jobs), time.monotonic()
+    errors, pending, shown = {}, dict(jobs), time.monotonic()
     with Signals() as interrupted, writers.console.status("starting") as status:
         while pending:
             for name in [name for name, job in pending.items() if job.done()]:
                 job = pending.pop(name)
-                if error := str(job.exception() or "") or job.result():
-                    failed[name] = error
-                writers.say(folder.outcome(name, error))
+                errors[name] = str(job.exception() or "") or job.result()
+                writers.say(folder.outcome(name, errors[name]))
                 folder.write_results(schedule, csv)
             if interrupted():
                 raise Interrupted(
@@ -217,4 +216,4 @@ def follow(
                 text, shown = watch.progress(schedule, folder, list(pending)), time.monotonic()
                 status.update(text) if writers.ON_TERMINAL else writers.say(text)
             time.sleep(0.1)
-    return failed
+    return {name: error for name, error in errors.items() if error}
