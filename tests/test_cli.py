@@ -12,6 +12,7 @@ from effnet_jax.errors import UserError
 
 def run(monkeypatch, *arguments):
     monkeypatch.setattr(sys, "argv", ["effnet-jax", *arguments])
+    monkeypatch.setattr(cli, "tune_process", lambda: None)  # It would start the tests again.
     command.main()
 
 

@@ -53,9 +53,10 @@ def visible_gpus() -> list[str]:
         return []
     if "CUDA_VISIBLE_DEVICES" in os.environ:
         return [gpu for gpu in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if gpu]
-    command = ["nvidia-smi", "-L"] if shutil.which("nvidia-smi") else ["true"]
-    lines = subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
-    return [str(number) for number in range(len(lines))]
+    if not shutil.which("nvidia-smi"):
+        return []
+    lines = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True).stdout
+    return [str(number) for number in range(len(lines.splitlines()))]
 
 
 def slots(parallel: int | None) -> list[Slot]:
@@ -70,13 +71,9 @@ def slots(parallel: int | None) -> list[Slot]:
         raise UserError(f"--parallel={runs}, and there are {len(cores)} cores")
     if gpus and runs > len(gpus):
         raise UserError(f"--parallel={runs}, and there are {len(gpus)} GPUs: one run each")
-
-    def shares(all_of: list) -> list[list]:
-        size = len(all_of) // runs
-        return [all_of[index * size :][:size] for index in range(runs)]
-
-    each = zip(shares(cores), shares(gpus), strict=True)
-    return [Slot(some, ",".join(ids) if gpus else None) for some, ids in each]
+    size, each = len(cores) // runs, len(gpus) // runs
+    shares = [(cores[i * size :][:size], gpus[i * each :][:each]) for i in range(runs)]
+    return [Slot(some, ",".join(ids) if gpus else None) for some, ids in shares]
 
 
 class Job:

@@ -2,18 +2,16 @@
 
 import copy
 import itertools
-import operator
 import re
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-import flax
 from ml_collections import ConfigDict
 
 from effnet_jax import cli, models, scaling
 from effnet_jax import config as config_lib
 from effnet_jax.data import sources
-from effnet_jax.errors import UserError, near
+from effnet_jax.errors import UserError
 
 
 class Run(NamedTuple):
@@ -33,8 +31,7 @@ class Run(NamedTuple):
 
 
 class Scheduled(NamedTuple):
-    """A run with its whole config and the cost of its network; where it is from, as on the command
-    line."""
+    """A run with its whole config and the cost of its network; --config and --sweep as given."""
 
     experiment: str
     sweep: str
@@ -63,24 +60,20 @@ class Scheduled(NamedTuple):
             "resolution": self.coefficients.resolution,
             "parameters": self.cost.parameters,
             "multiply_adds": self.cost.multiply_adds,
-            "epochs": config.epochs,
-            "batch_size": config.batch_size,
+            **{key: config[key] for key in ("epochs", "batch_size")},
         }
 
 
 def expand(config: ConfigDict, sweep: str) -> Iterator[Run]:
     """The runs of a sweep: NAME (of configs/sweeps) or FILE.py, or with :ARGUMENT; or `product`."""
     if re.match(r"[\w.]+=", sweep):
-        return product(config, sweep)
+        return product(sweep)
     name, _, argument = sweep.partition(":")
     return config_lib.find("sweeps", "sweep", name, "get_sweep")(config, argument)
 
 
-def product(config: ConfigDict, sweep: str) -> Iterator[Run]:
-    """Every combination of the values of keys, as in "optimizer.sgd.momentum=0.8,0.9 seed=0,1".
-
-    Values are read by the type of the config's own; a tuple is in parentheses.
-    """
+def product(sweep: str) -> Iterator[Run]:
+    """Every combination of the values of keys, as in "optimizer.sgd.momentum=0.8,0.9 seed=0,1"."""
     choices = {}
     for part in filter(None, _split(sweep, " ")):
         key, equals, values = part.partition("=")
@@ -91,13 +84,10 @@ def product(config: ConfigDict, sweep: str) -> Iterator[Run]:
     names = [end if ends.count(end) == 1 else key for key, end in zip(choices, ends, strict=True)]
     series = ",".join(name for name in names if name != "seed") or "seed"
     for texts in itertools.product(*choices.values()):
-        overrides = {}
-        for key, text in zip(choices, texts, strict=True):
-            changed = cli.override(copy.deepcopy(config), [f"--config.{key}={text}"])
-            overrides[key] = operator.attrgetter(key)(changed)
         words = [f"{name}={text}" for name, text in zip(names, texts, strict=True)]
         label = ", ".join(word for word in words if not word.startswith("seed=")) or "base"
-        yield Run(re.sub(r"[^A-Za-z0-9_.=+-]+", "-", "_".join(words)), series, label, overrides)
+        name = re.sub(r"[^A-Za-z0-9_.=+-]+", "-", "_".join(words))
+        yield Run(name, series, label, dict(zip(choices, texts, strict=True)))
 
 
 def _split(text: str, separator: str) -> list[str]:
@@ -146,20 +136,9 @@ def compound(
 
 
 def apply(config: ConfigDict, run: Run) -> ConfigDict:
-    """A copy of the config with a run's overrides; raises UserError for a key it doesn't have."""
-    config = copy.deepcopy(config)
-    keys = flax.traverse_util.flatten_dict(config.to_dict(), sep=".")
-    for key, value in run.overrides.items():
-        if key not in keys:
-            raise UserError(
-                f"run {run.name!r} sets config.{key}, which does not exist; did you mean "
-                f"{near(key, keys, 2)}?"
-            )
-        try:
-            config.update_from_flattened_dict({key: value})
-        except TypeError as error:
-            raise UserError(f"run {run.name!r} sets config.{key}={value!r}: {error}") from None
-    return config
+    """A copy of the config with a run's overrides, each read by the type of the config's own."""
+    arguments = [f"--config.{key}={value}" for key, value in run.overrides.items()]
+    return cli.override(copy.deepcopy(config), arguments)
 
 
 def multiply_adds(config: ConfigDict, overrides: dict[str, Any]) -> int:
@@ -170,12 +149,7 @@ def multiply_adds(config: ConfigDict, overrides: dict[str, Any]) -> int:
 
 
 def make_schedule(config: ConfigDict, sweep: str, experiment: str = "") -> list[Scheduled]:
-    """Every run of a sweep with its config and costs.
-
-    Args:
-      config: the config that the runs change.
-      sweep: see `expand`.
-      experiment: where the config is from, for the table of results.
+    """Every run of a sweep (see `expand`) of a config, which is validated, with its cost.
 
     Raises:
       UserError: an unknown sweep or key, two runs with one name, or a config that can't work.
@@ -191,8 +165,8 @@ def make_schedule(config: ConfigDict, sweep: str, experiment: str = "") -> list[
         if run.name in seen:
             raise UserError(f"sweep {sweep!r} has two runs with the name {run.name!r}")
         seen.add(run.name)
-        changed = apply(config, run)
         try:
+            changed = apply(config, run)
             config_lib.check_overrides(config, changed)
             config_lib.validate(changed)
             coefficients = models.coefficients(changed.model)

@@ -16,6 +16,7 @@ from conftest import ROOT
 
 from configs import cluttered_digits
 from effnet_jax import __main__ as command
+from effnet_jax import cli
 from effnet_jax import config as config_lib
 from effnet_jax.errors import Interrupted, RunsFailed, UserError
 from effnet_jax.sweeps import launch
@@ -273,6 +274,7 @@ def test_slots_divide_cores_and_gpus(monkeypatch):
 def test_the_command_line_prints_the_schedule_and_starts_nothing(tmp_path, monkeypatch, capsys):
     flags = ["--sweep=methods", "--dry_run", "--config.model.num_classes=10"]
     monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(cli, "tune_process", lambda: None)  # It would start the tests again.
     monkeypatch.setattr(sys, "argv", ["effnet-jax", "sweep", f"--workdir={tmp_path}/a", *flags])
     command.main()
     out = capsys.readouterr().out
