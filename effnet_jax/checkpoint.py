@@ -1,83 +1,96 @@
 """Checkpoints: the only file that knows Orbax.
 
 A checkpoint is one folder, `checkpoints/STEP`, that appears by a rename when it is whole: a process
-killed while it saves leaves a folder with a temporary name, and every earlier checkpoint, behind.
-Then its files are read back and listed in a manifest, and only then may an earlier one go. The disk
-alone knows what there is: nothing here remembers a newest step.
+killed while it saves leaves a folder with a temporary name, and every earlier checkpoint. Then its
+files are read back and listed in a manifest, and only then may an earlier one be deleted. Nothing
+here remembers a newest step: the disk is read every time.
+
+Orbax's retention policies decide what is deleted. Its CheckpointManager (0.12.8) is not used: it
+deletes when a checkpoint is committed, before it was read back; it keeps a list of steps in memory,
+with those that failed; it creates a workdir that has vanished; and an error of the disk on one
+process leaves the others waiting.
 """
 
+import collections
 import concurrent.futures
 import contextlib
-import dataclasses
 import errno
-import hashlib
 import itertools
-import json
 import os
 import pathlib
 import re
 import shutil
 import time
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 from jax.sharding import Sharding
 from ml_collections import ConfigDict
+from orbax.checkpoint import checkpoint_managers as policies
 
 from effnet_jax.errors import SaveFailed, UserError
 from effnet_jax.parallel import laid_out
-from effnet_jax.run import manifest
-from effnet_jax.run.processes import ALONE, Alone
+from effnet_jax.run import files, manifest
+from effnet_jax.run.processes import ALONE, Alone, OtherFailed
 from effnet_jax.run.writers import say
-from effnet_jax.trees import path_name, shapes_by_name
+from effnet_jax.trees import shapes_by_name
 
 PyTree = Any
 T = TypeVar("T")
 Shapes = dict[str, tuple[int, ...]]
 FOLDER = "checkpoints"
-# Numbers that the state got in a later release: in a checkpoint without them they are 0.
-ADDED_LATER = ("skipped", "rollbacks")
-CLASSIFIER = "params/classifier/"
+VARIABLES = ("params", "batch_stats")
+FACTS = ("model", "preprocess", "classes")
 DELETED = ".deleted"
-SECONDS = 1200  # That Orbax may take to write, and the first host to read back what was written.
-DISK = "disk: "  # Starts what a host notes of a save that its disk refused.
-ANEW = "There, --config.checkpoint.init_from={} starts a new run from these weights alone"
+SECONDS = 1200  # For Orbax to write, and for the first process to read back what was written.
+DISK = "disk: "  # Starts a process's note about a save that its disk refused.
+INIT_FROM = "There, --config.checkpoint.init_from={} starts a new run from these weights alone"
 
 
-def describe_difference(saved: Shapes, wanted: Shapes, most: int = 8) -> str:
-    """Arrays that two trees don't share, or share with other shapes; empty where there are none.
-
-    Args:
-      saved, wanted: shapes by name.
-      most: lines at the most.
-    """
-    lines = []
-    for name in sorted(saved | wanted):
-        if saved.get(name) != wanted.get(name):
-            was, now = saved.get(name, "absent"), wanted.get(name, "absent")
-            lines.append(f"  {name}: checkpoint {was}, model {now}")
-    more = [f"  ... and {len(lines) - most} more"] if len(lines) > most else []
-    return "\n".join(lines[:most] + more)
+def differing(saved: Shapes, wanted: Shapes) -> list[str]:
+    """Names of the arrays that two trees don't share, or share with other shapes."""
+    return [name for name in sorted(saved | wanted) if saved.get(name) != wanted.get(name)]
 
 
-@dataclasses.dataclass(frozen=True)
-class Age:
-    """How long ago the last good checkpoint was."""
+def describe_difference(saved: Shapes, wanted: Shapes, names: list[str], most: int = 8) -> str:
+    """A line for each of the differing `names`, at most `most`."""
+    was, now = (collections.defaultdict(lambda: "absent", shapes) for shapes in (saved, wanted))
+    lines = [f"  {name}: checkpoint {was[name]}, model {now[name]}" for name in names[:most]]
+    more = [f"  ... and {len(names) - most} more"] if len(names) > most else []
+    return "\n".join(lines + more)
 
-    steps: int
-    minutes: float
+
+class Saved(NamedTuple):
+    """A checkpoint, for the retention policies."""
+
+    step: int
+    metrics: float | None  # The score for "best".
+    verified: bool
+
+
+class OnceVerified(policies.AnyPreservationPolicy):
+    """Applies policies to the verified checkpoints, and preserves any newer one."""
+
+    def should_preserve(self, checkpoints: Sequence[Saved], *, context: Any) -> list[bool]:
+        verified = [each for each in checkpoints if each.verified]
+        kept = super().should_preserve(verified, context=context)
+        steps = {each.step for each, keep in zip(verified, kept, strict=True) if keep}
+        newest = max((each.step for each in verified), default=-1)
+        return [each.step in steps or each.step > newest for each in checkpoints]
 
 
 class Checkpoints:
     """The checkpoints of one workdir.
 
-    Every process of a run makes one, and they call it alike; the first process lists, checks,
-    names and deletes. Use as a context: leaving it waits for the last save, so that a save that
-    failed is never silent.
+    Every process of a run makes one, and they call it alike; the first process lists, verifies,
+    renames and deletes. Use as a context: leaving it waits for the last save, so that a failed save
+    is never silent.
+
+    Attributes:
+      good_step: of the last checkpoint that was verified or restored; None if there is none.
     """
 
     def __init__(
@@ -87,324 +100,130 @@ class Checkpoints:
         read_only: bool = False,
         processes: Alone = ALONE,
     ):
-        """Opens the folder.
-
-        Args:
-          workdir: of the run.
-          config: `config.checkpoint`.
-          read_only: for evaluation; nothing is created or deleted.
-          processes: of the run.
-        """
-        self._folder = pathlib.Path(workdir).resolve() / FOLDER
-        self._config, self._processes = config, processes
-        self._manages = jax.process_index() == 0 and not read_only
+        """Opens the folder, and creates it if it may; `config` is `config.checkpoint`."""
+        self._folder, self._processes = pathlib.Path(workdir).resolve() / FOLDER, processes
+        self._manages, self._best = processes.is_first and not read_only, config.best_metric
         if self._manages:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._remove_leftovers()
-        # By default every device writes a slice of what all of them have, and each shape's slices
-        # are compiled: B0's first save from 8 devices kept the loop for 22 s instead of 1.
-        kinds = ocp.type_handlers
-        handlers = {kind: kinds.get_type_handler(kind) for kind in kinds.supported_types()}
-        handlers[jax.Array] = kinds.ArrayHandler(use_replica_parallel=False)
-        registry = kinds.create_type_handler_registry(*handlers.items())
-        self._reader = ocp.CompositeCheckpointHandler(default=ocp.PyTreeCheckpointHandler())
-        writer = ocp.CompositeCheckpointHandler(
-            default=ocp.PyTreeCheckpointHandler(type_handler_registry=registry),
-            metrics=ocp.JsonCheckpointHandler("metrics"),
+        best = policies.BestN(
+            n=config.keep_best,
+            get_metric_fn=lambda score: score,
+            keep_checkpoints_without_metrics=False,
         )
+        newest = policies.LatestN(config.keep_newest)
+        self._policy = OnceVerified([newest, best])
         self._orbax = ocp.AsyncCheckpointer(
-            writer,
+            _handler(),
             async_options=ocp.AsyncOptions(timeout_secs=SECONDS, barrier_sync_fn=self._meet),
         )
-        self._save = ""  # Name of the save on all hosts.
         self._background = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
         self._saving: concurrent.futures.Future | None = None
+        self._save = ""  # Name of the last save, the same on all processes.
         self._failure: str | None = None  # Why there is no checkpoint of the last save.
-        self.good_step: int | None = None  # Of the last checkpoint that is known to be good ...
-        self._good_since = time.monotonic()  # ... and when that was, or the start.
+        self.good_step: int | None = None
+        self._good_since = time.monotonic()
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
-            if kind is None:
-                self.wait()
-            else:
-                self.settle()
+            (self.wait if kind is None else self.settle)()
         finally:
             self._background.shutdown()
             self._orbax.close()
 
     def steps(self) -> list[int]:
         """Steps with a whole checkpoint, oldest first; from the disk, every time."""
-        return [step for step in self._folders() if self._is_committed(step)]
+        return [step for step in _steps(self._folder) if _is_whole(self._folder / str(step))]
 
     def save(self, step: int, state: PyTree, metrics: dict[str, float] | None = None) -> None:
         """Starts to save; returns when the state may be donated.
 
-        A disk that is full, or fails, stops no run: it is said, what was written is removed, and
-        the next save tries again. `age` and `alarm` tell how long that has gone on. A save that
-        fails on one host fails on all.
+        A disk that is full or fails does not stop the run: the error is printed, what was written
+        is removed, and the next save tries again; `alarm` reports how long that has gone on. A save
+        that fails on one process fails on all.
 
         Raises:
-          Exception: of this save, or of the one before, that has nothing to do with a disk.
+          Exception: of this save, or of the one before, if it has nothing to do with a disk.
         """
         self.settle()
         items = {"default": ocp.args.PyTreeSave(state)}
         if metrics is not None:
             items["metrics"] = ocp.args.JsonSave(metrics)
-        arrays = _digest(shapes_by_name(state))
         self._save = f"save {next(_saves)}"
         try:
-            # Orbax would make a workdir that has vanished anew, without all else that was in it;
-            # and where it can't make a folder on the first host, it keeps the others for minutes.
-            if refused := self._of_first([self._try_folder() if self._manages else 0])[0]:
-                if refused == errno.ENOENT:
-                    raise FileNotFoundError(f"{self._folder} has vanished")
+            # Orbax would create a workdir that has vanished again, without its other files; and
+            # where it can't create a folder, the processes wait for each other for minutes.
+            if refused := self._processes.as_first("try the disk", self._try_folder, SECONDS):
                 raise OSError(refused, os.strerror(refused), str(self._folder))
             self._orbax.save(self._folder / str(step), args=ocp.args.Composite(**items))
         except Exception as error:
-            self._finish(step, arrays, error)
+            self._finish(step, error)
         else:
-            self._saving = self._background.submit(self._finish, step, arrays)
+            self._saving = self._background.submit(self._finish, step)
 
     def settle(self) -> None:
-        """Until the last save is over, well or badly."""
+        """Waits until the last save has ended, well or badly."""
         if saving := self._saving:
             self._saving = None
             saving.result()
 
     def wait(self) -> None:
-        """Until the last save is on disk and checked; raises SaveFailed if it failed."""
+        """Waits until the last save is on disk and verified; raises SaveFailed if it failed."""
         self.settle()
         if self._failure:
             step = self.good_step
             raise SaveFailed(f"{self._failure}. Last good checkpoint: {step or 'none yet'}")
 
-    def age(self, step: int) -> Age:
-        """Steps and minutes since the last good checkpoint, or the start where there is none."""
-        return Age(step - (self.good_step or 0), (time.monotonic() - self._good_since) / 60)
-
     def alarm(self, step: int, save_every: int) -> str | None:
-        """A line to show where the last good checkpoint is older than twice the steps planned."""
-        if self.age(step).steps <= 2 * save_every:
+        """A line to print if the last good checkpoint is older than two saves as planned."""
+        if step - (self.good_step or 0) <= 2 * save_every:
             return None
-        reason = f". {self._failure}" if self._failure else ""
-        planned = f"one is planned every {save_every} steps"
-        return f"ALARM: {self._describe_age(step)}, and {planned}{reason}"
-
-    def _describe_age(self, step: int) -> str:
-        age = self.age(step)
-        long = f"{age.steps} steps and {age.minutes:.0f} minutes"
-        if self.good_step is None:
-            return f"no checkpoint yet, {long} after the start"
-        return f"the last good checkpoint is {long} old"
+        alarm = f"ALARM: {self._age(step)}, and one is planned every {save_every} steps"
+        return f"{alarm}. {self._failure}" if self._failure else alarm
 
     def restore(
         self, shapes: PyTree, sharding: Sharding | PyTree, step: int | None = None
     ) -> PyTree | None:
-        """A saved state, or the part of it that is asked for; None where there is none.
+        """A saved state, or some parts of it; None if there is no checkpoint.
 
-        The arrays are laid out as asked, on however many devices and hosts they were saved from.
+        The arrays are laid out as asked, whatever devices and processes they were saved from.
 
         Args:
           shapes: the state's shapes, as from `jax.eval_shape`, or a dict of some of its parts.
           sharding: where to put the arrays: one for all, or a tree of them like `shapes` or the
             top of it.
-          step: which; by default the newest that is whole. Those that are not are told of, passed
-            over and put aside.
+          step: which; by default the newest that can be read. Damaged ones are reported, passed
+            over and moved aside.
 
         Raises:
-          UserError: the step isn't there, the checkpoint is of another model or optimizer, or
+          UserError: there is no such step, the checkpoint is of another model or optimizer, or
             there are checkpoints and none can be read.
         """
-
-        def read(step: int) -> PyTree:
-            saved, wanted = self._shapes(step), shapes_by_name(shapes)
-            late = {name for name in ADDED_LATER if name in wanted and name not in saved}
-            wanted = {name: shape for name, shape in wanted.items() if name not in late}
-            self._check_same(saved, wanted, step)
-            places = jax.tree.broadcast(sharding, shapes)
-            restored = self._read(step, laid_out(shapes, places), late)
-
-            def fill(leaf: Any, like: jax.ShapeDtypeStruct, place: Sharding) -> jax.Array:
-                if leaf is not ocp.PLACEHOLDER:
-                    return leaf
-                zeros = np.zeros(like.shape, like.dtype)
-                return jax.make_array_from_callback(like.shape, place, zeros.__getitem__)
-
-            return jax.tree.map(fill, restored, shapes, places)
-
-        found = self._newest(read, step)
-        if found is None:
-            return None
-        self._check_in(found[0], shapes)
-        return found[1]
-
-    def restore_weights(
-        self, fresh: PyTree, weights: str, step: int | None = None
-    ) -> tuple[int, PyTree] | None:
-        """Weights for a new run; None where there is no checkpoint.
-
-        A classifier for another number of classes is not taken.
-
-        Args:
-          fresh: "params" and "batch_stats" of the new run.
-          weights: which to take: "ema" or "raw".
-          step: of which checkpoint; by default the newest that is whole.
-
-        Returns:
-          The step, and a tree as `fresh` with the arrays laid out alike; what was not taken is
-          that of `fresh`.
-
-        Raises:
-          UserError: as `restore`.
-        """
-        prefix = "ema/" if weights == "ema" else ""
-
-        def read(step: int) -> PyTree:
-            saved, wanted = self._shapes(step), shapes_by_name(fresh)
-            saved = {
-                name.removeprefix(prefix): shape
-                for name, shape in saved.items()
-                if name.startswith((f"{prefix}params/", f"{prefix}batch_stats/"))
-            }
-            other = {name for name in wanted if saved.get(name) != wanted[name]}
-            if not all(name.startswith(CLASSIFIER) for name in other ^ (saved.keys() - wanted)):
-                raise UserError(
-                    f"checkpoint {step} in {self._folder} has the weights of another model:\n"
-                    f"{describe_difference(saved, wanted)}"
-                )
-            item = laid_out(fresh, jax.tree.map(lambda leaf: leaf.sharding, fresh))
-            item = {"ema": item} if prefix else item
-            restored = self._read(step, item, {prefix + name for name in other})
-            restored = restored["ema"] if prefix else restored
-            if other:
-                say(f"not taken, because the classes differ: {', '.join(sorted(other))}")
-            return jax.tree.map(
-                lambda new, old: old if new is ocp.PLACEHOLDER else new, restored, fresh
-            )
-
-        return self._newest(read, step)
-
-    def _newest(self, read: Callable[[int], T], step: int | None) -> tuple[int, T] | None:
-        """The newest step that can be read, or the one asked for, and what was read of it."""
         self.settle()
-        steps = self._of_first(self._folders())
-        if step is not None and step not in steps:
-            known = ", ".join(map(str, steps)) or "none"
-            raise UserError(f"no checkpoint of step {step} in {self._folder}; there are: {known}")
-        unreadable = []
-        for candidate in [step] if step is not None else reversed(steps):
-            damage = self._find_damage(candidate) if jax.process_index() == 0 else None
-            damaged = self._of_first([damage is not None])[0]
-            try:
-                found = None if damaged else read(candidate)
-            except UserError:
-                raise
-            except Exception as error:  # Damage shows as any of a dozen kinds of error.
-                damage = _first_line(error)[:200]
-            # All pass over what one of them can't read.
-            notes = self._processes.barrier(
-                f"read checkpoint {candidate}", 2 * SECONDS, damage or ""
-            )
-            damage = self._listed({host: note for host, note in notes.items() if note})
-            if not damage:
-                self._note_good(candidate)
-                self._put_aside(unreadable)
-                return candidate, found
-            say(f"checkpoint {candidate} in {self._folder} can't be read: {damage}")
-            unreadable.append(candidate)
-        if steps:
-            raise UserError(
-                f"no checkpoint in {self._folder} can be read (tried {step or steps}); "
-                "the files are left as they are"
-            )
-        return None
+        item = laid_out(shapes, jax.tree.broadcast(sharding, shapes))
 
-    def _folders(self) -> list[int]:
-        names = [path.name for path in self._folder.iterdir()] if self._folder.is_dir() else []
-        return sorted(int(name) for name in names if name.isdigit())
+        def read(path: pathlib.Path) -> PyTree:
+            _check_same(path, shapes_by_name(shapes))
+            read = _read(path, item, ocp.checkpoint_utils.construct_restore_args(item))
+            if jax.default_backend() != "cpu":
+                return read
+            # Orbax's memory may be in use by the arrays, and the step can't be given it to reuse.
+            return jax.tree.map(lambda x: jax.device_put(x, x.sharding, may_alias=False), read)
 
-    def _is_committed(self, step: int) -> bool:
-        path = self._folder / str(step)
-        marked = ocp.path.step.is_path_finalized(path) and (path / "_CHECKPOINT_METADATA").is_file()
-        return marked or manifest.exists(path)
-
-    def _find_damage(self, step: int) -> str | None:
-        path = self._folder / str(step)
-        if not self._is_committed(step):
-            return "it was never finished"
-        if manifest.exists(path):
-            return manifest.find_damage(path)
-        say(
-            f"checkpoint {step} in {self._folder} has no {manifest.NAME}: an earlier release wrote "
-            "it, or its run was killed before it was checked. It is read all the same"
-        )
-        return None
-
-    def _shapes(self, step: int) -> Shapes:
-        metadata = self._orbax.metadata(self._folder / str(step))
-        return shapes_by_name(metadata.item_metadata["default"].tree)
-
-    def _read(self, step: int, item: PyTree, left_out: set[str]) -> PyTree:
-        """Arrays like `item`, and Orbax's placeholder for those left out, by name."""
-        item = jax.tree.map_with_path(
-            lambda path, leaf: ocp.PLACEHOLDER if path_name(path) in left_out else leaf, item
-        )
-        arguments = ocp.args.PyTreeRestore(
-            item=item,
-            restore_args=ocp.checkpoint_utils.construct_restore_args(item),
-            partial_restore=True,
-        )
-        path = self._folder / str(step)
-        # Not by the checkpointer: there a host that can read waits for those that can't.
-        restored = self._reader.restore(path, args=ocp.args.Composite(default=arguments))
-        restored = restored["default"]
-        if jax.default_backend() != "cpu":
-            return restored
-        # On a CPU the arrays may lie where Orbax read them, which the step can't be given to reuse.
-        leaves, tree = jax.tree.flatten(restored)
-        for index, leaf in enumerate(leaves):
-            if leaf is not ocp.PLACEHOLDER:
-                leaves[index] = jax.device_put(leaf, leaf.sharding, may_alias=False)
-        return jax.tree.unflatten(tree, leaves)
-
-    def _finish(self, step: int, arrays: str, error: Exception | None = None) -> None:
-        """What is left of a save, in the background; all hosts come to the same end.
-
-        Args:
-          step: of the state.
-          arrays: digest of its shapes.
-          error: why this host could not start to save.
-        """
-        try:
-            if error is None:
-                self._orbax.wait_until_finished()
-                if self._manages:
-                    path = self._folder / str(step)
-                    manifest.write(path, step=step, arrays=arrays, **self._run())
-        except Exception as failure:
-            error = failure
-        note = "" if error is None else _first_line(error)
-        if error is not None and _is_of_disk(error):
-            note = DISK + note
-        notes = self._processes.gather(self._save, 2 * SECONDS, note)
-        if refused := {host: note for host, note in notes.items() if note.startswith(DISK)}:
-            self._note_failure(step, self._listed(refused))
-            return
-        if failed := {host: note for host, note in notes.items() if note}:
-            raise error or _OthersFailed(self._listed(failed))
-        self._note_good(step)
-        if self._manages:
-            try:
-                self._delete_old()
-            except OSError as error:
-                say(f"can't delete old checkpoints in {self._folder}: {error}")
+        paths = _candidates(self._folder, step, self._processes)
+        if not paths:
+            return None
+        path, state, unreadable = _read_first(paths, read, self._processes)
+        self._note_good(int(path.name))
+        if self._manages and unreadable:
+            self._move_aside(unreadable)
+        return state
 
     def _try_folder(self) -> int:
-        """The system's number of the error, or 0, where a checkpoint's folder is made."""
+        """The system's number of the error of making a folder for a checkpoint, or 0."""
         path = self._folder / f"try{DELETED}"
         try:
             path.mkdir(exist_ok=True)
@@ -414,142 +233,254 @@ class Checkpoints:
         return 0
 
     def _meet(self, key: str, timeout_ms: int) -> None:
-        """Where Orbax's threads wait for those of the other hosts: not for one that has failed."""
+        """Where Orbax's threads wait for those of the other processes, unless one has failed."""
+        self._processes.barrier(f"{self._save} {key}", timeout_ms / 1000, unless=self._save)
 
-        def check() -> None:
-            if failed := {
-                host: note for host, note in self._processes.gathered(self._save).items() if note
-            }:
-                raise _OthersFailed(self._listed(failed))
+    def _finish(self, step: int, error: Exception | None = None) -> None:
+        """Completes a save, in the background; all processes come to the same end.
 
-        self._processes.gather(f"{self._save} {key}", timeout_ms / 1000, check=check)
+        Args:
+          step: of the state.
+          error: why this process could not start to save.
+        """
+        path = self._folder / str(step)
+        try:
+            if error is None:
+                self._orbax.wait_until_finished()
+                if self._manages:
+                    manifest.write(path, step=step, **_facts(self._folder.parent))
+        except Exception as failure:
+            error = failure
+        note = (DISK if _is_of_disk(error) else "") + _first_line(error) if error else ""
+        notes = self._processes.barrier(self._save, 2 * SECONDS, note)
+        if refused := {index: text for index, text in notes.items() if text.startswith(DISK)}:
+            self._note_failure(step, _listed(refused, self._processes))
+        elif others := _listed(notes, self._processes):
+            raise error or OtherFailed(others)
+        else:
+            self._note_good(step)
+            if self._manages:
+                self._delete_old()
 
     def _note_good(self, step: int) -> None:
         self.good_step, self._good_since, self._failure = step, time.monotonic(), None
 
     def _note_failure(self, step: int, reason: str) -> None:
         self._failure = f"checkpoint {step} could not be saved: {reason}"
-        say(f"{self._failure}. The run goes on; {self._describe_age(step)}")
-        for _ in range(10):  # Of several errors Orbax keeps all but the first for who asks next.
+        say(f"{self._failure}. The run goes on; {self._age(step)}")
+        for _ in range(10):  # Orbax keeps all errors but the first for later calls.
             with contextlib.suppress(Exception):
                 self._orbax.wait_until_finished()
                 break
         if self._manages:
             self._remove_leftovers()
 
-    def _delete_old(self) -> None:
-        """All but the newest that are checked, and the best. Called once the newest is checked."""
-        steps = self.steps()
-        checked = [step for step in steps if manifest.exists(self._folder / str(step))]
-        newest = checked[-self._config.keep_newest :]
-        scores = {step: score for step in steps if (score := self._score(step)) is not None}
-        best = sorted(scores, key=lambda step: (scores[step], step))[::-1]
-        kept = {*newest, *best[: self._config.keep_best]}
-        for step in steps:
-            if step < newest[-1] and step not in kept:
-                path = self._folder / str(step)
-                # Half a checkpoint must not look like a whole one, whatever happens in between.
-                os.replace(path, path.with_name(path.name + DELETED))
-        self._remove_leftovers()
+    def _age(self, step: int) -> str:
+        minutes = (time.monotonic() - self._good_since) / 60
+        age = f"{step - (self.good_step or 0)} steps and {minutes:.0f} minutes"
+        none = f"no checkpoint yet, {age} after the start"
+        return f"the last good checkpoint is {age} old" if self.good_step else none
 
-    def _score(self, step: int) -> float | None:
-        path = self._folder / str(step) / "metrics" / "metrics"
+    def _delete_old(self) -> None:
         try:
-            return float(json.loads(path.read_text())[self._config.best_metric])
-        except (OSError, ValueError, KeyError):  # Most have none.
-            return None
+            saved = [self._describe(step) for step in self.steps()]
+            kept = self._policy.should_preserve(saved, context=policies.PreservationContext())
+            for each, keep in zip(saved, kept, strict=True):
+                # Renamed first: half a checkpoint must never look like a whole one.
+                path = self._folder / str(each.step)
+                if not keep:
+                    os.replace(path, path.with_name(path.name + DELETED))
+            self._remove_leftovers()
+        except OSError as error:
+            say(f"can't delete old checkpoints in {self._folder}: {error}")
+
+    def _describe(self, step: int) -> Saved:
+        path, score = self._folder / str(step), None
+        with contextlib.suppress(OSError, ValueError, KeyError):  # Most have no scores.
+            score = float(files.read_json(path / "metrics" / "metrics")[self._best])
+        return Saved(step, score, manifest.exists(path))
 
     def _remove_leftovers(self) -> None:
-        """Of saves that were killed or failed, and of deletions."""
+        """Removes what killed or failed saves and deletions left."""
         for path in self._folder.iterdir() if self._folder.is_dir() else ():
             if ocp.path.step.TMP_DIR_SUFFIX in path.name or path.name.endswith(DELETED):
                 shutil.rmtree(path, ignore_errors=True)
 
-    def _check_in(self, step: int, shapes: PyTree) -> None:
-        """Gives a checkpoint that could be read the manifest that it lacks."""
-        path = self._folder / str(step)
-        if self._manages and not manifest.exists(path):
-            arrays = _digest(shapes_by_name(shapes))
-            try:
-                manifest.write(path, step=step, arrays=arrays, **self._run())
-            except OSError as error:
-                say(f"can't write {path / manifest.NAME}: {error.strerror}")
-
-    def _run(self) -> dict[str, Any]:
-        """What a manifest says of the run, out of the workdir.
-
-        That is a digest of its config; and what the weights belong to, whatever the config becomes
-        later: the architecture, the preprocessing and the classes.
-        """
-        config, classes = (self._folder.parent / name for name in ("config.json", "classes.json"))
-        if not (config.is_file() and classes.is_file()):
-            return {"config": None}
-        text = config.read_bytes()
-        values = json.loads(text)
-        return {
-            "config": hashlib.sha256(text).hexdigest(),
-            "model": values["model"],
-            "preprocess": values["preprocess"],
-            "classes": json.loads(classes.read_text()),
-        }
-
-    def _put_aside(self, steps: list[int]) -> None:
-        """Makes room for these steps to be saved again; what is there is moved, not deleted."""
-        if not self._manages or not steps:
-            return
+    def _move_aside(self, paths: list[pathlib.Path]) -> None:
+        """Makes room for the steps to be saved again; deletes nothing."""
         aside = self._folder.parent / f"unreadable_{FOLDER}"
         aside.mkdir(exist_ok=True)
-        for step in steps:
-            number = sum(path.name.partition("_")[0] == str(step) for path in aside.iterdir())
-            os.replace(self._folder / str(step), aside / f"{step}_{number}")
-
-    def _check_same(self, saved: Shapes, wanted: Shapes, step: int) -> None:
-        where = f"checkpoint {step} in {self._folder}"
-        parts = {name.partition("/")[0] for name in wanted}
-        saved = {name: shape for name, shape in saved.items() if name.partition("/")[0] in parts}
-
-        def of_model(shapes: Shapes) -> Shapes:
-            kinds = ("params", "batch_stats")
-            return {name: shapes[name] for name in shapes if name.partition("/")[0] in kinds}
-
-        if lines := describe_difference(of_model(saved), of_model(wanted)):
-            names = {name for name in saved | wanted if saved.get(name) != wanted.get(name)}
-            only_classes = all(CLASSIFIER in name for name in names if "params/" in name)
-            offer = ". " + ANEW.format(self._folder.parent) if only_classes else ""
-            raise UserError(
-                f"{where} was written by another model:\n{lines}\n"
-                f"Use the model that wrote it (see config.json there), or another --workdir{offer}"
-            )
-        if describe_difference(saved, wanted):
-            raise UserError(
-                f"{where} was written with another optimizer than this config's; use the one in "
-                "config.json there, or another --workdir. " + ANEW.format(self._folder.parent)
-            )
-
-    def _listed(self, notes: dict[int, str]) -> str:
-        """Notes with the processes that they are of, as far as there are others."""
-        if self._processes.count == 1:
-            return notes.get(0, "").removeprefix(DISK)
-        those: dict[str, list[str]] = {}
-        for index, note in notes.items():
-            those.setdefault(note.removeprefix(DISK), []).append(str(index))
-        return "; ".join(f"process {', '.join(names)}: {note}" for note, names in those.items())
-
-    def _of_first(self, values: list[int]) -> list[int]:
-        """The first process's values, on all of them: what a disk looks like may differ."""
-        if jax.process_count() == 1:
-            return values
-        first = jax.process_index() == 0
-        count = int(multihost_utils.broadcast_one_to_all(np.int32(len(values))))
-        padded = np.array(values if first else [0] * count, np.int32)
-        return multihost_utils.broadcast_one_to_all(padded).tolist() if count else []
+        for path in paths:
+            number = sum(each.name.partition("_")[0] == path.name for each in aside.iterdir())
+            os.replace(path, aside / f"{path.name}_{number}")
 
 
-_saves = itertools.count()  # All hosts of a run save alike.
+def read_weights(
+    path: str | pathlib.Path,
+    step: int | None = None,
+    weights: str = "ema",
+    processes: Alone = ALONE,
+) -> tuple[int, dict[str, PyTree], dict[str, Any]] | None:
+    """The weights of a run, from its workdir or from one checkpoint, wherever that was copied to.
+
+    Args:
+      path: a workdir, or the folder of one checkpoint.
+      step: which checkpoint of a workdir; by default the newest that can be read.
+      weights: "ema" or "raw".
+      processes: of the run that reads.
+
+    Returns:
+      The step; {"params": ..., "batch_stats": ...} as NumPy arrays; and the values of the run's
+      `config.model` and `config.preprocess` and the names of its classes, as "model", "preprocess"
+      and "classes". None if there is no checkpoint.
+
+    Raises:
+      UserError: there is no such step, or no checkpoint that can be read.
+    """
+    path = pathlib.Path(path).expanduser().resolve()
+    paths = [path] if _is_whole(path) else _candidates(path / FOLDER, step, processes)
+    if not paths:
+        return None
+
+    def read(path: pathlib.Path) -> PyTree:
+        tree = _saved_tree(path)
+        item = {"ema": tree["ema"]} if weights == "ema" else {key: tree[key] for key in VARIABLES}
+        numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
+        found = _read(path, item, numpy)
+        return found["ema"] if weights == "ema" else found
+
+    path, variables, _ = _read_first(paths, read, processes)
+    facts = manifest.read(path) if manifest.exists(path) else _facts(path.parent.parent)
+    if not facts.keys() >= {*FACTS}:
+        raise UserError(f"{path} has no {manifest.NAME} with the model; give the run's workdir")
+    saved_step = int(facts["step"]) if "step" in facts else int(path.name)
+    return saved_step, variables, {key: facts[key] for key in FACTS}
 
 
-class _OthersFailed(Exception):
-    """This host has nothing to say against a save; the message names those that have."""
+_saves = itertools.count()  # All processes of a run save alike.
+
+
+def _handler() -> ocp.CompositeCheckpointHandler:
+    # By default every device writes a slice of what all of them have, and each shape's slices are
+    # compiled: B0's first save from 8 devices kept the loop for 22 s instead of 1.
+    kinds = ocp.type_handlers
+    handlers = {kind: kinds.get_type_handler(kind) for kind in kinds.supported_types()}
+    handlers[jax.Array] = kinds.ArrayHandler(use_replica_parallel=False)
+    registry = kinds.create_type_handler_registry(*handlers.items())
+    return ocp.CompositeCheckpointHandler(
+        default=ocp.PyTreeCheckpointHandler(type_handler_registry=registry),
+        metrics=ocp.JsonCheckpointHandler("metrics"),
+    )
+
+
+def _facts(workdir: pathlib.Path) -> dict[str, Any]:
+    """What the weights belong to, whatever the run's config becomes later; {} if not known."""
+    if not all((workdir / name).is_file() for name in ("config.json", "classes.json")):
+        return {}
+    config = files.read_json(workdir / "config.json")
+    found = {key: config[key] for key in ("model", "preprocess")}
+    return {**found, "classes": files.read_json(workdir / "classes.json")}
+
+
+def _steps(folder: pathlib.Path) -> list[int]:
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    return sorted(int(name) for name in names if name.isdigit())
+
+
+def _is_whole(path: pathlib.Path) -> bool:
+    return (path / "_CHECKPOINT_METADATA").is_file() or manifest.exists(path)
+
+
+def _candidates(folder: pathlib.Path, step: int | None, processes: Alone) -> list[pathlib.Path]:
+    """Checkpoints on the first process's disk, newest first; or the one of a step."""
+    steps = processes.as_first("list checkpoints", lambda: _steps(folder), SECONDS)
+    if step is not None and step not in steps:
+        known = ", ".join(map(str, steps)) or "none"
+        raise UserError(f"no checkpoint of step {step} in {folder}; there are: {known}")
+    return [folder / str(each) for each in ([step] if step is not None else reversed(steps))]
+
+
+def _read_first(
+    paths: list[pathlib.Path], read: Callable[[pathlib.Path], T], processes: Alone
+) -> tuple[pathlib.Path, T, list[pathlib.Path]]:
+    """The first checkpoint that all processes can read, its content, and those passed over."""
+    for number, path in enumerate(paths):
+        where = f"checkpoint {path.name} in {path.parent}"
+        damage = processes.as_first("verify", lambda path=path: _find_damage(path), 2 * SECONDS)
+        if not damage:
+            content, note = None, ""
+            try:
+                content = read(path)
+            except UserError:
+                raise
+            except Exception as error:  # Damage shows as any of a dozen kinds of error.
+                note = _first_line(error)[:200]
+            damage = _listed(processes.barrier(f"read {where}", 2 * SECONDS, note), processes)
+        if not damage:
+            return path, content, paths[:number]
+        say(f"{where} can't be read: {damage}")
+    tried = ", ".join(path.name for path in paths)
+    raise UserError(
+        f"no checkpoint in {paths[0].parent} can be read (tried {tried}); the files are left as "
+        "they are"
+    )
+
+
+def _find_damage(path: pathlib.Path) -> str | None:
+    if not _is_whole(path):
+        return "it was never finished"
+    if manifest.exists(path):
+        return manifest.find_damage(path)
+    say(
+        f"checkpoint {path.name} in {path.parent} has no {manifest.NAME}: its run was killed "
+        "before it was verified. It is read all the same"
+    )
+    return None
+
+
+def _read(path: pathlib.Path, item: PyTree, restore_args: PyTree) -> PyTree:
+    """Arrays like `item`, which may have some of the parts that were saved."""
+    arguments = ocp.args.PyTreeRestore(item=item, restore_args=restore_args, partial_restore=True)
+    # Not by the checkpointer: there a process that can read waits for those that can't.
+    return _handler().restore(path, args=ocp.args.Composite(default=arguments))["default"]
+
+
+def _saved_tree(path: pathlib.Path) -> PyTree:
+    """Shapes and dtypes of a checkpoint's arrays, as a tree of dicts."""
+    tree = _handler().metadata(path).item_metadata["default"].tree
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
+
+
+def _check_same(path: pathlib.Path, wanted: Shapes) -> None:
+    """Raises a UserError if a checkpoint does not have the arrays, by name and shape."""
+    parts = {name.partition("/")[0] for name in wanted}
+    saved = shapes_by_name({key: part for key, part in _saved_tree(path).items() if key in parts})
+    if not (names := differing(saved, wanted)):
+        return
+    where, offer = f"checkpoint {path.name} in {path.parent}", INIT_FROM.format(path.parent.parent)
+    of_model = [name for name in names if name.startswith(VARIABLES)]
+    if not of_model:
+        raise UserError(
+            f"{where} was written with another optimizer than this config's; use the one in "
+            f"config.json there, or another --workdir. {offer}"
+        )
+    only_classes = all("params/classifier/" in name for name in of_model)
+    raise UserError(
+        f"{where} was written by another model:\n{describe_difference(saved, wanted, of_model)}\n"
+        "Use the model that wrote it (see config.json there), or another "
+        f"--workdir{'. ' + offer if only_classes else ''}"
+    )
+
+
+def _listed(notes: dict[int, str], processes: Alone) -> str:
+    """Notes with the processes that made them, if there are several; "" if all are empty."""
+    by_text: dict[str, list[str]] = {}
+    for index, note in notes.items():
+        if note:
+            by_text.setdefault(note.removeprefix(DISK), []).append(str(index))
+    if processes.count == 1:
+        return "; ".join(by_text)
+    return "; ".join(f"process {', '.join(who)}: {text}" for text, who in by_text.items())
 
 
 def _first_line(error: Exception) -> str:
@@ -557,11 +488,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _is_of_disk(error: Exception) -> bool:
-    """Whether a disk, or what is between it and us, refused: of TensorStore, the text tells."""
-    if isinstance(error, TimeoutError | _OthersFailed):  # The first is an OSError, and a host's.
+    """Whether a disk, or what is between it and us, refused: TensorStore says so in its text."""
+    if isinstance(error, TimeoutError | OtherFailed):  # TimeoutError is an OSError.
         return False
     return isinstance(error, OSError) or re.search(r"os_error_code='\d+'", str(error)) is not None
-
-
-def _digest(shapes: Shapes) -> str:
-    return hashlib.sha256(json.dumps(sorted(shapes.items())).encode()).hexdigest()

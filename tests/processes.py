@@ -1,4 +1,4 @@
-"""Starts the processes of a run over loopback, and never leaves one behind."""
+"""Starts the processes of a run over loopback, and leaves none running."""
 
 import os
 import pathlib
@@ -17,11 +17,11 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-class Processes:
+class Started:
     """As a context: `count` processes of one command, each with `devices` CPU devices.
 
     Args:
-      command: without the interpreter; the three flags of hosts are added.
+      command: without the interpreter; the three flags of processes are added.
       folder: their outputs go to `output_I` there.
       each: more arguments for one of them, by number.
     """
@@ -54,12 +54,12 @@ class Processes:
                     )
                 )
 
-    def __enter__(self) -> "Processes":
+    def __enter__(self) -> "Started":
         return self
 
     def __exit__(self, *_: object) -> None:
         for process in self.all:
-            process.kill()  # Also of one that was put to sleep.
+            process.kill()  # Also one that was put to sleep.
             process.wait()
 
     def __getitem__(self, number: int) -> subprocess.Popen:

@@ -1,4 +1,4 @@
-"""What is kept, what is found again, and what is said when it can't be."""
+"""Which checkpoints are kept and restored, and what is reported when one can't be."""
 
 import contextlib
 import errno
@@ -17,17 +17,19 @@ import pytest
 from conftest import ROOT
 from flax import struct
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
-from processes import Processes
+from processes import Started
 
 from effnet_jax import checkpoint, parallel
 from effnet_jax import config as config_lib
-from effnet_jax import config as default
 from effnet_jax.checkpoint import Checkpoints
 from effnet_jax.errors import SaveFailed, UserError
 from effnet_jax.run import manifest
-from effnet_jax.training.fine_tune import init_from as take_weights
+from effnet_jax.run.processes import ALONE
+from effnet_jax.training import fine_tune
+from effnet_jax.training.fine_tune import init_from
 from effnet_jax.training.state import abstract_state
 
+BEST = "val/ema/top1"
 HERE = SingleDeviceSharding(jax.devices()[0])
 
 
@@ -50,13 +52,21 @@ def state(step: int, width: int = 4) -> State:
 
 @pytest.fixture
 def config():
-    return default.get_config("b0").checkpoint
+    return config_lib.get_config("b0").checkpoint
+
+
+@pytest.fixture
+def said(monkeypatch) -> list[str]:
+    lines = []
+    monkeypatch.setattr(checkpoint, "say", lines.append)
+    monkeypatch.setattr(fine_tune, "say", lines.append)
+    return lines
 
 
 def save_all(workdir, config, scores: dict[int, float | None]) -> list[int]:
     with Checkpoints(workdir, config) as checkpoints:
         for step, score in scores.items():
-            checkpoints.save(step, state(step), None if score is None else {"ema_top1": score})
+            checkpoints.save(step, state(step), None if score is None else {BEST: score})
         checkpoints.wait()
         return checkpoints.steps()
 
@@ -106,28 +116,25 @@ def test_the_state_may_be_donated_as_soon_as_save_returns(tmp_path, config):
     assert np.unique(saved["params"]["conv"]["kernel"]).tolist() == [1.0]
 
 
-@pytest.mark.parametrize("release", ["this", "an earlier one, without manifests"])
-def test_a_damaged_checkpoint_is_passed_over_and_put_aside(tmp_path, config, release):
+@pytest.mark.parametrize("verified", [True, False])
+def test_a_damaged_checkpoint_is_passed_over_and_moved_aside(tmp_path, config, verified, said):
     save_all(tmp_path, config, {3: None, 7: None})
     damaged = tmp_path / checkpoint.FOLDER / "7"
-    if release != "this":
-        for path in damaged.parent.glob(f"*/{manifest.NAME}"):
-            path.unlink()
+    if not verified:
+        (damaged / manifest.NAME).unlink()
     data = [path for path in damaged.rglob("*") if path.is_file() and path.parent.name == "d"]
     assert data
     for path in data:
         path.write_bytes(path.read_bytes()[:20])
-    said = []
-    with Checkpoints(tmp_path, config, say=said.append) as checkpoints:
+    with Checkpoints(tmp_path, config) as checkpoints:
         shapes = jax.eval_shape(lambda: state(0))
         with pytest.raises(UserError, match="can be read"):
             checkpoints.restore(shapes, HERE, step=7)
         assert damaged.is_dir()
-        said[:] = []
+        said.clear()
         assert int(checkpoints.restore(shapes, HERE).step) == 3
-        said = [line for line in said if "can't be read" in line]
-        assert len(said) == 1
-        assert "checkpoint 7" in said[0]
+        (line,) = [line for line in said if "can't be read" in line]
+        assert "checkpoint 7" in line
         assert (tmp_path / "unreadable_checkpoints" / "7_0").is_dir()
         checkpoints.save(7, state(7))
         checkpoints.wait()
@@ -161,22 +168,6 @@ def test_a_change_of_the_classes_is_offered_a_start_from_the_weights(tmp_path, c
             checkpoints.restore(jax.eval_shape(lambda: classes(5)), HERE)
 
 
-@pytest.mark.parametrize(
-    ("key", "value", "message"),
-    [
-        ("resume", "maybe", "auto"),
-        ("best_metric", "ema_top2", "ema_top1"),
-        ("keep_newest", 0, "keep_newest"),
-        ("keep_best", -1, "keep_best"),
-        ("init_weights", "average", "ema"),
-    ],
-)
-def test_impossible_settings_are_refused(config, key, value, message):
-    config[key] = value
-    with pytest.raises(UserError, match=message):
-        checkpoint.check_config(config)
-
-
 def truncate(data: bytes) -> bytes:
     return data[: len(data) // 2]
 
@@ -187,15 +178,15 @@ def flip(data: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("damage", [truncate, flip])
-def test_damage_to_any_file_is_found_and_the_one_before_is_used(tmp_path, config, damage):
+def test_damage_to_any_file_is_found_and_the_one_before_is_used(tmp_path, config, damage, said):
     save_all(tmp_path, config, {3: None, 7: 0.5})
     folder = tmp_path / checkpoint.FOLDER / "7"
     files = [path for path in folder.rglob("*") if path.is_file()]
     assert {"manifest.json", "_METADATA", "metrics", "_CHECKPOINT_METADATA"} <= {
         path.name for path in files
     }
-    said, shapes = [], jax.eval_shape(lambda: state(0))
-    with Checkpoints(tmp_path, config, read_only=True, say=said.append) as checkpoints:
+    shapes = jax.eval_shape(lambda: state(0))
+    with Checkpoints(tmp_path, config, read_only=True) as checkpoints:
         for path in files:
             whole = path.read_bytes()
             path.write_bytes(damage(whole))
@@ -231,29 +222,27 @@ def test_a_later_format_is_left_alone(tmp_path, config, monkeypatch):
     assert (tmp_path / checkpoint.FOLDER / "3").is_dir()
 
 
-def test_what_was_never_finished_is_not_used(tmp_path, config):
+def test_what_was_never_finished_is_not_used(tmp_path, config, said):
     save_all(tmp_path, config, {3: None, 7: None})
     folder = tmp_path / checkpoint.FOLDER
     shutil.copytree(folder / "7", folder / "9.orbax-checkpoint-tmp")
     shutil.copytree(folder / "3", folder / "1.deleted")
     (folder / "7" / manifest.NAME).unlink()
     (folder / "7" / "_CHECKPOINT_METADATA").unlink()
-    said = []
-    with Checkpoints(tmp_path, config, say=said.append) as checkpoints:
+    with Checkpoints(tmp_path, config) as checkpoints:
         assert checkpoints.steps() == [3]
         assert int(checkpoints.restore(jax.eval_shape(lambda: state(0)), HERE).step) == 3
     assert "never finished" in said[0]
     assert [path.name for path in folder.iterdir()] == ["3"]
 
 
-def test_a_checkpoint_goes_only_when_a_newer_one_is_checked(tmp_path, config, monkeypatch):
+def test_a_checkpoint_is_deleted_once_a_newer_one_is_verified(tmp_path, config, monkeypatch, said):
     config.keep_newest, config.keep_best = 1, 0
 
     def fail(*_, **__):
         raise OSError(errno.EIO, "Input/output error")
 
-    said = []
-    with Checkpoints(tmp_path, config, say=said.append) as checkpoints:
+    with Checkpoints(tmp_path, config) as checkpoints:
         checkpoints.save(1, state(1))
         checkpoints.wait()
         with monkeypatch.context() as broken:
@@ -268,17 +257,17 @@ def test_a_checkpoint_goes_only_when_a_newer_one_is_checked(tmp_path, config, mo
         assert checkpoints.steps() == [3]
 
 
-def test_one_of_an_earlier_release_is_read_and_gets_a_manifest(tmp_path, config):
-    save_all(tmp_path, config, {3: None})
+def test_one_that_was_not_verified_is_read_and_reported_and_counts_for_nothing(
+    tmp_path, config, said
+):
+    config.keep_newest = 2
+    save_all(tmp_path, config, {1: None, 3: 0.5})
     path = tmp_path / checkpoint.FOLDER / "3" / manifest.NAME
-    path.unlink()
-    said = []
-    for read_only in (True, False):
-        with Checkpoints(tmp_path, config, read_only, said.append) as checkpoints:
-            assert int(checkpoints.restore(jax.eval_shape(lambda: state(0)), HERE).step) == 3
-        assert "has no manifest.json" in said.pop()
-        assert path.exists() == (not read_only)
-    assert manifest.find_damage(path.parent) is None
+    path.unlink()  # As if the run was killed before.
+    with Checkpoints(tmp_path, config, read_only=True) as checkpoints:
+        assert int(checkpoints.restore(jax.eval_shape(lambda: state(0)), HERE).step) == 3
+    assert "has no manifest.json: its run was killed before it was verified" in said.pop()
+    assert save_all(tmp_path, config, {5: None}) == [1, 5]
 
 
 @contextlib.contextmanager
@@ -297,9 +286,9 @@ def large_state(step: int) -> State:
     return state(step).replace(params={"conv": {"kernel": jnp.asarray(noise)}})
 
 
-def test_hosts_agree_on_what_only_one_of_them_can_save_or_read(tmp_path):
-    script = [str(ROOT / "tests" / "saving_host.py"), f"--workdir={tmp_path / 'run'}"]
-    with Processes(script, tmp_path, devices=1) as two:
+def test_processes_agree_on_what_only_one_of_them_can_save_or_read(tmp_path):
+    script = [str(ROOT / "tests" / "saving_process.py"), f"--workdir={tmp_path / 'run'}"]
+    with Started(script, tmp_path, devices=1) as two:
         assert two.finish(60) == [0, 0], two.outputs()
         outputs = [two.output(number) for number in range(2)]
     for output in outputs:
@@ -312,14 +301,14 @@ def test_hosts_agree_on_what_only_one_of_them_can_save_or_read(tmp_path):
             "after 50: [20, 50], good 50",
         ]
         assert "The run goes on; no checkpoint yet, 10 steps and 0 minutes after the" in output
-        assert "checkpoint 30 could not be saved: host 0: OUT_OF_RANGE" in output
-        assert "checkpoint 40 could not be saved: host 1: OUT_OF_RANGE" in output
-        assert "can't be read: host 1: stale file handle\nrestored 20\n" in output
+        assert "checkpoint 30 could not be saved: process 0: OUT_OF_RANGE" in output
+        assert "checkpoint 40 could not be saved: process 1: OUT_OF_RANGE" in output
+        assert "can't be read: process 1: stale file handle\nrestored 20\n" in output
 
 
-def test_a_save_that_the_disk_refuses_stops_no_run(tmp_path, config):
-    said, folder = [], tmp_path / checkpoint.FOLDER
-    with Checkpoints(tmp_path, config, say=said.append) as checkpoints:
+def test_a_save_that_the_disk_refuses_stops_no_run(tmp_path, config, said):
+    folder = tmp_path / checkpoint.FOLDER
+    with Checkpoints(tmp_path, config) as checkpoints:
         checkpoints.save(10, large_state(10))
         checkpoints.wait()
         with files_of_at_most(50_000):
@@ -330,7 +319,7 @@ def test_a_save_that_the_disk_refuses_stops_no_run(tmp_path, config):
         assert "checkpoint 20 could not be saved" in said[0]
         assert "File too large" in said[0]
         assert "the last good checkpoint is 20 steps and 0 minutes old" in said[1]
-        assert checkpoints.age(30).steps == 20
+        assert checkpoints.good_step == 10
         assert checkpoints.alarm(30, 10) is None
         assert "30 steps and 0 minutes old, and one is planned every 10" in checkpoints.alarm(
             40, 10
@@ -347,15 +336,15 @@ def test_a_save_that_the_disk_refuses_stops_no_run(tmp_path, config):
         )
 
 
-def test_a_workdir_that_vanishes_and_comes_back(tmp_path, config):
-    workdir, away, said = tmp_path / "run", tmp_path / "away", []
-    with Checkpoints(workdir, config, say=said.append) as checkpoints:
+def test_a_workdir_that_vanishes_and_comes_back(tmp_path, config, said):
+    workdir, away = tmp_path / "run", tmp_path / "away"
+    with Checkpoints(workdir, config) as checkpoints:
         checkpoints.save(1, state(1))
         checkpoints.wait()
         workdir.rename(away)
         checkpoints.save(2, state(2))
         checkpoints.settle()
-        assert "has vanished" in said[0]
+        assert f"No such file or directory: '{workdir / checkpoint.FOLDER}'" in said[0]
         assert not workdir.exists()
         away.rename(workdir)
         checkpoints.save(3, state(3))
@@ -375,37 +364,33 @@ def test_other_errors_of_a_save_are_raised(tmp_path, config, monkeypatch):
 
 
 FULL_DISK = """
-import json, pathlib, jax, numpy as np
-from effnet_jax import config as default
-from effnet_jax import config as config_lib
+import contextlib, json, pathlib, jax, numpy as np
+from effnet_jax import checkpoint, config as config_lib
 from effnet_jax.run import writers
-from effnet_jax.checkpoint import Checkpoints
 
 workdir, said, steps = pathlib.Path("/mnt/run"), [], []
 workdir.mkdir()
-config = default.get_config("b0")
-record = writers.Records(workdir, config, ("a",))
-record.open(0)
+checkpoint.say = said.append
+metrics = writers.open_writers(workdir, 0, 14)
 state = {"params": jax.numpy.asarray(np.random.default_rng(0).normal(size=200_000), "float32")}
-with Checkpoints(workdir, config.checkpoint, say=said.append) as checkpoints:
+row = {"epoch": 1.0}
+with checkpoint.Checkpoints(workdir, config_lib.get_config("b0").checkpoint) as checkpoints:
     checkpoints.save(1, state)
     checkpoints.wait()
     filler = pathlib.Path("/mnt/filler")
-    try:
+    with contextlib.suppress(OSError):
         filler.write_bytes(bytes(10**8))
-    except OSError:
-        pass
     for step in range(2, 14):  # More rows than any queue is long.
-        record.write(step, {"loss": step / 3, "text": 0.0})
+        metrics.scalars(step, row)
     checkpoints.save(2, state)
     checkpoints.settle()
     steps.append(checkpoints.steps())
     filler.unlink()
-    record.write(14, {"loss": 1.0})
+    metrics.scalars(14, row)
     checkpoints.save(3, state)
     checkpoints.wait()
     steps.append(checkpoints.steps())
-    record.close()
+    metrics.close()
 rows = [row["step"] for row in writers.read_metrics(workdir)]
 print(json.dumps({"said": said, "steps": steps, "rows": rows}))
 """
@@ -478,20 +463,6 @@ def test_a_restored_state_is_donated_and_compiles_nothing(tmp_path, config):
     assert not compiled
 
 
-def test_numbers_added_in_a_later_release_are_0_in_an_earlier_checkpoint(tmp_path, config):
-    old = {"step": jnp.asarray(3), "params": {"a": jnp.ones(4)}}
-    place = parallel.replicated(parallel.data_mesh())
-    with Checkpoints(tmp_path, config) as checkpoints:
-        checkpoints.save(3, old)
-        checkpoints.wait()
-        new = jax.eval_shape(lambda: {**old, "skipped": jnp.asarray(0)})
-        restored = checkpoints.restore(new, place)
-    assert int(restored["skipped"]) == 0
-    assert restored["skipped"].sharding == place
-    assert restored["skipped"].dtype == jnp.int32
-    assert int(restored["step"]) == 3
-
-
 @pytest.fixture(scope="module")
 def golden():
     config = config_lib.load(golden_checkpoint.WORKDIR)
@@ -514,9 +485,47 @@ def test_the_golden_checkpoint_loads_on_one_device_and_on_many(golden):
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(spread), jax.device_get(state))
 
 
-def test_a_new_run_starts_from_the_weights_of_another(golden, monkeypatch):
+@pytest.mark.parametrize("copied", [False, True])
+def test_weights_are_read_from_a_workdir_and_from_a_copied_checkpoint(golden, copied, tmp_path):
     config, shapes = golden
-    settings, said = config.checkpoint.copy_and_resolve_references(), []
+    workdir = golden_checkpoint.WORKDIR
+    with Checkpoints(workdir, config.checkpoint, read_only=True) as checkpoints:
+        state = jax.device_get(checkpoints.restore(shapes, HERE))
+    path = workdir
+    if copied:
+        path = shutil.copytree(workdir / checkpoint.FOLDER / "5", tmp_path / "best")
+    for which in ("ema", "raw"):
+        step, variables, facts = checkpoint.read_weights(path, weights=which)
+        assert step == 5
+        params, batch_stats = state.weights(which)
+        wanted = {"params": params, "batch_stats": batch_stats}
+        jax.tree.map(np.testing.assert_array_equal, variables, wanted)
+    assert facts["classes"] == json.loads((workdir / "classes.json").read_text())
+    saved = json.loads((workdir / "config.json").read_text())
+    assert facts == {key: saved[key] for key in ("model", "preprocess")} | {
+        "classes": facts["classes"]
+    }
+
+
+def test_weights_that_are_not_there_or_damaged(golden, tmp_path, said):
+    assert checkpoint.read_weights(tmp_path) is None
+    path = shutil.copytree(golden_checkpoint.WORKDIR / checkpoint.FOLDER / "5", tmp_path / "best")
+    with pytest.raises(UserError, match=r"no checkpoint of step 4 in .* there are: 5"):
+        checkpoint.read_weights(golden_checkpoint.WORKDIR, step=4)
+    (path / "default" / "_METADATA").write_text("{}")
+    with pytest.raises(UserError, match=r"can be read \(tried best\)"):
+        checkpoint.read_weights(path)
+    assert "default/_METADATA" in said[0]
+    bare = tmp_path / "bare"
+    shutil.copytree(golden_checkpoint.WORKDIR / checkpoint.FOLDER / "5", bare)
+    (bare / manifest.NAME).unlink()
+    with pytest.raises(UserError, match=f"has no {manifest.NAME} .* give the run's workdir"):
+        checkpoint.read_weights(bare)
+
+
+def test_a_new_run_starts_from_the_weights_of_another(golden, monkeypatch, said):
+    config, shapes = golden
+    settings = config.checkpoint.copy_and_resolve_references()
     settings.init_from = str(golden_checkpoint.WORKDIR / checkpoint.FOLDER / "5")
 
     def fresh(classes: int = 10, stem: int = 8):
@@ -534,7 +543,7 @@ def test_a_new_run_starts_from_the_weights_of_another(golden, monkeypatch):
         source = jax.device_get(checkpoints.restore(shapes, HERE))
     for which in ("ema", "raw"):
         settings.init_weights = which
-        state = take_weights(fresh(), settings, said.append)
+        state = init_from(fresh(), settings, ALONE)
         assert f"starting from the {which} weights of step 5" in said.pop()
         taken = (state.weights("raw"), state.weights("ema"))
         wanted = (source.weights(which), source.weights(which))
@@ -545,11 +554,11 @@ def test_a_new_run_starts_from_the_weights_of_another(golden, monkeypatch):
     # Laid out in parts it stays so.
     monkeypatch.setattr(parallel, "LEAST_SPLIT", 1)
     places = parallel.state_sharding(shapes, parallel.data_mesh(), sharded=True)
-    state = take_weights(jax.device_put(fresh(), places), settings, said.append)
+    state = init_from(jax.device_put(fresh(), places), settings, ALONE)
     assert jax.tree.map(lambda leaf: leaf.sharding, state) == places
     said.clear()
 
-    state = take_weights(fresh(classes=3), settings, said.append)
+    state = init_from(fresh(classes=3), settings, ALONE)
     assert "not taken" in said[0]
     assert "params/classifier/bias, params/classifier/kernel" in said[0]
     assert (state.params["classifier"]["bias"] == 7).all()
@@ -558,7 +567,7 @@ def test_a_new_run_starts_from_the_weights_of_another(golden, monkeypatch):
         state.params["stem"]["conv"]["kernel"], source.params["stem"]["conv"]["kernel"]
     )
     with pytest.raises(UserError, match=r"weights of another model:\n.*checkpoint .*, model "):
-        take_weights(fresh(stem=9), settings)
+        init_from(fresh(stem=9), settings, ALONE)
     settings.init_from = str(ROOT / "configs")
     with pytest.raises(UserError, match=r"init_from=.*no checkpoint there"):
-        take_weights(state, settings)
+        init_from(state, settings, ALONE)

@@ -1,6 +1,7 @@
-"""What a process runs with: code, versions, machine."""
+"""What a process runs with: code, versions and machine."""
 
 import datetime
+import hashlib
 import os
 import pathlib
 import platform
@@ -11,14 +12,13 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from effnet_jax.run.processes import code_hash
 from effnet_jax.trees import path_name
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
 def git_commit() -> str | None:
-    """The commit that this code is at, with "-dirty" where the tree was changed."""
+    """The commit of this code, with "-dirty" if files differ from it; None outside git."""
     command = ["git", "-C", str(pathlib.Path(__file__).parent), "describe", "--always", "--dirty"]
     try:
         result = subprocess.run(
@@ -30,17 +30,20 @@ def git_commit() -> str | None:
 
 
 def start_facts(config: ConfigDict, data: dict[str, str]) -> dict[str, Any]:
-    """What has to be the same on every process of a run: code, versions, config, data.
+    """What must be the same on every process of a run: code, versions, config and data, by name.
 
     Args:
       config: the whole config.
       data: fingerprint of each data set, by name.
     """
+    root, digest = pathlib.Path(__file__).parents[1], hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(str(path.relative_to(root)).encode() + path.read_bytes())
     values = jax.tree_util.tree_flatten_with_path(
         {"config": config.to_dict()}, is_leaf=lambda value: not isinstance(value, dict)
     )[0]
     return {
-        "code": f"files {code_hash()}",
+        "code": f"files {digest.hexdigest()[:16]}",
         **{name: metadata.version(name) for name in PACKAGES},
         **{path_name(path).replace("/", "."): value for path, value in values},
         **{f"data {name}": text for name, text in data.items()},

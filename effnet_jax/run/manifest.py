@@ -1,6 +1,6 @@
-"""What the files of a folder were when it was whole: names, sizes and checksums, in manifest.json.
+"""manifest.json of a folder: names, sizes and checksums of its files when it was whole, and facts.
 
-The checksum is CRC-32, which tells a flipped or missing byte, and not somebody who means harm.
+The checksum is CRC-32, which finds flipped and missing bytes, and does not stop forgery.
 """
 
 import json
@@ -14,43 +14,36 @@ from effnet_jax.run import files
 
 NAME = "manifest.json"
 FORMAT = 1
-PIECE = 1 << 22  # Bytes read at a time.
+CHUNK = 1 << 22  # Bytes read at a time.
 
 
 def write(folder: pathlib.Path, **facts: Any) -> None:
-    """Brings a folder's files to the disk, reads them back from there, and writes the manifest.
-
-    Args:
-      folder: of the files.
-      **facts: what else the manifest is to say.
-
-    Raises:
-      OSError: a file can't be read back, or the manifest can't be written.
-    """
+    """Syncs a folder's files to the disk, reads them back, and writes the manifest with `facts`."""
     for path in (folder.parent, folder, *folder.rglob("*")):
         _sync(path)
     described = {name: _describe(folder / name) for name in _names(folder)}
-    content = {"format": FORMAT, **facts, "files": described}
-    files.write_atomically(folder / NAME, _text(content))
+    files.write_atomically(folder / NAME, _text({"format": FORMAT, **facts, "files": described}))
     _sync(folder / NAME)
 
 
 def exists(folder: pathlib.Path) -> bool:
+    """Whether the folder was verified: it has a manifest."""
     return (folder / NAME).is_file()
 
 
-def find_damage(folder: pathlib.Path) -> str | None:
-    """What differs from the manifest, by file; None where nothing does.
+def read(folder: pathlib.Path) -> dict[str, Any]:
+    """The facts of the manifest, and "files"; raises OSError or ValueError if it is damaged."""
+    text = (folder / NAME).read_text()
+    content = json.loads(text)["content"]
+    if text != _text(content):
+        raise ValueError("checksum")
+    return content
 
-    Raises:
-      UserError: a later release of this program wrote the manifest.
-    """
+
+def find_damage(folder: pathlib.Path) -> str | None:
+    """The first difference from the manifest, by file; None if there is none."""
     try:
-        text = (folder / NAME).read_text()
-        saved = json.loads(text)
-        content = saved["content"]
-        if text != _text(content):
-            return f"{NAME} is damaged"
+        content = read(folder)
     except (OSError, ValueError, TypeError, KeyError) as error:
         return f"{NAME} is damaged: {error}"
     if content["format"] > FORMAT:
@@ -58,20 +51,17 @@ def find_damage(folder: pathlib.Path) -> str | None:
             f"{folder / NAME} is of format {content['format']}, and this release knows {FORMAT}; "
             "use the release that wrote it, or another --workdir"
         )
-    saved, found = content["files"], set(_names(folder))
-    if missing := sorted(saved.keys() - found):
-        return f"{missing[0]} is missing"
-    if extra := sorted(found - saved.keys()):
-        return f"{extra[0]} was not saved with it"
-    for name, was in saved.items():
+    saved, found = content["files"], _names(folder)
+    for name in sorted({*saved, *found}):
+        if name not in found:
+            return f"{name} is missing"
+        if name not in saved:
+            return f"{name} was not saved with it"
         try:
-            now = _describe(folder / name)
+            if (now := _describe(folder / name)) != saved[name]:
+                return f"{name} has {now}, and was saved with {saved[name]}"
         except OSError as error:
             return f"{name}: {error.strerror}"
-        if now["bytes"] != was["bytes"]:
-            return f"{name} has {now['bytes']} bytes, and {was['bytes']} were saved"
-        if now != was:
-            return f"{name} has other bytes than were saved (CRC-32)"
     return None
 
 
@@ -81,22 +71,21 @@ def _text(content: dict[str, Any]) -> str:
 
 
 def _names(folder: pathlib.Path) -> list[str]:
-    """Of all files but the manifest, and hidden ones: network file systems leave some behind."""
-    paths = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    names = (path.as_posix() for path in paths if not path.name.startswith("."))
-    return sorted(name for name in names if name != NAME)
+    """All files but the manifest and hidden ones, which network file systems leave behind."""
+    paths = (path for path in folder.rglob("[!.]*") if path.is_file())
+    return [name for path in paths if (name := path.relative_to(folder).as_posix()) != NAME]
 
 
-def _describe(path: pathlib.Path) -> dict[str, int]:
-    checksum = size = 0
+def _describe(path: pathlib.Path) -> str:
+    checksum = 0
     with open(path, "rb") as file:
-        while piece := file.read(PIECE):
-            checksum, size = zlib.crc32(piece, checksum), size + len(piece)
-    return {"bytes": size, "crc32": checksum}
+        while chunk := file.read(CHUNK):
+            checksum = zlib.crc32(chunk, checksum)
+        return f"{file.tell()} bytes of CRC-32 {checksum:08x}"
 
 
 def _sync(path: pathlib.Path) -> None:
-    """To the disk, and out of memory: what is read next is what the disk has."""
+    """To the disk and out of memory, so that the next read gets what the disk has."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

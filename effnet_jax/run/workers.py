@@ -1,4 +1,4 @@
-"""The cores that this process may use, and workers that end with it."""
+"""The cores that this process may use, and worker processes that end with it."""
 
 import contextlib
 import multiprocessing
@@ -18,7 +18,7 @@ def available_cores() -> list[int]:
 
 
 def end_with_parent(*ignored: signal.Signals) -> None:
-    """Called in a worker process: its parent's end is its own, and the `ignored` its parent's."""
+    """Makes a worker process end when its parent does, and ignore the signals `ignored`."""
     for number in ignored:
         signal.signal(number, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
@@ -27,10 +27,7 @@ def end_with_parent(*ignored: signal.Signals) -> None:
 
 @contextlib.contextmanager
 def held_back(*numbers: signal.Signals) -> Iterator[None]:
-    """Threads and processes that are started inside never get these signals, not even at first.
-
-    A process that sets them aside itself can be killed by one before it has come to that.
-    """
+    """Blocks signals in the threads and processes started inside, from their first instruction."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     try:
         yield
@@ -40,34 +37,24 @@ def held_back(*numbers: signal.Signals) -> Iterator[None]:
 
 @contextlib.contextmanager
 def heeding_ctrl_c() -> Iterator[Callable[[], None]]:
-    """Ctrl-C raises KeyboardInterrupt; where that was lost, the next call of what is given does.
+    """Yields a function that raises the KeyboardInterrupt of a Ctrl-C that was lost before.
 
-    It is lost where it is raised in a callback of the garbage collector, as JAX has one; that alone
-    Python would print, with its traceback. Outside the main thread, which alone may listen, nothing
-    is changed.
+    Python discards, and reports, what is raised in callbacks of the garbage collector, as JAX's.
     """
-    came = threading.Event()
+    lost, before = threading.Event(), sys.unraisablehook
 
-    def note(*_: object) -> None:
-        came.set()
-        raise KeyboardInterrupt
+    def note(discarded: Any) -> None:
+        if isinstance(discarded.exc_value, KeyboardInterrupt):
+            lost.set()
+        else:
+            before(discarded)
 
     def check() -> None:
-        if came.is_set():
+        if lost.is_set():
             raise KeyboardInterrupt
 
-    if threading.current_thread() is not threading.main_thread():
-        yield check
-        return
-
-    def report(lost: Any) -> None:
-        if not isinstance(lost.exc_value, KeyboardInterrupt):
-            printed(lost)
-
-    before, printed = signal.signal(signal.SIGINT, note), sys.unraisablehook
-    sys.unraisablehook = report
+    sys.unraisablehook = note
     try:
         yield check
     finally:
-        sys.unraisablehook = printed
-        signal.signal(signal.SIGINT, before)
+        sys.unraisablehook = before

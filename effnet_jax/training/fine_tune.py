@@ -1,22 +1,24 @@
 """A new run from the weights of another one."""
 
-import pathlib
-
 import jax
-import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
-from effnet_jax.checkpoint import FOLDER, Checkpoints
+from effnet_jax.checkpoint import describe_difference, differing, read_weights
 from effnet_jax.errors import UserError
 from effnet_jax.run.processes import Alone
 from effnet_jax.run.writers import say
 from effnet_jax.training.state import TrainState
+from effnet_jax.trees import path_name, shapes_by_name
+
+CLASSIFIER = "params/classifier/"
 
 
 def init_from(state: TrainState, config: ConfigDict, processes: Alone) -> TrainState:
     """The state with the weights of `config.init_from`, if any; step and optimizer stay fresh.
 
-    Weights and averages both start at what is taken.
+    Weights and averages both start at these weights. A classifier for other classes keeps its fresh
+    values.
 
     Args:
       state: fresh.
@@ -28,21 +30,34 @@ def init_from(state: TrainState, config: ConfigDict, processes: Alone) -> TrainS
     """
     if config.init_from is None:
         return state
-    path, step = pathlib.Path(config.init_from).expanduser().resolve(), None
-    if path.parent.name == FOLDER and path.name.isdigit():
-        path, step = path.parent.parent, int(path.name)
-    fresh = {"params": state.params, "batch_stats": state.batch_stats}
-    with Checkpoints(path, config, read_only=True, processes=processes) as checkpoints:
-        found = checkpoints.restore_weights(fresh, config.init_weights, step)
+    found = read_weights(config.init_from, weights=config.init_weights, processes=processes)
     if found is None:
         raise UserError(
             f"config.checkpoint.init_from={config.init_from}: no checkpoint there; give the "
-            f"workdir of a run, or one of the folders in its {FOLDER}"
+            "workdir of a run, or one of the folders in its checkpoints"
         )
-    step, weights = found
-    say(f"starting from the {config.init_weights} weights of step {step} in {path}")
-    # A copy: the step donates the state, and a buffer can be donated only once.
-    ema = jax.tree.map(
-        lambda new, old: jax.device_put(jnp.copy(new), old.sharding), weights, state.ema
+    step, weights, _ = found
+    fresh = {"params": state.params, "batch_stats": state.batch_stats}
+    saved, wanted = shapes_by_name(weights), shapes_by_name(fresh)
+    other = differing(saved, wanted)
+    if not all(name.startswith(CLASSIFIER) for name in other):
+        raise UserError(
+            f"config.checkpoint.init_from={config.init_from} has the weights of another model:\n"
+            f"{describe_difference(saved, wanted, other)}"
+        )
+    if other:
+        say(f"not taken, because the classes differ: {', '.join(other)}")
+    say(f"starting from the {config.init_weights} weights of step {step} in {config.init_from}")
+    leaves = jax.tree_util.tree_flatten_with_path(weights)[0]
+    arrays = {path_name(path): array for path, array in leaves}
+
+    def put(path: tuple, like: jax.Array) -> jax.Array:
+        name = path_name(path)
+        array = np.asarray(like) if name in other else arrays[name]
+        made = jax.make_array_from_callback(like.shape, like.sharding, array.__getitem__)
+        # Memory of its own: the step donates the state, and a buffer can be donated only once.
+        return jax.device_put(made, like.sharding, may_alias=False)
+
+    return state.replace(
+        **jax.tree.map_with_path(put, fresh), ema=jax.tree.map_with_path(put, state.ema)
     )
-    return state.replace(**weights, ema=ema)

@@ -11,45 +11,44 @@ import sys
 import jax
 import pytest
 from conftest import ROOT
-from processes import Processes, free_port
+from processes import Started, free_port
 
 from configs import digits
 from effnet_jax import cli, parallel
 from effnet_jax.data import sources
 from effnet_jax.errors import UserError
-from effnet_jax.run import processes as hosts
-from effnet_jax.run import signals as interruption
+from effnet_jax.run import processes, signals
 
-SCRIPT = [str(ROOT / "tests" / "host.py")]
+SCRIPT = [str(ROOT / "tests" / "run" / "two_processes.py")]
 
 
-def test_differences_agreement_and_a_host_that_sleeps(tmp_path):
-    with Processes([*SCRIPT, "--part=together"], tmp_path) as two:
+def test_differences_agreement_and_a_process_that_sleeps(tmp_path):
+    with Started([*SCRIPT, "--case=together"], tmp_path, devices=1) as two:
         two.wait_for(lambda: two.outputs().count("on the way") == 2)
         two[1].send_signal(signal.SIGSTOP)
         assert two[0].wait(60) == cli.INTERRUPTED
         pids = [process.pid for process in two.all]
         first, second = two.output(0), two.output(1)
     for output in (first, second):
-        assert f"pid {pids[1]}), in start has seed: 1, and 0 on host 0" in output
+        assert f"pid {pids[1]}), in start has seed: 1, and 0 on process 0" in output
         assert "code: " not in output
-    asked = first.partition("stopped by SIGTERM on host 1 after ")[2].split()[0]
+    asked = first.partition("stopped by SIGTERM on process 1 after ")[2].split()[0]
     assert f"stopped by SIGTERM after {asked}\n" in second
-    assert "waited 0.5 s at 'compiled' for host 1 (" in first
-    name = f"host 1 ({hosts.socket.gethostname()}, pid {pids[1]})"
-    assert f"host 0: error: lost {name}, last heard " in first
+    assert "waited 0.5 s at 'compiled' for process 1 (" in first
+    name = f"process 1 ({processes.socket.gethostname()}, pid {pids[1]})"
+    assert f"process 0: error: lost {name}, last heard " in first
     assert "in step " in first
 
 
 @pytest.mark.parametrize(
-    "part, codes, message",
+    "case, codes, message",
     [
-        ("stall", [75, 75], "no progress for 3 s in step 8; behind: host 1 ("),
+        ("stall", [75, 75], "no progress for 2 s in step 8; behind: process 1 ("),
         ("error", [2, 2], "ended: error: cannot read image 7"),
     ],
 )
-def test_a_host_that_makes_no_progress_or_fails_ends_all(tmp_path, part, codes, message):
-    with Processes([*SCRIPT, f"--part={part}"], tmp_path) as two:
+def test_a_process_that_makes_no_progress_or_fails_ends_all(tmp_path, case, codes, message):
+    with Started([*SCRIPT, f"--case={case}"], tmp_path, devices=1) as two:
         assert two.finish(60) == codes, two.outputs()
         assert message in two.output(0)
 
@@ -61,32 +60,36 @@ def test_flags_that_make_no_sense_are_refused():
         (("here", 2, 1), "is not HOST:PORT"),
     ):
         with pytest.raises(UserError, match=message):
-            hosts.join(*arguments)
+            processes.join(*arguments)
 
 
 def test_processes_that_are_not_there_are_not_waited_for_for_ever():
-    call = f"from effnet_jax import hosts; hosts.join('127.0.0.1:{free_port()}', 3, 0, 1.0)"
+    call = (
+        "from effnet_jax.run import processes; "
+        f"processes.join('127.0.0.1:{free_port()}', 3, 0, 1.0)"
+    )
     process = subprocess.run(
         [sys.executable, "-c", call], cwd=ROOT, capture_output=True, text=True, timeout=60
     )
     assert process.returncode == cli.INTERRUPTED
-    assert "host 0: error: all 3 processes were not there after 1 s, at 127.0.0.1" in process.stderr
+    assert "process 0: error: waited 1 s at 127.0.0.1" in process.stderr
+    assert "for all 3 processes" in process.stderr
 
 
 def test_a_cluster_is_found_by_its_variables(monkeypatch):
-    monkeypatch.setattr(hosts.glob, "glob", lambda pattern: [])
+    monkeypatch.setattr(processes.glob, "glob", lambda pattern: [])
     script = {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "4", "SLURM_PROCID": "0"}
-    assert hosts.find_cluster({}) is None
-    assert hosts.find_cluster(script) is None  # The job's script, or a login shell.
-    assert hosts.find_cluster({**script, "SLURM_STEP_NUM_TASKS": "4"}) == "SLURM"
-    assert hosts.find_cluster({**script, "SLURM_STEP_NUM_TASKS": "1"}) is None
-    assert hosts.find_cluster({"OMPI_COMM_WORLD_SIZE": "2"}) == "Open MPI"
-    monkeypatch.setattr(hosts.importlib.util, "find_spec", lambda name: name)
+    assert processes.find_cluster({}) is None
+    assert processes.find_cluster(script) is None  # The job's script, or a login shell.
+    assert processes.find_cluster({**script, "SLURM_STEP_NUM_TASKS": "4"}) == "SLURM"
+    assert processes.find_cluster({**script, "SLURM_STEP_NUM_TASKS": "1"}) is None
+    assert processes.find_cluster({"OMPI_COMM_WORLD_SIZE": "2"}) == "Open MPI"
+    monkeypatch.setattr(processes.importlib.util, "find_spec", lambda name: name)
     pod = {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "1"}
-    assert hosts.find_cluster(pod) == "Kubernetes"
-    monkeypatch.setattr(hosts.glob, "glob", lambda pattern: ["/dev/accel0"])
-    assert hosts.find_cluster({"TPU_WORKER_HOSTNAMES": "t0,t1"}) == "TPU pod"
-    assert hosts.find_cluster({"TPU_WORKER_HOSTNAMES": "t0"}) is None
+    assert processes.find_cluster(pod) == "Kubernetes"
+    monkeypatch.setattr(processes.glob, "glob", lambda pattern: ["/dev/accel0"])
+    assert processes.find_cluster({"TPU_WORKER_HOSTNAMES": "t0,t1"}) == "TPU pod"
+    assert processes.find_cluster({"TPU_WORKER_HOSTNAMES": "t0"}) is None
 
 
 @pytest.mark.parametrize("code, queued", [(0, 0), (2, 0), (75, 1), (134, 1), (130, 0)])
@@ -104,24 +107,36 @@ def test_the_slurm_script_queues_again_what_can_go_on(tmp_path, code, queued):
     assert result.stdout.count("scontrol requeue 7") == queued
 
 
-def test_more_hosts_than_records_or_uneven_devices_are_refused(monkeypatch):
-    parallel.check_hosts(1, "training")
+def test_more_processes_than_records_or_uneven_devices_are_refused(monkeypatch):
+    parallel.check_processes(1, "training")
     monkeypatch.setattr(jax, "process_count", lambda: 3)
-    with pytest.raises(UserError, match="training data has 2 records for 3 hosts"):
-        parallel.check_hosts(2, "training")
-    with pytest.raises(UserError, match="this host has 8 of the 8 devices of 3 hosts"):
-        parallel.check_hosts(3, "training")
+    with pytest.raises(UserError, match="training data has 2 records for 3 processes"):
+        parallel.check_processes(2, "training")
+    with pytest.raises(UserError, match="this process has 8 of the 8 devices of 3 processes"):
+        parallel.check_processes(3, "training")
 
 
 def test_a_notice_of_maintenance_asks_to_stop(monkeypatch):
     events = iter([None, "NONE", "TERMINATE_ON_HOST_MAINTENANCE"])
-    monkeypatch.setattr(hosts, "metadata", lambda path: next(events))
+    monkeypatch.setattr(signals, "metadata", lambda path: next(events))
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
-    monkeypatch.setattr(interruption, "MAINTENANCE_SECONDS", 0.01)
+    monkeypatch.setattr(signals, "MAINTENANCE_SECONDS", 0.01)
     said = queue.Queue()
-    with interruption.Interruption(said.put) as interrupted:
+    monkeypatch.setattr(signals, "say", said.put)
+    with signals.Signals() as stopped:
         assert "maintenance (TERMINATE_ON_HOST_MAINTENANCE)" in said.get(timeout=30)
-        assert interrupted()
+        assert stopped()
+
+
+def test_the_first_signal_is_noted_and_the_second_acts():
+    with signals.Signals() as stopped:
+        assert not stopped()
+        signal.raise_signal(signal.SIGINT)
+        assert stopped()
+        assert stopped.name == "SIGINT"
+        previous = signal.getsignal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGINT) == previous != stopped._note
 
 
 def test_data_sets_are_told_apart():

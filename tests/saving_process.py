@@ -1,4 +1,4 @@
-"""What tests/test_checkpoint.py runs in two processes: disks that are full, and no training."""
+"""What tests/test_checkpoint.py runs in two processes: full disks, without training."""
 
 import contextlib
 import pathlib
@@ -7,16 +7,14 @@ from collections.abc import Iterator
 
 import jax
 import numpy as np
-from absl import flags
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from effnet_jax import cli
-from effnet_jax import config as default
+from effnet_jax import checkpoint, cli
+from effnet_jax import config as config_lib
 from effnet_jax.checkpoint import Checkpoints
-from effnet_jax.run import processes as hosts
 
-WORKDIR = flags.DEFINE_string("workdir", None, "")
-cli.define_host_flags()
+PARSER = cli.Parser(__doc__, joins=True)
+PARSER.add_argument("--workdir", type=pathlib.Path)
 SIZE = 200_000
 
 
@@ -31,12 +29,12 @@ def full_disk(on: bool) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def main() -> None:
-    cli.join_hosts()
-    me = jax.process_index()
-    config = default.get_config("b0")
+def main(args) -> None:
+    processes, workdir = args.processes, args.workdir
+    me = processes.index
+    config = config_lib.get_config("b0")
     config.processes.update(start_seconds=40.0, stall_seconds=20.0)
-    hosts.watch(config.processes)
+    processes.watch(config.processes)
     sharding = NamedSharding(Mesh(np.array(jax.devices()), ("x",)), PartitionSpec("x"))
 
     def state(step: int) -> dict:
@@ -46,25 +44,26 @@ def main() -> None:
     def say(text: str) -> None:
         print(text, flush=True)
 
-    with Checkpoints(pathlib.Path(WORKDIR.value), config.checkpoint, say=say) as checkpoints:
+    checkpoint.say = say
+    with Checkpoints(workdir, config.checkpoint, processes=processes) as checkpoints:
         # On both, on none, on the first, on the second, and then there is room again.
         for step, full in ((10, (0, 1)), (20, ()), (30, (0,)), (40, (1,)), (50, ())):
-            hosts.at("save", step)
+            processes.at("save", step)
             with full_disk(me in full):
                 checkpoints.save(step, state(step))
                 checkpoints.settle()
-            # The disk of a host that is late may still be full.
-            hosts.barrier("settled", 20)
+            # The disk of a late process may still be full.
+            processes.barrier("settled", 20)
             say(f"after {step}: {checkpoints.steps()}, good {checkpoints.good_step}")
         checkpoints.wait()
-        read = checkpoints._read
+        read = checkpoint._read
 
-        def read_badly(step: int, *args) -> dict:
-            if me == 1 and step == 50:
+        def read_badly(path: pathlib.Path, *args) -> dict:
+            if me == 1 and path.name == "50":
                 raise OSError("stale file handle")
-            return read(step, *args)
+            return read(path, *args)
 
-        checkpoints._read = read_badly
+        checkpoint._read = read_badly
         restored = checkpoints.restore(
             {"params": jax.ShapeDtypeStruct((SIZE,), np.float32)}, sharding
         )
@@ -78,4 +77,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run_with_flags(main)
+    cli.run(main, PARSER)
