@@ -48,10 +48,10 @@ study: .venv/ready
 
 # The model's speed on this machine, with and without the depthwise form made for CPUs.
 benchmark: .venv/ready
-	$(BIN)/python -m benchmarks.__main__ model --csv=results/benchmark_model.csv
+	$(BIN)/python -m benchmarks model --csv=results/benchmark_model.csv
 
-# What the training loop costs beside the compiled step: on 1 device, on 8, and on 2 processes of 4.
-LOOP := $(BIN)/python -m benchmarks.__main__ loop --csv=results/benchmark_loop.csv
+# What the training loop adds to the compiled step: on 1 device, on 8, and on 2 processes of 4.
+LOOP := $(BIN)/python -m benchmarks loop --csv=results/benchmark_loop.csv
 benchmark-loop: DEVICES := XLA_FLAGS=--xla_force_host_platform_device_count
 benchmark-loop: TWO := --coordinator_address=localhost:9876 --num_processes=2
 benchmark-loop: .venv/ready
@@ -75,7 +75,7 @@ runs/photos/ready: .venv-benchmarks/ready benchmarks/make_photos.py
 	.venv-benchmarks/bin/python -m pip install --quiet -r benchmarks/requirements.txt
 	touch $@
 
-# Ours beside timm's networks in PyTorch, which have an environment of their own.
+# Our networks and timm's in PyTorch, which need an environment of their own.
 parity: .venv-parity/ready
 	.venv-parity/bin/python -m benchmarks.parity --csv=results/parity.csv
 

@@ -1,8 +1,8 @@
-"""How fast this machine is: python -m benchmarks.__main__ WHAT [--csv=FILE].
+"""How fast this machine is: python -m benchmarks WHAT [--csv=FILE].
 
-model     training and evaluation in images/s, beside the same model with lax's depthwise layers
+model     training and evaluation in images/s, next to the same model with lax's depthwise layers
 data      the training pipeline of --config=FILE, without a model, and what its time goes into
-loop      what the training loop costs beside the compiled step, and a save
+loop      what the training loop costs next to the compiled step, and a save
 latency   one image at a time on one core, for the models of the paper's Table 4
 """
 
@@ -16,14 +16,13 @@ from benchmarks import latency, loading, looping, throughput
 from effnet_jax import cli
 from effnet_jax.errors import UserError
 from effnet_jax.run import files
-from effnet_jax.run import processes as hosts
 
 BENCHMARKS = {"model": throughput, "latency": latency, "data": loading, "loop": looping}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.__main__",
+        prog="python -m benchmarks",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -41,7 +40,7 @@ def main() -> None:
 
     benchmark = BENCHMARKS[args.what]
     rows = benchmark.measure(args)
-    if not hosts.is_first():
+    if not rows:  # Another process reports.
         return
     if args.csv:
         files.append_csv(args.csv, rows)

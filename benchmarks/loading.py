@@ -97,7 +97,6 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
     """One row, and the picture."""
     config = load_config(args.rest)
     config_lib.validate(config)
-    pipeline.check_config(config)
     config = progressive.largest(config)
     source = sources.open_source(config.data, config.data.train_split)
     resolution = models.coefficients(config.model).resolution

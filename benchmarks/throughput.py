@@ -1,7 +1,7 @@
-"""Images per second of the whole training step and of the evaluation step: `benchmark model`.
+"""Images per second of training and of evaluation steps: `python -m benchmarks model`.
 
-Beside them the same model with `lax`'s grouped convolution as its depthwise layers. The two run in
-turn in one process, so that the ratio holds on a noisy machine.
+The same model with `lax`'s grouped convolution as its depthwise layers is measured next to it. The
+two take turns in one process, so that the ratio holds on a noisy machine.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import rich.table
 
-from effnet_jax import config as default
+from effnet_jax import config as config_lib
 from effnet_jax import parallel
 from effnet_jax.evaluation import make_eval_step
 from effnet_jax.models import operations
@@ -31,7 +31,7 @@ class Timed:
     """A compiled program of one form: `run(mode)` gives the seconds of one batch."""
 
     def __init__(self, form: str, args: argparse.Namespace):
-        config = default.get_config(args.model)
+        config = config_lib.get_config(args.model)
         config.batch_size = args.batch
         config.model.num_classes = 1000
         config.model.dtype = args.dtype
@@ -65,7 +65,7 @@ class Timed:
 
 
 def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """One row a mode: images/s of both forms (median) and their ratio (median of the pairs)."""
+    """A row for each mode: images/s of both forms (median), and their ratio (median of pairs)."""
     forms = {}
     for form in FORMS:
         start = time.perf_counter()
