@@ -13,15 +13,17 @@ import jax
 import numpy as np
 import rich.table
 
+from effnet_jax import cli, models
 from effnet_jax import config as config_lib
-from effnet_jax import models
 from effnet_jax.run import environment, writers
 from effnet_jax.run.workers import available_cores
 
 # The models of Table 4 except GPipe's AmoebaNet, which is not implemented.
 MODELS = "b1,resnet152,b7"
-REPEATS = 20
 WARM_UP = 3
+PARSER = cli.Parser(__doc__)
+PARSER.add_argument("--models", nargs="+", default=[MODELS], help="as for the summary, or b0,b1")
+PARSER.add_argument("--repeats", type=cli.count, default=20, help="timed runs of each model")
 
 
 def pin() -> None:
@@ -89,13 +91,6 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
             }
         )
     return rows
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--models", nargs="+", default=[MODELS], help="as for the summary, or b0,b1"
-    )
-    parser.add_argument("--repeats", type=int, default=REPEATS, help="timed runs of each model")
 
 
 def show(rows: list[dict[str, Any]]) -> rich.table.Table:

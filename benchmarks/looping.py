@@ -24,20 +24,25 @@ import rich.table
 from ml_collections import ConfigDict
 
 from configs import digits
-from effnet_jax import models
+from effnet_jax import cli, models
 from effnet_jax.data import sources
 from effnet_jax.errors import UserError
-from effnet_jax.run import environment, files, processes
-from effnet_jax.run.processes import Alone
+from effnet_jax.run import environment, files
 from effnet_jax.training import clock
 from effnet_jax.training.loop import Programs
-from effnet_jax.training.setup import prepare
+from effnet_jax.training.setup import Setup, prepare
 from effnet_jax.training.state import TrainState
 from effnet_jax.training.supervisor import train_and_evaluate
 
 WARM_UP = 2  # Steps that are not counted: until then, on CPU, memory is still being faulted in.
 SAVE_EVERY = 100  # Steps between two saves, for the share of a save that is reported.
 COMPILED = "/jax/core/compile/backend_compile_duration"
+PARSER = cli.Parser(__doc__, joins=True)
+PARSER.add_argument("--model", default="b0", help="as for the summary")
+PARSER.add_argument("--batch", type=cli.count, default=16)
+PARSER.add_argument("--resolution", type=cli.count, help="by default the model's own")
+PARSER.add_argument("--dtype", default="float32")
+PARSER.add_argument("--repeats", type=cli.count, default=10, help="steps")
 
 
 class WaitForStep:
@@ -99,12 +104,9 @@ def run_config(args: argparse.Namespace) -> ConfigDict:
     return config
 
 
-def shortest_loop(
-    config: ConfigDict, workdir: pathlib.Path, group: Alone, state: TrainState, hook: WaitForStep
-) -> None:
-    """As many steps as the run has, of its own program, and the hook after each."""
-    run = prepare(config, workdir, group)
-    program, seed = Programs(run, clock.Clock()).at(1), np.uint32(config.seed)
+def shortest_loop(run: Setup, state: TrainState, hook: WaitForStep) -> None:
+    """Takes as many steps as a run has with its own program, and calls the hook after each."""
+    program, seed = Programs(run, clock.Clock()).at(1), np.uint32(run.config.seed)
     with contextlib.closing(run.batches(0, 0)) as batches:
         batch = next(batches)
     for step in range(run.total):
@@ -116,17 +118,15 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
     """One row, on the first process."""
     if args.repeats <= WARM_UP + 1:
         raise UserError(f"--repeats must be more than {WARM_UP + 1}; got {args.repeats}")
-    group = processes.join(args.coordinator_address, args.num_processes, args.process_id)
     config, run, bare = run_config(args), WaitForStep(), WaitForStep()
     with tempfile.TemporaryDirectory() as folder:
         seconds = config.processes.start_seconds
-        workdir = pathlib.Path(group.as_first("workdir", lambda: folder, seconds))
+        workdir = pathlib.Path(args.processes.as_first("workdir", lambda: folder, seconds))
         with compiled_programs() as programs:
-            state, _ = train_and_evaluate(config, workdir, [run], group)
+            state, _ = train_and_evaluate(config, workdir, [run], args.processes)
         rows = files.read_rows(workdir / clock.FILE)
-        shortest_loop(config, workdir, group, state, bare)
-        group.leave()
-    if not group.is_first:
+        shortest_loop(prepare(config, workdir, args.processes), state, bare)
+    if not args.processes.is_first:
         return []
 
     shortest = statistics.median(bare.between[WARM_UP:])
@@ -150,21 +150,10 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
             "save_share": round(saving / (SAVE_EVERY * step), 5),
             "step_compilations": sum("train_step" in name for name in programs),
             "repeats": args.repeats,
-            "processes": group.count,
+            "processes": args.processes.count,
             **environment.describe_machine(),
         }
     ]
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default="b0", help="as for the summary")
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--resolution", type=int, help="by default the model's own")
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--repeats", type=int, default=10, help="steps")
-    parser.add_argument("--coordinator_address", help="several processes: HOST:PORT of process 0")
-    parser.add_argument("--num_processes", type=int, help="how many there are")
-    parser.add_argument("--process_id", type=int, help="which of them this is, from 0")
 
 
 def show(rows: list[dict[str, Any]]) -> rich.table.Table:

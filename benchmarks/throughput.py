@@ -13,8 +13,8 @@ import jax
 import numpy as np
 import rich.table
 
+from effnet_jax import cli, parallel
 from effnet_jax import config as config_lib
-from effnet_jax import parallel
 from effnet_jax.evaluation import make_eval_step
 from effnet_jax.models import operations
 from effnet_jax.run import environment, writers
@@ -25,6 +25,14 @@ from effnet_jax.training.step import lower_train_step, random_key
 WARM_UP = 2
 SEED = np.uint32(0)
 FORMS = {"ours": operations.depthwise_conv, "lax": operations.lax_depthwise_conv}
+
+
+PARSER = cli.Parser(__doc__)
+PARSER.add_argument("--model", default="b0", help="as for the summary")
+PARSER.add_argument("--batch", type=cli.count, default=16)
+PARSER.add_argument("--resolution", type=cli.count, help="by default the model's own")
+PARSER.add_argument("--dtype", default="float32")
+PARSER.add_argument("--repeats", type=cli.count, default=5, help="pairs of timed batches")
 
 
 class Timed:
@@ -101,14 +109,6 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
             }
         )
     return rows
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default="b0", help="as for the summary")
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--resolution", type=int, help="by default the model's own")
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--repeats", type=int, default=5, help="pairs of timed batches")
 
 
 def show(rows: list[dict[str, Any]]) -> rich.table.Table:
