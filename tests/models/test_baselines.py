@@ -145,15 +145,15 @@ def test_every_parameter_gets_a_gradient(base, stages):
 
 
 def test_a_fresh_residual_block_passes_its_input_on():
-    block = resnet.architecture(50, Coefficients(0.125, 1.0, 32)).stages[0][1]
+    block = resnet.base(50).architecture(Coefficients(0.125, 1.0, 32)).stages[0][1]
     assert block.has_skip
-    parts = network.Parts(
+    factories = network.LayerFactories(
         conv=layers.Conv,
         depthwise=layers.DepthwiseConv,
         norm=functools.partial(layers.BatchNorm, train=False, momentum=0.9, epsilon=1e-3),
         act=jax.nn.relu,
     )
-    module = block.module(parts, name="block2")
+    module = block.module(factories, name="block2")
     x = np.random.default_rng(0).normal(size=(2, 3, 3, block.inputs)).astype("f")
     run = functools.partial(module.init_with_output, train=False)
     y, variables = jax.jit(run, compiler_options=QUICK)(jax.random.key(1), x)
