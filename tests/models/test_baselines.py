@@ -105,6 +105,7 @@ def test_the_table_s_feature_sizes_are_the_module_s(base, stem_stride, stem):
 @pytest.mark.parametrize(
     ("base", "stages"),  # As many stages as have every kind of layer.
     [
+        ("efficientnet", 2),
         ("efficientnet_lite", 2),
         ("efficientnet_edgetpu", 2),
         ("efficientnet_v2", 4),
