@@ -1,10 +1,12 @@
-# make train: set up, train digits, print the result. make test: set up, lint, run the tests.
-# make plan: what B0 and B7 need on TPUs that aren't there (docs/plan.md); hours on two cores.
-# make study-small: set up, 6 runs of the scaling study, their figures and the page.
+# Each target creates the environment that it needs, then runs:
+#   make train        trains on digits and prints the result (README.md)
+#   make test         ruff and the tests (docs/develop.md)
+#   make study-small  6 runs of the scaling study, their figures and the page (docs/scaling_study.md)
+#   make plan         what B0 and B7 need on TPUs (docs/plan.md); takes hours on two cores
 PYTHON ?= python3
 WORKDIR ?= runs/digits
 STUDY ?= runs/study
-# What the grid search of the committed study found.
+# The coefficients that the grid search of the committed study found.
 SCALING := results/scaling_study/scaling.json
 BIN := .venv/bin
 
@@ -18,7 +20,7 @@ train: .venv/ready
 test: lint
 	$(BIN)/python -m pytest
 
-# Many hosts: one of two processes killed 20 times, at random.
+# A run of two processes, one of which is killed 20 times at random.
 soak: .venv/ready
 	SOAK_ROUNDS=20 $(BIN)/python -m pytest -n 0 -s tests/test_soak.py
 
@@ -37,7 +39,7 @@ study-small: .venv/ready
 	$(BIN)/python -m effnet_jax.tools.report --results $(STUDY)-small/results.csv \
 		--out=$(STUDY)-small/report
 
-# All of docs/scaling_study.md: the grid search, every method at 1x, 2x and 4x, the page.
+# All of docs/scaling_study.md: the grid search, every method at 1x, 2x and 4x, and the page.
 study: .venv/ready
 	$(BIN)/python -m effnet_jax.tools.search_scaling --config=configs/cluttered_digits.py \
 		--step=0.15 --tolerance=0.09 --seeds=2 --workdir=$(STUDY)/grid
@@ -50,7 +52,7 @@ study: .venv/ready
 benchmark: .venv/ready
 	$(BIN)/python -m benchmarks model --csv=results/benchmark_model.csv
 
-# What the training loop adds to the compiled step: on 1 device, on 8, and on 2 processes of 4.
+# What the training loop costs beside the compiled step: on 1 device, on 8, and on 2 processes of 4.
 LOOP := $(BIN)/python -m benchmarks loop --csv=results/benchmark_loop.csv
 benchmark-loop: DEVICES := XLA_FLAGS=--xla_force_host_platform_device_count
 benchmark-loop: TWO := --coordinator_address=localhost:9876 --num_processes=2
@@ -59,7 +61,7 @@ benchmark-loop: .venv/ready
 	$(DEVICES)=8 $(LOOP)
 	$(DEVICES)=4 $(LOOP) $(TWO) --process_id=1 & $(DEVICES)=4 $(LOOP) $(TWO) --process_id=0
 
-# The input pipeline beside tf.data and PyTorch, which have an environment of their own.
+# The input pipeline against tf.data and PyTorch, which have an environment of their own.
 benchmark-data: .venv/ready runs/photos/ready
 	$(BIN)/python -m benchmarks.compare_data --photos=runs/photos --whole_images \
 		--peers_python=.venv-benchmarks/bin/python --csv=results/data_comparison.csv
@@ -75,7 +77,7 @@ runs/photos/ready: .venv-benchmarks/ready benchmarks/make_photos.py
 	.venv-benchmarks/bin/python -m pip install --quiet -r benchmarks/requirements.txt
 	touch $@
 
-# Our networks and timm's in PyTorch, which need an environment of their own.
+# Our networks against timm's in PyTorch, which has an environment of its own.
 parity: .venv-parity/ready
 	.venv-parity/bin/python -m benchmarks.parity --csv=results/parity.csv
 
@@ -85,7 +87,7 @@ parity: .venv-parity/ready
 	.venv-parity/bin/python -m pip install --quiet -r benchmarks/parity_requirements.txt
 	touch $@
 
-# libtpu has an environment of its own: with it, JAX looks for a TPU at every start.
+# libtpu has an environment of its own, because with it JAX looks for a TPU at every start.
 plan: .venv-plan/ready
 	for model in b0,128 b7,16; do \
 		.venv-plan/bin/python -m effnet_jax.tools.plan --topology=v5e:2x2,v5e:4x4 \

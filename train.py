@@ -27,12 +27,16 @@ cli.define_process_flags()
 
 
 def main(processes) -> None:
+    from effnet_jax.report import finish
     from effnet_jax.training.supervisor import train_and_evaluate
 
     name = pathlib.Path(
         config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]
     ).stem
-    train_and_evaluate(CONFIG.value, WORKDIR.value or f"runs/{name}", processes=processes)
+    workdir = WORKDIR.value or f"runs/{name}"
+    state, scores = train_and_evaluate(CONFIG.value, workdir, processes=processes)
+    if processes.is_first:
+        finish.show(workdir, int(state.step), scores)
 
 
 if __name__ == "__main__":

@@ -373,8 +373,8 @@ def from_dict(values: dict[str, Any]) -> ConfigDict:
     Raises:
       KeyError, TypeError: a key that no config has, or a value of another type.
     """
-    values = dict(values)
-    config, evaluations = get_config(), values.pop("evaluations")
+    values = _with_tuples(values)
+    config, evaluations = get_config(), values.pop("evaluations", {"val": {}})
     values["model"]["base"], values["data"]["name"]  # Raises for JSON that is no config.
     config.update(values)
     del config.evaluations.val
@@ -382,6 +382,13 @@ def from_dict(values: dict[str, Any]) -> ConfigDict:
         config.evaluations[name] = evaluation()
         config.evaluations[name].update(entry)
     return config
+
+
+def _with_tuples(value: Any) -> Any:
+    """JSON has lists where configs have tuples."""
+    if isinstance(value, dict):
+        return {key: _with_tuples(each) for key, each in value.items()}
+    return tuple(map(_with_tuples, value)) if isinstance(value, list) else value
 
 
 def save(config: ConfigDict, path: pathlib.Path) -> None:

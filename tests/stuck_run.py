@@ -9,10 +9,10 @@ from collections.abc import Iterator
 
 import jax
 
-from configs import saved
 from effnet_jax import cli, parallel
+from effnet_jax import config as config_lib
 from effnet_jax.data import pipeline
-from effnet_jax.training import loop
+from effnet_jax.training import supervisor
 
 
 def main(config: str, workdir: str, stuck: str) -> None:
@@ -27,7 +27,7 @@ def main(config: str, workdir: str, stuck: str) -> None:
     pipeline.Batches.read_ahead = read_until
     parallel.data_mesh = lambda: data_mesh(jax.devices()[:1])
     cli.use_compilation_cache()
-    loop.train_and_evaluate(saved.get_config(config), workdir)
+    supervisor.train_and_evaluate(config_lib.load(config), workdir)
 
 
 if __name__ == "__main__":

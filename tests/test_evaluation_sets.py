@@ -347,7 +347,7 @@ def test_each_set_is_one_that_tfds_has(path):
     assert len(set(config.data.eval_classes)) in (0, 200)
     assert set(config.data.eval_classes) <= set(WNIDS)
     assert f"--data={path.stem}" in path.read_text()
-    assert f"`{path.stem}`" in (ROOT / "README.md").read_text()
+    assert f"`{path.stem}`" in (ROOT / "docs" / "evaluation.md").read_text()
 
 
 def test_more_labels_than_fit_are_told(tmp_path):

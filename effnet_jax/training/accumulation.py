@@ -1,4 +1,4 @@
-"""A step's batch in parts, one after the other: less memory, and still one reduction a step."""
+"""A step's batch in microbatches, one after the other: less memory, and still one reduction."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,41 +12,41 @@ PyTree = Any
 MEMBER = "member"  # Mesh axis of the devices that share BatchNorm's statistics.
 
 
-def in_parts(
-    function: Callable[[PyTree, PyTree, PyTree], PyTree], parts: int, mesh: Mesh, members: int = 1
+def in_microbatches(
+    function: Callable[[PyTree, PyTree, PyTree], PyTree], count: int, mesh: Mesh, members: int = 1
 ) -> Callable[[PyTree, PyTree, PyTree], PyTree]:
-    """The sum of `function` over the parts of a batch and over devices.
+    """The sum of `function` over the microbatches of a batch and over devices.
 
-    The compiler would sum over devices in every part. Here each device sums its own parts, and
-    devices are summed once, at the end. No example moves: part k holds the k-th part of what each
-    device has.
+    The compiler would sum over devices in every microbatch. Here each device sums its own, and
+    devices are summed once, at the end. No example moves: microbatch k holds the k-th share of what
+    each device has.
 
     Args:
-      function: `(fixed, batch, keys) -> sums`, of a part of a batch on one device.
-      parts: that a device's examples divide into.
+      function: `(fixed, batch, keys) -> sums`, of a microbatch on one device.
+      count: microbatches that a device's examples divide into.
       mesh: of the devices, as from `parallel.data_mesh`.
       members: devices, one after the other, that `function` may sum over, as axis MEMBER.
 
     Returns:
       A function of the same arguments: fixed, whole on every device; arrays split by example; and
-      a tree of keys, from which each device and part derives its own.
+      a tree of keys, from which each device and microbatch derives its own.
     """
     axes = ("group", MEMBER)
     devices = Mesh(mesh.devices.reshape(-1, members), axes, axis_types=(AxisType.Auto,) * 2)
     whole, by_example = PartitionSpec(), PartitionSpec(axes)
 
     def on_device(fixed: PyTree, batch: PyTree, keys: PyTree) -> PyTree:
-        first = lax.axis_index(axes) * parts
+        first = lax.axis_index(axes) * count
 
-        def run(part: jax.Array, batch: PyTree) -> PyTree:
-            own = jax.tree.map(lambda key: jax.random.fold_in(key, first + part), keys)
+        def run(index: jax.Array, batch: PyTree) -> PyTree:
+            own = jax.tree.map(lambda key: jax.random.fold_in(key, first + index), keys)
             return function(fixed, batch, own)
 
         def add(total: PyTree, each: tuple[jax.Array, PyTree]) -> tuple[PyTree, None]:
             return jax.tree.map(jnp.add, total, run(*each)), None
 
-        split = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), batch)
-        each = (jnp.arange(parts), split)
+        split = jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), batch)
+        each = (jnp.arange(count), split)
         shapes = jax.eval_shape(run, *jax.tree.map(lambda x: x[0], each))
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
         return lax.psum(lax.scan(add, zeros, each)[0], axes)

@@ -16,8 +16,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-import rich.box
-import rich.table
 
 from effnet_jax.errors import NonFiniteLossError
 from effnet_jax.run import files
@@ -151,45 +149,3 @@ class Meter:
         }
         self._reset()
         return result
-
-
-def account(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Seconds by category, of all processes together; and "downtime", between two of them.
-
-    Args:
-      rows: of goodput.jsonl, in order.
-    """
-    total = collections.Counter(dict.fromkeys((*CATEGORIES, "downtime"), 0.0))
-    windows, end = [], None  # What may yet turn out to be rework; the last sign of life.
-    for row in rows:
-        if "event" in row:
-            for window in windows:
-                if window["step"] > row["step"]:
-                    vain = {name: window["seconds"].get(name, 0.0) for name in REPEATED}
-                    total.subtract(vain)
-                    total["rework"] += sum(vain.values())
-            windows = [window for window in windows if window["step"] <= row["step"]]
-        if row.get("event") == "start" and end is not None:
-            total["downtime"] += max(0.0, row["time"] - sum(row["seconds"].values()) - end)
-        total.update(row["seconds"])
-        windows.append(row)
-        end = row["time"]
-    return dict(total)
-
-
-def table(workdir: pathlib.Path) -> rich.table.Table:
-    """Time and share by category, from the run's first start on; the goodput is its title."""
-    rows = files.read_rows(workdir / FILE)
-    seconds = account(rows)
-    downtime = seconds.pop("downtime")
-    whole = sum(seconds.values()) or 1.0
-    events = collections.Counter(row.get("event") for row in rows)
-    title = (
-        f"goodput {seconds['step'] / whole:.1%}: {events['start']} start(s), "
-        f"{events['rollback']} roll-back(s)"
-    )
-    result = rich.table.Table("", "seconds", "share", title=title, box=rich.box.SIMPLE_HEAD)
-    for key, name in CATEGORIES.items():
-        result.add_row(name, f"{seconds[key]:,.1f}", f"{seconds[key] / whole:.1%}")
-    result.add_row("not running, between two starts", f"{downtime:,.1f}", "")
-    return result

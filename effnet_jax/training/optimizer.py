@@ -82,10 +82,7 @@ def multipliers(rules: Sequence[tuple[str, float]], params: PyTree, what: str) -
         uncovered.append(name)
         return 0.0
 
-    try:
-        chosen = jax.tree_util.tree_map_with_path(choose, params)
-    except re.error as error:
-        raise UserError(f"{what}: bad regular expression {error.pattern!r}: {error}") from None
+    chosen = jax.tree_util.tree_map_with_path(choose, params)
     if uncovered:
         shown = ", ".join(uncovered[:5])
         raise UserError(

@@ -10,8 +10,6 @@ import math
 from collections.abc import Sequence
 
 import flax.linen as nn
-import rich.box
-import rich.table
 from ml_collections import ConfigDict
 
 from effnet_jax import config as config_lib
@@ -70,7 +68,7 @@ def stages(config: ConfigDict, examples: int) -> list[Stage]:
       examples: records in an epoch.
 
     Raises:
-      UserError: a stage can't be trained, or has no step.
+      UserError: a stage has no step.
     """
     each = config_lib.stages(config)
     count, epochs = len(each), config.epochs
@@ -83,13 +81,8 @@ def stages(config: ConfigDict, examples: int) -> list[Stage]:
                 f"config.epochs={epochs:g} is {ends[-1]} steps, too few for the {count} stages of "
                 "config.progressive; raise it, or give fewer"
             )
-        try:
-            model = models.build(stage.model)
-        except UserError as error:
-            where = f"stage {index + 1} of config.progressive: " if count > 1 else ""
-            raise UserError(f"{where}{error}") from None
         span = starts[index], starts[index + 1], ends[index], ends[index + 1]
-        result.append(Stage(index + 1, *span, stage, model))
+        result.append(Stage(index + 1, *span, stage, models.build(stage.model)))
     return result
 
 
@@ -108,34 +101,16 @@ def steps_left(stages: Sequence[Stage], step: int) -> float:
     )
 
 
-def table(stages: Sequence[Stage], resolution: int) -> rich.table.Table:
-    """The schedule, for the person who starts a run.
-
-    Args:
-      stages: see `stages`.
-      resolution: that the run evaluates at.
-    """
-    title = f"progressive learning: {len(stages)} stages, evaluated at {resolution} px"
-    rows = [_shown(stage) for stage in stages]
-    result = rich.table.Table(*rows[0], title=title, box=rich.box.SIMPLE_HEAD)
-    for row in rows:
-        result.add_row(*row.values())
-    return result
-
-
-def _shown(stage: Stage) -> dict[str, str]:
-    """What is shown of a stage, by the name of the column."""
-    augment = stage.config.augment
-    shown = {
-        "stage": f"{stage.number}",
-        "to epoch": f"{round(stage.end_epoch, 2):g}",
-        "to step": f"{stage.last:,}",
-        "pixels": f"{stage.resolution}",
-    }
-    if augment.policy == "randaugment":
-        shown["magnitude"] = f"{augment.randaugment_magnitude:.4g}"
-    return shown | {
-        "mixup": f"{augment.mixup_alpha:.3g}",
-        "cutmix": f"{augment.cutmix_alpha:.3g}",
-        "dropout": f"{stage.model.dropout:.3g}",
-    }
+def describe(stages: Sequence[Stage]) -> list[str]:
+    """A line about each stage, for the person who starts a run; none where there is only one."""
+    lines = []
+    for stage in stages if len(stages) > 1 else ():
+        augment = stage.config.augment
+        magnitude = f", magnitude {augment.randaugment_magnitude:.4g}"
+        lines.append(
+            f"stage {stage.number} to epoch {round(stage.end_epoch, 2):g}, step {stage.last:,}: "
+            f"{stage.resolution} px{magnitude if augment.policy == 'randaugment' else ''}, "
+            f"mixup {augment.mixup_alpha:.3g}, cutmix {augment.cutmix_alpha:.3g}, "
+            f"dropout {stage.model.dropout:.3g}"
+        )
+    return lines

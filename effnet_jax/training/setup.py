@@ -1,6 +1,5 @@
 """What a run needs before its first step, built and checked before any compute is spent."""
 
-import contextlib
 import dataclasses
 import functools
 import itertools
@@ -13,7 +12,6 @@ import flax.linen as nn
 import jax
 import numpy as np
 import optax
-import rich.table
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -24,10 +22,11 @@ from effnet_jax.data import pipeline, sources
 from effnet_jax.data.sources import Source
 from effnet_jax.errors import UserError
 from effnet_jax.evaluation import Evaluator
-from effnet_jax.run import curves, environment, writers
+from effnet_jax.run import environment, writers
 from effnet_jax.run.processes import Alone
-from effnet_jax.training import clock, fine_tune, progressive, workdir_files
+from effnet_jax.training import fine_tune, progressive, workdir_files
 from effnet_jax.training import optimizer as optimizers
+from effnet_jax.training.clock import Clock
 from effnet_jax.training.progressive import Stage
 from effnet_jax.training.state import TrainState, abstract_state, fresh_state
 from effnet_jax.training.step import random_key
@@ -45,7 +44,7 @@ class Evaluation:
 
 
 @dataclasses.dataclass(frozen=True)
-class Setup:
+class Run:
     """A run before its first step.
 
     Attributes:
@@ -54,11 +53,13 @@ class Setup:
       processes: of the run.
       mesh: its devices.
       source: training records.
-      optimizer, shapes, shardings: of the state.
+      optimizer, schedule: the second is the learning rate by step.
+      shapes, shardings: of the state.
       model: at the evaluation's resolution.
       stages: one, or those of progressive learning.
       evaluations: by name.
       total, save_every: steps of the run, and between two saves.
+      clock: of this process.
     """
 
     config: ConfigDict
@@ -68,12 +69,14 @@ class Setup:
     source: Source
     model: nn.Module
     optimizer: optax.GradientTransformation
+    schedule: optax.Schedule
     shapes: TrainState
     shardings: Any
     stages: list[Stage]
     evaluations: dict[str, Evaluation]
     total: int
     save_every: int
+    clock: Clock
 
     def epoch(self, step: int) -> float:
         return step * self.config.batch_size / len(self.source)
@@ -129,11 +132,8 @@ class Setup:
         saved = checkpoints.restore(self.shapes, self.shardings)
         if saved is not None:
             return saved
-        key, resolution = (
-            random_key(self.config.seed, "init", 0),
-            self.model.architecture.resolution,
-        )
-        state = fresh_state(self.model, self.optimizer, resolution, key, self.shardings)
+        key, size = random_key(self.config.seed, "init", 0), self.model.architecture.resolution
+        state = fresh_state(self.model, self.optimizer, size, key, self.shardings)
         return fine_tune.init_from(state, self.config.checkpoint, self.processes)
 
     def describe(self, start: int) -> list[str]:
@@ -145,16 +145,17 @@ class Setup:
             f"{self.model.architecture.resolution} px, {len(self.source):,} images, "
             f"{self.mesh.size} {jax.devices()[0].device_kind} device(s)",
             parallel.describe_batch_norm(self.config, self.mesh.size),
+            *progressive.describe(self.stages),
         ]
 
 
-def prepare(config: ConfigDict, workdir: pathlib.Path, processes: Alone) -> Setup:
+def prepare(config: ConfigDict, workdir: pathlib.Path, processes: Alone, clock: Clock) -> Run:
     """Checks everything about a run that can be checked without computing.
 
     Args:
       config: the whole config.
       workdir: of the run; it is made.
-      processes: of the run.
+      processes, clock: of the run.
 
     Raises:
       UserError: bad input.
@@ -181,7 +182,7 @@ def prepare(config: ConfigDict, workdir: pathlib.Path, processes: Alone) -> Setu
             f"config.epochs={config.epochs} of {len(source)} images is less than one step of "
             f"batch_size={config.batch_size}"
         )
-    setup = Setup(
+    run = Run(
         config=config,
         workdir=workdir,
         processes=processes,
@@ -189,6 +190,7 @@ def prepare(config: ConfigDict, workdir: pathlib.Path, processes: Alone) -> Setu
         source=source,
         model=model,
         optimizer=optimizer,
+        schedule=optimizers.learning_rate(config, len(source)),
         shapes=shapes,
         shardings=parallel.state_sharding(shapes, mesh, config.optimizer.sharded),
         stages=progressive.stages(config, len(source)),
@@ -204,6 +206,7 @@ def prepare(config: ConfigDict, workdir: pathlib.Path, processes: Alone) -> Setu
         },
         total=total,
         save_every=max(1, to_steps(config.checkpoint.save_epochs)),
+        clock=clock,
     )
     for checked in (*evaluated.values(), *([source] if config.data.on_corrupt == "stop" else [])):
         pipeline.check_images(checked, config.data.check_images, config.data.threads)
@@ -216,7 +219,7 @@ def prepare(config: ConfigDict, workdir: pathlib.Path, processes: Alone) -> Setu
 
     processes.check_same("start", facts, config.processes.start_seconds)
     processes.check_shared(workdir, config.processes.start_seconds)
-    return setup
+    return run
 
 
 def _evaluation_source(config: ConfigDict, name: str, train: Source) -> Source:
@@ -245,27 +248,3 @@ def resolve(config: ConfigDict, classes: tuple[str, ...]) -> ConfigDict:
             "leave it out to take as many as the data has"
         )
     return config
-
-
-def show_result(setup: Setup, state: TrainState, scores: Scores, minutes: float) -> None:
-    """Prints a finished run's scores and where its time went, and draws its curves."""
-    if not setup.processes.is_first:
-        return
-    path = setup.workdir / "curves.png"
-    with contextlib.suppress(OSError):  # A full disk, after all that counts is saved.
-        curves.draw_curves(writers.read_metrics(setup.workdir), path)
-    title = f"step {int(state.step)}, {minutes:.1f} min in this run"
-    writers.console.print(result_table(scores, title))
-    writers.console.print(clock.table(setup.workdir))
-    writers.say(f"curves: {path}   all else: {setup.workdir}")
-
-
-def result_table(scores: Scores, title: str) -> rich.table.Table:
-    """Top-1, top-5, loss and count by evaluation and weights."""
-    table = rich.table.Table("evaluation", "top-1", "top-5", "loss", "images", title=title)
-    for name in dict.fromkeys(key.rpartition("/")[0] for key in scores):
-        top1, top5, count = (scores[f"{name}/{key}"] for key in ("top1", "top5", "count"))
-        loss = scores.get(f"{name}/loss")
-        shown = "" if loss is None else f"{loss:.4f}"
-        table.add_row(name, f"{top1:.2%}", f"{top5:.2%}", shown, str(count))
-    return table

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from effnet_jax import parallel
 from effnet_jax.data.preprocess import normalize
 from effnet_jax.metrics import cross_entropy, smooth_targets
-from effnet_jax.training.accumulation import MEMBER, in_parts
+from effnet_jax.training.accumulation import MEMBER, in_microbatches
 from effnet_jax.training.mixing import is_mixing, mix
 from effnet_jax.training.optimizer import ema_decay
 from effnet_jax.training.state import TrainState
@@ -29,6 +29,53 @@ def random_key(seed: int | jax.Array, purpose: str, step: int | jax.Array) -> ja
     """The key for one purpose at one step; nothing random is ever stored."""
     key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(purpose.encode()))
     return jax.random.fold_in(key, step)
+
+
+def make_gradients(model: nn.Module, config: ConfigDict, mesh: Mesh) -> Callable[..., PyTree]:
+    """The loss's gradient, over a batch's microbatches where `accumulation_steps` asks for them.
+
+    Returns:
+      A function of ((params, batch_stats, count), batch, rngs), where the batch holds normalised
+      images and target distributions, and count is of the examples that are not masked. It returns
+      ((loss, (correct, batch_stats)), gradients).
+
+    Raises:
+      UserError: BatchNorm's groups don't divide the batch.
+    """
+    count = config.accumulation_steps
+    group = parallel.batch_norm_group(config, mesh.size)
+    own = config.batch_size // (count * mesh.size)  # A device's examples at a time.
+    members = max(1, group // own)  # Devices that share statistics.
+    if count > 1 and members > 1:
+        model = model.clone(batch_norm_axis=MEMBER)
+    else:
+        model = model.clone(batch_norm_group=group)
+
+    def gradients(weights: PyTree, batch: Batch, rngs: dict[str, jax.Array]) -> PyTree:
+        params, batch_stats, examples = weights
+
+        def loss_fn(params):
+            variables = {"params": params, "batch_stats": batch_stats}
+            (logits, _), updated = model.apply(
+                variables, batch["image"], train=True, mutable=["batch_stats"], rngs=rngs
+            )
+            losses = cross_entropy(logits, batch["target"]) * batch["mask"]
+            correct = (logits.argmax(-1) == batch["label"]) * batch["mask"]
+            return losses.sum() / jnp.maximum(examples, 1), (correct.sum(), updated["batch_stats"])
+
+        return jax.value_and_grad(loss_fn, has_aux=True)(params)
+
+    if count == 1:
+        return gradients
+    summed = in_microbatches(gradients, count, mesh, members)
+
+    def accumulated(weights: PyTree, batch: Batch, rngs: dict[str, jax.Array]) -> PyTree:
+        (loss, (correct, batch_stats)), grads = summed(weights, batch, rngs)
+        # All else is a sum; these are the running statistics after each microbatch.
+        batch_stats = jax.tree.map(lambda x: x / (count * mesh.size), batch_stats)
+        return (loss, (correct, batch_stats)), grads
+
+    return accumulated
 
 
 def make_train_step(
@@ -48,44 +95,15 @@ def make_train_step(
       compiled program). Its metrics are loss and correct, summed over the batch, their count, the
       norm of the gradient without weight decay, and that of the new weights and BatchNorm
       statistics, which is finite only if they all are.
-
-    Raises:
-      UserError: BatchNorm's groups don't divide the batch.
     """
+    gradients = make_gradients(model, config, mesh)
     preprocess, smoothing = config.preprocess, config.loss.label_smoothing
-    classes, parts = config.model.num_classes, config.accumulation_steps
-    group = parallel.batch_norm_group(config, mesh.size)
-    own = config.batch_size // (parts * mesh.size)  # A device's examples, at a time.
-    members = max(1, group // own)  # Devices that share statistics.
-    if parts > 1 and members > 1:
-        model = model.clone(batch_norm_axis=MEMBER)
-    else:
-        model = model.clone(batch_norm_group=group)
-
-    def gradients(weights: PyTree, batch: Batch, rngs: dict[str, jax.Array]) -> PyTree:
-        """((loss, (correct, batch_stats)), gradients) of a batch, or a part's share of them."""
-        params, batch_stats, count = weights
-
-        def loss_fn(params):
-            variables = {"params": params, "batch_stats": batch_stats}
-            (logits, _), updated = model.apply(
-                variables, batch["image"], train=True, mutable=["batch_stats"], rngs=rngs
-            )
-            losses = cross_entropy(logits, batch["target"]) * batch["mask"]
-            correct = (logits.argmax(-1) == batch["label"]) * batch["mask"]
-            return losses.sum() / jnp.maximum(count, 1), (correct.sum(), updated["batch_stats"])
-
-        return jax.value_and_grad(loss_fn, has_aux=True)(params)
-
-    if parts > 1:
-        gradients = in_parts(gradients, parts, mesh, members)
 
     def train_step(state: TrainState, batch: Batch, seed: jax.Array) -> tuple[TrainState, Metrics]:
-        rngs = {
-            name: random_key(seed, name, state.step) for name in ("dropout", "stochastic_depth")
-        }
+        streams = ("dropout", "stochastic_depth")
+        rngs = {name: random_key(seed, name, state.step) for name in streams}
         images = normalize(batch["image"], preprocess.mean, preprocess.std)
-        targets = smooth_targets(batch["label"], classes, smoothing)
+        targets = smooth_targets(batch["label"], config.model.num_classes, smoothing)
         if is_mixing(config.augment):
             key = random_key(seed, "mixing", state.step)
             images, targets = mix(images, targets, batch["mask"], config.augment, key)
@@ -95,9 +113,7 @@ def make_train_step(
             {**batch, "image": images, "target": targets},
             rngs,
         )
-        if parts > 1:  # All else is a sum; these are the running statistics after each part.
-            batch_stats = jax.tree.map(lambda x: x / (parts * mesh.size), batch_stats)
-        if config.optimizer.sharded:  # Each device updates its part, whatever a compiler prefers.
+        if config.optimizer.sharded:  # Each device updates its share, whatever a compiler prefers.
             grads = jax.lax.with_sharding_constraint(grads, parallel.spread(grads, mesh))
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)

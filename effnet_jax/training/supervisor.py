@@ -15,10 +15,10 @@ from effnet_jax.run import writers
 from effnet_jax.run.lock import WorkdirLock
 from effnet_jax.run.processes import ALONE, Alone
 from effnet_jax.run.signals import Signals
-from effnet_jax.training import progressive, workdir_files
+from effnet_jax.training import workdir_files
 from effnet_jax.training.clock import Clock
 from effnet_jax.training.loop import Hook, Programs, train
-from effnet_jax.training.setup import Scores, Setup, prepare, show_result
+from effnet_jax.training.setup import Run, Scores, prepare
 from effnet_jax.training.state import TrainState
 
 AGAIN = "Run the same command again to resume"
@@ -37,7 +37,7 @@ def train_and_evaluate(
 
     Args:
       config: see config.py.
-      workdir: for checkpoints, metrics, config and curves.
+      workdir: for checkpoints, metrics and config.
       hooks: called after each step.
       processes: of the run, as from `processes.join`.
 
@@ -50,7 +50,7 @@ def train_and_evaluate(
       NonFiniteLossError: the message names the step; the last checkpoint is from before it.
     """
     clock, workdir = Clock(), pathlib.Path(workdir).expanduser()
-    run = prepare(config, workdir, processes)
+    run = prepare(config, workdir, processes, clock)
     with (
         Signals() as signals,
         WorkdirLock(workdir),
@@ -58,8 +58,8 @@ def train_and_evaluate(
         contextlib.closing(clock),
     ):
         state = run.newest_state(checkpoints)
-        _open_run(run, int(state.step), clock)
-        programs = Programs(run, clock)
+        _open_run(run, int(state.step))
+        programs = Programs(run)
         programs.at(int(state.step) + 1)  # Before its data starts to flow.
         stopped = processes.agreed(signals)
         if stopped():
@@ -71,22 +71,23 @@ def train_and_evaluate(
         while scores is None:
             skipped, rollbacks = int(state.skipped), int(state.rollbacks)
             try:
-                state, scores = train(run, state, checkpoints, programs, clock, stopped, hooks)
+                state, scores = train(run, state, checkpoints, programs, stopped, hooks)
             except NonFiniteLossError as bad:
                 bad.__traceback__ = None  # It holds a batch, its readers and the bad state.
                 state = None  # Before there is another.
-                state = _roll_back(run, bad, skipped, rollbacks, checkpoints, clock)
+                state = _roll_back(run, bad, skipped, rollbacks, checkpoints)
             except Interrupted as error:
+                with clock.spent("checkpoint"):
+                    checkpoints.wait()
                 raise Interrupted(f"stopped by {signals.name} {error}. {AGAIN}") from None
             except UserError as error:  # An image that can't be read.
                 raise UserError(f"{error}. {_last_good(run, checkpoints)}") from None
         with clock.spent("checkpoint"):
             checkpoints.wait()
-    show_result(run, state, scores, clock.seconds().total() / 60)
     return state, scores
 
 
-def _open_run(run: Setup, start: int, clock: Clock) -> None:
+def _open_run(run: Run, start: int) -> None:
     """Writes what is known before the first step, and says what will happen."""
     run.processes.check_same(
         "restored", lambda: {"step": start}, run.config.processes.start_seconds
@@ -98,27 +99,23 @@ def _open_run(run: Setup, start: int, clock: Clock) -> None:
         )
     if run.processes.is_first:
         workdir_files.write(run.workdir, run.config, run.source.classes, run.shapes, start)
-    clock.open(run.workdir, start)
+    run.clock.open(run.workdir, start)
     for line in run.describe(start):
         writers.say(line)
-    if len(run.stages) > 1 and run.processes.is_first:
-        resolution = run.model.architecture.resolution
-        writers.console.print(progressive.table(run.stages, resolution))
 
 
-def _last_good(run: Setup, checkpoints: Checkpoints) -> str:
+def _last_good(run: Run, checkpoints: Checkpoints) -> str:
     checkpoints.settle()
     step = checkpoints.good_step
     return f"Last good checkpoint in {run.workdir}: {f'step {step}' if step else 'none yet'}"
 
 
 def _roll_back(
-    run: Setup,
+    run: Run,
     bad: NonFiniteLossError,
     skipped: int,
     rollbacks: int,
     checkpoints: Checkpoints,
-    clock: Clock,
 ) -> TrainState:
     """The state of the newest checkpoint, told to skip the data of the steps since.
 
@@ -135,8 +132,8 @@ def _roll_back(
             f"{_last_good(run, checkpoints)}",
             bad.step,
         ) from None
-    clock.write()
-    with clock.spent("rework"):
+    run.clock.write()
+    with run.clock.spent("rework"):
         checkpoints.settle()
         state = run.newest_state(checkpoints)
         step = int(state.step)
@@ -147,6 +144,6 @@ def _roll_back(
         f"{bad}: back to step {step}, resuming with batch {position + 1} of the data "
         f"(roll-back {rollbacks + 1} of at most {allowed})"
     )
-    clock.step = step
-    clock.write(event="rollback", reason=str(bad), bad_step=bad.step, **changed)
+    run.clock.step = step
+    run.clock.write(event="rollback", reason=str(bad), bad_step=bad.step, **changed)
     return state

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import TINY, config_for, golden_config, read_golden, shapes_of, variable_shapes
+from conftest import config_for, golden_config, read_golden, shapes_of, variable_shapes
 
 from effnet_jax import models, scaling
 from effnet_jax.errors import UserError
@@ -21,7 +21,7 @@ from effnet_jax.trees import path_name
 @pytest.fixture(scope="module")
 def tiny_model():
     """Three stages, which have every kind of layer; the plain form compiles in half the time."""
-    model = models.build(config_for(TINY, num_classes=10, stem_stride=1))
+    model = models.build(config_for("w=0.25,d=0.2,r=16", num_classes=10, stem_stride=1))
     spec = dataclasses.replace(model.architecture, stages=model.architecture.stages[:3])
     model = model.clone(architecture=spec, depthwise_conv=lax_depthwise_conv)
     rng = np.random.default_rng(1)

@@ -23,8 +23,8 @@ from effnet_jax.checkpoint import FOLDER, Checkpoints
 from effnet_jax.errors import Interrupted, NonFiniteLossError, UserError
 from effnet_jax.run import writers
 from effnet_jax.run.lock import WorkdirLock
-from effnet_jax.training import loop
 from effnet_jax.training import step as training_step
+from effnet_jax.training import supervisor
 from effnet_jax.training.state import abstract_state
 
 COMMAND = [
@@ -38,8 +38,8 @@ COMMAND = [
 
 
 def environment() -> dict[str, str]:
-    """As a user's: one CPU device."""
-    return {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
+    """As a user's: one CPU device. Programs that run a few times are compiled fast, not well."""
+    return {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}
 
 
 def start(workdir: pathlib.Path, *arguments: str) -> subprocess.Popen:
@@ -100,13 +100,12 @@ def test_a_run_leaves_everything_it_should(uninterrupted):
     rows = writers.read_metrics(workdir)
     train = [row for row in rows if "train_loss" in row]
     assert [row["step"] for row in train] == [10, 20, 30, 40, 44]
-    for row in train:
-        assert row["resident_mib"] > 10
-        assert 0 <= row["data_wait"] <= 1
+    assert all(row["resident_mib"] > 10 for row in train)
     assert train[-1]["train_loss"] < train[0]["train_loss"]
-    evaluations = [row for row in rows if "ema_top1" in row]
+    evaluations = [row for row in rows if "val/ema/top1" in row]
     assert [row["step"] for row in evaluations] == [22, 44]
-    assert {"raw_top1", "raw_top5", "raw_loss", "ema_top5", "ema_loss"} <= evaluations[-1].keys()
+    metrics = {f"val/{w}/{m}" for w in ("raw", "ema") for m in ("top1", "top5", "loss", "count")}
+    assert metrics <= evaluations[-1].keys()
     run = json.loads((workdir / "runs.jsonl").read_text())
     assert run["versions"]["jax"] == jax.__version__
     assert run["device"] == "cpu"
@@ -148,13 +147,13 @@ def test_stop_and_resume_is_bit_equal(uninterrupted, tmp_path, number):
     output = process.communicate(timeout=120)[0]
     assert process.returncode == cli.INTERRUPTED == 75, output
     assert "saving a checkpoint" in output
-    assert "Run the same command again to go on" in output
+    assert "Run the same command again to resume" in output
     assert "Traceback" not in output
     steps = sorted(int(path.name) for path in (workdir / FOLDER).iterdir())
     assert 10 <= steps[-1] < 44
     code, output = finish(workdir)
     assert code == 0, output
-    assert f"going on at step {steps[-1]} of 44" in output
+    assert f"resuming at step {steps[-1]} of 44" in output
     assert_bit_equal(final_state(workdir), final_state(uninterrupted[0]))
     rows = [row["step"] for row in writers.read_metrics(workdir) if "train_loss" in row]
     assert rows == sorted(set(rows))
@@ -175,7 +174,7 @@ def test_killed_while_saving_loses_no_committed_checkpoint_and_ends_bit_equal(
         return {int(name) for name in listing() if name.isdigit()}
 
     killed_in_save, reached = 0, 0
-    for _ in range(4):
+    for _ in range(2):
         process = start(workdir, *arguments)
         # A save under way shows as a folder with a temporary name. Any moment within it will do.
         wanted = reached + moments.randint(2, 5)
@@ -197,7 +196,7 @@ def test_killed_while_saving_loses_no_committed_checkpoint_and_ends_bit_equal(
     assert killed_in_save >= 1
     code, output = finish(workdir, *arguments)
     assert code == 0, output
-    assert f"going on at step {reached} of 44" in output
+    assert f"resuming at step {reached} of 44" in output
     assert_bit_equal(final_state(workdir), final_state(uninterrupted[0]))
 
 
@@ -222,6 +221,27 @@ def test_a_second_run_compiles_nothing_anew(uninterrupted, tmp_path):
     assert seconds[1] < seconds[0]
 
 
+def test_evaluations_go_by_name_and_hooks_see_every_step(tiny, tmp_path):
+    tiny.epochs = 1.0
+    tiny.evaluations.few = config_lib.evaluation(("ema",), 0.5, eval_split="test[:50]")
+    tiny.checkpoint.best_metric = "few/ema/top1"
+    seen = []
+
+    def hook(step, state, metrics):
+        seen.append((step, int(state.step), float(metrics["count"])))
+
+    _, scores = supervisor.train_and_evaluate(tiny, tmp_path, [hook])
+    assert seen == [(step, step, 64.0) for step in range(1, 23)]
+    assert (scores["few/ema/count"], scores["val/raw/count"], scores["val/ema/count"]) == (
+        50,
+        360,
+        360,
+    )
+    rows = [row for row in writers.read_metrics(tmp_path) if "few/ema/top1" in row]
+    assert [row["step"] for row in rows] == [11, 22]
+    assert ["val/ema/top1" in row for row in rows] == [False, True]
+
+
 def test_a_signal_in_the_evaluation_saves_too(tiny, tmp_path, monkeypatch):
     from effnet_jax import evaluation
 
@@ -234,13 +254,15 @@ def test_a_signal_in_the_evaluation_saves_too(tiny, tmp_path, monkeypatch):
     tiny.epochs = 1.0
     monkeypatch.setattr(evaluation.Evaluator, "__call__", interrupted)
     with pytest.raises(Interrupted, match="SIGTERM after step 22"):
-        loop.train_and_evaluate(tiny, str(tmp_path))
+        supervisor.train_and_evaluate(tiny, str(tmp_path))
     assert (tmp_path / FOLDER / "22").is_dir()
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     monkeypatch.undo()
-    _, scores = loop.train_and_evaluate(tiny, str(tmp_path))  # Makes up for it.
-    evaluations = [row for row in writers.read_metrics(tmp_path) if "ema_top1" in row]
-    assert [(row["step"], row["ema_top1"]) for row in evaluations] == [(22, scores["ema_top1"])]
+    _, scores = supervisor.train_and_evaluate(tiny, str(tmp_path))  # Makes up for it.
+    evaluations = [row for row in writers.read_metrics(tmp_path) if "val/ema/top1" in row]
+    assert [(row["step"], row["val/ema/top1"]) for row in evaluations] == [
+        (22, scores["val/ema/top1"])
+    ]
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
@@ -264,7 +286,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
 
     monkeypatch.setattr(training_step, "make_train_step", poisoned)
     with pytest.raises(NonFiniteLossError, match=r"weight_norm is nan at step 15: .*: step 10$"):
-        loop.train_and_evaluate(tiny, str(tmp_path))
+        supervisor.train_and_evaluate(tiny, str(tmp_path))
     assert sorted(int(path.name) for path in (tmp_path / FOLDER).iterdir()) == [5, 10]
     assert np.isfinite(final_state(tmp_path, 10).params["stem"]["conv"]["kernel"]).all()
 
@@ -273,11 +295,11 @@ def test_a_sharded_state_is_saved_restored_and_evaluated_as_it_lies(tmp_path):
     config = digits.get_config("resnet18,w=0.1,d=0.1,r=16")
     config.batch_size, config.eval_batch_size, config.optimizer.sharded = 64, 512, True
     config.epochs = 2.5 * 64 / 1437
-    state, scores = loop.train_and_evaluate(config, str(tmp_path))
-    again, same = loop.train_and_evaluate(config, str(tmp_path))
-    assert scores["ema_count"] == 360
+    state, scores = supervisor.train_and_evaluate(config, str(tmp_path))
+    again, same = supervisor.train_and_evaluate(config, str(tmp_path))
+    assert scores["val/ema/count"] == 360
     assert again.step == 2
-    assert same["ema_loss"] == scores["ema_loss"]
+    assert same["val/ema/loss"] == scores["val/ema/loss"]
     assert_bit_equal(jax.device_get(state), jax.device_get(again))
     for leaf, other in zip(jax.tree.leaves(state), jax.tree.leaves(again), strict=True):
         assert leaf.sharding == other.sharding
@@ -290,12 +312,12 @@ def test_bad_input_is_refused_before_the_workdir_is_touched(tiny, tmp_path):
         config = tiny.copy_and_resolve_references()
         config.update_from_flattened_dict(changes)
         with pytest.raises(UserError, match=message):
-            loop.train_and_evaluate(config, str(tmp_path / "new"))
+            supervisor.train_and_evaluate(config, str(tmp_path / "new"))
         assert not (tmp_path / "new").exists()
 
-    fails("batch_size=60 does not divide by the 8 devices", batch_size=60)
+    fails("batch_size=60 is not divisible by 8 devices", batch_size=60)
     fails("eval_batch_size=12 .* 8 devices", eval_batch_size=12)
-    fails("the 8 devices in 3 parts each .* nearest that does is 72", accumulation_steps=3)
+    fails("8 devices in 3 microbatches each .* nearest that is: 72", accumulation_steps=3)
     group = {"model.batch_norm_scope": "group", "model.batch_norm_group": 3}
     fails("batch_norm_group=3 does not divide the 8 examples", **group)
     fails("config.model.remat", **{"model.remat": "blocks"})
@@ -320,7 +342,7 @@ def test_resume_never_wants_an_empty_workdir(tiny, tmp_path):
     (tmp_path / "notes.txt").write_text("precious")
     tiny.checkpoint.resume = "never"
     with pytest.raises(UserError, match="not empty"):
-        loop.train_and_evaluate(tiny, str(tmp_path))
+        supervisor.train_and_evaluate(tiny, str(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
@@ -328,7 +350,7 @@ def test_a_workdir_that_another_run_has_is_left_alone(tiny, tmp_path):
     with WorkdirLock(tmp_path):
         before = {path.name for path in tmp_path.iterdir()}
         with pytest.raises(UserError, match=f"process {os.getpid()} on host .* is running"):
-            loop.train_and_evaluate(tiny, str(tmp_path))
+            supervisor.train_and_evaluate(tiny, str(tmp_path))
         assert {path.name for path in tmp_path.iterdir()} == before
 
 
@@ -343,7 +365,7 @@ def test_a_run_that_goes_on_keeps_its_place_in_the_data(uninterrupted, tiny):
         config = tiny.copy_and_resolve_references()
         config[key] = value
         with pytest.raises(UserError, match=message):
-            loop.train_and_evaluate(config, str(workdir))
+            supervisor.train_and_evaluate(config, str(workdir))
     assert (workdir / "config.json").read_text() == before
 
 
@@ -352,7 +374,7 @@ def test_a_workdir_of_another_architecture_shows_the_difference(uninterrupted, t
     before = (workdir / "config.json").read_text()
     tiny.model.width = 0.5
     with pytest.raises(UserError, match=r"another model:\n.*checkpoint .*, model "):
-        loop.train_and_evaluate(tiny, str(workdir))
+        supervisor.train_and_evaluate(tiny, str(workdir))
     assert (workdir / "config.json").read_text() == before
 
 
@@ -373,7 +395,7 @@ def test_errors_reach_the_user_without_a_traceback(tmp_path):
 
     train = COMMAND[:2]
     fails("unknown config key", "--config.optimiser.name=sgd")
-    fails("default.py has every key", "--config.xyzzy=1", command=train)
+    fails("config.py has every key", "--config.xyzzy=1", command=train)
     fails("two numbers", "--config.preprocess.crop_area=3")
     fails("learning_rate", "--config.optimizer.rmsprop.learning_rat=1")
     fails("batch_size", "--config.batch_size=many")

@@ -146,8 +146,6 @@ def test_rules_are_full_matches_first_one_wins_and_all_must_be_covered():
         optimizer.multipliers((("classifier/kernel", 1.0),), PARAMS, "rules")
     with pytest.raises(UserError, match="first match of no parameter"):
         optimizer.multipliers((("clasifier/.*", 1.0), (".*", 1.0)), PARAMS, "rules")
-    with pytest.raises(UserError, match="bad regular expression"):
-        optimizer.multipliers((("(", 1.0),), PARAMS, "rules")
 
 
 def test_a_learning_rate_of_zero_freezes():
@@ -159,13 +157,3 @@ def test_a_learning_rate_of_zero_freezes():
     end = run(optimizer.build_optimizer(config, lambda step: 0.1, params), params, gradients)[-1]
     assert float(end["frozen"]) == 1.0
     assert float(end["free"]) < 1.0
-
-
-def test_unknown_names_list_the_near_ones():
-    config = default.get_config("b0")
-    config.schedule.name = "cosin"
-    with pytest.raises(UserError, match="cosine"):
-        optimizer.learning_rate(config, 100)
-    config.schedule.name, config.optimizer.name = "cosine", "adam"
-    with pytest.raises(UserError, match="adamw"):
-        optimizer.learning_rate(config, 100)

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import rich.console
 from conftest import ROOT, read_golden
 
 from configs import digits, imagenet
@@ -20,7 +19,7 @@ from effnet_jax.checkpoint import FOLDER, Checkpoints
 from effnet_jax.data import pipeline
 from effnet_jax.errors import UserError
 from effnet_jax.run import manifest, writers
-from effnet_jax.training import loop, progressive
+from effnet_jax.training import loop, progressive, supervisor
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
 GOLDEN = read_golden("v2_progressive.csv")
@@ -75,10 +74,10 @@ def test_killed_inside_the_second_stage_a_run_ends_bit_equal(config, tmp_path, t
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
-        state, scores = loop.train_and_evaluate(config, str(tmp_path / "whole"))
+        state, scores = supervisor.train_and_evaluate(config, str(tmp_path / "whole"))
         assert len(compiled) == 3
         assert taken == sides(0, 32)
-        assert scores["ema_count"] == 360
+        assert scores["val/ema/count"] == 360
 
         workdir, saved = tmp_path / "killed", tmp_path / "config.json"
         saved.write_text(config.to_json_best_effort())
@@ -94,7 +93,7 @@ def test_killed_inside_the_second_stage_a_run_ends_bit_equal(config, tmp_path, t
 
         compiled.clear()
         taken.clear()
-        resumed, _ = loop.train_and_evaluate(config, str(workdir))
+        resumed, _ = supervisor.train_and_evaluate(config, str(workdir))
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
     assert len(compiled) == 2
@@ -137,7 +136,7 @@ def test_a_roll_back_across_a_boundary_and_a_save_at_each(config, tmp_path, take
     monkeypatch.setattr(loop, "lower_train_step", Step)
     monkeypatch.setattr(Checkpoints, "save", save_but_once)
     config.nonfinite.action = "rollback"
-    state, _ = loop.train_and_evaluate(config, str(tmp_path))
+    state, _ = supervisor.train_and_evaluate(config, str(tmp_path))
     stages = [(16, 0.1, 0.0), (20, 0.2, 0.1), (24, 0.3, 0.2)]
     assert built == [stages[0], stages[1], stages[0], stages[1], stages[2]]
     # From the start again, on the data after batch 11; the stages stay with the steps.
@@ -174,13 +173,13 @@ def test_the_schedule_is_the_references():
 
 
 def test_the_schedule_is_shown():
-    console = rich.console.Console(width=80)
-    with console.capture() as shown:
-        console.print(progressive.table(progressive.stages(resolved("v2-m"), 1_281_167), 480))
-    lines = [" ".join(line.split()) for line in shown.get().splitlines() if line.strip()]
-    assert lines[0] == "progressive learning: 4 stages, evaluated at 480 px"
-    assert lines[1] == "stage to epoch to step pixels magnitude mixup cutmix dropout"
-    assert lines[4] == "2 175 54,737 256 8.333 0.0667 0.0667 0.3"
+    lines = progressive.describe(progressive.stages(resolved("v2-m"), 1_281_167))
+    assert len(lines) == 4
+    assert lines[1] == (
+        "stage 2 to epoch 175, step 54,737: 256 px, magnitude 8.333, mixup 0.0667, "
+        "cutmix 0.0667, dropout 0.3"
+    )
+    assert progressive.describe(progressive.stages(resolved("b0"), 1_281_167)) == []
 
 
 def test_steps_and_stages(config):
@@ -208,7 +207,7 @@ def test_bad_schedules_are_refused_before_the_workdir_is_touched(config, tmp_pat
         changed = config.copy_and_resolve_references()
         changed.update_from_flattened_dict(changes)
         with pytest.raises(UserError, match=message):
-            loop.train_and_evaluate(changed, str(tmp_path / "new"))
+            supervisor.train_and_evaluate(changed, str(tmp_path / "new"))
         assert not (tmp_path / "new").exists()
 
     key = "progressive.resolution"

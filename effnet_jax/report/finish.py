@@ -1,0 +1,83 @@
+"""What a person sees of a finished run: its scores, where its time went, and its curves."""
+
+import collections
+import contextlib
+import pathlib
+from typing import Any
+
+import rich.box
+import rich.table
+
+from effnet_jax.run import curves, files, writers
+from effnet_jax.training.clock import CATEGORIES, FILE, REPEATED
+
+
+def show(workdir: str | pathlib.Path, step: int, scores: dict[str, float]) -> None:
+    """Prints a finished run's scores and where its time went, and draws its curves.
+
+    Args:
+      workdir: of the run.
+      step: its last.
+      scores: as from `train_and_evaluate`.
+    """
+    workdir = pathlib.Path(workdir).expanduser()
+    path, rows = workdir / "curves.png", files.read_rows(workdir / FILE)
+    with contextlib.suppress(OSError):  # A full disk, after all that counts is saved.
+        curves.draw_curves(writers.read_metrics(workdir), path)
+    begun = max((i for i, row in enumerate(rows) if row.get("event") == "start"), default=0)
+    minutes = sum(sum(row["seconds"].values()) for row in rows[begun:]) / 60
+    writers.console.print(result_table(scores, f"step {step}, {minutes:.1f} min in this run"))
+    writers.console.print(time_table(rows))
+    writers.say(f"curves: {path}   all else: {workdir}")
+
+
+def result_table(scores: dict[str, float], title: str) -> rich.table.Table:
+    """Top-1, top-5, loss and count by evaluation and weights."""
+    table = rich.table.Table("evaluation", "top-1", "top-5", "loss", "images", title=title)
+    for name in dict.fromkeys(key.rpartition("/")[0] for key in scores):
+        top1, top5, count = (scores[f"{name}/{key}"] for key in ("top1", "top5", "count"))
+        loss = scores.get(f"{name}/loss")
+        shown = "" if loss is None else f"{loss:.4f}"
+        table.add_row(name, f"{top1:.2%}", f"{top5:.2%}", shown, str(count))
+    return table
+
+
+def account(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Seconds by category, of all processes together; and "downtime", between two of them.
+
+    Args:
+      rows: of goodput.jsonl, in order.
+    """
+    total = collections.Counter(dict.fromkeys((*CATEGORIES, "downtime"), 0.0))
+    windows, end = [], None  # What may yet turn out to be rework; the last sign of life.
+    for row in rows:
+        if "event" in row:
+            for window in windows:
+                if window["step"] > row["step"]:
+                    vain = {name: window["seconds"].get(name, 0.0) for name in REPEATED}
+                    total.subtract(vain)
+                    total["rework"] += sum(vain.values())
+            windows = [window for window in windows if window["step"] <= row["step"]]
+        if row.get("event") == "start" and end is not None:
+            total["downtime"] += max(0.0, row["time"] - sum(row["seconds"].values()) - end)
+        total.update(row["seconds"])
+        windows.append(row)
+        end = row["time"]
+    return dict(total)
+
+
+def time_table(rows: list[dict[str, Any]]) -> rich.table.Table:
+    """Time and share by category, from the run's first start on; the goodput is its title."""
+    seconds = account(rows)
+    downtime = seconds.pop("downtime")
+    whole = sum(seconds.values()) or 1.0
+    events = collections.Counter(row.get("event") for row in rows)
+    title = (
+        f"goodput {seconds['step'] / whole:.1%}: {events['start']} start(s), "
+        f"{events['rollback']} roll-back(s)"
+    )
+    result = rich.table.Table("", "seconds", "share", title=title, box=rich.box.SIMPLE_HEAD)
+    for key, name in CATEGORIES.items():
+        result.add_row(name, f"{seconds[key]:,.1f}", f"{seconds[key] / whole:.1%}")
+    result.add_row("not running, between two starts", f"{downtime:,.1f}", "")
+    return result
