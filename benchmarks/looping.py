@@ -30,7 +30,7 @@ from effnet_jax.errors import UserError
 from effnet_jax.run import environment, files
 from effnet_jax.training import clock
 from effnet_jax.training.loop import Programs
-from effnet_jax.training.setup import Setup, prepare
+from effnet_jax.training.setup import Run, prepare
 from effnet_jax.training.state import TrainState
 from effnet_jax.training.supervisor import train_and_evaluate
 
@@ -104,9 +104,9 @@ def run_config(args: argparse.Namespace) -> ConfigDict:
     return config
 
 
-def shortest_loop(run: Setup, state: TrainState, hook: WaitForStep) -> None:
+def shortest_loop(run: Run, state: TrainState, hook: WaitForStep) -> None:
     """Takes as many steps as a run has with its own program, and calls the hook after each."""
-    program, seed = Programs(run, clock.Clock()).at(1), np.uint32(run.config.seed)
+    program, seed = Programs(run).at(1), np.uint32(run.config.seed)
     with contextlib.closing(run.batches(0, 0)) as batches:
         batch = next(batches)
     for step in range(run.total):
@@ -125,7 +125,7 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
         with compiled_programs() as programs:
             state, _ = train_and_evaluate(config, workdir, [run], args.processes)
         rows = files.read_rows(workdir / clock.FILE)
-        shortest_loop(prepare(config, workdir, args.processes), state, bare)
+        shortest_loop(prepare(config, workdir, args.processes, clock.Clock()), state, bare)
     if not args.processes.is_first:
         return []
 
