@@ -248,7 +248,7 @@ class Checkpoints:
             if error is None:
                 self._orbax.wait_until_finished()
                 if self._manages:
-                    manifest.write(path, step=step, **_facts(self._folder.parent))
+                    manifest.write(path, **_facts(self._folder.parent, step))
         except Exception as failure:
             error = failure
         note = (DISK if _is_of_disk(error) else "") + _first_line(error) if error else ""
@@ -350,11 +350,11 @@ def read_weights(
         return found["ema"] if weights == "ema" else found
 
     path, variables, _ = _read_first(paths, read, processes)
-    facts = manifest.read(path) if manifest.exists(path) else _facts(path.parent.parent)
+    verified = manifest.exists(path)
+    facts = manifest.read(path) if verified else _facts(path.parent.parent, path.name)
     if not facts.keys() >= {*FACTS}:
         raise UserError(f"{path} has no {manifest.NAME} with the model; give the run's workdir")
-    saved_step = int(facts["step"]) if "step" in facts else int(path.name)
-    return saved_step, variables, {key: facts[key] for key in FACTS}
+    return int(facts["step"]), variables, {key: facts[key] for key in FACTS}
 
 
 _saves = itertools.count()  # All processes of a run save alike.
@@ -373,13 +373,13 @@ def _handler() -> ocp.CompositeCheckpointHandler:
     )
 
 
-def _facts(workdir: pathlib.Path) -> dict[str, Any]:
-    """What the weights belong to, whatever the run's config becomes later; {} if not known."""
+def _facts(workdir: pathlib.Path, step: int | str) -> dict[str, Any]:
+    """The step, and what the weights belong to if known: the run's config may change later."""
     if not all((workdir / name).is_file() for name in ("config.json", "classes.json")):
-        return {}
-    config = files.read_json(workdir / "config.json")
-    found = {key: config[key] for key in ("model", "preprocess")}
-    return {**found, "classes": files.read_json(workdir / "classes.json")}
+        return {"step": step}
+    config, classes = (files.read_json(workdir / f"{name}.json") for name in ("config", "classes"))
+    found = {"model": config["model"], "preprocess": config["preprocess"], "classes": classes}
+    return {"step": step, **found}
 
 
 def _steps(folder: pathlib.Path) -> list[int]:
