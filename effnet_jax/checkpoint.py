@@ -106,13 +106,10 @@ class Checkpoints:
         if self._manages:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._remove_leftovers()
-        best = policies.BestN(
-            n=config.keep_best,
-            get_metric_fn=lambda score: score,
-            keep_checkpoints_without_metrics=False,
+        best = {"get_metric_fn": lambda score: score, "keep_checkpoints_without_metrics": False}
+        self._policy = OnceVerified(
+            [policies.LatestN(config.keep_newest), policies.BestN(n=config.keep_best, **best)]
         )
-        newest = policies.LatestN(config.keep_newest)
-        self._policy = OnceVerified([newest, best])
         self._orbax = ocp.AsyncCheckpointer(
             _handler(),
             async_options=ocp.AsyncOptions(timeout_secs=SECONDS, barrier_sync_fn=self._meet),
@@ -154,8 +151,8 @@ class Checkpoints:
             items["metrics"] = ocp.args.JsonSave(metrics)
         self._save = f"save {next(_saves)}"
         try:
-            # Orbax would create a workdir that has vanished again, without its other files; and
-            # where it can't create a folder, the processes wait for each other for minutes.
+            # Orbax would create a vanished workdir again, without its other files; and if it can't
+            # create a folder, the processes wait for each other for minutes.
             if refused := self._processes.as_first("try the disk", self._try_folder, SECONDS):
                 raise OSError(refused, os.strerror(refused), str(self._folder))
             self._orbax.save(self._folder / str(step), args=ocp.args.Composite(**items))
@@ -210,7 +207,7 @@ class Checkpoints:
             read = _read(path, item, ocp.checkpoint_utils.construct_restore_args(item))
             if jax.default_backend() != "cpu":
                 return read
-            # Orbax's memory may be in use by the arrays, and the step can't be given it to reuse.
+            # Copied: on a CPU the arrays may lie in Orbax's memory, which the step can't reuse.
             return jax.tree.map(lambda x: jax.device_put(x, x.sharding, may_alias=False), read)
 
         paths = _candidates(self._folder, step, self._processes)
@@ -223,7 +220,7 @@ class Checkpoints:
         return state
 
     def _try_folder(self) -> int:
-        """The system's number of the error of making a folder for a checkpoint, or 0."""
+        """The errno of creating a folder next to the checkpoints, or 0."""
         path = self._folder / f"try{DELETED}"
         try:
             path.mkdir(exist_ok=True)
