@@ -310,6 +310,8 @@ def _build(schema: dict[str, Any]) -> ConfigDict:
     for key, value in schema.items():
         if isinstance(value, dict):
             config[key] = _build(value)
+        elif isinstance(value, config_dict.FieldReference):  # Each config has its own.
+            config[key] = config_dict.placeholder(value.get_type())
         elif isinstance(value, Number) and value.default is None:
             config[key] = config_dict.placeholder(value.kind)
         else:
@@ -356,6 +358,15 @@ def load(path: str | pathlib.Path) -> ConfigDict:
         raise UserError(f"{path} is no config that this program wrote: {error}") from None
 
 
+def rescale(config: ConfigDict, model: str) -> ConfigDict:
+    """The config with another scale of its own base network: a model's name, phi=2 or w=1.2,..."""
+    chosen = models.parse_variant(model)
+    if not re.match(r"(phi|[wdr])=", model) and chosen["base"] != config.model.base:
+        raise UserError(f"{model} is no {config.model.base}, which this config scales")
+    config.model.update({key: chosen[key] for key in ("phi", "width", "depth", "resolution")})
+    return config
+
+
 def from_dict(values: dict[str, Any]) -> ConfigDict:
     """The config of nested values; a key that is missing has its default.
 
@@ -363,7 +374,7 @@ def from_dict(values: dict[str, Any]) -> ConfigDict:
       KeyError, TypeError: a key that no config has, or a value of another type.
     """
     values = _with_tuples(values)
-    config, evaluations = get_config(), values.pop("evaluations")
+    config, evaluations = get_config(), values.pop("evaluations", {"val": {}})
     values["model"]["base"], values["data"]["name"]  # Raises for JSON that is no config.
     config.update(values)
     del config.evaluations.val

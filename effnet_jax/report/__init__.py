@@ -1,1 +1,1 @@
-"""Pictures and tables of what was run."""
+"""Tables, figures and a page of what was run."""

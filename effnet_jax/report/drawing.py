@@ -1,11 +1,12 @@
-"""How the paper's figures look here: legible on a phone, and without colour."""
+"""The style of the figures: legible on a phone, and without colour."""
 
 import itertools
+import math
 from collections.abc import Sequence
 
-import matplotlib.axes
 import matplotlib.figure
-import matplotlib.ticker
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from effnet_jax.report.results import Point
 
@@ -13,7 +14,7 @@ WIDTH = 5.5  # Inches: a figure as wide as a phone's screen shows its text at ab
 DPI = 200
 TEXT, SMALL = 12, 9.5
 REFERENCE = "#6b6b6b"
-# Colours that colour-blind readers tell apart; every line has its own marker too.
+# Colours that colour-blind readers tell apart; every line also has its own marker.
 STYLES = {
     "width": ("#0072B2", "s"),
     "depth": ("#AA4499", "^"),
@@ -21,16 +22,15 @@ STYLES = {
     "compound": ("#D55E00", "o"),
     "compound_paper": ("#4D4D4D", "v"),
 }
-OTHERS = tuple(STYLES.values())
 
 
 def style(series: str, number: int = 0) -> tuple[str, str]:
-    """Colour and marker of a line by name, or by number where the name has none of its own."""
-    return STYLES.get(series, OTHERS[number % len(OTHERS)])
+    """Colour and marker of a line by name, or by number if the name has no style of its own."""
+    return STYLES.get(series, list(STYLES.values())[number % len(STYLES)])
 
 
 def new_figure(height: float, rows: int = 1, columns: int = 1, **kw) -> tuple:
-    """A figure with a grid of axes."""
+    """A figure with a grid of axes; `height` is in inches."""
     figure = matplotlib.figure.Figure(figsize=(WIDTH, height), layout="constrained")
     axes = figure.subplots(rows, columns, **kw)
     for each in figure.axes:
@@ -48,83 +48,91 @@ def count(value: float, _: object = None) -> str:
     return f"{value:.3g}"
 
 
-def count_axis(axes: matplotlib.axes.Axes, name: str, values: Sequence[float]) -> None:
-    """The x axis for counts: logarithmic where they span much."""
-    axes.set_xlabel(name, fontsize=TEXT)
+def label_axes(axes: Axes, cost: str, values: Sequence[float], accuracy: str = "top-1 (%)") -> None:
+    """Names the axes of accuracy over a cost, which is logarithmic if its values span much."""
+    axes.set_ylabel(accuracy, fontsize=TEXT)
+    axes.set_xlabel(cost, fontsize=TEXT)
     low, high = min(values), max(values)
     if high > 5 * low:
         axes.set_xscale("log")
-        steps = (1, 2, 5) if high < 150 * low else (1,)
-        axes.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=steps))
-        axes.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 150 * low else (1,)))
+        axes.xaxis.set_minor_formatter(NullFormatter())
     else:
-        axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5))
-    axes.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(count))
-
-
-def accuracy_axis(axes: matplotlib.axes.Axes, name: str = "top-1 (%)") -> None:
-    axes.set_ylabel(name, fontsize=TEXT)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_formatter(FuncFormatter(count))
 
 
 def draw_points(
-    axes: matplotlib.axes.Axes,
-    points: Sequence[Point],
-    cost: str,
-    colour: str,
-    marker: str,
-    line: bool = True,
+    axes: Axes, points: Sequence[Point], cost: str, colour: str, marker: str, line: bool = True
 ) -> None:
-    """Means over `points` with a bar of one standard deviation, and every seed as a small dot.
+    """Draws means with a bar of one standard deviation, and every seed as a small dot.
 
     Args:
-      points: of one line, in the order in which it joins them.
-      cost: what is on the x axis, "multiply_adds" or "parameters".
+      points: those of one line, in the order in which it joins them.
+      cost: the attribute on the x axis, "multiply_adds" or "parameters".
+      line: whether to join the points.
     """
-    x = [getattr(point, cost) for point in points]
-    y = [100 * point.mean for point in points]
-    form = {"linestyle": "-" if line else "none", "marker": marker, "markersize": 6}
-    axes.plot(x, y, color=colour, zorder=3, **form)
-    several = [point for point in points if point.n > 1]
-    if several:
-        axes.errorbar(
-            [getattr(point, cost) for point in several],
-            [100 * point.mean for point in several],
-            yerr=[100 * point.sd for point in several],
-            fmt="none",
-            ecolor=colour,
-            elinewidth=1.4,
-            capsize=4,
-            zorder=2,
-        )
-        dots = [(getattr(p, cost), 100 * top1) for p in several for top1 in p.top1]
+    x, y = [getattr(point, cost) for point in points], [100 * point.mean for point in points]
+    join = "-" if line else "none"
+    form = {"color": colour, "linestyle": join, "marker": marker, "markersize": 6, "zorder": 3}
+    dots = [(getattr(p, cost), 100 * top1) for p in points if p.n > 1 for top1 in p.top1]
+    if dots:
+        bars = [math.nan if point.sd is None else 100 * point.sd for point in points]
+        axes.errorbar(x, y, yerr=bars, elinewidth=1.4, capsize=4, **form)
         axes.scatter(*zip(*dots, strict=True), s=7, color=colour, alpha=0.55, zorder=4)
+    else:
+        axes.plot(x, y, **form)
 
 
-def annotate(
-    axes: matplotlib.axes.Axes,
-    point: Point,
-    cost: str,
-    text: str,
-    colour: str,
-    below: bool = False,
-    aside: bool = False,
-) -> None:
-    """A point's own label, above or below its bar; `aside`: and to the right, clear of a curve."""
-    reach = (point.sd or 0) * (-1 if below else 1)
+def write(axes: Axes, text: str, place: tuple, right: float, up: float, colour: str) -> None:
+    """Writes next to a place; `right` and `up` are offsets in points, 0 to the right is centred."""
     axes.annotate(
         text,
-        (getattr(point, cost), 100 * (point.mean + reach)),
-        xytext=(6 if aside else 0, -6 if below else 6),
+        place,
+        xytext=(right, up),
         textcoords="offset points",
-        ha="left" if aside else "center",
-        va="top" if below else "bottom",
+        ha="center" if not right else "left" if right > 0 else "right",
+        va="bottom" if up > 0 else "top",
         fontsize=SMALL,
         color=colour,
     )
 
 
-def label_ends(axes: matplotlib.axes.Axes, ends: Sequence[tuple[float, str, str]]) -> None:
-    """Names of lines at the right border, near their last points and clear of each other.
+def annotate(
+    axes: Axes, point: Point, cost: str, text: str, colour: str, below: bool = False, right: int = 0
+) -> None:
+    """Labels a point, above or below its bar."""
+    sign = -1 if below else 1
+    place = getattr(point, cost), 100 * (point.mean + sign * (point.sd or 0))
+    write(axes, text, place, right, 6 * sign, colour)
+
+
+def reference_marks(
+    axes: Axes,
+    marks: Sequence[tuple[float, float, str]],
+    line: bool = False,
+    centred: bool = False,
+) -> None:
+    """Draws the paper's points, in grey and hollow, with their names.
+
+    Args:
+      marks: (x, y in percent, name or "").
+      line: whether they make a curve.
+      centred: write names above or below, for plots with little room at the side.
+    """
+    if not marks:
+        return
+    x, y, _ = zip(*marks, strict=True)
+    form = {"marker": "o" if line else "x", "linestyle": "--" if line else ""}
+    axes.plot(x, y, color=REFERENCE, markerfacecolor="white", markersize=5, zorder=1, **form)
+    for across, height, name in marks:
+        if name:
+            sign = 1 if line else -1  # Curves rise to the right, so there is room at the left.
+            write(axes, name, (across, height), 0 if centred else -5 * sign, 4 * sign, REFERENCE)
+
+
+def label_ends(axes: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
+    """Writes names of lines at the right border, near their last points and clear of each other.
 
     Args:
       ends: (y, name, colour) of each line's last point.
@@ -137,46 +145,7 @@ def label_ends(axes: matplotlib.axes.Axes, ends: Sequence[tuple[float, str, str]
         for lower, upper in itertools.pairwise(places):
             push = max(0.0, gap - (upper[0] - lower[0])) / 2
             lower[0], upper[0] = lower[0] - push, upper[0] + push
-    excess = places[-1][0] - 1
+    excess = max(0.0, places[-1][0] - 1)
+    form = {"xycoords": "axes fraction", "va": "center", "fontsize": TEXT}
     for place, name, colour in places:
-        axes.annotate(
-            name,
-            (1.02, place - max(0.0, excess)),
-            xycoords="axes fraction",
-            va="center",
-            fontsize=TEXT,
-            color=colour,
-            annotation_clip=False,
-        )
-
-
-def reference_marks(
-    axes: matplotlib.axes.Axes,
-    marks: Sequence[tuple[float, float, str]],
-    line: bool = False,
-    centred: bool = False,
-) -> None:
-    """The paper's points, in grey and hollow, with names where there is one.
-
-    Args:
-      marks: (x, y in percent, name or "").
-      line: whether they make a curve.
-      centred: names go above or below, where there is little room at the side.
-    """
-    if not marks:
-        return
-    x, y, names = zip(*marks, strict=True)
-    form = {"marker": "o" if line else "x", "linestyle": "--" if line else ""}
-    axes.plot(x, y, color=REFERENCE, markerfacecolor="white", markersize=5, zorder=1, **form)
-    for across, up, name in zip(x, y, names, strict=True):
-        if name:
-            axes.annotate(
-                name,
-                (across, up),
-                xytext=(0 if centred else -5, 4) if line else (0 if centred else 5, -4),
-                textcoords="offset points",
-                ha="center" if centred else "right" if line else "left",
-                va="bottom" if line else "top",
-                fontsize=SMALL,
-                color=REFERENCE,
-            )
+        axes.annotate(name, (1.02, place - excess), color=colour, annotation_clip=False, **form)

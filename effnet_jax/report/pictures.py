@@ -1,4 +1,4 @@
-"""Pages of pictures that show what training makes of images."""
+"""Pages of pictures that show how training changes images."""
 
 from collections.abc import Sequence
 
@@ -10,11 +10,11 @@ from effnet_jax import models
 from effnet_jax.data import pipeline, sources
 from effnet_jax.report import drawing
 
-CELL = 1.1  # Inches: a picture's place on the page.
+CELL = 1.1  # Inches: the space of one picture.
 
 
 class Few:
-    """Some records of a source, spread evenly; their labels are their positions among them."""
+    """Some records of a source, evenly spaced; their labels are their positions among them."""
 
     def __init__(self, source: sources.Source, count: int):
         self._source = source
@@ -31,62 +31,52 @@ class Few:
         return self._source.describe(int(self._indices[index]))
 
 
-def versions(source: sources.Source, config: ConfigDict, epochs: int) -> list[np.ndarray]:
-    """What training gets of every record in the first epochs: uint8 [n, r, r, 3] for each epoch.
-
-    Args:
-      source: whose labels are the records' positions.
-      config: of an experiment.
-      epochs: how many.
-    """
+def versions(source: Few, config: ConfigDict, epochs: int) -> list[np.ndarray]:
+    """The images of the first epochs as training gets them: uint8 [n, r, r, 3] for each epoch."""
     resolution = models.coefficients(config.model).resolution
     # One batch is one epoch, in an order of its own, which the labels undo.
     config = config.copy_and_resolve_references()
     config.batch_size = len(source)
     every = pipeline.train_batches(source, config, resolution)
-    batches = [every[epoch] for epoch in range(epochs)]
+    batches = (every[epoch] for epoch in range(epochs))
     return [batch["image"][np.argsort(batch["label"])] for batch in batches]
 
 
 def draw(
-    originals: Sequence[np.ndarray],
-    epochs: Sequence[np.ndarray],
-    names: Sequence[str],
-    heading: str,
+    originals: Sequence[np.ndarray], epochs: Sequence[np.ndarray], names: Sequence[str], title: str
 ) -> matplotlib.figure.Figure:
-    """The page: a row for each record, the original before its versions.
+    """The page: a row for each record, with the original before its versions.
 
     Args:
       originals: uint8 [h, w, 3] each, of any size.
       epochs: uint8 [n, r, r, 3] for each epoch.
       names: of the records.
-      heading: of the page.
+      title: of the page.
     """
     columns = [list(originals), *epochs]
-    size = (CELL * len(columns), CELL * (len(originals) + 0.5))
-    figure = matplotlib.figure.Figure(figsize=size, layout="constrained")
+    figure = matplotlib.figure.Figure(layout="constrained")
+    figure.set_size_inches(CELL * len(columns), CELL * (len(originals) + 0.5))
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
-    figure.suptitle(heading, fontsize=drawing.TEXT)
+    figure.suptitle(title, fontsize=drawing.TEXT)
     grid = figure.subplots(len(originals), len(columns), squeeze=False)
-    for row, axes_of_row in enumerate(grid):
-        for column, axes in enumerate(axes_of_row):
-            axes.imshow(columns[column][row])
-            axes.set_xticks([])
-            axes.set_yticks([])
-            axes.spines[:].set_visible(False)
-        axes_of_row[0].set_ylabel(names[row][:16], fontsize=drawing.SMALL)
-    for column, axes in enumerate(grid[0]):
-        axes.set_title(f"epoch {column}" if column else "original", fontsize=drawing.SMALL)
+    for (row, column), axes in np.ndenumerate(grid):
+        axes.imshow(columns[column][row])
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
+        if not column:
+            axes.set_ylabel(names[row][:16], fontsize=drawing.SMALL)
+        if not row:
+            axes.set_title(f"epoch {column}" if column else "original", fontsize=drawing.SMALL)
     return figure
 
 
 def title(name: str, config: ConfigDict) -> str:
-    """A page's title: the recipe and what it augments with on the host."""
+    """A page's title: the recipe and its augmentations on the host."""
     augment = config.augment
-    parts = [augment.policy if augment.policy != "none" else "no policy"]
+    text = augment.policy if augment.policy != "none" else "no policy"
     if augment.policy == "randaugment":
         layers, magnitude = augment.randaugment_layers, augment.randaugment_magnitude
-        parts[0] += f", {layers} layers of magnitude {magnitude:g}"
+        text += f", {layers} layers of magnitude {magnitude:g}"
     if augment.erase_probability:
-        parts.append(f"erasing {augment.erase_probability:.0%}")
-    return f"{name}: {'; '.join(parts)}"
+        text += f"; erasing {augment.erase_probability:.0%}"
+    return f"{name}: {text}"

@@ -1,34 +1,35 @@
-"""Finished runs out of results files, and the mean and spread over seeds.
+"""Finished runs from results files, and their mean and spread over seeds.
 
-A results file is a CSV with one row a finished run, as sweeps write it. Runs that differ by seed
-alone make one `Point`. Accuracies are fractions.
+A results file is a CSV with one row for each finished run, as sweeps write it. Runs that differ
+only in their seed make one `Point`. Accuracies are fractions.
 """
 
 import csv
 import dataclasses
-import functools
+import operator
 import pathlib
+import re
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from effnet_jax.errors import UserError, near
 
-WEIGHTS = ("ema", "raw")
+EVALUATION = "val/ema"  # The default; its accuracies are in the column val/ema/top1.
+SETTINGS = ("base", "width", "depth", "resolution", "parameters", "multiply_adds", "epochs")
+SETTINGS += ("batch_size",)  # Runs of one point share these, and differ only in their seed.
 LATENCY = ("model", "resolution", "batch", "latency_ms", "latency_ms_min", "latency_ms_max")
 
 
 def bare_name(sweep: str) -> str:
-    """What a sweep is, without arguments and seeds: "methods" for "seeds:3,methods:2,4"."""
-    name, _, argument = sweep.partition(":")
-    while name == "seeds":
-        name, _, argument = argument.partition(",")[2].partition(":")
+    """The name of a sweep without arguments and seeds: "methods" for "seeds:3,methods:2,4"."""
+    name = re.sub(r"^(seeds:[^,]*,)+", "", sweep).partition(":")[0]
     return pathlib.PurePath(name).stem
 
 
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """One row: the columns that tables and figures need, by their names in the file."""
+class Run(NamedTuple):
+    """One row: the columns that tables and figures need, and scores by name ("val/ema/top1")."""
 
     sweep: str
     series: str
@@ -46,84 +47,56 @@ class Run:
     multiply_adds: int
     epochs: float
     batch_size: int
-    raw_top1: float | None
-    ema_top1: float | None
-    count: int
     train_minutes: float
     jax: str
     device: str
     commit: str
     time: str
+    scores: dict[str, float | None]
 
     @property
     def kind(self) -> str:
         return bare_name(self.sweep)
 
-    @property
-    def settings(self) -> dict[str, object]:
-        """What must be equal for two runs to differ by seed alone."""
-        keys = ("base", "width", "depth", "resolution", "parameters", "multiply_adds")
-        keys += ("epochs", "batch_size")
-        return {key: getattr(self, key) for key in keys}
-
 
 def whole(text: str) -> int:
-    """An int, also out of "2000.0"."""
+    """An int, also from "2000.0"."""
     value = float(text)
     if not value.is_integer():
         raise ValueError(text)
     return int(value)
 
 
-COLUMNS = tuple(field.name for field in dataclasses.fields(Run))
-PARSERS = {
-    str: str,
-    int: whole,
-    float: float,
+COLUMNS = {name: kind for name, kind in Run.__annotations__.items() if name != "scores"}
+PARSERS = {str: str, int: whole, float: float}
+PARSERS |= {
+    int | None: lambda text: whole(text) if text else None,
     float | None: lambda text: float(text) if text else None,
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Point:
-    """The runs of one network, which differ by seed alone.
+class Point(NamedTuple):
+    """The runs of one network, which differ only in their seed.
 
     Attributes:
+      data: the data set, with the name of the evaluation unless that is "val".
+      evaluation: whose accuracy counts, say "val/ema".
       runs: by seed.
-      weights: whose accuracy counts, "ema" or "raw".
+      top1: the accuracy of each run.
     """
 
+    series: str
+    label: str
+    data: str
+    evaluation: str
+    parameters: int
+    multiply_adds: int
     runs: tuple[Run, ...]
-    weights: str
-
-    @property
-    def series(self) -> str:
-        return self.runs[0].series
-
-    @property
-    def label(self) -> str:
-        return self.runs[0].label
-
-    @property
-    def data(self) -> str:
-        return self.runs[0].data
-
-    @property
-    def multiply_adds(self) -> int:
-        return self.runs[0].multiply_adds
-
-    @property
-    def parameters(self) -> int:
-        return self.runs[0].parameters
+    top1: tuple[float, ...]
 
     @property
     def n(self) -> int:
         return len(self.runs)
-
-    @functools.cached_property
-    def top1(self) -> tuple[float, ...]:
-        """The accuracy of each run."""
-        return tuple(getattr(run, f"{self.weights}_top1") for run in self.runs)
 
     @property
     def mean(self) -> float:
@@ -131,32 +104,27 @@ class Point:
 
     @property
     def sd(self) -> float | None:
-        """Sample standard deviation; None for one run, whose spread is not known."""
+        """Sample standard deviation; None for one run, whose spread is unknown."""
         return statistics.stdev(self.top1) if self.n > 1 else None
-
-    @property
-    def minutes(self) -> float:
-        """Mean training time."""
-        return statistics.fmean(run.train_minutes for run in self.runs)
 
 
 @dataclasses.dataclass(frozen=True)
 class Results:
-    """All that a report is made from.
+    """Everything that a report is made from.
 
     Attributes:
-      runs: of every data set.
+      runs: on every data set.
       latency: rows of the latency benchmark, as text.
       files: those that were read.
-      weights: whose accuracy counts, "ema" or "raw".
-      data: the only data set to show, where one was asked for.
-      repeated: runs left out because a newer one has the same seed and settings.
+      evaluation: whose accuracy counts, as NAME/WEIGHTS.
+      data: the only data set to show; None shows all.
+      repeated: number of rows left out because a newer one has the same seed and settings.
     """
 
     runs: tuple[Run, ...] = ()
     latency: tuple[dict[str, str], ...] = ()
     files: tuple[pathlib.Path, ...] = ()
-    weights: str = "ema"
+    evaluation: str = EVALUATION
     data: str | None = None
     repeated: int = 0
 
@@ -164,11 +132,11 @@ class Results:
         """The points of some kinds of sweep, in the order of the files.
 
         Args:
-          what: that needs them, for messages: "figure 8".
+          what: the figure or table that needs them, for messages: "figure 8".
           kinds: bare names of sweeps.
 
         Raises:
-          UserError: they are of several data sets, or pool runs that differ by more than seed.
+          UserError: they have several data sets, or runs of one point differ by more than seed.
         """
         runs = [r for r in self.runs if r.kind in kinds and self.data in (None, r.data)]
         sets = Counter(run.data for run in runs)
@@ -178,92 +146,134 @@ class Results:
                 f"{what} would mix results of different data sets: {listed}. Choose one with "
                 "--data=NAME, or name only its files with --results"
             )
-        return group(runs, self.weights, what)
+        groups: dict[tuple[str, ...], list[Run]] = {}
+        for run in runs:
+            groups.setdefault((run.kind, run.series, run.label), []).append(run)
+        return [self._point(what, group) for group in groups.values()]
 
-
-def group(runs: Iterable[Run], weights: str, what: str) -> list[Point]:
-    """Runs as points; see `Results.points`."""
-    groups: dict[tuple[str, ...], list[Run]] = {}
-    for run in runs:
-        groups.setdefault((run.kind, run.series, run.label, run.data), []).append(run)
-    for (kind, series, label, _), found in groups.items():
-        first = found[0].settings
-        for other in (run.settings for run in found[1:]):
-            if other != first:
-                unlike = ", ".join(
-                    f"{k} {first[k]} and {other[k]}" for k in first if first[k] != other[k]
-                )
+    def _point(self, what: str, runs: list[Run]) -> Point:
+        first = runs[0]
+        where = f"{what}: runs of {first.kind!r}, {first.series!r}, {first.label!r}"
+        for key in SETTINGS:
+            values = list(dict.fromkeys(getattr(run, key) for run in runs))
+            if len(values) > 1:
                 raise UserError(
-                    f"{what}: runs of {kind!r}, {series!r}, {label!r} differ by more than their "
-                    f"seed: {unlike}. Name only the files that belong together with --results"
+                    f"{where} differ by more than their seed: {key} {values[0]} and {values[1]}. "
+                    "Name only the files that belong together with --results"
                 )
-        if any(getattr(run, f"{weights}_top1") is None for run in found):
-            other = next(name for name in WEIGHTS if name != weights)
-            raise UserError(
-                f"{what}: runs of {kind!r}, {series!r}, {label!r} have no {weights}_top1; "
-                f"--weights={other} takes the other weights"
-            )
-    return [
-        Point(tuple(sorted(found, key=lambda run: run.seed)), weights) for found in groups.values()
-    ]
+        top1, count = f"{self.evaluation}/top1", f"{self.evaluation}/count"
+        if any(run.scores.get(key) is None for run in runs for key in (top1, count)):
+            known = {k.rpartition("/")[0] for k, v in first.scores.items() if v is not None}
+            others = ", ".join(sorted(known - {self.evaluation})) or "none"
+            raise UserError(f"{where} lack {top1} or {count}; there is --evaluation={others}")
+        name = self.evaluation.partition("/")[0]
+        data = first.data if name == "val" else f"{first.data}, evaluation {name}"
+        costs = (first.parameters, first.multiply_adds)
+        runs = tuple(sorted(runs, key=lambda run: run.seed))
+        scores = tuple(run.scores[top1] for run in runs)
+        return Point(first.series, first.label, data, self.evaluation, *costs, runs, scores)
+
+    def transfer(self, what: str, name: str) -> list[Point]:
+        """The points of "phi" on every split of a data set, which are not mixed."""
+        sets = dict.fromkeys(r.data for r in self.runs if r.data.partition("/")[0] == name)
+        alone = (dataclasses.replace(self, data=data) for data in sets)
+        return [point for results in alone for point in results.points(what, "phi")]
 
 
-def find_files(paths: Sequence[pathlib.Path]) -> list[tuple[pathlib.Path, bool]]:
+def describe(points: Sequence[Point]) -> str:
+    """How the runs were made, in words; nothing for no points."""
+    if not points:
+        return ""
+
+    def span(values: Sequence[float], digits: str = "g") -> str:
+        low, high = min(values), max(values)
+        return f"{low:{digits}}" if low == high else f"{low:{digits}} to {high:{digits}}"
+
+    first, runs = points[0], [run for point in points for run in point.runs]
+    images = [run.scores[f"{first.evaluation}/count"] for run in runs]
+    kind = "averaged (EMA)" if first.evaluation.endswith("/ema") else "raw"
+    spread = "One run a point (n = 1), so that the spread is not known."
+    if max(point.n for point in points) > 1:
+        spread = (
+            f"{span([point.n for point in points])} seeds a point: means, bars of one sample "
+            "standard deviation, a dot for each seed."
+        )
+    return (
+        f"Top-1 of the {kind} weights on {first.data} ({span(images, ',')} images), after "
+        f"{span([run.epochs for run in runs])} epochs at batch "
+        f"{span([run.batch_size for run in runs])}. {spread}"
+    )
+
+
+def find_files(paths: Sequence[pathlib.Path]) -> dict[pathlib.Path, bool]:
     """Every CSV, once, with whether it was named itself rather than found in a folder."""
     found: dict[pathlib.Path, tuple[pathlib.Path, bool]] = {}
-    for path in paths:
+    for path in sorted(paths, key=pathlib.Path.is_dir):  # Named files first.
         if not path.exists():
             raise UserError(f"no file or folder {path}; is --results right?")
-        inside = sorted(path.rglob("*.csv")) if path.is_dir() else [path]
-        for file in inside:
-            named = not path.is_dir() or found.get(file.resolve(), (file, False))[1]
-            found[file.resolve()] = (file, named)
-    return list(found.values())
+        for file in sorted(path.rglob("*.csv")) if path.is_dir() else [path]:
+            found.setdefault(file.resolve(), (file, file == path))
+    return dict(found.values())
 
 
 def parse(row: dict[str, str], place: str) -> Run:
     """A row as a run; `place` is its file and line, for messages."""
+    scores = {
+        name: int | None if name.endswith("/count") else float | None
+        for name in filter(None, row)
+        if name.count("/") == 2
+    }
     values = {}
-    for field in dataclasses.fields(Run):
+    for name, kind in (COLUMNS | scores).items():
         try:
-            values[field.name] = PARSERS[field.type]((row[field.name] or "").strip())
+            values[name] = PARSERS[kind]((row[name] or "").strip())
         except ValueError:
-            raise UserError(f"{place}: {field.name} is {row[field.name]!r}, no number") from None
-    for name in WEIGHTS:
-        value = values[f"{name}_top1"]
-        if value is not None and not 0 <= value <= 1:
-            raise UserError(f"{place}: {name}_top1 is {value}; accuracies are fractions, 0 to 1")
-    return Run(**values)
+            raise UserError(f"{place}: {name} is {row[name]!r}, no number") from None
+    scores = {name: values.pop(name) for name in scores}
+    for name, value in scores.items():
+        if name.endswith("/top1") and value is not None and not 0 <= value <= 1:
+            raise UserError(f"{place}: {name} is {value}; accuracies are fractions, 0 to 1")
+    return Run(**values, scores=scores)
 
 
-def read(paths: Sequence[pathlib.Path], weights: str = "ema", data: str | None = None) -> Results:
+def read_file(path: pathlib.Path) -> tuple[Sequence[str], list[tuple[str, dict[str, str]]]]:
+    """The columns of a CSV, and its rows with their place for messages."""
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            columns = reader.fieldnames or ()
+            return columns, [(f"{path}, line {reader.line_num}", row) for row in reader]
+    except (OSError, UnicodeError, csv.Error) as error:
+        raise UserError(f"can't read {path}: {error}") from None
+
+
+def read(
+    paths: Sequence[pathlib.Path], evaluation: str = EVALUATION, data: str | None = None
+) -> Results:
     """Everything under `paths`.
 
-    A file of other columns is passed over in a folder, and an error where it was named itself. Of
-    runs with the same seed and settings, which are no independent measurements, the newest counts.
+    A file with other columns is ignored in a folder, and an error if it was named itself. Of
+    several runs with the same seed and settings, which are no independent measurements, the newest
+    counts.
 
     Raises:
-      UserError: nothing there, a file of other columns, a value that can't be, or no such `data`.
+      UserError: a missing or unreadable file, a named file with other columns, an impossible value,
+        or a `data` that no run has.
     """
+    settings = operator.attrgetter("kind", "series", "label", "data", "seed", *SETTINGS)
     runs: dict[tuple, Run] = {}
     latency, files, total = [], [], 0
-    for path, named in find_files(paths):
-        try:
-            with open(path, newline="", encoding="utf-8") as file:
-                reader = csv.DictReader(file)
-                columns = reader.fieldnames or ()
-                rows = [(reader.line_num, row) for row in reader]
-        except (OSError, UnicodeError, csv.Error) as error:
-            raise UserError(f"can't read {path}: {error}") from None
+    for path, named in find_files(paths).items():
+        columns, rows = read_file(path)
         missing = [name for name in COLUMNS if name not in columns]
+        if not any(name.endswith("/top1") for name in columns):
+            missing.append(f"{evaluation}/top1")
         if not missing:
-            for line, row in rows:
-                run = parse(row, f"{path}, line {line}")
-                key = (run.kind, run.series, run.label, run.data, run.seed)
-                key = (*key, *run.settings.values())
-                if key not in runs or run.time >= runs[key].time:
-                    runs[key] = run
             total += len(rows)
+            for place, row in rows:
+                run = parse(row, place)
+                earlier = runs.get(settings(run), run)
+                runs[settings(run)] = run if run.time >= earlier.time else earlier
         elif set(LATENCY) <= set(columns):
             latency += [row for _, row in rows]
         elif named:
@@ -275,9 +285,6 @@ def read(paths: Sequence[pathlib.Path], weights: str = "ema", data: str | None =
         files.append(path)
     sets = {run.data for run in runs.values()}
     if data is not None and data not in sets:
-        raise UserError(
-            f"no results have --data={data}; "
-            + (f"there are: {near(data, sets)}" if sets else "there are none at all")
-        )
+        raise UserError(f"no results have --data={data}; there are: {near(data, sets) or 'none'}")
     repeated = total - len(runs)
-    return Results(tuple(runs.values()), tuple(latency), tuple(files), weights, data, repeated)
+    return Results(tuple(runs.values()), tuple(latency), tuple(files), evaluation, data, repeated)

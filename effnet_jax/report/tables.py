@@ -1,4 +1,4 @@
-"""The paper's tables, beside what is counted here and what runs gave: one function each.
+"""The paper's tables, next to counted costs and measured results: one function each.
 
 Measured figures are rounded against us: accuracies and speed-ups down, spreads and times up. The
 CSVs of the figures have them unrounded.
@@ -6,30 +6,27 @@ CSVs of the figures have them unrounded.
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from effnet_jax import models, scaling
+from effnet_jax import scaling
 from effnet_jax.models import efficientnet, network
 from effnet_jax.report import paper
-from effnet_jax.report.figures import TRANSFER, counted, describe, is_imagenet
-from effnet_jax.report.results import Point, Results
+from effnet_jax.report.results import Point, Results, describe
 
-NOT_RUN = "not run"
-NOT_STATED = "not stated"
+NOT_RUN, NOT_STATED = "not run", "not stated"
 
 
 class Table(NamedTuple):
-    """A table as text, and what to know to read it."""
+    """A table as text, and a caption that explains it."""
 
-    title: str
     columns: tuple[str, ...]
     rows: list[tuple[str, ...]]
-    note: str
+    caption: str
 
 
 def down(value: float, digits: int = 2) -> str:
-    """Rounded towards minus infinity; what is off by float error alone counts as exact."""
+    """Rounded towards minus infinity; a value that is off only by float error counts as exact."""
     size = 10**digits
     return f"{math.floor(value * size + 1e-6) / size:.{digits}f}"
 
@@ -40,23 +37,24 @@ def up(value: float, digits: int = 2) -> str:
 
 
 def percent(point: Point | None) -> str:
-    """Mean top-1 with its sample standard deviation and number of seeds."""
+    """Mean top-1 with its sample standard deviation and number of seeds, in one cell."""
     if point is None:
         return NOT_RUN
-    spread = "" if point.sd is None else f" ± {up(100 * point.sd)}"
-    return f"{down(100 * point.mean)}{spread} (n = {point.n})"
+    mean, sd, n = accuracy(point)
+    return f"{mean}{sd and f' ± {sd}'} (n = {n})"
 
 
-def billions(value: float) -> str:
-    return f"{value / 1e9:.3f} B"
+def accuracy(point: Point) -> tuple[str, str, str]:
+    """Mean top-1, sample standard deviation and number of seeds."""
+    sd = "" if point.sd is None else up(100 * point.sd)
+    return down(100 * point.mean), sd, str(point.n)
 
 
 def stage_rows(spec: network.Architecture) -> list[tuple[str, int, int, int]]:
     """Operator, input size, channels and layers of each row of Table 1, from the built table."""
-    layers = {layer.name: layer for layer in spec.layers()}
-    size = spec.resolution
-    rows = [(f"Conv{spec.stem.kernel}x{spec.stem.kernel}", size, spec.stem.filters, 1)]
-    size = layers["stem/conv"].size
+    kernel = f"{spec.stem.kernel}x{spec.stem.kernel}"
+    rows = [(f"Conv{kernel}", spec.resolution, spec.stem.filters, 1)]
+    size = next(layer.size for layer in spec.layers() if layer.name == "stem/conv")
     for blocks in spec.stages:
         first = blocks[0]
         operator = f"MBConv{first.expanded // first.inputs}, k{first.kernel}x{first.kernel}"
@@ -65,213 +63,153 @@ def stage_rows(spec: network.Architecture) -> list[tuple[str, int, int, int]]:
     return [*rows, ("Conv1x1 & Pooling & FC", size, spec.head_filters, 1)]
 
 
-def table1(results: Results) -> Table:
+def table1(_: Results) -> Table:
+    """The base network, row by row; nothing in it is measured."""
     spec = efficientnet.architecture("efficientnet", scaling.Coefficients(1.0, 1.0, 224))
     rows, differ = [], 0
     for ours, row in zip(stage_rows(spec), paper.read("table1"), strict=True):
-        operator, size, channels, layers = ours
+        operator, size, *counts = map(str, ours)
         printed = [row["input_resolution_as_printed"], row["channels"], row["layers"]]
-        same = [str(size), str(channels), str(layers)] == printed
+        same = [size, *counts] == printed
         same &= operator.startswith(row["operator"].partition("+")[0])
         same &= f"{row['kernel']}x{row['kernel']}" in operator
         differ += not same
-        verdict = (
-            "the same" if same else f"{row['operator']}, k{row['kernel']}, " + ", ".join(printed)
-        )
-        rows.append(
-            (row["stage"], operator, f"{size} x {size}", str(channels), str(layers), verdict)
-        )
-    note = "Read off the network as it is built. " + (
-        f"{differ} rows differ from the paper's."
-        if differ
-        else "Every row's operator, input size, channels and layers are the paper's."
-    )
+        other = f"{row['operator']}, k{row['kernel']}, {', '.join(printed)}"
+        cells = (f"{size} x {size}", *counts, "the same" if same else other)
+        rows.append((row["stage"], operator, *cells))
+    same = "Every row's operator, input size, channels and layers are the paper's."
+    caption = f"{differ} rows differ from the paper's." if differ else same
     columns = ("stage", "operator", "resolution", "channels", "layers", "paper")
-    return Table("Table 1: the base network EfficientNet-B0", columns, rows, note)
+    return Table(columns, rows, caption)
 
 
 def table2(results: Results) -> Table:
     points = results.points("table 2", "phi")
+    comparable = {
+        (point.label, point.parameters, point.multiply_adds): point
+        for point in points
+        if paper.is_imagenet(point.data)
+    }
     timm = {row["model"]: row["top1"] for row in paper.read("timm")}
     used, rows = [], []
     for row in paper.read("table2"):
         name = row["model"]
         if not name.startswith("EfficientNet"):
             continue
-        cost = counted(name[-2:].lower())
-        found = [
-            point
-            for point in points
-            if point.label == name[-2:].lower()
-            and is_imagenet(point.data)
-            and (point.parameters, point.multiply_adds) == (cost.parameters, cost.multiply_adds)
-        ]
-        used += found
+        label = name[-2:].lower()
+        cost = paper.counted(*efficientnet.VARIANTS[label][:4])
+        point = comparable.get((label, cost.parameters, cost.multiply_adds))
+        used += [point] if point else []
         counts = (f"{cost.parameters:,}", f"{row['params_M']} M")
         counts += (f"{cost.multiply_adds:,}", f"{row['flops_B']} B")
-        accuracy = (percent(found[0] if found else None), row["top1"], timm[name])
-        rows.append((name[-2:], *counts, *accuracy))
-    note = (
-        "Parameters and multiply-adds are counted exactly, batch normalisation's statistics "
-        "apart. timm: the released AutoAugment weights (tf_efficientnet_bN.aa_in1k). "
-    )
-    note += describe(used) if used else ""
+        rows.append((name[-2:], *counts, percent(point), row["top1"], timm[name]))
+    caption = describe(used)
     if points and not used:
-        note += f"Our runs of these models on {points[0].data} are not comparable, so not here."
+        caption = f"Our runs of these models on {points[0].data} are not comparable, so not here."
     columns = ("model", "parameters", "paper", "multiply-adds", "paper")
     columns += ("top-1, ours", "paper", "timm")
-    return Table("Table 2: EfficientNet on ImageNet", columns, rows, note)
+    return Table(columns, rows, caption)
 
 
 BASES = {"MobileNetV1": "mobilenet_v1", "MobileNetV2": "mobilenet_v2", "ResNet-50": "resnet50"}
 COMPOUND = (1.4, 1.2, 1.3)  # MobileNetV1's depth, width, resolution; the others' are not stated.
+SCALED = ("coefficients", "multiply-adds", "paper", "top-1, paper", "top-1, ours")
+SCALED += ("multiply-adds of our runs",)
 
 
-def coefficient(text: str, default: float) -> float:
-    """A coefficient of the paper's tables: empty means 1."""
-    return default if text == NOT_STATED else float(text or 1)
+def scaled_cells(
+    base: str, row: dict[str, str], flops: str, top1: str, point: Point | None
+) -> tuple[str, ...]:
+    """The columns SCALED of a row of Table 3 or 7; `flops` and `top1` are the paper's."""
+    d, w, r = (
+        default if row[key] == NOT_STATED else float(row[key] or 1)
+        for key, default in zip("dwr", COMPOUND, strict=True)
+    )
+    counted = f"{paper.counted(base, w, d, round(224 * r)).multiply_adds / 1e9:.3f} B"
+    ours = f"{point.multiply_adds:,}" if point else NOT_RUN
+    return f"d={d:g}, w={w:g}, r={r:g}", counted, f"{flops} B", top1, percent(point), ours
+
+
+def measured(points: Sequence[Point]) -> str:
+    """How our column came about, and whether it is comparable with the paper's."""
+    if not points:
+        return ""
+    other = "" if paper.is_imagenet(points[0].data) else " The paper's accuracies are on ImageNet."
+    return f"Ours: {describe(points)}{other}"
 
 
 def table3(results: Results) -> Table:
     points = {(p.series, p.label): p for p in results.points("table 3", "table3")}
     rows = []
     for row in paper.read("table3"):
-        name = BASES[row["base_model"]]
-        given = [coefficient(row[key], COMPOUND[i]) for i, key in enumerate("dwr")]
-        d, w, r = given
-        spec = models.base(name).architecture(scaling.Coefficients(w, d, round(224 * r)))
-        cost = scaling.cost(spec.layers())
-        point = points.get((name, row["scaling"]))
-        ours = (percent(point), f"{point.multiply_adds:,}" if point else NOT_RUN)
-        scale = f"d={d:g}, w={w:g}, r={r:g}"
-        counts = (billions(cost.multiply_adds), f"{row['flops_B']} B")
-        rows.append((row["base_model"], row["scaling"], scale, *counts, row["top1"], *ours))
-    note = (
-        "Counted at 224 pixels times r, with 1000 classes. The paper doesn't state the compound "
-        "coefficients of MobileNetV2 and ResNet-50: MobileNetV1's are taken. Its 16.2 B and 14.7 B "
-        "for ResNet-50 with d=4 and w=2 do not reproduce: counted they are 14.6 B and 16.1 B. "
-    )
-    note += measured(list(points.values()))
-    columns = ("base", "scaling", "coefficients", "multiply-adds", "paper", "top-1, paper")
-    columns += ("top-1, ours", "multiply-adds of our runs")
-    return Table("Table 3: scaling other networks", columns, rows, note)
-
-
-def measured(points: Sequence[Point]) -> str:
-    """How our column came about, and whether it can be compared with the paper's."""
-    if not points:
-        return ""
-    other = "" if is_imagenet(points[0].data) else " The paper's accuracies are on ImageNet."
-    return f"Ours: {describe(points)}{other}"
-
-
-LATENCY_MODELS = {
-    "ResNet-152": "resnet152",
-    "EfficientNet-B1": "b1",
-    "GPipe": "",
-    "EfficientNet-B7": "b7",
-}
-
-
-def table4(results: Results) -> Table:
-    """The newest row of each model, and how much faster it is where the same machine has both."""
-    newest: dict[str, dict[str, str]] = {}
-    for row in sorted(results.latency, key=lambda row: row.get("time") or ""):
-        newest[row["model"]] = row
-    printed = {row["model"]: row for row in paper.read("table4")}
-    names = [*LATENCY_MODELS.items(), *((n, n) for n in newest if n not in LATENCY_MODELS.values())]
-    rows = []
-    for name, model in names:
-        ours, row = newest.get(model), printed.get(name)
-        cells = [NOT_RUN if model else "this network is not here", "", ""]
-        if ours:
-            low, mean, high = (
-                float(ours[key]) for key in ("latency_ms_min", "latency_ms", "latency_ms_max")
-            )
-            cells[0] = f"{up(mean, 1)} ms ({up(low, 1)} to {up(high, 1)})"
-            cells[1] = (
-                f"{ours['resolution']} px, batch {ours['batch']}, threads: {ours.get('threads')}"
-            )
-            other = newest.get("resnet152")
-            if model == "b1" and other and same_machine(ours, other):
-                cells[2] = f"{down(float(other['latency_ms']) / mean, 1)}x"
-        speedup = (
-            f"{row['speedup_of_efficientnet']}x" if row and row["speedup_of_efficientnet"] else ""
-        )
-        seconds = f"{1000 * float(row['latency_s']):,.0f} ms" if row else ""
-        rows.append((name, *cells, seconds, speedup))
-    note = (
-        "Inference at batch 1 on one core, mean of 20 runs (lowest to highest). Paper: Xeon "
-        "E5-2690; its speed-ups are of B1 over ResNet-152 and of B7 over GPipe."
-    )
-    columns = (
-        "model",
-        "latency, ours",
-        "at",
-        "speed-up, ours",
-        "latency, paper",
-        "speed-up, paper",
-    )
-    return Table("Table 4: latency of inference", columns, rows, note)
-
-
-def same_machine(one: dict[str, str], other: dict[str, str]) -> bool:
-    """Whether two latencies may be divided by each other."""
-    keys = ("batch", "dtype", "threads", "jax", "jaxlib", "device", "cpus", "python")
-    return all(one.get(key) == other.get(key) for key in keys)
-
-
-def table5(results: Results) -> Table:
-    rows, used = [], []
-    for row in paper.read("table5"):
-        if row["dataset"] not in TRANSFER:
-            continue  # The geometric means.
-        points = []
-        for data in dict.fromkeys(run.data for run in results.runs):
-            if data.split("/")[0] == TRANSFER[row["dataset"]]:
-                only = Results(results.runs, weights=results.weights, data=data)
-                points += only.points("table 5", "phi")
-        named = [point for point in points if point.label == row["efficientnet"].lower()]
-        used += named
-
-        def size(who, row=row):
-            return f"{row[who]} M" if row[who] else NOT_STATED
-
-        peer = (row["peer"], row["peer_acc"], size("peer_params_M"))
-        ours = (row["efficientnet"], row["efficientnet_acc"], size("efficientnet_params_M"))
-        found = "; ".join(map(percent, named)) or NOT_RUN
-        rows.append((row["dataset"], row["comparison"], *peer, *ours, found))
-    note = "Fine-tuned from ImageNet in the paper, which gives no settings. " + " ".join(
-        f"Ours: {describe([point])}" for point in used
-    )
-    columns = ("data set", "against", "peer", "accuracy", "parameters")
-    columns += ("EfficientNet", "accuracy, paper", "parameters", "accuracy, ours")
-    return Table("Table 5: transfer learning", columns, rows, note.strip())
+        base, scale = BASES[row["base_model"]], row["scaling"]
+        cells = scaled_cells(base, row, row["flops_B"], row["top1"], points.get((base, scale)))
+        rows.append((row["base_model"], scale, *cells))
+    return Table(("base", "scaling", *SCALED), rows, measured([*points.values()]))
 
 
 def table7(results: Results) -> Table:
     points = {point.series: point for point in results.points("table 7", "table7")}
     rows = []
     for row in paper.read("table7"):
-        d, w, r = (float(row[key]) for key in "dwr")
-        spec = efficientnet.architecture("efficientnet", scaling.Coefficients(w, d, round(224 * r)))
-        cost = scaling.cost(spec.layers())
-        point = points.get(row["model"])
-        ours = (percent(point), f"{point.multiply_adds:,}" if point else NOT_RUN)
-        counts = (billions(cost.multiply_adds), f"{row['flops_B_paper']} B")
-        scale = f"d={d:g}, w={w:g}, r={r:g}"
-        rows.append((row["model"], scale, *counts, row["top1_paper"], *ours))
-    note = (
-        "Counted with the official rounding, with which only the compound row of the paper comes "
-        "out. " + measured(list(points.values()))
-    )
-    columns = ("model", "coefficients", "multiply-adds", "paper", "top-1, paper")
-    columns += ("top-1, ours", "multiply-adds of our runs")
-    return Table("Table 7: the models of the class activation maps", columns, rows, note.strip())
+        name, printed = row["model"], (row["flops_B_paper"], row["top1_paper"])
+        rows.append((name, *scaled_cells("efficientnet", row, *printed, points.get(name))))
+    return Table(("model", *SCALED), rows, measured([*points.values()]))
+
+
+LATENCY_MODELS = {"ResNet-152": "resnet152", "EfficientNet-B1": "b1", "EfficientNet-B7": "b7"}
+MACHINE = ("batch", "dtype", "threads", "jax", "jaxlib", "device", "cpus", "python")
+
+
+def table4(results: Results) -> Table:
+    """The newest row of each model, and how much faster it is if the same machine ran both."""
+    newest: dict[str, dict[str, str]] = {}
+    for row in sorted(results.latency, key=lambda row: row.get("time") or ""):
+        newest[row["model"]] = row
+    printed = {row["model"]: row for row in paper.read("table4")}
+    others = {name: name for name in newest if name not in LATENCY_MODELS.values()}
+    names = {name: LATENCY_MODELS.get(name) for name in printed} | others
+    rows = []
+    for name, model in names.items():
+        cells = [NOT_RUN if model else "this network is not here", "", ""]
+        if ours := newest.get(model):
+            mean = float(ours["latency_ms"])
+            low, high = (up(float(ours[f"latency_ms_{end}"]), 1) for end in ("min", "max"))
+            at = f"{ours['resolution']} px, batch {ours['batch']}, threads: {ours.get('threads')}"
+            cells = [f"{up(mean, 1)} ms ({low} to {high})", at, ""]
+            slow = newest.get("resnet152")
+            if model == "b1" and slow and all(ours.get(k) == slow.get(k) for k in MACHINE):
+                cells[2] = f"{down(float(slow['latency_ms']) / mean, 1)}x"
+        if row := printed.get(name):
+            speedup = row["speedup_of_efficientnet"]
+            cells += [f"{1000 * float(row['latency_s']):,.0f} ms", speedup and f"{speedup}x"]
+        rows.append((name, *cells, *[""] * (5 - len(cells))))
+    columns = ("model", "latency, ours", "at", "speed-up, ours")
+    return Table((*columns, "latency, paper", "speed-up, paper"), rows, "")
+
+
+def table5(results: Results) -> Table:
+    points = {name: results.transfer("table 5", data) for name, data in paper.transfer().items()}
+    rows, used = [], []
+    for row in paper.read("table5"):
+        if row["dataset"] not in points:
+            continue  # The geometric means.
+        label = row["efficientnet"].lower()
+        named = [point for point in points[row["dataset"]] if point.label == label]
+        used += named
+        cells = [row["dataset"], row["comparison"]]
+        for who in ("peer", "efficientnet"):
+            size = row[f"{who}_params_M"]
+            cells += [row[who], row[f"{who}_acc"], f"{size} M" if size else NOT_STATED]
+        rows.append((*cells, "; ".join(map(percent, named)) or NOT_RUN))
+    caption = " ".join(f"Ours: {describe([point])}" for point in used)
+    columns = ("data set", "against", "peer", "accuracy", "parameters")
+    columns += ("EfficientNet", "accuracy, paper", "parameters", "accuracy, ours")
+    return Table(columns, rows, caption)
 
 
 def multiple(point: Point) -> float:
-    """What a run of `methods` aimed at, as its label says: 4 for "4x (w=1.9)"."""
+    """The multiple that a run of `methods` aimed at, by its label: 4 for "4x (w=1.9)"."""
     found = re.match(r"[0-9.]+(?=x)", point.label)
     return float(found[0]) if found else 0.0
 
@@ -285,13 +223,11 @@ def table_methods(results: Results) -> Table | None:
     rows = []
     for point in sorted(points, key=lambda p: (p.series != "base", multiple(p), -p.mean)):
         relative = f"{point.multiply_adds / base.multiply_adds:.3f}x" if base else ""
-        sd = "" if point.sd is None else up(100 * point.sd)
         cost = (f"{point.multiply_adds:,}", relative, f"{point.parameters:,}")
-        accuracy = (down(100 * point.mean), sd, str(point.n))
-        rows.append((point.series, point.label, *accuracy, *cost, up(point.minutes, 1)))
+        minutes = up(sum(run.train_minutes for run in point.runs) / point.n, 1)
+        rows.append((point.series, point.label, *accuracy(point), *cost, minutes))
     columns = ("method", "scale", "top-1", "sd", "n", "multiply-adds", "of the base's")
-    columns += ("parameters", "minutes a run")
-    return Table(TABLES["table_methods"].title, columns, rows, describe(points))
+    return Table((*columns, "parameters", "minutes a run"), rows, describe(points))
 
 
 def table_grid(results: Results) -> Table | None:
@@ -301,38 +237,11 @@ def table_grid(results: Results) -> Table | None:
         return None
     rows = []
     for point in points:
-        run = point.runs[0]
+        run, cells = point.runs[0], ("", "", "", "")
         axes = (run.alpha, run.beta, run.gamma)
-        known = None not in axes
-        product = f"{run.alpha * (run.beta * run.gamma) ** 2:.3f}" if known else ""
-        sd = "" if point.sd is None else up(100 * point.sd)
-        names = tuple(f"{value:g}" if known else "" for value in axes)
-        accuracy = (down(100 * point.mean), sd, str(point.n))
-        rows.append((*names, product, f"{point.multiply_adds:,}", *accuracy))
-    note = describe(points) + (
-        " The product is alpha * beta^2 * gamma^2. The paper found 1.2, 1.1, 1.15 for B0."
-    )
+        if None not in axes:
+            product = run.alpha * (run.beta * run.gamma) ** 2
+            cells = (*(f"{value:g}" for value in axes), f"{product:.3f}")
+        rows.append((*cells, f"{point.multiply_adds:,}", *accuracy(point)))
     columns = ("alpha", "beta", "gamma", "product", "multiply-adds", "top-1", "sd", "n")
-    return Table(TABLES["table_grid"].title, columns, rows, note)
-
-
-class Entry(NamedTuple):
-    """What makes a table, and the commands' sweeps that would fill it."""
-
-    make: Callable[[Results], Table | None]
-    title: str
-    sweeps: tuple[str, ...] = ()
-
-
-TABLES = {
-    "table1": Entry(table1, "Table 1"),
-    "table2": Entry(table2, "Table 2", ("phi",)),
-    "table3": Entry(table3, "Table 3", ("table3",)),
-    "table4": Entry(table4, "Table 4"),
-    "table5": Entry(table5, "Table 5"),
-    "table7": Entry(table7, "Table 7", ("table7",)),
-    "table_methods": Entry(
-        table_methods, "Figure 8 in numbers: scaling methods compared", ("seeds:3,methods",)
-    ),
-    "table_grid": Entry(table_grid, "Grid search in numbers: the candidates", ("grid",)),
-}
+    return Table(columns, rows, describe(points))

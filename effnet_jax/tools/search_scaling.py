@@ -23,7 +23,7 @@ STEP = flags.DEFINE_float("step", 0.05, "Of the grid.")
 TOLERANCE = flags.DEFINE_float("tolerance", 0.1, "Of alpha * beta^2 * gamma^2 around 2.")
 EQUAL = flags.DEFINE_bool("equal", True, "Scale every candidate to the same real multiply-adds.")
 SEEDS = flags.DEFINE_integer("seeds", 1, "Runs of each candidate.", lower_bound=1)
-WEIGHTS = flags.DEFINE_enum("weights", "ema", results.WEIGHTS, "Whose top-1 counts.")
+WEIGHTS = flags.DEFINE_enum("weights", "ema", ("ema", "raw"), "Whose top-1 counts.")
 
 
 def found_config(config: ConfigDict, best: results.Run) -> ConfigDict:
@@ -72,7 +72,7 @@ def propose(config: ConfigDict, csv: pathlib.Path, weights: str, root: pathlib.P
     Returns:
       The experiment with the best candidate's coefficients.
     """
-    found = results.read([csv], weights)
+    found = results.read([csv], f"val/{weights}")
     points = sorted(found.points("the search", "grid"), key=lambda point: -point.mean)
     best = points[0].runs[0]
     rich.console.Console().print(ranking(points))

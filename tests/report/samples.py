@@ -5,8 +5,8 @@ import pathlib
 
 HEADER = (
     "sweep,name,series,label,data,seed,base,phi,alpha,beta,gamma,width,depth,resolution,parameters,"
-    "multiply_adds,epochs,batch_size,raw_top1,raw_top5,ema_top1,ema_top5,count,train_minutes,"
-    "wall_minutes,threads,jax,jaxlib,device,devices,cpus,python,commit,time"
+    "multiply_adds,epochs,batch_size,val/raw/top1,val/raw/count,val/ema/top1,val/ema/top5,"
+    "val/ema/count,train_minutes,wall_minutes,threads,jax,jaxlib,device,devices,cpus,python,commit,time"
 )
 COLUMNS = next(csv.reader([HEADER]))
 DEFAULTS = {
@@ -26,9 +26,9 @@ DEFAULTS = {
     "multiply_adds": 6_123_456,
     "epochs": 8.0,
     "batch_size": 64,
-    "raw_top1": 0.5,
-    "ema_top1": 0.75,
-    "count": 2000.0,
+    "val/raw/top1": 0.5,
+    "val/raw/count": 2000.0,
+    "val/ema/count": 2000.0,
     "train_minutes": 1.5,
     "jax": "0.10.2",
     "device": "cpu",
@@ -37,9 +37,10 @@ DEFAULTS = {
 }
 
 
-def row(**changes) -> dict:
+def row(top1: float | str = 0.75, **changes) -> dict:
+    """A row with the given accuracy of the averaged weights, and other columns by name."""
     assert changes.keys() <= set(COLUMNS)
-    return dict.fromkeys(COLUMNS, "") | DEFAULTS | changes
+    return dict.fromkeys(COLUMNS, "") | DEFAULTS | {"val/ema/top1": top1} | changes
 
 
 def write(path: pathlib.Path, rows: list[dict]) -> pathlib.Path:
@@ -58,7 +59,7 @@ def methods(seeds: int = 3) -> list[dict]:
         shared = {"sweep": f"seeds:{seeds},methods:2,4", "seed": seed}
         shift = 0.01 * (seed - 1)
         rows.append(
-            row(**shared, series="base", label="1x", multiply_adds=3_000_000, ema_top1=0.7 + shift)
+            row(**shared, series="base", label="1x", multiply_adds=3_000_000, top1=0.7 + shift)
         )
         for multiple in (2, 4):
             for number, method in enumerate(("width", "depth", "resolution", "compound")):
@@ -70,7 +71,7 @@ def methods(seeds: int = 3) -> list[dict]:
                         series=method,
                         label=f"{multiple}x ({method[0]}=1.5)",
                         multiply_adds=cost,
-                        ema_top1=top1,
+                        top1=top1,
                     )
                 )
     return rows

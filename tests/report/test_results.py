@@ -9,14 +9,14 @@ from effnet_jax.report import paper, results
 
 
 def test_mean_and_sample_deviation_are_those_by_hand(tmp_path):
-    path = write(tmp_path / "a.csv", [row(seed=s, ema_top1=t) for s, t in ((2, 0.8), (0, 0.7))])
-    write(tmp_path / "deep" / "er" / "b.csv", [row(seed=1, ema_top1=0.9)])
+    path = write(tmp_path / "a.csv", [row(seed=s, top1=t) for s, t in ((2, 0.8), (0, 0.7))])
+    write(tmp_path / "deep" / "er" / "b.csv", [row(seed=1, top1=0.9)])
     (point,) = results.read([tmp_path]).points("here", "methods")
     assert point.top1 == (0.7, 0.9, 0.8)  # By seed.
     assert point.mean == pytest.approx(0.8)
     assert point.sd == pytest.approx(0.1)  # sqrt((0.01 + 0.01 + 0) / 2)
     assert point.n == 3
-    (raw,) = results.read([path], "raw").points("here", "methods")
+    (raw,) = results.read([path], "val/raw").points("here", "methods")
     assert (raw.mean, raw.n) == (0.5, 2)
     (alone,) = results.read([tmp_path / "deep"]).points("here", "methods")
     assert (alone.n, alone.sd) == (1, None)
@@ -45,7 +45,7 @@ def test_seeds_of_two_sweeps_meet_in_one_point(tmp_path):
 
 
 def test_a_repeated_seed_is_no_second_measurement(tmp_path):
-    rows = [row(ema_top1=0.9), row(ema_top1=0.8, time="2026-11-23T10:00:00+00:00")]
+    rows = [row(top1=0.9), row(top1=0.8, time="2026-11-23T10:00:00+00:00")]
     path = write(tmp_path / "a.csv", rows)
     found = results.read([path, tmp_path])  # The file is read once.
     (point,) = found.points("here", "methods")
@@ -90,11 +90,11 @@ def test_other_tables_are_passed_over_in_a_folder_alone(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"ema_top1": 75.0}, "line 2: ema_top1 is 75.0; accuracies are fractions"),
-        ({"ema_top1": "nan"}, "line 2: ema_top1 is nan"),
+        ({"top1": 75.0}, "line 2: val/ema/top1 is 75.0; accuracies are fractions"),
+        ({"top1": "nan"}, "line 2: val/ema/top1 is nan"),
         ({"multiply_adds": "6M"}, "line 2: multiply_adds is '6M', no number"),
         ({"seed": ""}, "line 2: seed is '', no number"),
-        ({"count": 0.5}, "line 2: count is '0.5', no number"),
+        ({"val/ema/count": 0.5}, "line 2: val/ema/count is '0.5', no number"),
     ],
 )
 def test_a_wrong_value_is_told_with_its_line(tmp_path, changes, message):
@@ -103,10 +103,10 @@ def test_a_wrong_value_is_told_with_its_line(tmp_path, changes, message):
 
 
 def test_weights_that_were_not_evaluated_are_told(tmp_path):
-    path = write(tmp_path / "a.csv", [row(ema_top1="")])
-    with pytest.raises(UserError, match="--weights=raw"):
+    path = write(tmp_path / "a.csv", [row(top1="")])
+    with pytest.raises(UserError, match="--evaluation=val/raw"):
         results.read([path]).points("figure 8", "methods")
-    assert results.read([path], "raw").points("figure 8", "methods")[0].mean == 0.5
+    assert results.read([path], "val/raw").points("figure 8", "methods")[0].mean == 0.5
 
 
 def test_the_paper_s_table_3_is_the_golden_one():

@@ -18,7 +18,7 @@ def test_the_best_mean_becomes_a_config_that_phi_scales(tmp_path, capsys, monkey
     config = cluttered_digits.get_config()
     config.model.num_classes = 10
     plan = make_plan(config, "seeds:2,grid:step=0.2,tolerance=0.1,equal=1")
-    done = {"count": 2000, "train_minutes": 1.0, "wall_minutes": 1.2, "threads": 1, "jax": "1"}
+    done = {"train_minutes": 1.0, "wall_minutes": 1.2, "threads": 1, "jax": "1"}
     done |= {"device": "cpu", "commit": "abc", "time": "2026-01-01T00:00:00+00:00"}
 
     def scores(self, name):
@@ -27,7 +27,8 @@ def test_the_best_mean_becomes_a_config_that_phi_scales(tmp_path, capsys, monkey
             point = (model.alpha, model.beta, model.gamma)
             if planned.run.name == name and point in TOP1:
                 top1 = TOP1[point][planned.config.seed]
-                return {"raw_top1": top1, "ema_top1": top1 - 0.1, **done}
+                scores = {"val/raw/top1": top1, "val/raw/count": 2000, "val/ema/top1": top1 - 0.1}
+                return scores | done
         return None
 
     monkeypatch.setattr(Folder, "done", scores)

@@ -1,14 +1,13 @@
 """Pages of pictures: each row one record, and files where they should be."""
 
-import subprocess
-import sys
-
 import matplotlib.image
 import numpy as np
-from conftest import ROOT
+import pytest
 
 from effnet_jax.data import sources
+from effnet_jax.errors import UserError
 from effnet_jax.report import pictures
+from effnet_jax.tools import show_batch
 
 
 def test_rows_are_records_and_columns_are_epochs(tiny):
@@ -36,17 +35,12 @@ def test_titles_say_what_the_host_does(tiny):
     assert pictures.title("b5", tiny) == expected
 
 
-def test_the_command_writes_a_page(tmp_path):
-    command = [sys.executable, "-m", "effnet_jax.tools.show_batch", "--images=2", "--epochs=1"]
-    done = subprocess.run(
-        [*command, f"--out={tmp_path}"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+def test_the_command_writes_a_page(tmp_path, capsys):
+    flags = ["--images=2", "--epochs=1", f"--out={tmp_path}"]
+    show_batch.main(show_batch.PARSER.parse_args(flags))
     (file,) = tmp_path.iterdir()
     assert file.name == "digits.png"
-    assert str(file) in done.stdout
+    assert str(file) in capsys.readouterr().out
     assert matplotlib.image.imread(file).shape[-1] == 4
-    failed = subprocess.run(
-        [*command, "--images=0", f"--out={tmp_path}"], cwd=ROOT, capture_output=True, text=True
-    )
-    assert failed.returncode == 2
-    assert "--images must be 1 or more" in failed.stderr
+    with pytest.raises(UserError, match=r"--images.*1 or more"):
+        show_batch.PARSER.parse_args([*flags, "--images=0"])

@@ -4,6 +4,8 @@ import csv
 import pathlib
 from collections.abc import Container
 
+from effnet_jax import models, scaling
+
 FOLDER = pathlib.Path(__file__).parent
 
 
@@ -11,6 +13,11 @@ def read(name: str) -> list[dict[str, str]]:
     """The rows of a table by its file's name, say "table2", as printed; what isn't stated is ""."""
     with open(FOLDER / f"{name}.csv", newline="") as file:
         return list(csv.DictReader(file))
+
+
+def transfer() -> dict[str, str]:
+    """Table 5's data sets: the paper's names, and TFDS's."""
+    return {row["dataset"]: row["name"] for row in read("transfer")}
 
 
 def published() -> dict[str, dict[str, str]]:
@@ -21,10 +28,22 @@ def published() -> dict[str, dict[str, str]]:
 
 
 def differences(names: Container[str]) -> list[str]:
-    """Why printed figures of these models are not what is counted: a line for each reason."""
+    """Why printed figures of these models differ from counted ones: a line for each reason."""
     lines = []
     for row in read("differences"):
         concerned = [name for name in row["models"].split() if name in names]
         if concerned:
             lines.append(f"{', '.join(concerned)}: {row['note']}")
     return lines
+
+
+def counted(base: str, width: float, depth: float, resolution: int) -> scaling.Cost:
+    """The cost of a scaled base network with 1000 classes, counted layer by layer."""
+    coefficients = scaling.Coefficients(width, depth, resolution)
+    return scaling.cost(models.base(base).architecture(coefficients).layers())
+
+
+def is_imagenet(data: str) -> bool:
+    """Whether accuracies on `data` are comparable with the paper's: ImageNet's validation set."""
+    name, _, split = data.partition("/")
+    return name in ("imagenet2012", "imagenet") and split in ("validation", "val")
