@@ -7,15 +7,12 @@ from collections.abc import Iterator
 
 import jax
 import numpy as np
-from absl import flags
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from effnet_jax import checkpoint, cli
 from effnet_jax import config as config_lib
 from effnet_jax.checkpoint import Checkpoints
 
-WORKDIR = flags.DEFINE_string("workdir", None, "")
-cli.define_process_flags()
 SIZE = 200_000
 
 
@@ -30,8 +27,8 @@ def full_disk(on: bool) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def main(processes) -> None:
-    me = processes.index
+def main(args) -> None:
+    processes, me = args.processes, args.processes.index
     config = config_lib.get_config("b0")
     config.processes.update(start_seconds=40.0, stall_seconds=20.0)
     processes.watch(config.processes)
@@ -45,8 +42,7 @@ def main(processes) -> None:
         print(text, flush=True)
 
     checkpoint.say = say
-    workdir = pathlib.Path(WORKDIR.value)
-    with Checkpoints(workdir, config.checkpoint, processes=processes) as checkpoints:
+    with Checkpoints(args.workdir, config.checkpoint, processes=processes) as checkpoints:
         # On both, on none, on the first, on the second, and then there is room again.
         for step, full in ((10, (0, 1)), (20, ()), (30, (0,)), (40, (1,)), (50, ())):
             processes.at("save", step)
@@ -78,4 +74,6 @@ def main(processes) -> None:
 
 
 if __name__ == "__main__":
-    cli.run_with_flags(main, joins=True)
+    parser = cli.Parser(__doc__, joins=True)
+    parser.add_argument("--workdir", type=pathlib.Path)
+    cli.run(main, parser)
