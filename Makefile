@@ -34,18 +34,18 @@ format: .venv/ready
 
 # The base, resolution alone and compound scaling at twice the cost, with 2 seeds each.
 study-small: .venv/ready
-	$(BIN)/python -m effnet_jax.tools.sweep --config=configs/saved.py:$(SCALING) --config.epochs=4.0 \
+	$(BIN)/python -m effnet_jax sweep --config=$(SCALING) --config.epochs=4.0 \
 		--sweep=seeds:2,methods:1.9,resolution,compound --workdir=$(STUDY)-small
-	$(BIN)/python -m effnet_jax.tools.report --results $(STUDY)-small/results.csv \
+	$(BIN)/python -m effnet_jax report --results $(STUDY)-small/results.csv \
 		--out=$(STUDY)-small/report
 
 # All of docs/scaling_study.md: the grid search, every method at 1x, 2x and 4x, and the page.
 study: .venv/ready
-	$(BIN)/python -m effnet_jax.tools.search_scaling --config=configs/cluttered_digits.py \
+	$(BIN)/python -m effnet_jax search_scaling --config=configs/cluttered_digits.py \
 		--step=0.15 --tolerance=0.09 --seeds=2 --workdir=$(STUDY)/grid
-	$(BIN)/python -m effnet_jax.tools.sweep --config=configs/saved.py:$(STUDY)/grid/scaling.json \
+	$(BIN)/python -m effnet_jax sweep --config=$(STUDY)/grid/scaling.json \
 		--sweep=seeds:3,methods:1.9,4.2 --workdir=$(STUDY)/methods
-	$(BIN)/python -m effnet_jax.tools.report \
+	$(BIN)/python -m effnet_jax report \
 		--results $(STUDY)/grid/results.csv $(STUDY)/methods/results.csv --out=$(STUDY)/report
 
 # The model's speed on this machine, with and without the depthwise form made for CPUs.
@@ -90,7 +90,7 @@ parity: .venv-parity/ready
 # libtpu has an environment of its own, because with it JAX looks for a TPU at every start.
 plan: .venv-plan/ready
 	for model in b0,128 b7,16; do \
-		.venv-plan/bin/python -m effnet_jax.tools.plan --topology=v5e:2x2,v5e:4x4 \
+		.venv-plan/bin/python -m effnet_jax plan --topology=v5e:2x2,v5e:4x4 \
 			--config=configs/imagenet.py:$${model%,*} --batch_per_chip=$${model#*,} || exit; \
 	done
 

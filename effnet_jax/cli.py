@@ -1,20 +1,19 @@
 """How every command starts and ends: flags, quiet logs, the compilation cache, exit codes.
 
 Exit codes: 0 done; 1 some runs of a sweep failed, some images could not be read, or a run's last
-checkpoint could not be saved; 2 bad input, told in one message; 3 the loss was not finite; 75
-interrupted, a checkpoint was saved and the same command goes on with it (EX_TEMPFAIL: a scheduler
-may requeue); 130 Ctrl-C where there was nothing to save yet, or pressed a second time.
+checkpoint could not be saved; 2 bad input, explained in one message; 3 the loss was not finite; 75
+interrupted after saving a checkpoint, from which the same command resumes (EX_TEMPFAIL: a scheduler
+may requeue); 130 Ctrl-C with nothing to save yet, or pressed a second time.
 
 In a run of several processes, 75 also means that a process was lost or stuck: the same command on
-all of them resumes from the last checkpoint. If process 0 is lost, JAX may notice first and abort
-the others (134, SIGABRT). An error that ends one process ends the others, with the same code.
+all machines resumes from the last checkpoint. If it was process 0, JAX may notice first and abort
+the others (134, SIGABRT). An error of one process ends the others with the same code.
 """
 
 import argparse
 import contextlib
 import importlib.util
 import os
-import pathlib
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -23,18 +22,20 @@ from typing import Any
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from effnet_jax import errors
 from effnet_jax.data.sources import cache_dir
-from effnet_jax.errors import (
-    RETRY,
-    ImagesFailed,
-    Interrupted,
-    NonFiniteLossError,
-    RunsFailed,
-    SaveFailed,
-    UserError,
-)
+from effnet_jax.errors import UserError
 
-DONE, FAILED, BAD_INPUT, NOT_FINITE, INTERRUPTED, STOPPED = 0, 1, 2, 3, RETRY, 130
+DONE, FAILED, BAD_INPUT, NOT_FINITE, INTERRUPTED, STOPPED = 0, 1, 2, 3, errors.RETRY, 130
+# The code of each error, and whether it comes to one process of a run and not to all by themselves.
+ENDS = {
+    UserError: (BAD_INPUT, True),
+    errors.SaveFailed: (FAILED, True),
+    errors.RunsFailed: (FAILED, False),
+    errors.ImagesFailed: (FAILED, False),
+    errors.NonFiniteLossError: (NOT_FINITE, False),
+    errors.Interrupted: (INTERRUPTED, False),
+}
 
 
 def tune_process() -> None:
@@ -45,8 +46,8 @@ def tune_process() -> None:
     """
     if any(map(importlib.util.find_spec, ("jax_cuda12_plugin", "jax_cuda13_plugin", "libtpu"))):
         return
-    # XLA allocates a program's temporary memory, a gigabyte for B0 at batch 16, anew at every call:
-    # with small pages, faulting it in takes a third of a training step.
+    # XLA allocates a program's temporary memory, a gigabyte for B0 at batch 16, at every call: with
+    # small pages, faulting it in takes a third of a training step.
     huge_pages = "glibc.malloc.hugetlb=1"
     tunables = os.environ.get("GLIBC_TUNABLES", "")
     if sys.platform == "linux" and "glibc.malloc.hugetlb" not in tunables:
@@ -69,53 +70,44 @@ def use_compilation_cache() -> None:
 
 
 class Parser(argparse.ArgumentParser):
-    """The flags of a command, and how it has to be started.
+    """The flags of a command.
 
-    Attributes:
-      config: the experiment that the command takes without --config; None: it takes no config.
-      computes: whether it runs anything on a device.
+    Args:
+      doc: the command's docstring, for --help.
+      config: the experiment that is taken without --config; None: the command takes no config.
+      computes: whether the command runs anything on a device.
       joins: whether it can be one of several processes, which `run` adds as `args.processes`.
     """
 
     def __init__(
         self, doc: str, config: str | None = None, computes: bool = True, joins: bool = False
     ):
-        super().__init__(
-            description=doc,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
+        formatter = argparse.RawDescriptionHelpFormatter
+        super().__init__(description=doc, formatter_class=formatter, allow_abbrev=False)
         self.config, self.computes, self.joins = config, computes, joins
         if config:
-            self.add_argument(
-                "--config",
-                metavar="EXPERIMENT",
-                help="NAME of configs/, FILE.py, FILE.py:ARGUMENT, a saved FILE.json or a workdir; "
-                f"by default {config}. --config.KEY=VALUE changes a value",
-            )
+            text = "NAME of configs/, FILE.py, FILE.py:ARGUMENT, FILE.json or a workdir; by default"
+            change = "--config.KEY=VALUE changes a value"
+            self.add_argument("--config", metavar="EXPERIMENT", help=f"{text} {config}. {change}")
         if joins:
-            add = self.add_argument_group("several processes; found in a pod or SLURM").add_argument
-            add("--coordinator_address", metavar="HOST:PORT", help="of process 0")
-            add("--num_processes", type=int, metavar="N", help="how many processes there are")
-            add("--process_id", type=int, metavar="N", help="the number of this one, from 0")
+            self.add_argument("--coordinator_address", metavar="HOST:PORT", help="of process 0")
+            self.add_argument("--num_processes", type=int, metavar="N", help="in this run")
+            self.add_argument("--process_id", type=int, metavar="I", help="of this one, from 0")
 
     def error(self, message: str) -> None:
-        """Raises UserError, where argparse would exit."""
         raise UserError(f"{message}. Try --help")
 
     def parse_args(self, args: list[str] | None = None, namespace: Any = None) -> Any:
-        """The flags; `config` is then the config itself, and `experiment` the text that named it."""
+        """The flags; `config` is the config itself, and `experiment` the text that chose it."""
         args, rest = self.parse_known_args(args, namespace)
-        if self.config is None:
-            if rest:
-                self.error(f"unexpected argument {rest[0]!r}")
-            return args
+        if not self.config:
+            return self.error(f"unexpected argument {rest[0]!r}") if rest else args
+        from effnet_jax import config as config_lib
+
+        if not args.config and not config_lib.experiments():
+            self.error("give --config=FILE; there is no folder configs here")
         args.experiment = args.config or self.config
-        try:
-            config = read_config(args.experiment)
-        except UserError as error:
-            raise error if args.config else UserError(f"give --config=FILE: {error}") from None
-        args.config = override(config, rest)
+        args.config = override(config_lib.read(args.experiment), rest)
         return args
 
 
@@ -126,68 +118,43 @@ def count(text: str) -> int:
     return int(text)
 
 
-def read_config(experiment: str) -> ConfigDict:
-    """The config of an experiment, or one that was saved.
-
-    Args:
-      experiment: NAME (of configs/) or FILE.py, with :ARGUMENT for its `get_config`; FILE.json or
-        a workdir, with :MODEL for that model by the file's own base and coefficients, as in
-        scaling.json:phi=2.
-    """
-    from effnet_jax import config as config_lib
-
-    name, _, argument = experiment.partition(":")
-    path = pathlib.Path(name).expanduser()
-    if path.suffix != ".json" and not (path / config_lib.FILE).is_file():
-        get_config = config_lib.find("", "config", name, "get_config")
-        return get_config(argument) if argument else get_config()
-    config = config_lib.load(path)
-    return config_lib.rescale(config, argument) if argument else config
-
-
 class _OrNone(flags.ArgumentParser):
-    """Reads None, which unsets a value, besides what the parser of a type reads."""
+    """Reads None, which unsets a value, and values of one type."""
 
-    def __init__(self, parser: flags.ArgumentParser):
-        self._parser = parser
+    def __init__(self, kind: type):
+        self._kind = kind
 
     def parse(self, argument: Any) -> Any:
-        return None if argument in (None, "None") else self._parser.parse(argument)
+        return None if argument in (None, "None") else self._kind(argument)
+
+
+for kind in (int, float, str):
+    config_flags.register_flag_parser_for_type(kind, _OrNone(kind))
 
 
 def override(config: ConfigDict, arguments: list[str]) -> ConfigDict:
     """Locks a config after changing it by arguments like --config.optimizer.name=sgd.
 
-    A value is read by the type of the one that it replaces.
+    A value is read by the type of the one that it replaces; None unsets it.
 
     Raises:
       UserError: an unknown key, a value of another type, or any other argument.
     """
-    values = flags.FlagValues()
-    kinds = {int: flags.IntegerParser(), float: flags.FloatParser(), str: flags.ArgumentParser()}
-    for kind, parser in kinds.items():
-        config_flags.register_flag_parser_for_type(kind, _OrNone(parser))
+    values, argv = flags.FlagValues(), ["", *arguments]
     try:
-        config_flags.DEFINE_config_dict(
-            "config", config, flag_values=values, sys_argv=["", *arguments]
-        )
-        left = values(["", *arguments])[1:]
-    except Exception as error:
-        raise UserError(explain(error)) from None
+        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
+        left = values(argv)[1:]
+    except Exception as error:  # Of many kinds.
+        while error.args and isinstance(error.args[0], Exception):
+            error = error.args[0]
+        text = str(error.args[0] if error.args else error).strip()
+        if not isinstance(error, AttributeError | KeyError):
+            raise UserError(f"{text}. Try --help") from None
+        hint = "" if "Did you mean" in text else "; effnet_jax/config.py has every key"
+        raise UserError(f"unknown config key {'. '.join(text.splitlines())}{hint}") from None
     if left:
         raise UserError(f"unexpected argument {left[0]!r}; flags are --name=value. Try --help")
     return config
-
-
-def explain(error: Exception) -> str:
-    """What is wrong with the command line, from what absl and ml_collections raise for it."""
-    while error.args and isinstance(error.args[0], Exception):
-        error = error.args[0]
-    text = str(error.args[0] if error.args else error).strip()
-    if isinstance(error, AttributeError | KeyError):
-        hint = "" if "Did you mean" in text else "; effnet_jax/config.py has every key"
-        return f"unknown config key {'. '.join(text.split(chr(10)))}{hint}"
-    return f"{text}. Try --help"
 
 
 @contextlib.contextmanager
@@ -196,16 +163,9 @@ def _exit_codes(processes: Any = None) -> Iterator[None]:
     code, message, alone = DONE, "", False
     try:
         yield
-    except UserError as error:
-        code, message, alone = BAD_INPUT, f"error: {error}", True
-    except SaveFailed as error:
-        code, message, alone = FAILED, f"error: {error}", True
-    except (RunsFailed, ImagesFailed) as error:
-        code, message = FAILED, f"error: {error}"
-    except NonFiniteLossError as error:
-        code, message = NOT_FINITE, f"error: {error}"
-    except Interrupted as error:
-        code, message = INTERRUPTED, str(error)
+    except tuple(ENDS) as error:
+        code, alone = next(end for kind, end in ENDS.items() if isinstance(error, kind))
+        message = str(error) if code == INTERRUPTED else f"error: {error}"
     except KeyboardInterrupt:
         code, alone = STOPPED, True
         message = "stopped at once, by Ctrl-C; checkpoints are as they were"
@@ -228,15 +188,13 @@ def _exit_codes(processes: Any = None) -> Iterator[None]:
         sys.exit(code)
 
 
-def run(
-    main: Callable[[Any], None], parser: Parser, arguments: list[str] | None = None
-) -> None:
+def run(main: Callable[[Any], None], parser: Parser, arguments: list[str] | None = None) -> None:
     """Runs a command, and turns the errors meant for people into a message and a code.
 
     Args:
       main: the command; takes the parsed arguments.
       parser: its flags.
-      arguments: by default the command line's.
+      arguments: by default those of the command line.
     """
     if parser.computes:
         tune_process()
@@ -248,10 +206,9 @@ def run(
         args = parser.parse_args(arguments)
         use_compilation_cache()
         if parser.joins:
-            from effnet_jax.run import processes as joining
+            from effnet_jax.run.processes import join
 
-            processes = args.processes = joining.join(
-                args.coordinator_address, args.num_processes, args.process_id
-            )
+            processes = join(args.coordinator_address, args.num_processes, args.process_id)
     with _exit_codes(processes):
+        args.processes = processes
         main(args)

@@ -339,6 +339,21 @@ def get_config(model: str = "b0") -> ConfigDict:
     return config
 
 
+def read(experiment: str) -> ConfigDict:
+    """The config of an experiment, or one that was saved.
+
+    Args:
+      experiment: NAME (of configs/) or FILE.py, with :ARGUMENT for its `get_config`; FILE.json or
+        a workdir, with :MODEL to scale the base network in it, as in scaling.json:phi=2.
+    """
+    name, _, argument = experiment.partition(":")
+    path = pathlib.Path(name).expanduser()
+    if path.suffix == ".json" or (path / FILE).is_file():
+        return rescale(load(path), argument) if argument else load(path)
+    function = find("", "config", name, "get_config")
+    return function(argument) if argument else function()
+
+
 def load(path: str | pathlib.Path) -> ConfigDict:
     """The config in a JSON file or in a workdir; a key that is newer than it has its default.
 

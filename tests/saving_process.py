@@ -7,15 +7,14 @@ from collections.abc import Iterator
 
 import jax
 import numpy as np
-from absl import flags
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from effnet_jax import checkpoint, cli
 from effnet_jax import config as config_lib
 from effnet_jax.checkpoint import Checkpoints
 
-WORKDIR = flags.DEFINE_string("workdir", None, "")
-cli.define_process_flags()
+PARSER = cli.Parser(__doc__, joins=True)
+PARSER.add_argument("--workdir", type=pathlib.Path)
 SIZE = 200_000
 
 
@@ -30,7 +29,8 @@ def full_disk(on: bool) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def main(processes) -> None:
+def main(args) -> None:
+    processes, workdir = args.processes, args.workdir
     me = processes.index
     config = config_lib.get_config("b0")
     config.processes.update(start_seconds=40.0, stall_seconds=20.0)
@@ -45,7 +45,6 @@ def main(processes) -> None:
         print(text, flush=True)
 
     checkpoint.say = say
-    workdir = pathlib.Path(WORKDIR.value)
     with Checkpoints(workdir, config.checkpoint, processes=processes) as checkpoints:
         # On both, on none, on the first, on the second, and then there is room again.
         for step, full in ((10, (0, 1)), (20, ()), (30, (0,)), (40, (1,)), (50, ())):
@@ -78,4 +77,4 @@ def main(processes) -> None:
 
 
 if __name__ == "__main__":
-    cli.run_with_flags(main, joins=True)
+    cli.run(main, PARSER)

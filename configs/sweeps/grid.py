@@ -8,12 +8,26 @@ would then find whatever rounding favours. With `equal=1` each candidate goes as
 direction as brings its real multiply-adds nearest to 2^phi times the base's.
 """
 
+from effnet_jax.errors import UserError, check_choice
 from effnet_jax.scaling import candidates, solve
-from effnet_jax.sweeps.schedule import Run, compound, multiply_adds, scaled, settings
+from effnet_jax.sweeps.schedule import Run, compound, multiply_adds, scaled
+
+
+def settings(argument: str) -> dict[str, float]:
+    """The grid's settings by name, from a text like "step=0.1,tolerance=0.2"."""
+    given = {"step": 0.05, "tolerance": 0.1, "phi": 1.0, "equal": 0.0}
+    for part in filter(None, argument.split(",")):
+        key, _, value = part.partition("=")
+        check_choice("setting of the sweep", key, given)
+        try:
+            given[key] = float(value)
+        except ValueError:
+            raise UserError(f"{part!r} should be a name and a number, as in step=0.1") from None
+    return given
 
 
 def get_sweep(config, argument):
-    given = settings(argument, step=0.05, tolerance=0.1, phi=1.0, equal=0.0)
+    given = settings(argument)
     target = 2 ** given["phi"] * multiply_adds(config, scaled(config))
     for point in candidates(given["step"], given["tolerance"]):
         phi = given["phi"]

@@ -1,1 +1,1 @@
-"""Many runs of one experiment: planned, launched, collected into one table."""
+"""Many runs of one experiment: scheduled, launched, collected into one table."""

@@ -1,7 +1,7 @@
-"""The first thing a run of a sweep is: python child.py CORES COMMAND...
+"""The start of a run: python child.py CORES COMMAND...
 
-Takes its cores, asks to be told where the sweep dies, and becomes the command. A file of its own,
-because what JAX has started in the sweep doesn't allow for this between fork and exec.
+Takes its cores, asks for SIGTERM when the sweep dies, and becomes the command. This needs a process
+of its own, because a process with threads, as JAX's, can't safely do it between fork and exec.
 """
 
 import ctypes
@@ -16,9 +16,9 @@ def main() -> None:
     cores, *command = sys.argv[1:]
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, set(map(int, cores.split(","))))
-    if sys.platform == "linux":  # train.py then saves and stops; elsewhere it goes on alone.
+    if sys.platform == "linux":  # The run then saves and stops; elsewhere it continues.
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() == 1:  # It died before.
+        if os.getppid() == 1:  # The sweep died before that.
             sys.exit(f"the sweep is gone; not starting {command}")
     os.execv(command[0], command)
 

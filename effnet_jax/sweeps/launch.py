@@ -1,75 +1,50 @@
-"""Starts the runs of a sweep, here or on SLURM, and watches them until the last one ends."""
+"""Starts the runs of a sweep, here or on SLURM, and follows them until the last one ends."""
 
-import dataclasses
+import contextlib
 import importlib.util
 import os
 import pathlib
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Iterator
+from concurrent import futures
+from typing import Any, NamedTuple
 
 from effnet_jax import cli
 from effnet_jax.errors import Interrupted, UserError
-from effnet_jax.run import files
+from effnet_jax.run import files, writers
 from effnet_jax.run.signals import Signals
 from effnet_jax.run.workers import available_cores
-from effnet_jax.sweeps import child
+from effnet_jax.sweeps import child, watch
 from effnet_jax.sweeps.folder import Folder
-from effnet_jax.sweeps.schedule import Planned
-from effnet_jax.sweeps.watch import Watch
+from effnet_jax.sweeps.schedule import Scheduled
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-POLL = 0.2  # Seconds between two looks at the runs.
+EVERY = 1.0 if writers.ON_TERMINAL else 60.0  # Seconds between two states of the sweep.
+CAUSES = {2: "bad input", 3: "the loss was not finite", cli.INTERRUPTED: "interrupted, and saved"}
+# NPROC is XLA's, the others are those of the libraries that NumPy and OpenCV come with.
+THREADS = ("NPROC", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def command(folder: Folder, name: str) -> list[str]:
-    """What runs one run; it can be pasted into a shell as well."""
-    config = f"--config={ROOT / 'configs' / 'saved.py'}:{folder.config(name)}"
-    return [sys.executable, str(ROOT / "train.py"), config, f"--workdir={folder.workdir(name)}"]
+    """The command of one run, which also works in a shell."""
+    arguments = [f"--config={folder.config(name)}", f"--workdir={folder.workdir(name)}"]
+    return [sys.executable, "-m", "effnet_jax", "train", *arguments]
 
 
-class Launcher(Protocol):
-    """Starts runs and says which have ended."""
-
-    def poll(self) -> list[tuple[str, str | None]]:
-        """The runs that ended since the last call, each with what went wrong or None."""
-
-    def running(self) -> list[str]:
-        """Runs at work."""
-
-    def stop(self) -> None:
-        """Asks all runs to save and stop, and waits until they have."""
-
-
-def explain(code: int) -> str:
-    """An exit code of train.py in words."""
-    known = {
-        2: "bad input",
-        3: "the loss was not finite",
-        cli.INTERRUPTED: "interrupted, and saved",
-    }
-    if code < 0:
-        return f"killed by {signal.Signals(-code).name}"
-    return known.get(code, f"exit code {code}")
-
-
-@dataclasses.dataclass
-class Slot:
+class Slot(NamedTuple):
     """A share of this machine: cores, and GPUs where there are any to share."""
 
     cores: list[int]
-    gpus: str | None
+    gpus: str | None = None
 
     def environment(self) -> dict[str, str]:
-        threads = str(max(1, len(self.cores)))
-        # NPROC is XLA's, the others are those of the libraries that NumPy and OpenCV come with.
-        variables = ("NPROC", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-        result = dict.fromkeys(variables, threads)
-        return result if self.gpus is None else {**result, "CUDA_VISIBLE_DEVICES": self.gpus}
+        gpus = {} if self.gpus is None else {"CUDA_VISIBLE_DEVICES": self.gpus}
+        return dict.fromkeys(THREADS, str(len(self.cores))) | gpus
 
 
 def visible_gpus() -> list[str]:
@@ -78,11 +53,9 @@ def visible_gpus() -> list[str]:
         return []
     if "CUDA_VISIBLE_DEVICES" in os.environ:
         return [gpu for gpu in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if gpu]
-    try:
-        lines = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True).stdout
-    except OSError:
-        return []
-    return [str(number) for number in range(len(lines.splitlines()))]
+    command = ["nvidia-smi", "-L"] if shutil.which("nvidia-smi") else ["true"]
+    lines = subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
+    return [str(number) for number in range(len(lines))]
 
 
 def slots(parallel: int | None) -> list[Slot]:
@@ -92,193 +65,155 @@ def slots(parallel: int | None) -> list[Slot]:
     most efficient way to train a small network: no time goes into waiting for other threads.
     """
     cores, gpus = available_cores(), visible_gpus()
-    count = parallel or len(gpus) or len(cores)
-    if count > len(cores):
-        raise UserError(f"--parallel={count}, and there are {len(cores)} cores")
-    if gpus and count > len(gpus):
-        raise UserError(f"--parallel={count}, and there are {len(gpus)} GPUs: one run each")
-    share, each = len(cores) // count, len(gpus) // count
-    return [
-        Slot(
-            cores[index * share : (index + 1) * share],
-            ",".join(gpus[index * each : (index + 1) * each]) if gpus else None,
-        )
-        for index in range(count)
-    ]
+    runs = parallel or len(gpus) or len(cores)
+    if runs > len(cores):
+        raise UserError(f"--parallel={runs}, and there are {len(cores)} cores")
+    if gpus and runs > len(gpus):
+        raise UserError(f"--parallel={runs}, and there are {len(gpus)} GPUs: one run each")
+
+    def shares(all_of: list) -> list[list]:
+        size = len(all_of) // runs
+        return [all_of[index * size :][:size] for index in range(runs)]
+
+    each = zip(shares(cores), shares(gpus), strict=True)
+    return [Slot(some, ",".join(ids) if gpus else None) for some, ids in each]
 
 
-class Local:
-    """Runs as processes on this machine, one for each slot, in the order given."""
-
-    def __init__(self, folder: Folder, names: list[str], parts: list[Slot], lock: int):
-        self._folder, self._queue, self._free, self._lock = folder, list(names), list(parts), lock
-        self._jobs: dict[str, tuple[subprocess.Popen, Slot, float]] = {}
-
-    def _start(self, name: str, slot: Slot) -> None:
-        log = self._folder.log(name)
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with open(log, "a") as output:
-            output.write(f"{shlex.join(command(self._folder, name))}\n")
-            output.write(f"on cores {slot.cores}, gpus {slot.gpus}\n")
-            output.flush()
-            cores = ",".join(map(str, slot.cores))
-            process = subprocess.Popen(
-                [sys.executable, child.__file__, cores, *command(self._folder, name)],
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
-                env={**os.environ, **slot.environment()},
-                pass_fds=[self._lock],
-                start_new_session=True,  # Ctrl-C reaches the sweep alone, which passes it on.
-            )
-        self._jobs[name] = process, slot, time.monotonic()
-
-    def poll(self) -> list[tuple[str, str | None]]:
-        ended = []
-        for name, (process, slot, started) in list(self._jobs.items()):
-            if (code := process.poll()) is None:
-                continue
-            del self._jobs[name]
-            self._free.append(slot)
-            if code == cli.DONE:
-                seconds = time.monotonic() - started
-                self._folder.finish(name, seconds, max(1, len(slot.cores)))
-            ended.append((name, None if code == cli.DONE else explain(code)))
-        while self._queue and self._free:
-            self._start(self._queue.pop(0), self._free.pop(0))
-        return ended
-
-    def running(self) -> list[str]:
-        return list(self._jobs)
-
-    def stop(self) -> None:
-        self._queue.clear()
-        for process, _, _ in self._jobs.values():
-            process.terminate()
-        for process, _, _ in self._jobs.values():
-            process.wait()
-
-
-class TrainJob:
-    """One run as submitit's job: what happens on the machine that SLURM gives."""
+class Job:
+    """One run as a process. It can be pickled, so that submitit calls it on SLURM's machine."""
 
     def __init__(self, root: str, name: str):
         self.root, self.name = root, name
-        self._process = None
+        self._process, self._stopped = None, False
 
-    def __call__(self) -> str | None:
-        """Trains; returns what went wrong, or None."""
+    def __call__(self, slot: Slot | None = None, *held: int) -> str | None:
+        """Trains in a slot, with the files `held` open; returns what went wrong, or None."""
         folder, started = Folder(self.root), time.monotonic()
-        folder.log(self.name).parent.mkdir(parents=True, exist_ok=True)
-        with open(folder.log(self.name), "a") as output:
-            arguments = command(folder, self.name)
-            self._process = subprocess.Popen(arguments, stdout=output, stderr=subprocess.STDOUT)
-            code = self._process.wait()
-        if code != cli.DONE:
-            return explain(code)
-        folder.finish(self.name, time.monotonic() - started, len(available_cores()))
+        slot = slot or Slot(available_cores())
+        log, arguments = folder.log(self.name), command(folder, self.name)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with open(log, "a") as output:
+            output.write(f"{shlex.join(arguments)}\non cores {slot.cores}, gpus {slot.gpus}\n")
+            output.flush()
+            self._process = subprocess.Popen(
+                [sys.executable, child.__file__, ",".join(map(str, slot.cores)), *arguments],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                env=os.environ | slot.environment(),
+                pass_fds=held,
+                start_new_session=True,  # Ctrl-C reaches the sweep alone, which passes it on.
+            )
+        if self._stopped:
+            self._process.terminate()
+        if code := self._process.wait():
+            killed = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+            return CAUSES.get(code, killed)
+        folder.finish(self.name, time.monotonic() - started, len(slot.cores))
         return None
+
+    def stop(self) -> None:
+        """Asks the run to save and stop, and the second time to stop at once."""
+        self._stopped = True
+        if self._process:
+            self._process.terminate()
 
     def checkpoint(self) -> Any:
         """Called by submitit before a preemption or time limit: saves, and asks to be requeued."""
         import submitit
 
-        if self._process:
-            self._process.terminate()
-            self._process.wait()
-        return submitit.helpers.DelayedSubmission(TrainJob(self.root, self.name))
+        self.stop()
+        # A signal handler calls this during the process's own wait(), which would block another.
+        with contextlib.suppress(ChildProcessError, AttributeError):
+            os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
+        return submitit.helpers.DelayedSubmission(Job(self.root, self.name))
 
 
-class Submitted:
-    """Runs as jobs of submitit. A sweep that is started again finds the jobs it had submitted."""
+@contextlib.contextmanager
+def local(
+    folder: Folder, names: list[str], shares: list[Slot], lock: int
+) -> Iterator[dict[str, futures.Future]]:
+    """Trains on this machine, one run in each slot, in the order given; stops them on leaving.
 
-    def __init__(self, folder: Folder, names: list[str], executor: Any):
-        self._ids = folder.root / "jobs.json"
-        known = files.read_json(self._ids) if self._ids.exists() else {}
-        self._jobs = {}
-        for name in names:
-            if name in known:
-                job = executor.job_class(folder=executor.folder, job_id=known[name])
-                if not job.done():
-                    self._jobs[name] = job
-        left = [name for name in names if name not in self._jobs]
-        with executor.batch():
-            fresh = {name: executor.submit(TrainJob(str(folder.root), name)) for name in left}
-        self._jobs |= fresh
-        ids = {**known, **{name: job.job_id for name, job in fresh.items()}}
-        files.write_json(self._ids, ids)
-
-    def poll(self) -> list[tuple[str, str | None]]:
-        ended = []
-        for name, job in list(self._jobs.items()):
-            if job.done():
-                del self._jobs[name]
-                error = job.exception()
-                ended.append((name, job.result() if error is None else str(error)))
-        return ended
-
-    def running(self) -> list[str]:
-        return list(self._jobs)
-
-    def stop(self) -> None:
-        """Leaves the jobs alone: they are SLURM's, and the same command finds them again."""
+    The context is a future of each run, by name: what went wrong, or None. The runs hold the file
+    `lock` too.
+    """
+    jobs, free, here = [Job(str(folder.root), name) for name in names], [*shares], threading.local()
+    # Linux ends a process with the thread that started it; here a thread waits for its processes.
+    pool = futures.ThreadPoolExecutor(
+        len(shares), initializer=lambda: setattr(here, "slot", free.pop(0))
+    )
+    try:
+        yield {job.name: pool.submit(lambda job=job: job(here.slot, lock)) for job in jobs}
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        with contextlib.ExitStack() as at_once:  # At Ctrl-C while runs save.
+            for job in jobs:
+                at_once.callback(job.stop)
+                job.stop()
+            pool.shutdown()
 
 
-def slurm_executor(folder: Folder, parallel: int | None, parameters: str) -> Any:
-    """submitit's executor; `parameters` are its own, as in "timeout_min=240,gpus_per_node=1"."""
+@contextlib.contextmanager
+def slurm(
+    folder: Folder, names: list[str], parallel: int | None, parameters: str
+) -> Iterator[dict[str, Any]]:
+    """Trains as jobs of submitit, which stay on leaving; the same sweep finds them again.
+
+    The context is a job of each run, by name. `parameters` are submitit's, as in
+    "timeout_min=240,gpus_per_node=1".
+    """
     import submitit
 
+    ids = folder.root / "jobs.json"
+    known = files.read_json(ids) if ids.exists() else {}
     try:
         executor = submitit.AutoExecutor(folder.root / "slurm", cluster="slurm")
         given = dict(part.split("=", 1) for part in parameters.split(",") if part)
         values = {key: int(value) if value.isdecimal() else value for key, value in given.items()}
-        if parallel:
-            values["slurm_array_parallelism"] = parallel
-        executor.update_parameters(**values)
+        limit = {"slurm_array_parallelism": parallel} if parallel else {}
+        executor.update_parameters(**values, **limit)
     except (RuntimeError, NameError, TypeError, ValueError, AssertionError) as error:
         raise UserError(
-            f"SLURM can't be used here, or not with --slurm={parameters!r}: {error}. The "
-            "parameters are submitit's, as in timeout_min=240,gpus_per_node=1; --launcher=local "
-            "needs none"
+            f"SLURM can't be used here, or not with --slurm={parameters!r}: {error}. The parameters"
+            " are submitit's, as in timeout_min=240,gpus_per_node=1; --launcher=local needs none"
         ) from None
-    return executor
+    found = {name: known[name] for name in names if name in known}
+    jobs = {name: executor.job_class(executor.folder, job_id) for name, job_id in found.items()}
+    jobs = {name: job for name, job in jobs.items() if not job.done()}
+    with executor.batch():
+        left = [name for name in names if name not in jobs]
+        jobs |= {name: executor.submit(Job(str(folder.root), name)) for name in left}
+    files.write_json(ids, known | {name: job.job_id for name, job in jobs.items()})
+    yield jobs
 
 
-def run_all(
-    plan: list[Planned],
-    folder: Folder,
-    launch: Callable[[list[str]], Launcher],
-    csv: pathlib.Path,
+def follow(
+    schedule: list[Scheduled], folder: Folder, jobs: dict[str, Any], csv: pathlib.Path
 ) -> dict[str, str]:
-    """Runs what isn't finished yet; returns what went wrong, by run.
+    """Waits for jobs, and adds each that finishes to the table of results, the file `csv`.
 
-    Args:
-      plan: all runs.
-      folder: where they live.
-      launch: from the names of runs to the launcher that has them.
-      csv: the table of results, written anew at every run that finishes.
+    Returns:
+      What went wrong, by run.
 
     Raises:
-      Interrupted: SIGTERM or Ctrl-C; the runs have saved.
+      Interrupted: SIGTERM or Ctrl-C came.
     """
-    left = [planned.run.name for planned in plan if folder.done(planned.run.name) is None]
-    failed = {}
-    folder.write_results(plan, csv)
-    with Signals() as interrupted, Watch(folder, plan) as watch:
-        launcher = launch(left)
-        while left:
-            for name, error in launcher.poll():
-                left.remove(name)
-                if error:
-                    failed[name] = error
-                watch.ended(name, error)
-                folder.write_results(plan, csv)
+    errors, pending, shown = {}, dict(jobs), time.monotonic()
+    with Signals() as interrupted, writers.console.status("starting") as status:
+        while pending:
+            for name in [name for name, job in pending.items() if job.done()]:
+                job = pending.pop(name)
+                errors[name] = str(job.exception() or "") or job.result()
+                writers.say(folder.outcome(name, errors[name]))
+                folder.write_results(schedule, csv)
             if interrupted():
-                launcher.stop()
                 raise Interrupted(
-                    f"stopped by {interrupted.name} with {len(left)} of {len(plan)} runs to do; "
-                    "run the same command again to go on"
+                    f"stopped by {interrupted.name} with {len(pending)} of {len(schedule)} runs to "
+                    "do; run the same command again to go on"
                 )
-            watch.refresh(launcher.running(), left)
-            time.sleep(POLL)
-    return failed
+            if time.monotonic() - shown > EVERY:
+                text, shown = watch.progress(schedule, folder, list(pending)), time.monotonic()
+                status.update(text) if writers.ON_TERMINAL else writers.say(text)
+            time.sleep(0.1)
+    return {name: error for name, error in errors.items() if error}

@@ -1,16 +1,19 @@
-"""From an experiment and a sweep to the table of runs, checked before any of them starts."""
+"""From an experiment and a sweep to the schedule of runs, checked before any of them starts."""
 
-import dataclasses
+import copy
+import itertools
+import operator
 import re
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
+import flax
 from ml_collections import ConfigDict
 
+from effnet_jax import cli, models, scaling
 from effnet_jax import config as config_lib
-from effnet_jax import models, scaling
 from effnet_jax.data import sources
-from effnet_jax.errors import UserError, check_choice, near
+from effnet_jax.errors import UserError, near
 
 
 class Run(NamedTuple):
@@ -29,13 +32,9 @@ class Run(NamedTuple):
     overrides: dict[str, Any]
 
 
-@dataclasses.dataclass(frozen=True)
-class Planned:
-    """A run with its whole config and what its network costs.
-
-    Attributes:
-      experiment, sweep: as they were asked for.
-    """
+class Scheduled(NamedTuple):
+    """A run with its whole config and the cost of its network; where it is from, as on the command
+    line."""
 
     experiment: str
     sweep: str
@@ -44,11 +43,73 @@ class Planned:
     coefficients: scaling.Coefficients
     cost: scaling.Cost
 
+    @property
+    def training_cost(self) -> float:
+        """Multiply-adds of an image, times epochs."""
+        return self.cost.multiply_adds * self.config.epochs
+
+    def row(self) -> dict[str, Any]:
+        """The columns of the table of results that are known before the run."""
+        config, model = self.config, self.config.model
+        return {
+            "config": self.experiment,
+            "sweep": self.sweep,
+            **{key: getattr(self.run, key) for key in ("name", "series", "label")},
+            "data": f"{config.data.name}/{config.data.eval_split}",
+            "seed": config.seed,
+            **{key: model[key] for key in ("base", "phi", "alpha", "beta", "gamma")},
+            "width": round(self.coefficients.width, 6),
+            "depth": round(self.coefficients.depth, 6),
+            "resolution": self.coefficients.resolution,
+            "parameters": self.cost.parameters,
+            "multiply_adds": self.cost.multiply_adds,
+            "epochs": config.epochs,
+            "batch_size": config.batch_size,
+        }
+
 
 def expand(config: ConfigDict, sweep: str) -> Iterator[Run]:
-    """The runs of "NAME", "NAME:ARGUMENT" (a file in configs/sweeps) or "FILE.py:ARGUMENT"."""
+    """The runs of a sweep: NAME (of configs/sweeps) or FILE.py, or with :ARGUMENT; or `product`."""
+    if re.match(r"[\w.]+=", sweep):
+        return product(config, sweep)
     name, _, argument = sweep.partition(":")
     return config_lib.find("sweeps", "sweep", name, "get_sweep")(config, argument)
+
+
+def product(config: ConfigDict, sweep: str) -> Iterator[Run]:
+    """Every combination of the values of keys, as in "optimizer.sgd.momentum=0.8,0.9 seed=0,1".
+
+    Values are read by the type of the config's own; a tuple is in parentheses.
+    """
+    choices = {}
+    for part in filter(None, _split(sweep, " ")):
+        key, equals, values = part.partition("=")
+        if not equals or key in choices:
+            raise UserError(f"--sweep: {part!r} should be KEY=VALUE,VALUE with a key of its own")
+        choices[key] = _split(values, ",")
+    ends = [key.rpartition(".")[2] for key in choices]
+    names = [end if ends.count(end) == 1 else key for key, end in zip(choices, ends, strict=True)]
+    series = ",".join(name for name in names if name != "seed") or "seed"
+    for texts in itertools.product(*choices.values()):
+        overrides = {}
+        for key, text in zip(choices, texts, strict=True):
+            changed = cli.override(copy.deepcopy(config), [f"--config.{key}={text}"])
+            overrides[key] = operator.attrgetter(key)(changed)
+        words = [f"{name}={text}" for name, text in zip(names, texts, strict=True)]
+        label = ", ".join(word for word in words if not word.startswith("seed=")) or "base"
+        yield Run(re.sub(r"[^A-Za-z0-9_.=+-]+", "-", "_".join(words)), series, label, overrides)
+
+
+def _split(text: str, separator: str) -> list[str]:
+    """Splits a text at the separators that are not in parentheses."""
+    parts, depth = [""], 0
+    for letter in text:
+        depth += (letter == "(") - (letter == ")")
+        if letter == separator and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return parts
 
 
 def numbers(argument: str, default: Iterable[float]) -> list[float]:
@@ -60,18 +121,6 @@ def numbers(argument: str, default: Iterable[float]) -> list[float]:
     if any(not 0 < number < 1000 for number in found):
         raise UserError(f"numbers of a sweep must be above 0 and below 1000; got {argument!r}")
     return found or list(default)
-
-
-def settings(argument: str, **defaults: float) -> dict[str, float]:
-    """Settings of a sweep by name, as in "step=0.1,tolerance=0.2"."""
-    for part in filter(None, argument.split(",")):
-        key, _, value = part.partition("=")
-        check_choice("setting of the sweep", key, defaults)
-        try:
-            defaults[key] = float(value)
-        except ValueError:
-            raise UserError(f"{part!r} should be a name and a number, as in step=0.1") from None
-    return defaults
 
 
 def scaled(
@@ -98,64 +147,44 @@ def compound(
 
 def apply(config: ConfigDict, run: Run) -> ConfigDict:
     """A copy of the config with a run's overrides; raises UserError for a key it doesn't have."""
-    config = config.copy_and_resolve_references()
-    for dotted, value in run.overrides.items():
-        *path, last = dotted.split(".")
-        section = config
-        try:
-            for part in path:
-                section = section[part]
-            section[last]
-            section[last] = value
-        except (KeyError, AttributeError):
-            keys = [key for key, _ in _flat(config)]
+    config = copy.deepcopy(config)
+    keys = flax.traverse_util.flatten_dict(config.to_dict(), sep=".")
+    for key, value in run.overrides.items():
+        if key not in keys:
             raise UserError(
-                f"run {run.name!r} sets config.{dotted}, which does not exist; did you mean "
-                f"{near(dotted, keys, 2)}?"
-            ) from None
+                f"run {run.name!r} sets config.{key}, which does not exist; did you mean "
+                f"{near(key, keys, 2)}?"
+            )
+        try:
+            config.update_from_flattened_dict({key: value})
         except TypeError as error:
-            raise UserError(f"run {run.name!r} sets config.{dotted}={value!r}: {error}") from None
-    return config.lock()
-
-
-def _flat(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in config.items():
-        if isinstance(value, ConfigDict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+            raise UserError(f"run {run.name!r} sets config.{key}={value!r}: {error}") from None
+    return config
 
 
 def multiply_adds(config: ConfigDict, overrides: dict[str, Any]) -> int:
-    """Of the network that the config describes with these overrides of `model`'s keys."""
+    """Multiply-adds of the config's network with these overrides of `model`'s keys."""
     model = config.model.copy_and_resolve_references()  # The whole config would take long.
     model.update({key.removeprefix("model."): value for key, value in overrides.items()})
     return scaling.cost(models.architecture(model).layers()).multiply_adds
 
 
-def with_classes(config: ConfigDict) -> ConfigDict:
-    """A copy that knows the number of classes, on which the counts depend; the data has it."""
-    config = config.copy_and_resolve_references()
-    if config.model.num_classes is None:
-        classes = sources.open_source(config.data, config.data.train_split).classes
-        with config.unlocked():
-            config.model.num_classes = len(classes)
-    return config.lock()
-
-
-def make_plan(config: ConfigDict, sweep: str, experiment: str = "") -> list[Planned]:
-    """Every run of a sweep with its config and counts.
+def make_schedule(config: ConfigDict, sweep: str, experiment: str = "") -> list[Scheduled]:
+    """Every run of a sweep with its config and costs.
 
     Args:
-      config: that the runs change.
+      config: the config that the runs change.
       sweep: see `expand`.
       experiment: where the config is from, for the table of results.
 
     Raises:
-      UserError: an unknown sweep or key, two runs with one name, a model that can't be built.
+      UserError: an unknown sweep or key, two runs with one name, or a config that can't work.
     """
-    config = with_classes(config)
-    planned, seen = [], set()
+    config = copy.deepcopy(config)
+    if config.model.num_classes is None:  # The costs depend on it.
+        source = sources.open_source(config.data, config.data.train_split)
+        config.model.num_classes = len(source.classes)
+    schedule, seen = [], set()
     for run in expand(config, sweep):
         if not re.fullmatch(r"[A-Za-z0-9_.=+-]+", run.name) or run.name.startswith("."):
             raise UserError(f"run name {run.name!r} can't be the name of a folder")
@@ -170,7 +199,7 @@ def make_plan(config: ConfigDict, sweep: str, experiment: str = "") -> list[Plan
             cost = scaling.cost(models.architecture(changed.model).layers())
         except UserError as error:
             raise UserError(f"run {run.name!r}: {error}") from None
-        planned.append(Planned(experiment, sweep, run, changed, coefficients, cost))
-    if not planned:
+        schedule.append(Scheduled(experiment, sweep, run, changed, coefficients, cost))
+    if not schedule:
         raise UserError(f"sweep {sweep!r} has no runs")
-    return planned
+    return schedule

@@ -1,26 +1,91 @@
-"""Runs a sweep: python -m effnet_jax.tools.sweep --config=FILE:ARG --sweep=NAME:ARG --workdir=DIR.
+"""Trains every run of a sweep, and collects the results in one table.
 
-As in: python -m effnet_jax.tools.sweep --config=configs/cluttered_digits.py \
-           --sweep=seeds:3,methods:2,4 --workdir=runs/methods
+As in: effnet-jax sweep --sweep="optimizer.sgd.learning_rate=0.1,0.2 seed=0,1" --workdir=DIR
+       effnet-jax sweep --sweep=seeds:3,methods:2,4 --workdir=DIR
 
-First it prints the table of runs, and with --dry_run nothing else. The same command again goes on:
-finished runs are kept, begun ones continue from their checkpoint, failed ones are tried again.
+--sweep takes values of config keys, of which every combination is a run, or a sweep of
+configs/sweeps by name, or FILE.py with a function get_sweep; both may have an :ARGUMENT. The table
+of runs is printed first, and with --dry_run nothing else happens. The same command continues a
+sweep: finished runs are kept, begun ones resume, failed ones are tried again.
 """
 
-from absl import flags
+import argparse
+import pathlib
+
+import rich.console
 
 from effnet_jax import cli
-from effnet_jax.errors import UserError
-from effnet_jax.tools import launching
-
-SWEEP = flags.DEFINE_string("sweep", None, "NAME or NAME:ARGUMENT of configs/sweeps, or FILE.py.")
-
-
-def main() -> None:
-    if not SWEEP.value:
-        raise UserError("--sweep is required, as in --sweep=methods; see --help")
-    launching.launch(SWEEP.value)
+from effnet_jax.errors import RunsFailed
+from effnet_jax.run import writers
+from effnet_jax.sweeps import launch as launching
+from effnet_jax.sweeps import watch
+from effnet_jax.sweeps.folder import Folder
+from effnet_jax.sweeps.schedule import make_schedule
 
 
-if __name__ == "__main__":
-    cli.run_with_flags(main, default_config=launching.DEFAULT_CONFIG, computes=False)
+def parser(doc: str) -> cli.Parser:
+    """The flags of all commands that launch runs."""
+    parser = cli.Parser(doc, config="cluttered_digits")
+    add = parser.add_argument
+    add("--workdir", required=True, metavar="DIR", help="where everything goes")
+    add("--csv", type=pathlib.Path, help="table of results; by default DIR/results.csv")
+    add("--launcher", choices=("local", "slurm"), default="local", help="where the runs go")
+    add(
+        "--parallel",
+        type=cli.count,
+        metavar="N",
+        help="runs at a time; default: a GPU or core each",
+    )
+    add("--slurm", default="", help="submitit's parameters, as in timeout_min=240,gpus_per_node=1")
+    add("--dry_run", action="store_true", help="print the table of runs and stop")
+    return parser
+
+
+PARSER = parser(__doc__)
+PARSER.add_argument("--sweep", required=True, help="KEY=VALUE,... or NAME:ARGUMENT or FILE.py")
+
+
+def launch(args: argparse.Namespace, sweep: str) -> pathlib.Path | None:
+    """Prints the schedule of a sweep and runs it; returns the table of results, if it did.
+
+    Raises:
+      UserError: before anything starts.
+      RunsFailed: some runs failed; the others are finished.
+    """
+    folder = Folder(args.workdir)
+    schedule = make_schedule(args.config, sweep, args.experiment)
+    local = args.launcher == "local"
+    shares = launching.slots(args.parallel) if local else []
+    console = rich.console.Console()
+    if not console.is_terminal:
+        console.width = 160  # A pipe or a file has no width; 80 columns would cut numbers.
+    console.print(watch.table(schedule, folder))
+    if minutes := watch.estimate(schedule, folder):
+        writers.say(f"left: about {minutes / max(1, len(shares)):.0f} min, by the finished runs")
+    if args.dry_run:
+        return None
+    csv = args.csv.expanduser() if args.csv else folder.root / "results.csv"
+    with folder.lock() as lock:
+        left = [each.run.name for each in schedule if folder.done(each.run.name) is None]
+        folder.write_results(schedule, csv)
+        folder.write_configs(schedule)
+        if local:
+            each = " | ".join(f"cores {slot.cores}, gpus {slot.gpus}" for slot in shares)
+            writers.say(f"{len(shares)} runs at a time: {each}")
+            context = launching.local(folder, left, shares, lock.descriptor)
+        else:
+            context = launching.slurm(folder, left, args.parallel, args.slurm)
+        with context as jobs:
+            failed = launching.follow(schedule, folder, jobs, csv)
+    writers.say(f"results: {csv}")
+    if failed:
+        lines = "\n".join(f"{name}: {why}; {folder.log(name)}" for name, why in failed.items())
+        raise RunsFailed(
+            f"{len(failed)} of {len(schedule)} runs failed; the same command tries them again\n"
+            + lines
+        )
+    return csv
+
+
+def main(args: argparse.Namespace) -> None:
+    launch(args, args.sweep)

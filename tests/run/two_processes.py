@@ -2,15 +2,14 @@
 
 import time
 
-from absl import flags
 from ml_collections import ConfigDict
 
 from effnet_jax import cli
 from effnet_jax.errors import ProcessLost, UserError
 from effnet_jax.run import processes as processes_lib
 
-CASE = flags.DEFINE_string("case", None, "")
-cli.define_process_flags()
+PARSER = cli.Parser(__doc__, joins=True)
+PARSER.add_argument("--case")
 processes_lib.BEAT_SECONDS = 0.25
 LIMITS = ConfigDict({"start_seconds": 60.0, "stall_seconds": 2.0, "lost_seconds": 2.0})
 
@@ -56,21 +55,22 @@ def together(processes) -> None:
         print(error, flush=True)
 
 
-def main(processes) -> None:
+def main(args) -> None:
+    processes, case = args.processes, args.case
     # The stalled process 1 leaves it to process 0 to notice.
     processes.watch(LIMITS if processes.is_first else ConfigDict({**LIMITS, "stall_seconds": 60.0}))
-    if CASE.value == "together":
+    if case == "together":
         together(processes)
     for step in range(1, 400):
         processes.at("step", step)
         if step == 30:
             print("on the way", flush=True)
-        if CASE.value == "stall" and step == (8 if processes.is_first else 5):
+        if case == "stall" and step == (8 if processes.is_first else 5):
             time.sleep(60)
-        if CASE.value == "error" and not processes.is_first and step == 5:
+        if case == "error" and not processes.is_first and step == 5:
             raise UserError("cannot read image 7")
         time.sleep(0.05)
 
 
 if __name__ == "__main__":
-    cli.run_with_flags(main, joins=True)
+    cli.run(main, PARSER)

@@ -7,23 +7,28 @@ import pathlib
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
 
 import pytest
 from conftest import ROOT
 
 from configs import cluttered_digits
-from effnet_jax.errors import Interrupted, UserError
-from effnet_jax.sweeps import launch, memory
+from effnet_jax import __main__ as command
+from effnet_jax import config as config_lib
+from effnet_jax.errors import Interrupted, RunsFailed, UserError
+from effnet_jax.sweeps import launch
 from effnet_jax.sweeps.folder import Folder
-from effnet_jax.sweeps.schedule import make_plan
+from effnet_jax.sweeps.schedule import make_schedule
+from effnet_jax.tools import sweep, train
 
-# Stands in for train.py: "trains" for five steps of a tenth of a second, keeps its place in a file,
-# and saves and stops at SIGTERM. What the launcher needs of a run, without JAX.
+# Stands in for `effnet-jax train`, without JAX: "trains" for five steps of 50 ms, keeps its place
+# in a file, and saves and stops at SIGTERM.
 FAKE = """
 import json, pathlib, signal, sys, time
 config, workdir = (arg.partition("=")[2] for arg in sys.argv[1:])
-config = json.loads(pathlib.Path(config.partition(":")[2]).read_text())
+config = json.loads(pathlib.Path(config).read_text())
 workdir = pathlib.Path(workdir)
 workdir.mkdir(parents=True, exist_ok=True)
 stopped = []
@@ -35,15 +40,15 @@ with open(workdir / "steps", "a") as steps:
         if config["seed"] == 13:
             print("broken", "beyond", "repair", sep="\\n")
             sys.exit(3)
-        time.sleep(0.1)
+        time.sleep(0.05)
         steps.write(f"{step} ")
         place.write_text(str(step))
         if stopped:
             sys.exit(75)
 metrics = [{"step": 5, "epoch": 1.0, "images_per_second": 320.0}]
 score = 0.5 + config["seed"] / 100
-metrics.append({"step": 5, "raw_top1": score, "raw_top5": 1.0, "ema_top1": score, "ema_top5": 1.0,
-                "ema_count": 10})
+metrics.append({"step": 5, "epoch": 1.0, "val/ema/top1": score, "val/ema/count": 10.0,
+                **({"far/raw/top1": 0.25} if config["epochs"] == 1 else {})})
 (workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\\n" for row in metrics))
 run = {"versions": {"jax": "1", "jaxlib": "1"}, "device": "cpu", "devices": 1, "cpus": 2,
        "python": "3", "commit": "abc", "time": "2026-01-01T00:00:00+00:00"}
@@ -53,14 +58,18 @@ run = {"versions": {"jax": "1", "jaxlib": "1"}, "device": "cpu", "devices": 1, "
 
 @pytest.fixture
 def fake(tmp_path, monkeypatch):
-    """A folder and a launcher of runs that only look like training."""
+    """The folder of a sweep whose runs only look like training."""
     script = tmp_path / "train.py"
     script.write_text(FAKE)
-    original = launch.command
-    monkeypatch.setattr(
-        launch, "command", lambda *args: [sys.executable, str(script), *original(*args)[2:]]
-    )
+    pretend(script, monkeypatch.setattr)
     return Folder(tmp_path / "sweep")
+
+
+def pretend(script: pathlib.Path, setattr: Callable[[object, str, object], None]) -> None:
+    """Has `script` in place of the command, and two cores on any machine."""
+    original, cores = launch.command, launch.available_cores()
+    setattr(launch, "command", lambda *args: [sys.executable, str(script), *original(*args)[4:]])
+    setattr(launch, "available_cores", lambda: cores[:1] * 2)
 
 
 def small(**changes):
@@ -70,15 +79,12 @@ def small(**changes):
     return config
 
 
-def run(folder, plan, parallel=2):
-    with folder.locked() as lock:
-        folder.write_configs(plan)
-        return launch.run_all(
-            plan,
-            folder,
-            lambda names: launch.Local(folder, names, launch.slots(parallel), lock),
-            folder.root / "results.csv",
-        )
+def run(folder, text, parallel=2, csv=None, **changes):
+    """Runs a sweep as its command does."""
+    flags = [f"--workdir={folder.root}", f"--sweep={text}", f"--parallel={parallel}"]
+    arguments = sweep.PARSER.parse_args(flags + ([f"--csv={csv}"] if csv else []))
+    arguments.config = small(**changes)
+    sweep.main(arguments)
 
 
 def table(folder) -> list[dict[str, str]]:
@@ -87,157 +93,166 @@ def table(folder) -> list[dict[str, str]]:
     return [{key: row[key] for key in row if key not in ("wall_minutes", "time")} for row in rows]
 
 
+def steps(folder) -> list[str]:
+    """The steps of each run, in the order in which they were done."""
+    return [path.read_text() for path in folder.root.glob("runs/*/steps")]
+
+
+def wait_for(path: pathlib.Path) -> None:
+    deadline = time.monotonic() + 60
+    while not path.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def test_runs_share_the_machine_and_one_table(fake):
-    plan = make_plan(small(), "seeds:2,depth:1,2")
-    assert run(fake, plan) == {}
-    rows = table(fake)
-    assert [row["name"] for row in rows] == [planned.run.name for planned in plan]
-    assert [float(row["ema_top1"]) for row in rows] == [0.5, 0.5, 0.51, 0.51]
-    for row, planned in zip(rows, plan, strict=True):
-        assert int(row["multiply_adds"]) == planned.cost.multiply_adds
-        assert int(row["parameters"]) == planned.cost.parameters
+    run(fake, "seeds:2,depth:1,2")
+    rows, schedule = table(fake), make_schedule(small(), "seeds:2,depth:1,2")
+    assert [row["name"] for row in rows] == [scheduled.run.name for scheduled in schedule]
+    assert [float(row["val/ema/top1"]) for row in rows] == [0.5, 0.5, 0.51, 0.51]
+    for row, scheduled in zip(rows, schedule, strict=True):
+        assert int(row["multiply_adds"]) == scheduled.cost.multiply_adds
+        assert int(row["parameters"]) == scheduled.cost.parameters
         # 5 steps of 64 images at 320 images a second.
         assert float(row["train_minutes"]) == pytest.approx(1 / 60, abs=1e-3)
-    assert rows[0]["threads"] == str(len(launch.available_cores()) // 2)
+    assert rows[0]["threads"] == "1"
     log = fake.log("depth_1_seed0").read_text()
-    assert "on cores [" in log and "saved.py:" in log  # What it ran on, and how to run it again.
-    begun = time.monotonic()
-    assert run(fake, plan) == {}  # Nothing is left to do.
-    assert time.monotonic() - begun < 0.5 and table(fake) == rows
+    assert "on cores [" in log and "depth_1_seed0.json" in log  # How to run it again, and on what.
+    before = fake.log("depth_1_seed0").stat()
+    run(fake, "seeds:2,depth:1,2")  # Nothing is left to do.
+    assert table(fake) == rows and fake.log("depth_1_seed0").stat() == before
+
+
+def test_the_columns_are_the_evaluations_that_there_were(fake):
+    run(fake, "epochs=1,2 seed=3")
+    assert [row["name"] for row in table(fake)] == ["epochs=1_seed=3", "epochs=2_seed=3"]
+    assert [row["far/raw/top1"] for row in table(fake)] == ["0.25", ""]
+    assert [row["val/ema/count"] for row in table(fake)] == ["10.0", "10.0"]
+    done = json.loads((fake.workdir("epochs=1_seed=3") / "done.json").read_text())
+    assert done["far/raw/top1"] == 0.25 and done["val/ema/top1"] == 0.53
 
 
 def test_a_failed_run_is_listed_and_the_others_go_on(fake, capfd):
-    plan = make_plan(small(seed=12), "seeds:3,depth:1")
-    assert run(fake, plan) == {"depth_1_seed13": "the loss was not finite"}
+    with pytest.raises(RunsFailed, match=r"1 of 3 runs failed.*\ndepth_1_seed13: the loss was"):
+        run(fake, "seeds:3,depth:1", seed=12)
     assert [row["seed"] for row in table(fake)] == ["12", "14"]
     assert "broken\nbeyond\nrepair" in capfd.readouterr().err
-    assert list(run(fake, plan)) == ["depth_1_seed13"]  # Tried again, alone.
+    before = [fake.log(f"depth_1_seed{seed}").stat().st_size for seed in (12, 13, 14)]
+    with pytest.raises(RunsFailed, match="1 of 3"):
+        run(fake, "seeds:3,depth:1", seed=12)
+    after = [fake.log(f"depth_1_seed{seed}").stat().st_size for seed in (12, 13, 14)]
+    assert [a > b for a, b in zip(after, before, strict=True)] == [False, True, False]
 
 
 def test_a_run_that_has_begun_keeps_its_config(fake):
-    run(fake, make_plan(small(), "depth:1"))
+    run(fake, "depth:1")
     with pytest.raises(UserError, match=r"has begun with another config \(config.epochs"):
-        run(fake, make_plan(small(epochs=9.0), "depth:1"))
+        run(fake, "depth:1", epochs=9.0)
 
 
 def test_an_interrupted_sweep_stops_its_runs_and_goes_on(fake):
-    plan = make_plan(small(), "seeds:2,depth:1,2")
+    def interrupt():
+        wait_for(fake.workdir("depth_1_seed0") / "place")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
     with pytest.raises(Interrupted, match="4 of 4 runs to do"):
-        seen = []
-
-        def launcher(names):
-            local = launch.Local(fake, names, launch.slots(2), lock)
-            poll = local.poll
-
-            def poll_and_interrupt():
-                seen.append(poll())
-                if len(seen) == 2:
-                    os.kill(os.getpid(), signal.SIGTERM)
-                return seen[-1]
-
-            local.poll = poll_and_interrupt
-            return local
-
-        with fake.locked() as lock:
-            fake.write_configs(plan)
-            launch.run_all(plan, fake, launcher, fake.root / "results.csv")
-    assert run(fake, plan) == {}
-    for planned in plan:  # No step was done twice, none was left out.
-        assert (fake.workdir(planned.run.name) / "steps").read_text() == "1 2 3 4 5 "
+        run(fake, "seeds:2,depth:1,2")
+    thread.join()
+    assert len(steps(fake)) == 2 and "1 2 3 4 5 " not in steps(fake)  # Saved, and none started.
+    run(fake, "seeds:2,depth:1,2")
+    assert steps(fake) == ["1 2 3 4 5 "] * 4  # No step was done twice, none was left out.
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="runs follow their sweep's death on Linux")
 def test_a_killed_sweep_started_again_ends_in_the_same_table(fake, tmp_path):
-    plan = make_plan(small(), "seeds:2,depth:1,2")
     code = f"""
 import sys
 sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests" / "sweeps")!r}, {str(ROOT / "tests")!r}]
 import test_launch
-from effnet_jax.sweeps import launch
-original, script = launch.command, {str(tmp_path / "train.py")!r}
-launch.command = lambda *args: [sys.executable, script, *original(*args)[2:]]
-folder = test_launch.Folder({str(fake.root)!r})
-test_launch.run(folder, test_launch.make_plan(test_launch.small(), "seeds:2,depth:1,2"))
+test_launch.pretend({str(tmp_path / "train.py")!r}, setattr)
+test_launch.run(test_launch.Folder({str(fake.root)!r}), "seeds:2,depth:1,2")
 """
-    sweep = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
-    deadline = time.monotonic() + 60
-    while not (fake.workdir(plan[0].run.name) / "place").exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    sweep.kill()
-    sweep.wait()
-    assert run(fake, plan) == {}  # Waits until the orphans have saved and stopped.
-    for planned in plan:
-        assert (fake.workdir(planned.run.name) / "steps").read_text() == "1 2 3 4 5 "
-    killed, whole = table(fake), Folder(tmp_path / "whole")
-    run(whole, plan)
-    assert killed == table(whole)
+    process = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
+    wait_for(fake.workdir("depth_1_seed0") / "place")
+    process.kill()
+    process.wait()
+    run(fake, "seeds:2,depth:1,2")  # Waits until the orphans have saved and stopped.
+    assert steps(fake) == ["1 2 3 4 5 "] * 4
+    whole = Folder(tmp_path / "whole")
+    run(whole, "seeds:2,depth:1,2")
+    assert table(fake) == table(whole)
 
 
 def test_two_sweeps_do_not_work_in_one_folder(fake):
     with (
-        fake.locked(),
-        pytest.raises(UserError, match=f"another sweep works in .*{os.getpid()}"),
-        Folder(fake.root).locked(),
+        fake.lock(),
+        pytest.raises(UserError, match=f"another sweep .*{os.getpid()}.* is running in"),
+        Folder(fake.root).lock(),
     ):
         pass
 
 
 def test_submitit_s_local_executor_runs_the_same_sweep(fake, monkeypatch):
     submitit = pytest.importorskip("submitit")
-    plan = make_plan(small(), "seeds:2,depth:1")
-    fake.write_configs(plan)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    executor = submitit.AutoExecutor(fake.root / "slurm", cluster="local")
-    # The job's own process has the real train.py; the stand-in goes along as the job's command.
-    arguments = {planned.run.name: launch.command(fake, planned.run.name) for planned in plan}
-    executor.update_parameters(timeout_min=5)
+    executor = submitit.AutoExecutor
+    monkeypatch.setattr(submitit, "AutoExecutor", lambda folder, cluster: executor(folder, "local"))
+    # The job's own process has the real command; the stand-in goes along as the job's.
+    names = ("depth_1_seed0", "depth_1_seed1")
+    commands = {name: launch.command(fake, name) for name in names}
 
-    class Job(launch.TrainJob):
+    class Job(launch.Job):
         def __call__(self):
-            launch.command = lambda folder, name: arguments[name]
+            launch.command = lambda folder, name: commands[name]
             return super().__call__()
 
-    monkeypatch.setattr(launch, "TrainJob", Job)
-    results = fake.root / "results.csv"
-    failed = launch.run_all(
-        plan, fake, lambda names: launch.Submitted(fake, names, executor), results
-    )
-    assert failed == {}
+    monkeypatch.setattr(launch, "Job", Job)
+    schedule, results = make_schedule(small(), "seeds:2,depth:1"), fake.root / "results.csv"
+    fake.write_configs(schedule)
+    with launch.slurm(fake, list(names), 2, "timeout_min=5") as jobs:
+        assert launch.follow(schedule, fake, jobs, results) == {}
     assert [row["seed"] for row in table(fake)] == ["0", "1"]
-    assert set(json.loads((fake.root / "jobs.json").read_text())) == set(arguments)
+    assert set(json.loads((fake.root / "jobs.json").read_text())) == set(names)
 
 
 def test_a_preempted_job_saves_and_asks_for_another_turn(fake):
     submitit = pytest.importorskip("submitit")
-    plan = make_plan(small(), "depth:1")
-    fake.write_configs(plan)
-    job = launch.TrainJob(str(fake.root), "depth_1")
-    import threading
+    fake.write_configs(make_schedule(small(), "depth:1"))
+    job, again = launch.Job(str(fake.root), "depth_1"), []
+    previous = signal.signal(signal.SIGUSR2, lambda *_: again.append(job.checkpoint()))
 
-    thread = threading.Thread(target=job)
+    def preempt():
+        wait_for(fake.workdir("depth_1") / "place")
+        os.kill(os.getpid(), signal.SIGUSR2)
+
+    thread = threading.Thread(target=preempt)
     thread.start()
-    while not (fake.workdir("depth_1") / "place").exists():
-        time.sleep(0.02)
-    again = job.checkpoint()
+    assert job() == "interrupted, and saved"  # As submitit does, a signal interrupts it.
     thread.join()
-    assert isinstance(again, submitit.helpers.DelayedSubmission)
+    signal.signal(signal.SIGUSR2, previous)
+    assert isinstance(again[0], submitit.helpers.DelayedSubmission)
     assert fake.done("depth_1") is None
-    assert again.function() is None  # The next turn finishes it.
-    assert (fake.workdir("depth_1") / "steps").read_text() == "1 2 3 4 5 "
-    assert fake.done("depth_1")["ema_top1"] == 0.5
+    assert again[0].function() is None  # The next turn finishes it.
+    assert steps(fake) == ["1 2 3 4 5 "]
+    assert fake.done("depth_1")["val/ema/top1"] == 0.5
 
 
 def test_a_table_that_cannot_be_written_stops_before_anything_starts(fake):
-    with pytest.raises(UserError, match="is a folder"):
-        fake.check_csv(fake.root.parent)
-    with pytest.raises(UserError, match="can't write to --csv"):
-        fake.check_csv(pathlib.Path("/proc/none/results.csv"))
+    missing = ("/proc/none/results.csv", "No such file")
+    for path, reason in ((fake.root.parent, "Is a directory"), missing):
+        with pytest.raises(UserError, match=f"can't write to --csv={path}: {reason}"):
+            run(fake, "depth:1", csv=path)
+    assert not (fake.root / "logs").exists()
 
 
 def test_slurm_that_is_not_here_is_one_message(fake):
-    with pytest.raises(UserError, match="SLURM can't be used here"):
-        launch.slurm_executor(fake, 2, "no_such_parameter=1")
+    with (
+        pytest.raises(UserError, match="SLURM can't be used here"),
+        launch.slurm(fake, ["a"], 2, "no_such_parameter=1"),
+    ):
+        pass
 
 
 def test_slots_divide_cores_and_gpus(monkeypatch):
@@ -255,34 +270,22 @@ def test_slots_divide_cores_and_gpus(monkeypatch):
         launch.slots(5)
 
 
-def test_models_too_large_for_the_memory_are_refused(monkeypatch):
-    # Peaks of runs with a process of their own, jax 0.10.2 on 2 cores: 1.62 GiB at 1x, 2.84 GiB at
-    # 4.2x by depth alone (a compilation each); see docs/scaling_study.md.
-    assert memory.predict(small()) / 2**30 == pytest.approx(1.62, rel=0.2)
-    deep = make_plan(small(), "depth:7.74")[0].config
-    assert memory.predict(deep) / 2**30 == pytest.approx(2.84, rel=0.2)
-    needs = []
-    for batch_size in (6400, 12_800, 19_200):  # Where the activations decide: linear in the batch.
-        needs.append(memory.predict(small(batch_size=batch_size)))
-    assert needs[2] - needs[1] == pytest.approx(needs[1] - needs[0])
-    assert needs[2] > 2 * needs[0]
-    monkeypatch.setattr(memory, "available", lambda: 4 * 2**30)
-    memory.check({"a": 2**31, "b": 2**31}, 2)
-    with pytest.raises(UserError, match=r"run 'b' will need about 5.0 GiB.*there are 4.0.*--force"):
-        memory.check({"a": 2**31, "b": 5 * 2**30}, 1)
-    with pytest.raises(UserError, match=r"2 runs at a time may need 6.0 GiB.*lower --parallel"):
-        memory.check({"a": 3 * 2**30, "b": 3 * 2**30}, 2)
+def test_the_command_line_prints_the_schedule_and_starts_nothing(tmp_path, monkeypatch, capsys):
+    flags = ["--sweep=methods", "--dry_run", "--config.model.num_classes=10"]
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["effnet-jax", "sweep", f"--workdir={tmp_path}/a", *flags])
+    command.main()
+    out = capsys.readouterr().out
+    assert "resolution_4x" in out and "1,937,584" in out
+    assert not (tmp_path / "a").exists()
 
 
-def test_the_command_line_prints_the_plan_and_starts_nothing(tmp_path):
-    command = [sys.executable, "-m", "effnet_jax.tools.sweep", "--sweep=methods", "--dry_run"]
-    workdir = tmp_path / "sweep"
-    result = subprocess.run(
-        [*command, f"--workdir={workdir}", "--config.model.num_classes=10"],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-    )
-    assert result.returncode == 0, result.stderr
-    assert "resolution_4x" in result.stdout and "1,937,584" in result.stdout
-    assert not pathlib.Path(workdir).exists()
+def test_a_run_s_command_reads_the_config_that_was_written(tmp_path):
+    folder, (scheduled,) = Folder(tmp_path), make_schedule(small(), "augment.erase_area=(0.1,0.2)")
+    folder.write_configs([scheduled])
+    python, *module, tool, config, workdir = launch.command(folder, scheduled.run.name)
+    assert [python, *module, tool] == [sys.executable, "-m", "effnet_jax", "train"]
+    args = train.PARSER.parse_args([config, workdir])
+    assert config_lib.to_dict(args.config) == config_lib.to_dict(scheduled.config)
+    assert args.config.augment.erase_area == (0.1, 0.2)
+    assert args.workdir == str(folder.workdir(scheduled.run.name))

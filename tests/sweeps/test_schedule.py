@@ -1,15 +1,16 @@
 """Sweeps against what the paper and the grid say, and against their bad input."""
 
 import json
+import operator
 
 import pytest
 
-from configs import cluttered_digits, saved
+from configs import cluttered_digits
 from effnet_jax import config as default
 from effnet_jax import models, scaling
 from effnet_jax.errors import UserError
-from effnet_jax.sweeps import schedule as plan
-from effnet_jax.sweeps.schedule import Run
+from effnet_jax.sweeps import schedule
+from effnet_jax.sweeps.schedule import Run, make_schedule
 
 
 def b0():
@@ -24,8 +25,8 @@ def small():
     return config
 
 
-def relative(planned: plan.Planned, base: scaling.Coefficients) -> tuple[float, float, float]:
-    found = planned.coefficients
+def relative(runs: schedule.Scheduled, base: scaling.Coefficients) -> tuple[float, float, float]:
+    found = runs.coefficients
     return found.width / base.width, found.depth / base.depth, found.resolution / base.resolution
 
 
@@ -66,19 +67,19 @@ def test_solve_finds_the_nearest_stair():
 
 @pytest.mark.parametrize("config", [b0(), small()], ids=["b0", "small"])
 def test_every_method_costs_the_same_within_5_percent(config):
-    planned = plan.make_plan(config, "methods")
-    base = planned[0].cost.multiply_adds
+    runs = make_schedule(config, "methods")
+    base = runs[0].cost.multiply_adds
     names = {"width": 0, "depth": 1, "resolution": 2}
-    assert [p.run.name for p in planned][:3] == ["base", "width_2x", "depth_2x"]
-    assert len(planned) == 9
-    for level in (planned[1:5], planned[5:]):
+    assert [p.run.name for p in runs][:3] == ["base", "width_2x", "depth_2x"]
+    assert len(runs) == 9
+    for level in (runs[1:5], runs[5:]):
         costs = [each.cost.multiply_adds / base for each in level]
         middle = (min(costs) + max(costs)) / 2
         assert costs == pytest.approx([middle] * 4, rel=0.05)
         multiple = float(level[0].run.name.rpartition("_")[2][:-1])
         assert middle == pytest.approx(multiple, rel=0.15 if base < 1e7 else 0.05)
-    for each in planned[1:]:
-        ratios = relative(each, planned[0].coefficients)
+    for each in runs[1:]:
+        ratios = relative(each, runs[0].coefficients)
         if each.run.series in names:  # One dimension grows, the others stay.
             grown = names[each.run.series]
             assert ratios[grown] > 1.2
@@ -90,9 +91,9 @@ def test_every_method_costs_the_same_within_5_percent(config):
 def test_methods_also_scale_by_the_paper_s_coefficients_where_others_were_found():
     config = b0()
     config.model.alpha = 1.3
-    series = [planned.run.series for planned in plan.make_plan(config, "methods:2")]
+    series = [runs.run.series for runs in make_schedule(config, "methods:2")]
     assert series == ["base", "width", "depth", "resolution", "compound", "compound_paper"]
-    names = [planned.run.name for planned in plan.make_plan(config, "methods:width,2,compound")]
+    names = [runs.run.name for runs in make_schedule(config, "methods:width,2,compound")]
     assert names == ["base", "width_2x", "compound_2x"]
 
 
@@ -105,88 +106,88 @@ def test_the_points_are_the_paper_s():
     }
     base = models.coefficients(b0().model)
     for name, (dimension, expected) in points.items():
-        planned = plan.make_plan(b0(), name)
-        found = [relative(each, base) for each in planned]
+        runs = make_schedule(b0(), name)
+        found = [relative(each, base) for each in runs]
         assert [ratios[dimension] for ratios in found] == pytest.approx(expected, rel=2e-3)
         others = [r for ratios in found for i, r in enumerate(ratios) if i != dimension]
         assert others == [1] * (2 * len(expected))
-    assert plan.make_plan(b0(), "resolution")[-1].coefficients.resolution == 560
-    lines = {each.run.series for each in plan.make_plan(b0(), "width_at")}
+    assert make_schedule(b0(), "resolution")[-1].coefficients.resolution == 560
+    lines = {each.run.series for each in make_schedule(b0(), "width_at")}
     assert lines == {f"d={d}, r={r}" for d in ("1.0", "2.0") for r in ("1.0", "1.3")}
 
 
 def test_table_7_and_the_published_models_cost_what_the_reference_counts():
     # reference/paper_table7_cam_scaling.csv, our count with the standard rounding.
-    counts = [planned.cost.multiply_adds for planned in plan.make_plan(b0(), "table7")]
+    counts = [runs.cost.multiply_adds for runs in make_schedule(b0(), "table7")]
     expected = [0.3858e9, 1.5751e9, 1.45e9, 1.5375e9, 1.8001e9]
     assert counts == pytest.approx(expected, rel=2e-3)
-    planned = plan.make_plan(b0(), "phi")
-    assert [each.run.name for each in planned] == [*(f"b{i}" for i in range(8)), "phi=8"]
-    assert planned[7].cost.parameters == 66_347_960  # B7, reference/param_counts.csv.
-    assert plan.make_plan(b0(), "phi:0")[0].cost == planned[0].cost
+    runs = make_schedule(b0(), "phi")
+    assert [each.run.name for each in runs] == [*(f"b{i}" for i in range(8)), "phi=8"]
+    assert runs[7].cost.parameters == 66_347_960  # B7, reference/param_counts.csv.
+    assert make_schedule(b0(), "phi:0")[0].cost == runs[0].cost
 
 
 def test_phi_scales_other_bases_by_number_alone():
     config = default.get_config("resnet50")
     config.model.num_classes = 1000
-    planned = plan.make_plan(config, "phi")
-    assert len(planned) == 8 and {each.config.model.base for each in planned} == {"resnet50"}
-    assert planned[0].cost.parameters == 25_557_032
+    runs = make_schedule(config, "phi")
+    assert len(runs) == 8 and {each.config.model.base for each in runs} == {"resnet50"}
+    assert runs[0].cost.parameters == 25_557_032
     with pytest.raises(UserError, match="b0 is no resnet50"):
-        plan.make_plan(config, "phi:b0,1")
+        make_schedule(config, "phi:b0,1")
 
 
 def test_phi_knows_the_published_models_of_the_config_s_base():
     config = default.get_config("v2-b0")
     config.model.num_classes = 1000
     config.model.batch_norm_momentum = 0.95
-    planned = plan.make_plan(config, "phi:v2-b0,v2-b3,1")
-    assert [each.run.name for each in planned] == ["v2-b0", "v2-b3", "phi=1"]
-    assert planned[1].cost.parameters == 14_358_406  # reference/param_counts.csv.
-    assert planned[1].config.model.dropout == 0.3
-    assert {each.config.model.batch_norm_momentum for each in planned} == {0.95}
+    runs = make_schedule(config, "phi:v2-b0,v2-b3,1")
+    assert [each.run.name for each in runs] == ["v2-b0", "v2-b3", "phi=1"]
+    assert runs[1].cost.parameters == 14_358_406  # reference/param_counts.csv.
+    assert runs[1].config.model.dropout == 0.3
+    assert {each.config.model.batch_norm_momentum for each in runs} == {0.95}
     with pytest.raises(UserError, match="v2-s is no efficientnet_v2; name its scales by number"):
-        plan.make_plan(config, "phi:v2-b0,v2-s")
+        make_schedule(config, "phi:v2-b0,v2-s")
 
 
 def test_a_sweep_file_of_the_user_s_own(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text("x = 1")
     with pytest.raises(UserError, match="needs a function get_sweep"):
-        plan.make_plan(small(), str(path))
+        make_schedule(small(), str(path))
     path.write_text("def get_sweep(")
     with pytest.raises(UserError, match="can't load sweep file"):
-        plan.make_plan(small(), str(path))
+        make_schedule(small(), str(path))
 
 
 def test_table_3_scales_the_other_bases():
-    planned = {each.run.name: each for each in plan.make_plan(b0(), "table3")}
-    assert len(planned) == 4 + 5 + 5
+    runs = {each.run.name: each for each in make_schedule(b0(), "table3")}
+    assert len(runs) == 4 + 5 + 5
     for base, billions in (("mobilenet_v1", 0.57), ("mobilenet_v2", 0.30), ("resnet50", 4.09)):
-        assert planned[f"{base}_baseline"].cost.multiply_adds == pytest.approx(
+        assert runs[f"{base}_baseline"].cost.multiply_adds == pytest.approx(
             billions * 1e9, rel=0.01
         )
-        assert planned[f"{base}_baseline"].config.model.survival_probability == 1.0
+        assert runs[f"{base}_baseline"].config.model.survival_probability == 1.0
     with pytest.raises(UserError, match="unknown base of table 3 'resnet'"):
-        plan.make_plan(b0(), "table3:resnet")
+        make_schedule(b0(), "table3:resnet")
 
 
 def test_seeds_repeat_a_sweep():
-    planned = plan.make_plan(small(), "seeds:2,depth:1,2")
+    runs = make_schedule(small(), "seeds:2,depth:1,2")
     names = ["depth_1_seed0", "depth_2_seed0", "depth_1_seed1", "depth_2_seed1"]
-    assert [each.run.name for each in planned] == names
-    assert [each.config.seed for each in planned] == [0, 0, 1, 1]
-    assert planned[0].run.label == planned[2].run.label
+    assert [each.run.name for each in runs] == names
+    assert [each.config.seed for each in runs] == [0, 0, 1, 1]
+    assert runs[0].run.label == runs[2].run.label
     for wrong in ("seeds", "seeds:2", "seeds:0,depth", "seeds:x,depth"):
         with pytest.raises(UserError, match="count and a sweep"):
-            plan.make_plan(small(), wrong)
+            make_schedule(small(), wrong)
 
 
 def test_an_equal_grid_meets_the_multiply_adds_that_a_plain_one_misses():
-    base = plan.make_plan(small(), "depth:1")[0].cost.multiply_adds
+    base = make_schedule(small(), "depth:1")[0].cost.multiply_adds
 
     def worst(sweep):
-        costs = [each.cost.multiply_adds / base / 2 for each in plan.make_plan(small(), sweep)]
+        costs = [each.cost.multiply_adds / base / 2 for each in make_schedule(small(), sweep)]
         return max(abs(cost - 1) for cost in costs)
 
     assert worst("grid:step=0.1,tolerance=0.05,equal=1") < 0.15
@@ -207,33 +208,115 @@ def test_bad_sweeps_are_one_message(monkeypatch, tmp_path):
     }
     for sweep, message in cases.items():
         with pytest.raises(UserError, match=message):
-            plan.make_plan(small(), sweep)
+            make_schedule(small(), sweep)
 
-    def planned(*runs):
-        monkeypatch.setattr(plan, "expand", lambda config, sweep: iter(runs))
-        return plan.make_plan(small(), "mine")
+    def with_runs(*runs):
+        monkeypatch.setattr(schedule, "expand", lambda config, sweep: iter(runs))
+        return make_schedule(small(), "mine")
 
     with pytest.raises(UserError, match=r"sets config.model.widht.*did you mean.*model.width"):
-        planned(Run("a", "", "", {"model.widht": 2.0}))
+        with_runs(Run("a", "", "", {"model.widht": 2.0}))
     with pytest.raises(UserError, match=r"sets config.epochs='two'"):
-        planned(Run("a", "", "", {"epochs": "two"}))
+        with_runs(Run("a", "", "", {"epochs": "two"}))
     with pytest.raises(UserError, match=r"run .a.: config.batch_size must be at least 1"):
-        planned(Run("a", "", "", {"batch_size": -3}))
+        with_runs(Run("a", "", "", {"batch_size": -3}))
     with pytest.raises(UserError, match=r"run .a.: unknown config.optimizer.name 'sdg'"):
-        planned(Run("a", "", "", {"optimizer.name": "sdg"}))
+        with_runs(Run("a", "", "", {"optimizer.name": "sdg"}))
     with pytest.raises(UserError, match="two runs with the name 'a'"):
-        planned(Run("a", "", "", {}), Run("a", "", "", {"seed": 1}))
+        with_runs(Run("a", "", "", {}), Run("a", "", "", {"seed": 1}))
     with pytest.raises(UserError, match="can't be the name of a folder"):
-        planned(Run("a/b", "", "", {}))
+        with_runs(Run("a/b", "", "", {}))
     with pytest.raises(UserError, match="has no runs"):
-        planned()
+        with_runs()
+
+
+def test_values_of_keys_make_a_run_of_every_combination():
+    runs = make_schedule(small(), "optimizer.sgd.learning_rate=0.1,0.2  seed=0,1,2")
+    assert [each.run.name for each in runs][:4] == [
+        "learning_rate=0.1_seed=0",
+        "learning_rate=0.1_seed=1",
+        "learning_rate=0.1_seed=2",
+        "learning_rate=0.2_seed=0",
+    ]
+    rates = [(each.config.optimizer.sgd.learning_rate, each.config.seed) for each in runs]
+    assert rates == [(rate, seed) for rate in (0.1, 0.2) for seed in (0, 1, 2)]
+    assert {(each.run.series, each.run.label) for each in runs} == {
+        ("learning_rate", "learning_rate=0.1"),
+        ("learning_rate", "learning_rate=0.2"),
+    }
+    runs = make_schedule(small(), "seeds:2,epochs=1,2")
+    assert [each.run.name for each in runs][:2] == ["epochs=1_seed0", "epochs=2_seed0"]
+    runs = make_schedule(small(), "optimizer.sgd.momentum=0.5 optimizer.rmsprop.momentum=0.6")
+    assert runs[0].run.name == "optimizer.sgd.momentum=0.5_optimizer.rmsprop.momentum=0.6"
+
+
+@pytest.mark.parametrize(
+    ("sweep", "values", "name"),
+    [
+        ("epochs=1,2.5", [1.0, 2.5], "epochs=1"),
+        ("batch_size=32,64", [32, 64], "batch_size=32"),
+        ("model.dropout=None,0.5", [None, 0.5], "dropout=None"),
+        ("model.resolution=48,None", [48, None], "resolution=48"),
+        ("checkpoint.init_from=runs/a,None", ["runs/a", None], "init_from=runs-a"),
+        ("preprocess.flip=true,False", [True, False], "flip=true"),
+        ("optimizer.name=adamw,sgd", ["adamw", "sgd"], "name=adamw"),
+        ("augment.erase_area=(0.1, 0.2),(0.2,0.3)", [(0.1, 0.2), (0.2, 0.3)], "erase_area=-0.1-"),
+        (
+            "optimizer.learning_rate_rules=(('stem/.*', 0.0), ('.*', 1.0))",
+            [(("stem/.*", 0.0), (".*", 1.0))],
+            "learning_rate_rules=-stem-",
+        ),
+    ],
+)
+def test_values_have_the_type_of_the_config_s_own(sweep, values, name):
+    runs = make_schedule(small(), sweep)
+    found = [operator.attrgetter(sweep.partition("=")[0])(each.config) for each in runs]
+    assert found == values and [type(value) for value in found] == [type(v) for v in values]
+    assert runs[0].run.name.startswith(name)
+    assert len({each.run.name for each in runs}) == len(values)
+
+
+@pytest.mark.parametrize(
+    ("sweep", "message"),
+    [
+        # A typo or an impossible value in any section, and the run that has it.
+        ("optimizer.sgd.learning_rat=1", "unknown config key 'learning_rat'. Did you mean"),
+        ("optimiser.name=sgd", "unknown config key 'optimiser'"),
+        ("xyzzy=1", r"unknown config key 'xyzzy'; effnet_jax/config.py has every key"),
+        ("epochs=many", "config.epochs=many: could not convert"),
+        ("batch_size=64,0", "run 'batch_size=0': config.batch_size must be at least 1"),
+        ("model.dtype=float32,float16", "run 'dtype=float16': unknown config.model.dtype"),
+        ("model.base=resnet19x", "run .*: unknown config.model.base 'resnet19x'"),
+        ("data.source=folders", "unknown config.data.source 'folders'"),
+        ("data.threads=0", "config.data.threads must be at least 1"),
+        ("evaluations.val.weights=('raw', 'emma')", "unknown config.evaluations.val.weights"),
+        ("preprocess.interpolation=cubic", "unknown config.preprocess.interpolation 'cubic'"),
+        ("preprocess.crop_area=3", "config.preprocess.crop_area must be two numbers"),
+        ("augment.policy=autoagment", "unknown config.augment.policy 'autoagment'"),
+        ("augment.policy=None", "unknown config.augment.policy None"),
+        ("progressive.dropout=(0.1, 1.0)", "config.progressive.dropout must be at least 0"),
+        ("loss.label_smoothing=0,1", "run 'label_smoothing=1': config.loss.label_smoothing must"),
+        ("optimizer.weight_decay_rules=(('(', 0.0),)", "weight_decay_rules: bad regular expr"),
+        ("schedule.decay_epochs=0", "config.schedule.decay_epochs must be at least 1e-09"),
+        ("ema.decay=1.5", "config.ema.decay must be at least 0 and at most 1; got 1.5"),
+        ("checkpoint.best_metric=val/ema/top2", "unknown config.checkpoint.best_metric"),
+        ("nonfinite.action=rollbak", "unknown config.nonfinite.action 'rollbak'"),
+        ("processes.lost_seconds=1", "config.processes.lost_seconds must be at least 3"),
+        ("seed=0 seed=1", "'seed=1' should be KEY=VALUE,VALUE with a key of its own"),
+        ("seed=0 epochs", "'epochs' should be KEY=VALUE,VALUE"),
+        ("seed=0,0", "two runs with the name 'seed=0'"),
+    ],
+)
+def test_a_dry_run_finds_what_is_wrong_with_any_run(sweep, message):
+    with pytest.raises(UserError, match=message):
+        make_schedule(small(), sweep)
 
 
 def test_stages_that_a_scale_would_not_reach_are_refused():
     config = small()
     config.progressive.resolution = (16, 24)
     with pytest.raises(UserError, match=r"model.resolution=.*progressive.resolution=\(16, 24\)"):
-        plan.make_plan(config, "resolution")
+        make_schedule(config, "resolution")
 
 
 def test_a_saved_config_comes_back_whole_and_scales_from_its_own_base(tmp_path):
@@ -242,16 +325,16 @@ def test_a_saved_config_comes_back_whole_and_scales_from_its_own_base(tmp_path):
     config.model.update({"alpha": 1.3, "beta": 1.1, "gamma": 1.1, "dropout": 0.0})
     path = tmp_path / "scaling.json"
     path.write_text(config.to_json_best_effort())
-    again = saved.get_config(str(path))
+    again = default.read(str(path))
     assert json.loads(again.to_json_best_effort()) == json.loads(path.read_text())
     assert again.is_locked
-    scaled = saved.get_config(f"{path},phi=2").model
+    scaled = default.read(f"{path}:phi=2").model
     assert models.coefficients(scaled).width == pytest.approx(0.5 * 1.1**2)
     assert models.coefficients(scaled).depth == pytest.approx(0.3 * 1.3**2)
     assert models.coefficients(scaled).resolution == pytest.approx(60.5, abs=0.5)  # 50 * 1.1^2
     assert scaled.dropout == 0.0
-    assert saved.get_config(f"{path},b3").model.width == 1.2
+    assert default.read(f"{path}:b3").model.width == 1.2
     with pytest.raises(UserError, match="lite3 is no efficientnet"):
-        saved.get_config(f"{path},lite3")
+        default.read(f"{path}:lite3")
     with pytest.raises(UserError, match="can't read a config"):
-        saved.get_config(str(tmp_path / "none.json"))
+        default.read(str(tmp_path / "none.json"))

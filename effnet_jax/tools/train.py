@@ -1,0 +1,26 @@
+"""Trains a model.
+
+As in: effnet-jax train --config=configs/imagenet.py:b0 --workdir=DIR [--config.batch_size=4096 ...]
+
+The same command with the same workdir resumes where it stopped. Exit codes: 0 done, 2 bad input,
+3 the loss was not finite, 75 interrupted and saved, 130 Ctrl-C with nothing to save. To train on
+several machines, run the same command on each: see README.md.
+"""
+
+import argparse
+import pathlib
+
+from effnet_jax import cli
+
+PARSER = cli.Parser(__doc__, config="digits", joins=True)
+PARSER.add_argument("--workdir", metavar="DIR", help="by default runs/NAME of the experiment")
+
+
+def main(args: argparse.Namespace) -> None:
+    from effnet_jax.report import finish
+    from effnet_jax.training.supervisor import train_and_evaluate
+
+    workdir = args.workdir or f"runs/{pathlib.Path(args.experiment.partition(':')[0]).stem}"
+    state, scores = train_and_evaluate(args.config, workdir, processes=args.processes)
+    if args.processes.is_first:
+        finish.show(workdir, int(state.step), scores)

@@ -1,0 +1,83 @@
+"""The command effnet-jax, its flags, and the configs that they choose."""
+
+import sys
+
+import pytest
+
+from effnet_jax import __main__ as command
+from effnet_jax import cli
+from effnet_jax import config as config_lib
+from effnet_jax.errors import UserError
+
+
+def run(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["effnet-jax", *arguments])
+    command.main()
+
+
+def test_help_lists_every_tool_and_imports_none(monkeypatch, capsys):
+    before = set(sys.modules)
+    run(monkeypatch)
+    out = capsys.readouterr().out
+    for name in ("train", "eval", "sweep", "prepare_imagenet", "predict"):
+        (line,) = [line for line in out.splitlines() if line.startswith(f"  {name} ")]
+        assert len(line.split()) > 3
+    assert {name for name in sys.modules if name.startswith("effnet_jax.tools.")} <= before
+
+
+def test_each_tool_prints_its_flags(monkeypatch, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        run(monkeypatch, "sweep", "--help")
+    out = capsys.readouterr().out
+    assert "usage: effnet-jax sweep" in out and "--dry_run" in out and "--config.KEY" in out
+
+
+def test_an_unknown_tool_names_the_near_ones(monkeypatch, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        run(monkeypatch, "trian")
+    assert "unknown tool 'trian'; did you mean: train" in capsys.readouterr().err
+
+
+def test_flags_that_a_tool_does_not_have_are_one_message():
+    plain = cli.Parser("doc")
+    plain.add_argument("--count", type=cli.count)
+    assert plain.parse_args(["--count=3"]).count == 3
+    for flags, message in (
+        (["surplus"], "unexpected argument 'surplus'. Try --help"),
+        (["--coun=3"], "unexpected argument '--coun=3'"),
+        (["--count=0"], "argument --count: '0' should be a whole number, 1 or more"),
+    ):
+        with pytest.raises(UserError, match=message):
+            plain.parse_args(flags)
+    with_config = cli.Parser("doc", config="digits")
+    for flags, message in (
+        (["surplus"], "unexpected argument 'surplus'"),
+        (["--confg=digits"], "Unknown command line flag 'confg'. Did you mean: config"),
+        (["--config=digist"], "unknown config 'digist'; did you mean: digits"),
+        (["--config=nowhere.py:b0"], "no config file nowhere.py"),
+        (["--config=nowhere.json"], "can't read a config from nowhere.json"),
+        (["--config=imagenet:b9"], "unknown model 'b9'"),
+    ):
+        with pytest.raises(UserError, match=message):
+            with_config.parse_args(flags)
+
+
+def test_a_config_is_chosen_by_name_file_or_workdir_and_changed_by_flags(tmp_path, monkeypatch):
+    parser = cli.Parser("doc", config="digits")
+    args = parser.parse_args(
+        ["--config.batch_size=7", "--config.model.phi=None", "--config.seed", "3"]
+    )
+    assert args.experiment == "digits" and args.config.is_locked
+    assert (args.config.batch_size, args.config.model.phi, args.config.seed) == (7, None, 3)
+    assert parser.parse_args([]).config.model.phi == -4  # Of one command, not of the next.
+    args = parser.parse_args(["--config=digits:b1"])
+    assert args.experiment == "digits:b1" and args.config.model.width == 1.0
+    config_lib.save(args.config, tmp_path / "config.json")
+    for saved in (tmp_path, tmp_path / "config.json"):
+        again = parser.parse_args([f"--config={saved}", "--config.epochs=3"]).config
+        assert config_lib.changes(config_lib.to_dict(args.config), config_lib.to_dict(again)) == [
+            "config.epochs: 40.0 -> 3.0"
+        ]
+    monkeypatch.setattr(config_lib, "experiments", list)  # Not in a checkout.
+    with pytest.raises(UserError, match="give --config=FILE"):
+        parser.parse_args([])
