@@ -1,6 +1,6 @@
 """What models are and cost, without building them.
 
-As in: python -m effnet_jax.tools.summary b0 phi=1.5 resnet50 mobilenet_v2,w=2,d=1,r=224
+As in: effnet-jax summary b0 phi=1.5 resnet50 mobilenet_v2,w=2,d=1,r=224
 
 A model is b0 to b8, l2, lite0 to lite4, edgetpu-s, -m, -l, v2-b0 to v2-b3, v2-s, -m, -l, -xl,
 phi=NUMBER, or w=WIDTH,d=DEPTH,r=PIXELS; or another base network alone, or with a comma and either
@@ -19,10 +19,15 @@ import rich.table
 
 from effnet_jax import cli, models, scaling
 from effnet_jax import config as default
-from effnet_jax.errors import UserError
 from effnet_jax.models.efficientnet import VARIANTS
 from effnet_jax.report import paper
 
+PARSER = cli.Parser(__doc__, computes=False)
+PARSER.add_argument("models", nargs="+", metavar="MODEL")
+PARSER.add_argument("--layers", action="store_true", help="also every layer with its shapes")
+PARSER.add_argument("--json", action="store_true", help="JSON instead of tables")
+PARSER.add_argument("--num_classes", type=cli.count, default=1000)
+PARSER.add_argument("--stem_stride", type=int, default=2, help="1 for small images")
 # Words that stand for several models.
 FAMILIES = {
     "all": list(VARIANTS),
@@ -89,21 +94,7 @@ def layer_table(row: dict[str, Any]) -> rich.table.Table:
     return table
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m effnet_jax.tools.summary",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("models", nargs="+", metavar="MODEL")
-    parser.add_argument("--layers", action="store_true", help="also every layer with its shapes")
-    parser.add_argument("--json", action="store_true", help="JSON instead of tables")
-    parser.add_argument("--num_classes", type=int, default=1000)
-    parser.add_argument("--stem_stride", type=int, default=2, help="1 for small images")
-    args = parser.parse_args()
-    if args.num_classes < 1:
-        raise UserError(f"--num_classes must be 1 or more; got {args.num_classes}")
-
+def main(args: argparse.Namespace) -> None:
     names = [name for word in args.models for name in FAMILIES.get(word, [word])]
     rows = [describe(m, args.num_classes, args.stem_stride, args.layers) for m in names]
     if args.json:
@@ -123,4 +114,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, computes=False)
+    cli.run(main, PARSER)
