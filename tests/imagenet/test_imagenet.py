@@ -8,9 +8,9 @@ import pytest
 
 from configs import imagenet
 from effnet_jax.errors import UserError
-from effnet_jax.evaluation import checkpoint_of, evaluate
 from effnet_jax.imagenet import prepare, shards
 from effnet_jax.training import loop
+from tests.evaluating import evaluate_run
 from tests.imagenet import miniature
 
 
@@ -51,14 +51,14 @@ def test_prepare_train_evaluate(data_dir, tmp_path):
     assert scores["raw_count"] == scores["ema_count"] == miniature.VALIDATION_IMAGES
     classes = json.loads((tmp_path / "classes.json").read_text())
     assert len(classes) == 1000
-    result = evaluate(checkpoint_of(str(tmp_path), weights="ema"))
+    result = evaluate_run(tmp_path)
     assert result["count"] == miniature.VALIDATION_IMAGES
     assert result["top1"] == scores["ema_top1"]
     assert result["loss"] == pytest.approx(scores["ema_loss"], rel=1e-5)
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     losses = [row["train_loss"] for row in rows if "train_loss" in row]
     assert losses[-1] < losses[0]  # From ln(1000) towards the five classes that there are.
-    held_out = evaluate(checkpoint_of(str(tmp_path)), data="imagenet_minival")
+    held_out = evaluate_run(tmp_path, data="imagenet_minival")
     assert held_out["count"] > 0
 
 
