@@ -1,19 +1,30 @@
-"""Files that people and other programs read: written whole or not at all."""
+"""Files that people and other programs read: locked, and written whole or not at all."""
 
+import contextlib
 import csv
+import fcntl
 import json
 import os
 import pathlib
+import socket
+import threading
+import time
 from typing import Any
 
+import psutil
+
 from effnet_jax.errors import UserError
+
+RUN_LOCK = "run.lock"  # Of a run, in its workdir.
+BEAT = 5.0  # Seconds between two signs of life of a lock's holder.
+PATIENCE = 30.0  # Without one for so long, a holder on another machine counts as dead.
 
 
 def read_classes(workdir: str | pathlib.Path) -> tuple[str, ...]:
     """Names of the classes that a workdir was trained on, by label."""
     path = pathlib.Path(workdir) / "classes.json"
     try:
-        return tuple(json.loads(path.read_text()))
+        return tuple(read_json(path))
     except (OSError, ValueError) as error:
         raise UserError(f"can't read the names of the classes from {path}: {error}") from None
 
@@ -22,15 +33,13 @@ def read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
     """Rows of a .jsonl file, none where it is missing; a line cut short by a crash is left out."""
     rows = []
     for line in path.read_text().splitlines() if path.exists() else ():
-        try:
+        with contextlib.suppress(json.JSONDecodeError):
             rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
     return rows
 
 
 def write_atomically(path: pathlib.Path, text: str) -> None:
-    """So that a crash leaves the old file or the new one, never half of it."""
+    """Writes a file so that a crash leaves the old one or the new one, never half of it."""
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text)
     os.replace(temporary, path)
@@ -50,15 +59,17 @@ def append_whole(path: pathlib.Path, text: str) -> None:
 
 
 def read_json(path: pathlib.Path) -> Any:
+    """The content of a JSON file."""
     return json.loads(path.read_text())
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
+    """Writes a JSON file atomically."""
     write_atomically(path, json.dumps(value, indent=2) + "\n")
 
 
 def append_csv(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:
-    """Adds rows to a results file, which is begun with a header where it doesn't exist."""
+    """Adds rows to a results file, which starts with a header where it does not exist yet."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "a+", newline="") as file:
@@ -72,3 +83,128 @@ def append_csv(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:
             writer.writerows(rows)
     except OSError as error:
         raise UserError(f"can't write to --csv={path}: {error.strerror}; rows: {rows}") from None
+
+
+class Lock:
+    """Holds a lock file as a context, so that one process at a time works in the file's folder.
+
+    On one machine the kernel keeps the lock and drops it when the process ends, however it ends.
+    Machines may not share a file system's locks, so the holder also writes a growing number to the
+    file as a sign of life. The file stays, and is empty while nobody holds it.
+
+    A child process that inherits `descriptor`, as with `subprocess.Popen(pass_fds=[descriptor])`,
+    holds the lock too: after its parent was killed, the next Lock waits until the child ends.
+
+    Args:
+      path: of the lock file, in a folder that exists.
+      what: works in the folder, for messages.
+      remedy: what to do instead of waiting, for messages.
+
+    Raises:
+      UserError: on entering, where another process holds the lock; names the process.
+    """
+
+    def __init__(
+        self, path: pathlib.Path, what: str = "run", remedy: str = "give another --workdir"
+    ):
+        self._path, self._what, self._remedy = path, what, remedy
+        self._ended = threading.Event()
+        started = psutil.Process().create_time()
+        self._own = {"host": socket.gethostname(), "pid": os.getpid(), "started": started}
+
+    def __enter__(self) -> "Lock":
+        try:
+            self.descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                self._take()
+            except BaseException:
+                os.close(self.descriptor)
+                raise
+        except OSError as error:
+            raise UserError(f"can't write to {self._path}: {error.strerror}") from None
+        self._thread = threading.Thread(target=self._show_life, name="lock", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+        with contextlib.suppress(OSError):  # The disk is gone, and the lock with it.
+            os.ftruncate(self.descriptor, 0)
+        os.close(self.descriptor)
+
+    def _take(self) -> None:
+        waits = False
+        while (locked := self._try_kernel()) is False:
+            holder = self._read()
+            if not holder or holder["host"] != self._own["host"] or _is_running(holder):
+                raise self._refusal(holder)
+            if not waits:
+                _say(f"waiting for the children of a {self._what} that was killed: {self._path}")
+            waits = True
+            time.sleep(0.2)
+        holder = self._read()
+        if holder and self._is_alive(holder, bool(locked)):
+            raise self._refusal(holder)
+        os.ftruncate(self.descriptor, 0)
+        self._write(0)
+
+    def _try_kernel(self) -> bool | None:
+        """Whether the kernel gave the lock; None where the file system has no locks."""
+        try:
+            fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            return False if isinstance(error, BlockingIOError) else None
+        return True
+
+    def _is_alive(self, holder: dict[str, Any], locked: bool) -> bool:
+        if holder["host"] == self._own["host"]:
+            return not locked and _is_running(holder)
+        # Clocks of two machines differ, so what is watched is that the number grows.
+        _say(
+            f"{self._path} is held by process {holder['pid']} on host {holder['host']}: waiting up "
+            f"to {PATIENCE:.0f} s to see whether it is alive"
+        )
+        end = time.monotonic() + PATIENCE
+        while (now := self._read()) == holder and time.monotonic() < end:
+            time.sleep(min(BEAT, PATIENCE) / 5)
+        return now is not None and now != holder
+
+    def _refusal(self, holder: dict[str, Any] | None) -> UserError:
+        who = f" (process {holder['pid']} on host {holder['host']})" if holder else ""
+        return UserError(
+            f"another {self._what}{who} is running in {self._path.parent}; wait for it, stop it, "
+            f"or {self._remedy}"
+        )
+
+    def _read(self) -> dict[str, Any] | None:
+        """The holder; the file is opened again, as network file systems cache what was read."""
+        try:
+            holder = read_json(self._path)
+            return holder if {"host", "pid", "started", "beat"} <= holder.keys() else None
+        except (OSError, ValueError, AttributeError):
+            return None
+
+    def _write(self, beat: int) -> None:
+        # The same bytes of the file each time: a full disk accepts that, and it is never half done.
+        text = json.dumps({**self._own, "beat": f"{beat:012}"}) + "\n"
+        os.pwrite(self.descriptor, text.encode(), 0)
+
+    def _show_life(self) -> None:
+        beat = 0
+        while not self._ended.wait(BEAT):
+            beat += 1
+            with contextlib.suppress(OSError):  # On this machine the kernel's lock still holds.
+                self._write(beat)
+
+
+def _is_running(holder: dict[str, Any]) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return psutil.Process(holder["pid"]).create_time() == holder["started"]
+    return False
+
+
+def _say(text: str) -> None:
+    from effnet_jax.run.writers import say  # That module imports this one.
+
+    say(text)

@@ -11,8 +11,7 @@ from ml_collections import ConfigDict
 from effnet_jax import parallel
 from effnet_jax.checkpoint import Checkpoints
 from effnet_jax.errors import Interrupted, NonFiniteLossError, UserError
-from effnet_jax.run import writers
-from effnet_jax.run.lock import WorkdirLock
+from effnet_jax.run import files, writers
 from effnet_jax.run.processes import ALONE, Alone
 from effnet_jax.run.signals import Signals
 from effnet_jax.training import progressive, workdir_files
@@ -53,7 +52,7 @@ def train_and_evaluate(
     run = prepare(config, workdir, processes)
     with (
         Signals() as signals,
-        WorkdirLock(workdir),
+        files.Lock(workdir / files.RUN_LOCK) if processes.is_first else contextlib.nullcontext(),
         Checkpoints(workdir, config.checkpoint, processes=processes) as checkpoints,
         contextlib.closing(clock),
     ):

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from effnet_jax import config as config_lib
 from effnet_jax.errors import UserError
-from effnet_jax.run import environment, files, lock
+from effnet_jax.run import environment, files
 from effnet_jax.run.processes import Alone
 from effnet_jax.run.writers import say
 from effnet_jax.training import optimizer as optimizers
@@ -52,7 +52,7 @@ def check(workdir: pathlib.Path, config: ConfigDict, processes: Alone) -> None:
 def _holds_a_run(workdir: pathlib.Path) -> bool:
     """Whether there is more than a failed start leaves."""
     return workdir.is_dir() and any(
-        path.name != lock.NAME and not (path.is_dir() and not any(path.iterdir()))
+        path.name != files.RUN_LOCK and not (path.is_dir() and not any(path.iterdir()))
         for path in workdir.iterdir()
     )
 

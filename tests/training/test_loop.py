@@ -22,7 +22,7 @@ from effnet_jax import config as config_lib
 from effnet_jax.checkpoint import FOLDER, Checkpoints
 from effnet_jax.errors import Interrupted, NonFiniteLossError, UserError
 from effnet_jax.run import writers
-from effnet_jax.run.lock import WorkdirLock
+from effnet_jax.run import files
 from effnet_jax.training import loop
 from effnet_jax.training import step as training_step
 from effnet_jax.training.state import abstract_state
@@ -325,7 +325,7 @@ def test_resume_never_wants_an_empty_workdir(tiny, tmp_path):
 
 
 def test_a_workdir_that_another_run_has_is_left_alone(tiny, tmp_path):
-    with WorkdirLock(tmp_path):
+    with files.Lock(tmp_path / files.RUN_LOCK):
         before = {path.name for path in tmp_path.iterdir()}
         with pytest.raises(UserError, match=f"process {os.getpid()} on host .* is running"):
             loop.train_and_evaluate(tiny, str(tmp_path))
