@@ -8,10 +8,10 @@ a choice. Operations are pure functions of the image and their arguments; the po
 random from the record's own generator.
 """
 
-import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -82,11 +82,6 @@ def _flattening(plane: np.ndarray) -> np.ndarray:
 def equalize(image: np.ndarray) -> np.ndarray:
     """Flattens each channel's histogram."""
     return _look_up(image, _flattening)
-
-
-def invert(image: np.ndarray) -> np.ndarray:
-    """255 minus the image."""
-    return cv2.bitwise_not(image)
 
 
 def posterize(image: np.ndarray, shift: int) -> np.ndarray:
@@ -192,8 +187,7 @@ def _placed(half: int, rng: np.random.Generator) -> tuple[int, float, float]:
     return half, rng.random(), rng.random()
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(NamedTuple):
     """The arguments of operations follow from these and the level."""
 
     cutout: int  # Half the square's side at level 10, in pixels.
@@ -204,7 +198,7 @@ class Settings:
 
 
 def _posterize_arguments(level: float, settings: Settings) -> tuple[int]:
-    shift = 8 - int(level / MAX_LEVEL * 4)
+    shift = 8 - int(level * 4)
     if settings.posterize_shift == "pillow":
         return (max(0, shift),)
     # The shift is a uint8, in which -3 is 253, and TensorFlow shifts by at most 7.
@@ -212,28 +206,20 @@ def _posterize_arguments(level: float, settings: Settings) -> tuple[int]:
 
 
 def _solarize_arguments(level: float, settings: Settings) -> tuple[int]:
-    threshold = int(level / MAX_LEVEL * 256)
+    threshold = int(level * 256)
     # TensorFlow compares in uint8, to which it wraps the threshold: 256 is 0.
     return (threshold % 256 if settings.solarize_threshold == "wrap" else threshold,)
 
 
 def _factor(level: float, _: Settings) -> tuple[float]:
-    return (level / MAX_LEVEL * 1.8 + 0.1,)
+    return (level * 1.8 + 0.1,)
 
 
-def _slope(level: float, _: Settings) -> tuple[float]:
-    return (level / MAX_LEVEL * 0.3,)
-
-
-def _shift(level: float, settings: Settings) -> tuple[float]:
-    return (level / MAX_LEVEL * settings.translate,)
-
-
-@dataclasses.dataclass(frozen=True)
-class Operation:
+class Operation(NamedTuple):
     """A function of the image and of arguments that follow from the level and from chance."""
 
     function: Callable[..., np.ndarray]
+    # Of the level as a fraction of 10.
     arguments: Callable[[float, Settings], tuple] = lambda level, settings: ()
     draw: Callable[..., tuple] | None = None  # (*arguments, generator) -> arguments of an image.
 
@@ -241,20 +227,20 @@ class Operation:
 OPERATIONS = {
     "AutoContrast": Operation(auto_contrast),
     "Equalize": Operation(equalize),
-    "Invert": Operation(invert),
-    "Rotate": Operation(rotate, lambda level, _: (level / MAX_LEVEL * 30,), _signed),
+    "Invert": Operation(cv2.bitwise_not),
+    "Rotate": Operation(rotate, lambda level, _: (level * 30,), _signed),
     "Posterize": Operation(posterize, _posterize_arguments),
     "Solarize": Operation(solarize, _solarize_arguments),
     "Color": Operation(color, _factor),
     "Contrast": Operation(contrast, lambda level, s: (*_factor(level, s), s.contrast_mean)),
     "Brightness": Operation(brightness, _factor),
     "Sharpness": Operation(sharpness, _factor),
-    "ShearX": Operation(_with_entry(1), _slope, _signed),
-    "ShearY": Operation(_with_entry(3), _slope, _signed),
-    "TranslateX": Operation(_with_entry(2), _shift, _signed),
-    "TranslateY": Operation(_with_entry(5), _shift, _signed),
-    "Cutout": Operation(cutout, lambda level, s: (int(level / MAX_LEVEL * s.cutout),), _placed),
-    "SolarizeAdd": Operation(solarize_add, lambda level, _: (int(level / MAX_LEVEL * 110),)),
+    "ShearX": Operation(_with_entry(1), lambda level, _: (level * 0.3,), _signed),
+    "ShearY": Operation(_with_entry(3), lambda level, _: (level * 0.3,), _signed),
+    "TranslateX": Operation(_with_entry(2), lambda level, s: (level * s.translate,), _signed),
+    "TranslateY": Operation(_with_entry(5), lambda level, s: (level * s.translate,), _signed),
+    "Cutout": Operation(cutout, lambda level, s: (int(level * s.cutout),), _placed),
+    "SolarizeAdd": Operation(solarize_add, lambda level, _: (int(level * 110),)),
 }
 
 # AutoAugment v0 (1805.09501), found on ImageNet. Each image gets one of these lines: both of its
@@ -289,8 +275,7 @@ AUTOAUGMENT_V0 = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """An operation with the arguments of its level. It can be pickled."""
 
     name: str
@@ -307,11 +292,10 @@ class Step:
 
 def make_step(name: str, level: float, settings: Settings) -> Step:
     """The operation `name` at a level of 0 to 10, or in RandAugment above."""
-    return Step(name, OPERATIONS[name].arguments(level, settings))
+    return Step(name, OPERATIONS[name].arguments(level / MAX_LEVEL, settings))
 
 
-@dataclasses.dataclass(frozen=True)
-class AutoAugment:
+class AutoAugment(NamedTuple):
     """A random one of the sub-policies, which are pairs of a step and its probability."""
 
     sub_policies: tuple[tuple[tuple[Step, float], ...], ...]
@@ -323,8 +307,7 @@ class AutoAugment:
         return image
 
 
-@dataclasses.dataclass(frozen=True)
-class RandAugment:
+class RandAugment(NamedTuple):
     """`layers` random ones of the steps, drawn with replacement."""
 
     steps: tuple[Step, ...]

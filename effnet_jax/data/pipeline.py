@@ -60,19 +60,18 @@ def error_for(source: Source, index: int, error: Exception) -> UserError:
     return UserError(f"cannot read {source.describe(index)}: {error}")
 
 
-def check_image(source: Source, index: int) -> None:
-    """Reads and decodes a whole image; raises a UserError that names a bad one."""
-    try:
-        decode_image(read(source, index)["image"])
-    except (ValueError, OSError) as error:
-        raise error_for(source, index, error) from None
-
-
 def check_images(source: Source, count: int, threads: int) -> None:
     """Decodes `count` evenly spaced images; raises a UserError that names a bad one."""
+
+    def check(index: int) -> None:
+        try:
+            decode_image(read(source, index)["image"])
+        except (ValueError, OSError) as error:
+            raise error_for(source, index, error) from None
+
     indices = np.unique(np.linspace(0, len(source) - 1, min(count, len(source)), dtype=int))
     with concurrent.futures.ThreadPoolExecutor(max(1, threads)) as pool:
-        for _ in pool.map(functools.partial(check_image, source), indices.tolist()):
+        for _ in pool.map(check, indices.tolist()):
             pass
 
 
@@ -80,10 +79,8 @@ class TrainImages:
     """A `Load` of training images; `config` is the whole config."""
 
     def __init__(self, source: Source, config: ConfigDict):
-        self._source = source
+        self._source, self._seed = source, config.seed
         self._preprocess, self._augment = config.preprocess, config.augment
-        self._erases = config.augment.erase_probability > 0
-        self._seed = config.seed
         self._skips = config.data.on_corrupt == "skip"
         self._policy = augment.build_policy(config.augment)
         self._order = grain.MapDataset.range(len(source)).shuffle(seed=config.seed).repeat()
@@ -127,7 +124,7 @@ class TrainImages:
             image = cv2.flip(image, 1)
         if self._policy:
             image = self._policy(image, rng)
-        if self._erases:
+        if self._augment.erase_probability > 0:
             image = augment.erase(image, self._augment, self._preprocess.mean, rng)
         out[:] = image
 
@@ -191,59 +188,47 @@ class Batches:
         process: int = 0,
         processes: int = 1,
     ):
-        self._load = load
-        self._resolution = resolution
-        self._global, self._local = batch_size, batch_size // processes
-        self._length = length
-        self._process = process
+        self._load, self._resolution, self._length = load, resolution, length
+        self._global, self._local, self._process = batch_size, batch_size // processes, process
         self._chunk = max(size for size in range(1, CHUNK + 1) if self._local % size == 0)
         self._per_batch = self._local // self._chunk
 
     def __len__(self) -> int:
-        if self._length is None:
-            raise TypeError("these batches have no end")
-        return self._length
+        return self._length  # Raises TypeError if there is no end.
 
     def positions(self, chunk: int) -> range:
-        """Positions in the stream of chunk number `chunk` of this process."""
+        """Positions in the stream of a chunk of this process."""
         step, part = divmod(chunk, self._per_batch)
         first = step * self._global + self._process * self._local + part * self._chunk
         return range(first, first + self._chunk)
 
-    def chunk(self, number: int, images: np.ndarray | None = None) -> Batch:
-        """Makes a chunk of this process in this thread; its images in `images` if that is given."""
-        positions = self.positions(number)
-        if images is None:
-            images = self._empty(len(positions))
-        loaded = [self._load(position, images[row]) for row, position in enumerate(positions)]
-        labels, masks = zip(*loaded, strict=True)
-        return {
-            "image": images,
-            "label": np.array(labels, np.int32),
-            "mask": np.array(masks, np.float32),
-        }
-
     def _empty(self, count: int) -> np.ndarray:
         return np.empty((count, self._resolution, self._resolution, 3), np.uint8)
 
-    def _chunk_in_place(self) -> Callable[[int], Batch]:
-        """A `chunk` that makes images where they lie in the batch, so they needn't be copied."""
-        batches = weakref.WeakValueDictionary()  # Images by step; the chunks keep them alive.
-        lock = threading.Lock()
+    def _make(self, number: int, images: np.ndarray | None = None) -> Batch:
+        """Makes a chunk of this process in this thread; its images in `images` if that is given."""
+        positions = self.positions(number)
+        images = self._empty(self._chunk) if images is None else images
+        loaded = [self._load(position, images[row]) for row, position in enumerate(positions)]
+        labels, masks = zip(*loaded, strict=True)
+        masks = np.array(masks, np.float32)
+        return {"image": images, "label": np.array(labels, np.int32), "mask": masks}
+
+    def _make_in_place(self) -> Callable[[int], Batch]:
+        """A `_make` of images that lie in their batch already, so they needn't be copied."""
+        batches, lock = weakref.WeakValueDictionary(), threading.Lock()  # Images by step.
 
         def make(number: int) -> Batch:
             step, part = divmod(number, self._per_batch)
-            with lock:
-                images = batches.get(step)
-                if images is None:
-                    batches[step] = images = self._empty(self._local)
-            return self.chunk(number, images[part * self._chunk :][: self._chunk])
+            with lock:  # The chunks of a step keep its images alive.
+                images = batches.setdefault(step, self._empty(self._local))
+            return self._make(number, images[part * self._chunk :][: self._chunk])
 
         return make
 
     def __getitem__(self, step: int) -> Batch:
-        first = step * self._per_batch
-        return concatenate([self.chunk(first + part) for part in range(self._per_batch)])
+        chunks = range(step * self._per_batch, (step + 1) * self._per_batch)
+        return concatenate([self._make(number) for number in chunks])
 
     def read_ahead(
         self, config: ConfigDict, start: int = 0, stop: int | None = None, workers: int = 0
@@ -256,18 +241,15 @@ class Batches:
           start, stop: steps; None for the end.
           workers: number of processes, of `config.threads` threads each; 0: threads of this one.
         """
-        if stop is None:
-            stop = self._length
+        stop = self._length if stop is None else stop
         first = start * self._per_batch
         last = 2**62 if stop is None else stop * self._per_batch
         chunk_bytes = self._chunk * self._resolution**2 * 3
-        ahead = min(
-            config.prefetch_batches * self._per_batch,
-            int(config.prefetch_gib * 2**30 / chunk_bytes),
-        )
+        most = int(config.prefetch_gib * 2**30 / chunk_bytes)
+        ahead = min(config.prefetch_batches * self._per_batch, most)
         ahead = max(1, ahead // max(1, workers))
         options = grain.ReadOptions(min(config.threads, ahead), ahead)
-        make = self.chunk if workers else self._chunk_in_place()
+        make = self._make if workers else self._make_in_place()
         chunks = grain.MapDataset.range(first, last).map(make).to_iter_dataset(options)
         if workers:
             if not flags.FLAGS.is_parsed():  # Grain asks a flag; a notebook has none.

@@ -6,15 +6,12 @@ int32 [MOST_LABELS], padded with -1.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import io
 import itertools
-import json
 import math
 import os
 import pathlib
-import tempfile
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -23,6 +20,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from effnet_jax.errors import UserError, check_choice
+from effnet_jax.run import files
 
 EXTENSIONS = (".jpg", ".jpeg", ".png")
 MOST_LABELS = 16  # Of one image; ImageNet ReaL has at most 9.
@@ -46,34 +44,28 @@ def cache_dir() -> pathlib.Path:
     return pathlib.Path(home).expanduser() / "effnet_jax"
 
 
-def _how_to_prepare(name: str, data_dir: str) -> str:
-    """The command that makes a data set in `data_dir`."""
-    if name.partition(":")[0] == "imagenet2012":
-        return (
-            "Run, where DIR holds the official tars or the images in folders:\n"
-            f"  python -m effnet_jax.tools.prepare_imagenet --from=DIR --data_dir={data_dir}"
-        )
-    return (
-        "In an environment with TensorFlow, which this program doesn't need, run:\n"
-        f"  tfds build {name} --data_dir={data_dir} --file_format=array_record"
-    )
+def _missing(name: str, data_dir: str) -> UserError:
+    """The error for a data set that is not in `data_dir`, with the command that prepares it.
 
-
-def _unfinished(name: str, data_dir: str) -> str | None:
-    """The state of a preparation in DATA_DIR/NAME/VERSION.incomplete; None if there is none.
-
-    Whoever prepares locks the file `lock` there, which names the process, and writes the command
-    that continues to `state.json`.
+    A preparation works in DATA_DIR/NAME/VERSION.incomplete, where it has a lock and, in state.json,
+    the command that continues it.
     """
     for state in pathlib.Path(data_dir, name).glob("*.incomplete/state.json"):
-        with open(state.with_name("lock")) as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return f"is being prepared in {state.parent} by {lock.read()}; wait until it ends"
-        command = json.loads(state.read_text())["command"]
-        return f"is half prepared in {state.parent}. Go on with:\n  {command}"
-    return None
+        with files.Lock(state.with_name("lock"), "preparation", "choose another data set"):
+            command = files.read_json(state)["command"]
+        return UserError(
+            f"data set {name!r} is half prepared in {state.parent}. Go on with:\n  {command}"
+        )
+    if name.partition(":")[0] == "imagenet2012":
+        remedy = "Run, where DIR holds the official tars or the images in folders:\n  "
+        remedy += f"python -m effnet_jax.tools.prepare_imagenet --from=DIR --data_dir={data_dir}"
+    else:
+        remedy = "In an environment with TensorFlow, which this program doesn't need, run:\n  "
+        remedy += f"tfds build {name} --data_dir={data_dir} --file_format=array_record"
+    where = data_dir if os.path.isdir(data_dir) else f"{data_dir}: no directory"
+    return UserError(
+        f"data set {name!r} is not prepared in {where} (config.data.data_dir). {remedy}"
+    )
 
 
 def check_format(info: Any) -> None:
@@ -104,12 +96,9 @@ def check_files(instructions: list[Any]) -> None:
         path, expected = str(instruction.filename), instruction.examples_in_shard
         if not os.path.isfile(path):
             raise UserError(f"{path} is missing; copy or prepare the data set again")
-        try:
-            reader = array_record(path)
-            records = reader.num_records()
-            reader.close()
-        except RuntimeError:
-            records = 0
+        records = 0
+        with contextlib.suppress(RuntimeError):
+            records = array_record(path).num_records()
         if records != expected:
             raise UserError(
                 f"{path} has {os.path.getsize(path):,} bytes, and {records} of its {expected} "
@@ -128,12 +117,7 @@ class TfdsSource:
         try:
             builder = tfds.core.read_only_builder.builder_from_files(name, data_dir=data_dir)
         except tfds.core.registered.DatasetNotFoundError:
-            where = data_dir if os.path.isdir(data_dir) else f"{data_dir}: no directory"
-            state = _unfinished(name, data_dir) or (
-                f"is not prepared in {where} (config.data.data_dir). "
-                + _how_to_prepare(name, data_dir)
-            )
-            raise UserError(f"data set {name!r} {state}") from None
+            raise _missing(name, data_dir) from None
         check_format(builder.info)
         features = builder.info.features
         known = {"image", label} <= set(features)
@@ -182,51 +166,53 @@ def digits_source(name: str, data_dir: str | None, split: str) -> TfdsSource:
             f"no {name} in {data_dir} (config.data.data_dir); without that key they are made in "
             f"{cache_dir()}"
         )
-    data_dir = data_dir or str(cache_dir() / "data")
-    if not os.path.isdir(os.path.join(data_dir, name)):
+    if not data_dir:
+        data_dir = str(cache_dir() / "data")
         _make_digits(name, data_dir)
     return TfdsSource(name, data_dir, split)
 
 
 def _make_digits(name: str, data_dir: str) -> None:
-    """Writes the data set in a folder of its own and moves it: two runs may start at once."""
     import tensorflow_datasets as tfds
 
     from effnet_jax.data.cluttered_digits import ClutteredDigits
     from effnet_jax.data.digits import Digits
 
     tfds.disable_progress_bar()
+    builder = {"digits": Digits, "cluttered_digits": ClutteredDigits}[name](
+        data_dir=data_dir, file_format="array_record"
+    )
     try:
-        os.makedirs(data_dir, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"can't write {name} to {data_dir} ({error.strerror}); set XDG_CACHE_HOME"
-        ) from None
-    with tempfile.TemporaryDirectory(dir=data_dir) as private:
-        builder = {"digits": Digits, "cluttered_digits": ClutteredDigits}[name]
         with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints what nobody needs.
-            builder(data_dir=private, file_format="array_record").download_and_prepare()
-        with contextlib.suppress(OSError):  # The other run was faster.
-            os.rename(os.path.join(private, name), os.path.join(data_dir, name))
+            builder.download_and_prepare()
+    except OSError as error:
+        if not os.path.isdir(builder.data_dir):  # Otherwise another run was faster.
+            raise UserError(
+                f"can't write {name} to {data_dir} ({error.strerror}); set XDG_CACHE_HOME"
+            ) from None
 
 
 class FolderSource:
     """Image files in one folder per class; the sorted folder names are the classes."""
 
-    def __init__(self, classes: tuple[str, ...], files: list[tuple[str, int]]):
-        self.classes = classes
-        self._files = files
+    def __init__(self, classes: tuple[str, ...], paths: list[tuple[str, int]]):
+        self.classes, self._paths = classes, paths
 
     def __len__(self) -> int:
-        return len(self._files)
+        return len(self._paths)
 
     def __getitem__(self, index: int) -> dict[str, bytes | int]:
-        path, label = self._files[index]
+        path, label = self._paths[index]
         with open(path, "rb") as file:
             return {"image": file.read(), "label": label}
 
     def describe(self, index: int) -> str:
-        return self._files[index][0]
+        return self._paths[index][0]
+
+
+def is_image(name: str) -> bool:
+    """Whether a file's name is that of an image."""
+    return name.lower().endswith(EXTENSIONS) and not name.startswith(".")
 
 
 def list_classes(folder: pathlib.Path) -> dict[str, list[str]]:
@@ -235,8 +221,11 @@ def list_classes(folder: pathlib.Path) -> dict[str, list[str]]:
     for entry in sorted(folder.iterdir()):
         if entry.is_dir() and not entry.name.startswith("."):
             walk = os.walk(entry, followlinks=True)
-            paths = (os.path.join(root, name) for root, _, names in walk for name in names)
-            found[entry.name] = sorted(p for p in paths if p.lower().endswith(EXTENSIONS))
+            found[entry.name] = sorted(
+                os.path.join(root, name)
+                for root, _, names in walk
+                for name in filter(is_image, names)
+            )
     if len(found) < 2:
         raise UserError(
             f"{folder} has {len(found)} class folders, and at least 2 are needed: "
@@ -276,9 +265,8 @@ def folder_source(
             name: _held_out(root / name, files, holdout, split == eval_split)
             for name, files in list_classes(root).items()
         }
-    classes = tuple(by_class)
-    files = [(path, label) for label, name in enumerate(classes) for path in by_class[name]]
-    return FolderSource(classes, files)
+    paths = [(path, label) for label, each in enumerate(by_class.values()) for path in each]
+    return FolderSource(tuple(by_class), paths)
 
 
 def _held_out(
@@ -348,6 +336,7 @@ class Relabeled:
 
     def __init__(self, source: Source, classes: tuple[str, ...]):
         self._source, self.classes = source, classes
+        self.describe = source.describe
         labels = {name: label for label, name in enumerate(classes)}
         self._labels = np.array([labels[name] for name in source.classes], np.int32)
 
@@ -362,23 +351,14 @@ class Relabeled:
         label = np.where(label < 0, label, self._labels[label])
         return {"image": record["image"], "label": label if label.ndim else int(label)}
 
-    def describe(self, index: int) -> str:
-        return self._source.describe(index)
-
 
 def with_classes(
     source: Source, classes: tuple[str, ...], split: str, say: Callable[[str], None] = print
 ) -> Source:
-    """A source with the labels of a network's outputs, which are matched by the classes' names.
+    """A source with the labels of a network's outputs, `classes`, which are matched by name.
 
-    Args:
-      source: the records of a split.
-      classes: names of the network's outputs.
-      split: name of the split.
-      say: prints a line if the data has only some of the classes.
-
-    Raises:
-      UserError: the data has a class that the network doesn't have.
+    It calls `say` with a line of text if the data has only some of the classes, and raises
+    UserError if it has others.
     """
     if source.classes == classes:
         return source

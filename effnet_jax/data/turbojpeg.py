@@ -76,34 +76,26 @@ def decode_box(data: bytes, choose: Callable[[int, int], Box]) -> np.ndarray | N
       box can't be decoded by itself: no library, a rare kind of JPEG, a damaged file.
     """
     # Rows below the box are never read, so a file that ends early has to be noticed here.
-    if library() is None or data.rfind(b"\xff\xd9", -64) < 0:
+    if (jpeg := library()) is None or data.rfind(b"\xff\xd9", -64) < 0:
         return None
-    handle = library().tj3Init(INIT_DECOMPRESS)
+    handle = jpeg.tj3Init(INIT_DECOMPRESS)
     try:
-        return _decode(library(), handle, data, choose)
+        jpeg.tj3Set(handle, STOP_ON_WARNING, 1)
+        if jpeg.tj3DecompressHeader(handle, data, len(data)):
+            return None
+        block = BLOCKS.get(jpeg.tj3Get(handle, SUBSAMPLING))
+        if block is None:
+            return None
+        whole_width, whole_height = jpeg.tj3Get(handle, WIDTH), jpeg.tj3Get(handle, HEIGHT)
+        top, left, height, width = choose(whole_height, whole_width)
+        # Upsampling of the colours looks one pixel further; on the left only a block can be added.
+        first_x, first_y = max(0, (left // block - 1) * block), max(0, top - 1)
+        end_x, end_y = min(whole_width, left + width + 1), min(whole_height, top + height + 1)
+        out = np.empty((end_y - first_y, end_x - first_x, 4), np.uint8)
+        region = Region(first_x, first_y, out.shape[1], out.shape[0])
+        failed = jpeg.tj3SetCroppingRegion(handle, region) or jpeg.tj3Decompress8(
+            handle, data, len(data), out.ctypes.data, 0, RGBX
+        )
     finally:
-        library().tj3Destroy(handle)
-
-
-def _decode(jpeg, handle: int, data: bytes, choose) -> np.ndarray | None:
-    jpeg.tj3Set(handle, STOP_ON_WARNING, 1)
-    if jpeg.tj3DecompressHeader(handle, data, len(data)):
-        return None
-    block = BLOCKS.get(jpeg.tj3Get(handle, SUBSAMPLING))
-    if block is None:
-        return None
-    whole_width, whole_height = jpeg.tj3Get(handle, WIDTH), jpeg.tj3Get(handle, HEIGHT)
-    top, left, height, width = choose(whole_height, whole_width)
-    # Upsampling of the colours looks one pixel further; on the left only a block can be added.
-    first_x = max(0, (left // block - 1) * block)
-    first_y = max(0, top - 1)
-    end_x = min(whole_width, left + width + 1)
-    end_y = min(whole_height, top + height + 1)
-    out = np.empty((end_y - first_y, end_x - first_x, 4), np.uint8)
-    region = Region(first_x, first_y, out.shape[1], out.shape[0])
-    failed = jpeg.tj3SetCroppingRegion(handle, region) or jpeg.tj3Decompress8(
-        handle, data, len(data), out.ctypes.data, 0, RGBX
-    )
-    if failed:
-        return None
-    return out[top - first_y :, left - first_x :][:height, :width]
+        jpeg.tj3Destroy(handle)
+    return None if failed else out[top - first_y :, left - first_x :][:height, :width]

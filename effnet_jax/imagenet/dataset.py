@@ -25,17 +25,17 @@ TRAIN, VALIDATION, MINIVAL = "train", "validation", "minival"
 IMAGES = {TRAIN: 1_281_167, VALIDATION: 50_000}
 # Fewest and most images of a class: Russakovsky et al. 2015 (arXiv 1409.0575), table 2.
 PER_CLASS = {TRAIN: (732, 1300), VALIDATION: (50, 50)}
-CLASSES = 1000
 SHARDS = {TRAIN: 1024, VALIDATION: 128}  # The script's; fewer where there are few images.
+CLASSES = 1000
 RUNS = 8  # The script's threads: each takes an equal share of the images and of the files.
 SEED = 12345  # The script's.
 
 
 class Archive(NamedTuple):
-    """One of the two tars from image-net.org."""
+    """One of the two tars from image-net.org; its size is in bytes."""
 
     name: str
-    size: int  # Bytes.
+    size: int
     md5: str
 
 
@@ -101,17 +101,16 @@ def _validation_classes() -> tuple[str, ...]:
 
 
 def label_of(wnid: str, where: str) -> int:
-    """Label of a class by its WordNet id; raises UserError naming `where` for an unknown id."""
+    """Label of a class by its WordNet id; an error about another id names `where`."""
     if wnid not in labels():
         raise UserError(
-            f"{where}: {wnid!r} is none of ImageNet's 1000 classes, which are named by WordNet ids "
-            "such as n01440764"
+            f"{where}: {wnid!r} is none of ImageNet's 1000 classes, WordNet ids such as n01440764"
         )
     return labels()[wnid]
 
 
 def validation_label(file_name: str, where: str) -> int:
-    """Label of a validation image by the number in its name; raises UserError naming `where`.
+    """Label of a validation image by the number in its name; an error names `where`.
 
     TFDS counts the sorted names, which gives other labels for a subset of the images.
     """
@@ -153,11 +152,8 @@ def shard_bounds(split: str, images: int) -> list[int]:
     number of shards is a multiple of 8.
     """
     per_run = min(max(images // (64 * RUNS), 1), SHARDS[split] // RUNS)
-    runs = np.linspace(0, images, RUNS + 1).astype(int)
-    bounds = [
-        np.linspace(low, high, per_run + 1).astype(int)[:-1]
-        for low, high in itertools.pairwise(runs)
-    ]
+    runs = itertools.pairwise(np.linspace(0, images, RUNS + 1).astype(int))
+    bounds = [np.linspace(*run, per_run + 1).astype(int)[:-1] for run in runs]
     return [*np.concatenate(bounds).tolist(), images]
 
 
@@ -172,8 +168,20 @@ def minival_images(images: int) -> int:
     return bounds[minival_shards(len(bounds) - 1)]
 
 
-def check(split: str, items: Sequence[Item]) -> None:
-    """Raises UserError for a split that lacks images of ImageNet, or has others."""
+def check(split: str, items: Sequence[Item], subset: bool = False) -> None:
+    """Raises UserError for a split with too few images or two of one name.
+
+    If ImageNet is not to be a `subset`, also for one that has not exactly ImageNet's images.
+    """
+    names = collections.Counter(item.file_name for item in items)
+    if len(items) < RUNS:
+        raise UserError(f"{split} has {len(items)} images; at least {RUNS} are needed")
+    name, count = names.most_common(1)[0]
+    if count > 1:
+        paths = sorted(item.path for item in items if item.file_name == name)
+        raise UserError(f"{count} images of {split} are called {name}, in {', '.join(paths)}")
+    if subset:
+        return
     counts = collections.Counter(item.label for item in items)
     low, high = PER_CLASS[split]
     wrong = []
@@ -182,26 +190,13 @@ def check(split: str, items: Sequence[Item]) -> None:
     if missing := [name for name, label in labels().items() if label not in counts]:
         shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
         wrong.append(f"no images of {len(missing)} of 1000 classes ({shown})")
-    odd = [label for label, count in sorted(counts.items()) if not low <= count <= high]
-    if odd:
-        expected = f"{low}" if low == high else f"{low} to {high}"
+    if odd := [label for label, count in sorted(counts.items()) if not low <= count <= high]:
         wrong.append(
-            f"{counts[odd[0]]} images of {class_names()[odd[0]]}, where {expected} are expected, "
-            f"and {len(odd) - 1} other classes like it"
+            f"{counts[odd[0]]} images of {class_names()[odd[0]]}, where {low} to {high} are "
+            f"expected, and {len(odd) - 1} other classes like it"
         )
     if wrong:
         raise UserError(
             f"{split} has {'; '.join(wrong)}. Complete the input, or accept an incomplete ImageNet "
             "with --subset"
         )
-
-
-def check_names(split: str, items: Sequence[Item]) -> None:
-    """Raises UserError for a split that is empty, or has two images of one name."""
-    if len(items) < RUNS:
-        raise UserError(f"{split} has {len(items)} images; at least {RUNS} are needed")
-    counts = collections.Counter(item.file_name for item in items)
-    name, count = counts.most_common(1)[0]
-    if count > 1:
-        paths = sorted(item.path for item in items if item.file_name == name)
-        raise UserError(f"{count} images of {split} are called {name}, in {', '.join(paths)}")

@@ -4,12 +4,11 @@ Each becomes one list of `Item` a split. Tars are indexed by seeking from header
 is extracted.
 """
 
-import dataclasses
 import os
 import pathlib
 import tarfile
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from effnet_jax.data import sources
 from effnet_jax.errors import UserError
@@ -28,13 +27,12 @@ from effnet_jax.imagenet.dataset import (
 BLOCK = 512  # Bytes: tars are made of blocks.
 
 
-@dataclasses.dataclass(frozen=True)
-class Input:
+class Input(NamedTuple):
     """Both splits, unordered; `archives` are the tars whose checksums can be compared."""
 
     kind: str
     splits: dict[str, list[Item]]
-    archives: dict[str, pathlib.Path] = dataclasses.field(default_factory=dict)
+    archives: dict[str, pathlib.Path]
 
 
 class BrokenTar(UserError):
@@ -54,27 +52,24 @@ def open_input(root: pathlib.Path) -> Input:
             raise UserError(f"{root} has one of the two tars, but {missing[0]} is missing")
         return Input("tars", {split: _tar(split, path) for split, path in tars.items()}, tars)
     if (root / "train").is_dir() and (root / "val").is_dir():
-        splits = {TRAIN: _train_folder(root / "train"), VALIDATION: _val_folder(root / "val")}
-        return Input("a folder", splits)
+        splits = {TRAIN: _folder(root / "train"), VALIDATION: _folder(root / "val")}
+        return Input("a folder", splits, {})
     places = [root, *root.glob("*/"), *root.glob(f"{NAME}/*/")]
     if found := [place for place in places if (place / "dataset_info.json").is_file()]:
         if len(found) > 1:
             raise UserError(f"{root} has several data sets; give one: {' '.join(map(str, found))}")
         return _tfds(found[0])
     raise UserError(
-        f"{root} (--from) has no known form of ImageNet. Looked for: "
-        + " and ".join(archive.name for archive in ARCHIVES.values())
-        + "; folders train/WNID and val (of images, or of folders WNID); a copy by TFDS, "
-        f"with dataset_info.json in it, in */ or in {NAME}/*/"
+        f"{root} (--from) has no known form of ImageNet. Looked for: {tars[TRAIN].name} and "
+        f"{tars[VALIDATION].name}; folders train/WNID and val (of images, or of folders WNID); a "
+        f"copy by TFDS, with dataset_info.json in it, in */ or in {NAME}/*/"
     )
 
 
 def read_item(item: Item) -> bytes:
     """The encoded image.
 
-    Raises:
-      ValueError: the file is shorter than it was.
-      UserError: the file can't be read.
+    Raises ValueError if the file is shorter than it was, UserError if it can't be read.
     """
     try:
         if ".array_record-" in item.path:
@@ -137,34 +132,20 @@ def _tar(split: str, path: pathlib.Path) -> list[Item]:
     return items
 
 
-def _images(folder: pathlib.Path) -> Iterator[tuple[str, str, int]]:
-    """Name, path and bytes of the image files in a folder."""
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.lower().endswith(sources.EXTENSIONS) and not entry.name.startswith("."):
-                yield entry.name, entry.path, entry.stat().st_size
-
-
-def _class_folders(folder: pathlib.Path) -> list[pathlib.Path]:
-    paths = sorted(folder.iterdir())
-    return [path for path in paths if path.is_dir() and not path.name.startswith(".")]
-
-
-def _train_folder(folder: pathlib.Path) -> list[Item]:
+def _folder(folder: pathlib.Path) -> list[Item]:
+    """The images of folders of classes, or of one folder with validation images as in the tar."""
+    if any(entry.is_dir() and not entry.name.startswith(".") for entry in os.scandir(folder)):
+        labeled = [
+            (path, label_of(name, str(folder / name)))
+            for name, paths in sources.list_classes(folder).items()
+            for path in paths
+        ]
+    else:
+        paths = [entry.path for entry in os.scandir(folder) if sources.is_image(entry.name)]
+        labeled = [(path, validation_label(os.path.basename(path), path)) for path in paths]
     return [
-        Item(name, label_of(place.name, str(place)), path, 0, length)
-        for place in _class_folders(folder)
-        for name, path, length in _images(place)
-    ]
-
-
-def _val_folder(folder: pathlib.Path) -> list[Item]:
-    """The images of folders of classes, as in training, or of one folder, as in the tar."""
-    if _class_folders(folder):
-        return _train_folder(folder)
-    return [
-        Item(name, validation_label(name, path), path, 0, length)
-        for name, path, length in _images(folder)
+        Item(os.path.basename(path), label, path, 0, os.path.getsize(path))
+        for path, label in labeled
     ]
 
 
@@ -187,7 +168,7 @@ def _tfds(folder: pathlib.Path) -> Input:
         files = info.splits[split].file_instructions
         sources.check_files(files)
         splits[split] = [item for file in files for item in _records(str(file.filename))]
-    return Input("a copy by TFDS", splits)
+    return Input("a copy by TFDS", splits, {})
 
 
 def _records(path: str) -> Iterator[Item]:

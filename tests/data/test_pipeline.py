@@ -12,6 +12,7 @@ import numpy as np
 import psutil
 import pytest
 
+from effnet_jax import config as default
 from effnet_jax import parallel
 from effnet_jax.data import pipeline, sources
 from effnet_jax.errors import UserError
@@ -49,13 +50,13 @@ def record_of(batch) -> list[int]:
     return batch["image"][:, 0, 0, 0].tolist()
 
 
-@pytest.mark.parametrize("hosts", [1, 2, 4, 8])
-def test_each_record_once_an_epoch_on_any_number_of_hosts(tiny, hosts):
+@pytest.mark.parametrize("processes", [1, 2, 4, 8])
+def test_each_record_once_an_epoch_on_any_number_of_processes(tiny, processes):
     source, batch = Numbers(100), 8  # 100 / 8 is not whole: batches cross the ends of epochs.
     tiny.seed, tiny.batch_size = 3, batch
-    datasets = [pipeline.train_batches(source, tiny, 8, host, hosts) for host in range(hosts)]
+    datasets = [pipeline.train_batches(source, tiny, 8, process, processes) for process in range(processes)]
     steps = [[record_of(dataset[step]) for dataset in datasets] for step in range(25)]
-    assert all(len(part) == batch // hosts for parts in steps for part in parts)
+    assert all(len(part) == batch // processes for parts in steps for part in parts)
     stream = list(itertools.chain(*(itertools.chain(*parts) for parts in steps)))
     first, second = stream[:100], stream[100:]
     assert sorted(first) == sorted(second) == list(range(100))
@@ -63,13 +64,13 @@ def test_each_record_once_an_epoch_on_any_number_of_hosts(tiny, hosts):
     assert first != sorted(first)
 
 
-@pytest.mark.parametrize("hosts", [2, 4, 8])
-def test_the_same_batches_with_the_same_augmentations_on_any_number_of_hosts(tiny, hosts):
+@pytest.mark.parametrize("processes", [2, 4, 8])
+def test_the_same_batches_with_the_same_augmentations_on_any_number_of_processes(tiny, processes):
     source = sources.open_source(tiny.data, "train")
     tiny.batch_size = 16
     tiny.augment.policy = "autoaugment"
     make = lambda *place: pipeline.train_batches(source, tiny, 16, *place)  # noqa: E731
-    whole, parts = make(), [make(host, hosts) for host in range(hosts)]
+    whole, parts = make(), [make(process, processes) for process in range(processes)]
     for step in (0, 1, 89, 90, 1000):  # 89 crosses the end of the first epoch.
         for key in ("image", "label", "mask"):
             together = np.concatenate([part[step][key] for part in parts])
@@ -145,23 +146,23 @@ def test_images_cross_as_uint8(tiny):
 
 
 @pytest.mark.parametrize(
-    ("count", "batch", "hosts"), [(100, 8, 1), (100, 8, 4), (5, 8, 2), (16, 8, 2)]
+    ("count", "batch", "processes"), [(100, 8, 1), (100, 8, 4), (5, 8, 2), (16, 8, 2)]
 )
-def test_evaluation_pads_and_drops_nothing(tiny, count, batch, hosts):
+def test_evaluation_pads_and_drops_nothing(tiny, count, batch, processes):
     seen = collections.Counter()
     lengths = set()
-    for host in range(hosts):
+    for process in range(processes):
         tiny.eval_batch_size = batch
-        dataset = pipeline.eval_batches(Numbers(count), tiny, 8, host, hosts)
+        dataset = pipeline.eval_batches(Numbers(count), tiny, 8, process, processes)
         batches = list(dataset.read_ahead(tiny.data))
         lengths.add(len(batches))
         for part in batches:
-            assert len(part["mask"]) == batch // hosts
+            assert len(part["mask"]) == batch // processes
             kept = part["mask"] == 1
             seen.update(part["image"][kept, 0, 0, 0].tolist())
             assert not part["image"][~kept].any()
     assert seen == dict.fromkeys(range(count), 1)
-    assert lengths == {-(-count // batch)}  # The same number of steps on every host.
+    assert lengths == {-(-count // batch)}  # The same number of steps on every process.
 
 
 def broken(count: int, bad: int) -> Numbers:
@@ -240,7 +241,7 @@ def test_worker_processes_make_the_same_batches_whatever_signals_come(tiny, size
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         sending = pool.submit(send)
         try:
-            for step, ahead in enumerate(batches.read_ahead(tiny.data, 0, 8, processes=2)):
+            for step, ahead in enumerate(batches.read_ahead(tiny.data, 0, 8, workers=2)):
                 for key, value in batches[step].items():
                     np.testing.assert_array_equal(ahead[key], value)
         finally:
@@ -303,4 +304,4 @@ def test_memory_bounds_what_is_read_ahead(tiny):
 def test_impossible_preprocessing_is_refused(tiny, key, value, message):
     tiny.preprocess[key] = value
     with pytest.raises(UserError, match=message):
-        pipeline.check_config(tiny)
+        default.validate(tiny)

@@ -416,7 +416,7 @@ def prepare_in_group(source, data_dir, began, processes, events, last_event) -> 
 def start(tars):
     """Starts preparation in a process that has all modules imported already."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.data.test_prepare", "cv2", "tensorflow_datasets"])
+    context.set_forkserver_preload(["tests.imagenet.test_prepare", "cv2", "tensorflow_datasets"])
 
     def begin(data_dir: pathlib.Path, processes: int = 1, last_event: int = 0):
         began, events = context.Event(), context.Value("i", 0)
@@ -569,7 +569,8 @@ def test_ctrl_c_leaves_what_can_go_on(tars, prepared, tmp_path):
 def test_tensorflow_is_not_imported(tars, tmp_path):
     code = (
         "import pathlib, sys\n"
-        "from effnet_jax.data import prepare, shards, sources\n"
+        "from effnet_jax.data import sources\n"
+        "from effnet_jax.imagenet import prepare, shards\n"
         f"root, out = pathlib.Path({str(tars)!r}), pathlib.Path({str(tmp_path)!r})\n"
         "prepare.prepare(root, out, shards.Settings(), subset=True)\n"
         "sources.TfdsSource('imagenet2012', str(out), 'train')[0]\n"
