@@ -10,15 +10,18 @@ goes on from the last checkpoint. Where host 0 is the one, JAX may be faster to 
 the others (134, SIGABRT). What ends one host alone ends the others, with the same code.
 """
 
+import argparse
 import contextlib
 import importlib.util
 import os
+import pathlib
 import sys
 import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from absl import app, flags, logging
+from absl import flags, logging
+from ml_collections import ConfigDict, config_flags
 
 from effnet_jax.data.sources import cache_dir
 from effnet_jax.errors import (
@@ -65,21 +68,126 @@ def use_compilation_cache() -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-def define_process_flags() -> None:
-    """The three flags that make a process one of many; `_join` reads them."""
-    flags.DEFINE_string(
-        "coordinator_address", None, "Many hosts: HOST:PORT of process 0; a pod, SLURM: by itself."
-    )
-    flags.DEFINE_integer("num_processes", None, "Many hosts: how many processes there are.")
-    flags.DEFINE_integer("process_id", None, "Many hosts: which of them this is, from 0.")
+class Parser(argparse.ArgumentParser):
+    """The flags of a command, and how it has to be started.
+
+    Attributes:
+      config: the experiment that the command takes without --config; None: it takes no config.
+      computes: whether it runs anything on a device.
+      joins: whether it can be one of several processes, which `run` adds as `args.processes`.
+    """
+
+    def __init__(
+        self, doc: str, config: str | None = None, computes: bool = True, joins: bool = False
+    ):
+        super().__init__(
+            description=doc,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        self.config, self.computes, self.joins = config, computes, joins
+        if config:
+            self.add_argument(
+                "--config",
+                metavar="EXPERIMENT",
+                help="NAME of configs/, FILE.py, FILE.py:ARGUMENT, a saved FILE.json or a workdir; "
+                f"by default {config}. --config.KEY=VALUE changes a value",
+            )
+        if joins:
+            add = self.add_argument_group("several processes; found in a pod or SLURM").add_argument
+            add("--coordinator_address", metavar="HOST:PORT", help="of process 0")
+            add("--num_processes", type=int, metavar="N", help="how many processes there are")
+            add("--process_id", type=int, metavar="N", help="the number of this one, from 0")
+
+    def error(self, message: str) -> None:
+        """Raises UserError, where argparse would exit."""
+        raise UserError(f"{message}. Try --help")
+
+    def parse_args(self, args: list[str] | None = None, namespace: Any = None) -> Any:
+        """The flags; `config` is then the config itself, and `experiment` the text that named it."""
+        args, rest = self.parse_known_args(args, namespace)
+        if self.config is None:
+            if rest:
+                self.error(f"unexpected argument {rest[0]!r}")
+            return args
+        args.experiment = args.config or self.config
+        try:
+            config = read_config(args.experiment)
+        except UserError as error:
+            raise error if args.config else UserError(f"give --config=FILE: {error}") from None
+        args.config = override(config, rest)
+        return args
 
 
-def _join():
-    """The processes of this run, by the flags, or found where a cluster started them."""
-    from effnet_jax.run import processes
+def count(text: str) -> int:
+    """The type of a flag that takes a whole number from 1 on."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} should be a whole number, 1 or more")
+    return int(text)
 
-    values = flags.FLAGS
-    return processes.join(values.coordinator_address, values.num_processes, values.process_id)
+
+def read_config(experiment: str) -> ConfigDict:
+    """The config of an experiment, or one that was saved.
+
+    Args:
+      experiment: NAME (of configs/) or FILE.py, with :ARGUMENT for its `get_config`; FILE.json or
+        a workdir, with :MODEL for that model by the file's own base and coefficients, as in
+        scaling.json:phi=2.
+    """
+    from effnet_jax import config as config_lib
+
+    name, _, argument = experiment.partition(":")
+    path = pathlib.Path(name).expanduser()
+    if path.suffix != ".json" and not (path / config_lib.FILE).is_file():
+        get_config = config_lib.find("", "config", name, "get_config")
+        return get_config(argument) if argument else get_config()
+    config = config_lib.load(path)
+    return config_lib.rescale(config, argument) if argument else config
+
+
+class _OrNone(flags.ArgumentParser):
+    """Reads None, which unsets a value, besides what the parser of a type reads."""
+
+    def __init__(self, parser: flags.ArgumentParser):
+        self._parser = parser
+
+    def parse(self, argument: Any) -> Any:
+        return None if argument in (None, "None") else self._parser.parse(argument)
+
+
+def override(config: ConfigDict, arguments: list[str]) -> ConfigDict:
+    """Locks a config after changing it by arguments like --config.optimizer.name=sgd.
+
+    A value is read by the type of the one that it replaces.
+
+    Raises:
+      UserError: an unknown key, a value of another type, or any other argument.
+    """
+    values = flags.FlagValues()
+    kinds = {int: flags.IntegerParser(), float: flags.FloatParser(), str: flags.ArgumentParser()}
+    for kind, parser in kinds.items():
+        config_flags.register_flag_parser_for_type(kind, _OrNone(parser))
+    try:
+        config_flags.DEFINE_config_dict(
+            "config", config, flag_values=values, sys_argv=["", *arguments]
+        )
+        left = values(["", *arguments])[1:]
+    except Exception as error:
+        raise UserError(explain(error)) from None
+    if left:
+        raise UserError(f"unexpected argument {left[0]!r}; flags are --name=value. Try --help")
+    return config
+
+
+def explain(error: Exception) -> str:
+    """What is wrong with the command line, from what absl and ml_collections raise for it."""
+    while error.args and isinstance(error.args[0], Exception):
+        error = error.args[0]
+    text = str(error.args[0] if error.args else error).strip()
+    if isinstance(error, AttributeError | KeyError):
+        hint = "" if "Did you mean" in text else "; effnet_jax/config.py has every key"
+        return f"unknown config key {'. '.join(text.split(chr(10)))}{hint}"
+    return f"{text}. Try --help"
 
 
 @contextlib.contextmanager
@@ -123,75 +231,30 @@ def _exit_codes(processes: Any = None) -> Iterator[None]:
         sys.exit(code)
 
 
-def run(main: Callable[..., None], computes: bool = True, joins: bool = False) -> None:
-    """Runs a command's `main`, and turns the errors meant for people into a message and a code.
+def run(
+    main: Callable[[Any], None], parser: Parser, arguments: list[str] | None = None
+) -> None:
+    """Runs a command, and turns the errors meant for people into a message and a code.
 
     Args:
-      main: the command.
-      computes: whether it runs anything on a device.
-      joins: whether it can be one of several processes; `main` is then given them.
+      main: the command; takes the parsed arguments.
+      parser: its flags.
+      arguments: by default the command line's.
     """
-    if computes:
+    if parser.computes:
         tune_process()
     logging.set_verbosity(logging.ERROR)
     # What Orbax can't do it raises, and logs with its traceback as well.
     logging.get_absl_logger().addFilter(lambda record: "orbax" not in record.pathname)
-    use_compilation_cache()
-    if not joins:
-        with _exit_codes():
-            main()
-        return
+    processes = None
     with _exit_codes():
-        processes = _join()
+        args = parser.parse_args(arguments)
+        use_compilation_cache()
+        if parser.joins:
+            from effnet_jax.run import processes as joining
+
+            processes = args.processes = joining.join(
+                args.coordinator_address, args.num_processes, args.process_id
+            )
     with _exit_codes(processes):
-        main(processes)
-
-
-def run_with_flags(
-    main: Callable[..., None],
-    default_config: str | None = None,
-    computes: bool = True,
-    joins: bool = False,
-) -> None:
-    """As `run`, after absl flags were read from the command line.
-
-    Args:
-      main: the command.
-      default_config: value of --config where the command line has none.
-      computes, joins: as for `run`.
-    """
-    tune_process()
-    with _exit_codes():
-        has_config = any(arg == "--config" or arg.startswith("--config=") for arg in sys.argv)
-        if default_config and not has_config:
-            # Not as the flag's default: overrides of that are checked while modules are imported,
-            # where nothing could turn a wrong one into a message.
-            sys.argv.insert(1, f"--config={default_config}")
-        for argument, following in zip(sys.argv, [*sys.argv[1:], ""], strict=True):
-            path = following if argument == "--config" else argument.partition("--config=")[2]
-            if path and not os.path.isfile(path.partition(":")[0]):
-                raise UserError(f"no config file {path.partition(':')[0]}")
-        app.define_help_flags()
-        try:
-            left = flags.FLAGS(sys.argv)[1:]
-            for name in flags.FLAGS:
-                hasattr(flags.FLAGS[name].value, "lock")  # Raises for a config that wasn't loaded.
-        except Exception as error:
-            raise UserError(explain(error)) from None
-        if left:
-            raise UserError(f"unexpected argument {left[0]!r}; flags are --name=value. Try --help")
-    run(main, computes, joins)
-
-
-def explain(error: Exception) -> str:
-    """What is wrong with the command line, out of what absl and ml_collections raise for it."""
-    while error.args and isinstance(error.args[0], Exception):
-        error = error.args[0]
-    text = str(error.args[0] if error.args else error).strip()
-    if "Error whilst parsing config file" in text:
-        # A traceback as text. Of our own errors the message is enough; a config's bug stays whole.
-        return text.rpartition("UserError: ")[2]
-    if isinstance(error, AttributeError | KeyError):
-        hint = "" if "Did you mean" in text else "; effnet_jax/config.py has every key"
-        return f"unknown config key {'. '.join(text.split(chr(10)))}{hint}"
-    return f"{text}\nTry --help"
+        main(args)

@@ -310,6 +310,8 @@ def _build(schema: dict[str, Any]) -> ConfigDict:
     for key, value in schema.items():
         if isinstance(value, dict):
             config[key] = _build(value)
+        elif isinstance(value, config_dict.FieldReference):  # Each config has its own.
+            config[key] = config_dict.placeholder(value.get_type())
         elif isinstance(value, Number) and value.default is None:
             config[key] = config_dict.placeholder(value.kind)
         elif isinstance(value, config_dict.FieldReference):  # Configs must not share one.
@@ -356,6 +358,15 @@ def load(path: str | pathlib.Path) -> ConfigDict:
         raise UserError(f"can't read a config from {path}: {error.strerror}") from None
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise UserError(f"{path} is no config that this program wrote: {error}") from None
+
+
+def rescale(config: ConfigDict, model: str) -> ConfigDict:
+    """The config with another scale of its own base network: a model's name, phi=2 or w=1.2,..."""
+    chosen = models.parse_variant(model)
+    if not re.match(r"(phi|[wdr])=", model) and chosen["base"] != config.model.base:
+        raise UserError(f"{model} is no {config.model.base}, which this config scales")
+    config.model.update({key: chosen[key] for key in ("phi", "width", "depth", "resolution")})
+    return config
 
 
 def from_dict(values: dict[str, Any]) -> ConfigDict:
