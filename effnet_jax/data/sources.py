@@ -58,7 +58,7 @@ def _missing(name: str, data_dir: str) -> UserError:
         )
     if name.partition(":")[0] == "imagenet2012":
         remedy = "Run, where DIR holds the official tars or the images in folders:\n  "
-        remedy += f"python -m effnet_jax.tools.prepare_imagenet --from=DIR --data_dir={data_dir}"
+        remedy += f"effnet-jax prepare_imagenet --from=DIR --data_dir={data_dir}"
     else:
         remedy = "In an environment with TensorFlow, which this program doesn't need, run:\n  "
         remedy += f"tfds build {name} --data_dir={data_dir} --file_format=array_record"

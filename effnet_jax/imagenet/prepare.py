@@ -39,7 +39,7 @@ from effnet_jax.run.writers import console
 
 T = TypeVar("T")
 Made = list[tuple[Shard, Report]]
-TOOL = "python -m effnet_jax.tools.prepare_imagenet"
+TOOL = "effnet-jax prepare_imagenet"
 # Generous estimates, to see beforehand whether the disk is large enough.
 BYTES_PER_PIXEL = 0.5
 RECORD_BYTES = 200  # Names, label and index of a record.

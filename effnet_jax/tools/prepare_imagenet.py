@@ -1,4 +1,4 @@
-"""Prepares ImageNet: python -m effnet_jax.tools.prepare_imagenet --from=DIR --data_dir=DIR.
+"""Prepares ImageNet: effnet-jax prepare_imagenet --from=DIR --data_dir=DIR.
 
 --from is a directory with ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar from image-net.org;
 or with train/WNID/*.JPEG and val/*.JPEG or val/WNID/*.JPEG; or a copy of imagenet2012 by TFDS, in
@@ -20,10 +20,22 @@ import rich.console
 import rich.table
 
 from effnet_jax import cli
-from effnet_jax.errors import Interrupted
+from effnet_jax.errors import Interrupted, UserError
 from effnet_jax.imagenet import dataset as imagenet
 from effnet_jax.imagenet import prepare, shards
 from effnet_jax.run.workers import available_cores
+
+PARSER = cli.Parser(__doc__, computes=False)
+add = PARSER.add_argument
+add("--from", required=True, type=pathlib.Path, metavar="DIR", dest="source")
+add("--data_dir", required=True, type=pathlib.Path, metavar="DIR")
+smaller = "shrink images to this many pixels on the shorter side; by default none is changed"
+add("--size", choices=shards.SIZES, default="original", help=smaller)
+add("--quality", type=int, default=90, help="JPEG quality of images that are shrunk (90)")
+corrupt = "stop at a damaged image, or drop it (stop)"
+add("--on_corrupt", choices=("stop", "drop"), default="stop", help=corrupt)
+add("--subset", action="store_true", help="accept an incomplete ImageNet; don't check counts")
+add("--processes", type=int, default=len(available_cores()), help="by default one a core")
 
 
 def table(splits: dict[str, prepare.Made]) -> rich.table.Table:
@@ -42,34 +54,12 @@ def table(splits: dict[str, prepare.Made]) -> rich.table.Table:
     return shown
 
 
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog=prepare.TOOL,
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    add = parser.add_argument
-    add("--from", required=True, type=pathlib.Path, metavar="DIR", dest="source")
-    add("--data_dir", required=True, type=pathlib.Path, metavar="DIR")
-    smaller = "shrink images to this many pixels on the shorter side; by default none is changed"
-    add("--size", choices=shards.SIZES, default="original", help=smaller)
-    add("--quality", type=int, default=90, help="JPEG quality of images that are shrunk (90)")
-    corrupt = "stop at a damaged image, or drop it (stop)"
-    add("--on_corrupt", choices=("stop", "drop"), default="stop", help=corrupt)
-    add("--subset", action="store_true", help="accept an incomplete ImageNet; don't check counts")
-    add("--processes", type=int, default=len(available_cores()), help="by default one a core")
-    args = parser.parse_args()
+def main(args: argparse.Namespace) -> None:
     if not 1 <= args.quality <= 100:
-        parser.error(f"--quality={args.quality} is not between 1 and 100")
+        raise UserError(f"--quality={args.quality} is not between 1 and 100")
     if args.processes < 1:
-        parser.error(f"--processes={args.processes} is less than 1")
-    return args
-
-
-def main() -> None:
-    args, start = parse(), time.perf_counter()
-    source, data_dir = args.source.expanduser(), args.data_dir.expanduser()
+        raise UserError(f"--processes={args.processes} is less than 1")
+    source, data_dir, start = args.source.expanduser(), args.data_dir.expanduser(), time.time()
     settings = shards.Settings(args.size, args.quality, args.on_corrupt == "drop")
     try:
         made = prepare.prepare(source, data_dir, settings, args.subset, args.processes)
@@ -84,7 +74,7 @@ def main() -> None:
                 console.print(f"{done} {shard.split} {name}: {found}", markup=False)
     held = sum(report.images for _, report in splits[imagenet.MINIVAL])
     console.print(
-        f"{prepare.places(data_dir)[0]} in {time.perf_counter() - start:,.0f} s. Train on it with\n"
+        f"{prepare.places(data_dir)[0]} in {time.time() - start:,.0f} s. Train on it with\n"
         "  python train.py --config=configs/imagenet.py:b0 "
         f"--config.data.data_dir={shlex.quote(str(data_dir))} --workdir=runs/b0\n"
         "and, to choose by minival, with\n"
@@ -94,4 +84,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, computes=False)
+    cli.run(main, PARSER)

@@ -54,7 +54,9 @@ def record_of(batch) -> list[int]:
 def test_each_record_once_an_epoch_on_any_number_of_processes(tiny, processes):
     source, batch = Numbers(100), 8  # 100 / 8 is not whole: batches cross the ends of epochs.
     tiny.seed, tiny.batch_size = 3, batch
-    datasets = [pipeline.train_batches(source, tiny, 8, process, processes) for process in range(processes)]
+    datasets = [
+        pipeline.train_batches(source, tiny, 8, process, processes) for process in range(processes)
+    ]
     steps = [[record_of(dataset[step]) for dataset in datasets] for step in range(25)]
     assert all(len(part) == batch // processes for parts in steps for part in parts)
     stream = list(itertools.chain(*(itertools.chain(*parts) for parts in steps)))
