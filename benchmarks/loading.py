@@ -1,8 +1,8 @@
 """Images per second and per CPU-second of a config's training pipeline: `benchmark data`.
 
-As in: benchmark data --config=configs/imagenet.py:b0 --config.data.data_dir=DIR. Beside them where
-the time of one image goes, measured in one thread: reading, decoding the crop, augmenting (resize,
-flip, policy), putting batches together. What is left of the whole is the cost of reading ahead.
+As in: benchmark data --config=configs/imagenet.py:b0 --config.data.data_dir=DIR. It also measures
+where the time of one image goes, in one thread: reading, decoding the crop, augmenting (resize,
+flip, policy), putting batches together. The rest of the whole is the cost of reading ahead.
 """
 
 import argparse
@@ -97,7 +97,6 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
     """One row, and the picture."""
     config = load_config(args.rest)
     config_lib.validate(config)
-    pipeline.check_config(config)
     config = progressive.largest(config)
     source = sources.open_source(config.data, config.data.train_split)
     resolution = models.coefficients(config.model).resolution
@@ -108,7 +107,7 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
     counted = steps * config.batch_size
     writers.say(f"{args.repeats} times {counted:,} images of {len(source):,}, {resolution} px")
     started = time.perf_counter()
-    ahead = batches.read_ahead(config.data, processes=config.data.processes)
+    ahead = batches.read_ahead(config.data, workers=config.data.processes)
     next(ahead)
     first = time.perf_counter() - started
     # What was made ahead of the count is not in it, and memory has grown to what it needs.

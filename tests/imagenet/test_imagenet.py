@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 
 from configs import imagenet
-from effnet_jax import evaluation
-from effnet_jax import weights as weights_lib
 from effnet_jax.errors import UserError
 from effnet_jax.imagenet import prepare, shards
 from effnet_jax.training import supervisor
+from tests.evaluating import evaluate_run
 from tests.imagenet import miniature
 
 
@@ -52,16 +51,14 @@ def test_prepare_train_evaluate(data_dir, tmp_path):
     assert scores["val/raw/count"] == scores["val/ema/count"] == miniature.VALIDATION_IMAGES
     classes = json.loads((tmp_path / "classes.json").read_text())
     assert len(classes) == 1000
-    trained = weights_lib.load(tmp_path)
-    result = evaluation.evaluate(trained, evaluation.choose_data(trained, config), "ema")
+    result = evaluate_run(tmp_path)
     assert result["count"] == miniature.VALIDATION_IMAGES
     assert result["top1"] == scores["val/ema/top1"]
     assert result["loss"] == pytest.approx(scores["val/ema/loss"], rel=1e-5)
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     losses = [row["train_loss"] for row in rows if "train_loss" in row]
     assert losses[-1] < losses[0]  # From ln(1000) towards the five classes that there are.
-    minival = evaluation.choose_data(trained, config, "imagenet_minival")
-    held_out = evaluation.evaluate(trained, minival, "ema")
+    held_out = evaluate_run(tmp_path, data="imagenet_minival")
     assert held_out["count"] > 0
 
 
