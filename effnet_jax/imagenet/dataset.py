@@ -162,12 +162,6 @@ def minival_shards(shards: int) -> int:
     return max(shards * 20 // 1024, 1)
 
 
-def minival_images(images: int) -> int:
-    """Number of images in `minival`: 25,022 for all of ImageNet."""
-    bounds = shard_bounds(TRAIN, images)
-    return bounds[minival_shards(len(bounds) - 1)]
-
-
 def check(split: str, items: Sequence[Item], subset: bool = False) -> None:
     """Raises UserError for a split with too few images or two of one name.
 

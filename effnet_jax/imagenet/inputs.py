@@ -12,17 +12,8 @@ from typing import Any, BinaryIO, NamedTuple
 
 from effnet_jax.data import sources
 from effnet_jax.errors import UserError
-from effnet_jax.imagenet.dataset import (
-    ARCHIVES,
-    NAME,
-    TRAIN,
-    VALIDATION,
-    Item,
-    class_names,
-    features,
-    label_of,
-    validation_label,
-)
+from effnet_jax.imagenet import dataset as imagenet
+from effnet_jax.imagenet.dataset import ARCHIVES, NAME, TRAIN, VALIDATION, Item, features
 
 BLOCK = 512  # Bytes: tars are made of blocks.
 
@@ -120,10 +111,10 @@ def _tar(split: str, path: pathlib.Path) -> list[Item]:
         with open(path, "rb") as file:
             for name, start, size in _members(file, 0, path.stat().st_size):
                 if split == VALIDATION:
-                    label = validation_label(name, str(path))
+                    label = imagenet.validation_label(name, str(path))
                     items.append(Item(name, label, str(path), start, size))
                     continue
-                label = label_of(name.removesuffix(".tar"), f"{name} in {path}")
+                label = imagenet.label_of(name.removesuffix(".tar"), f"{name} in {path}")
                 inner = _members(file, start, start + size)
                 items += [Item(image, label, str(path), *place) for image, *place in inner]
     except BrokenTar as error:
@@ -136,13 +127,15 @@ def _folder(folder: pathlib.Path) -> list[Item]:
     """The images of folders of classes, or of one folder with validation images as in the tar."""
     if any(entry.is_dir() and not entry.name.startswith(".") for entry in os.scandir(folder)):
         labeled = [
-            (path, label_of(name, str(folder / name)))
+            (path, imagenet.label_of(name, str(folder / name)))
             for name, paths in sources.list_classes(folder).items()
             for path in paths
         ]
     else:
         paths = [entry.path for entry in os.scandir(folder) if sources.is_image(entry.name)]
-        labeled = [(path, validation_label(os.path.basename(path), path)) for path in paths]
+        labeled = [
+            (path, imagenet.validation_label(os.path.basename(path), path)) for path in paths
+        ]
     return [
         Item(os.path.basename(path), label, path, 0, os.path.getsize(path))
         for path, label in labeled
@@ -160,14 +153,14 @@ def _tfds(folder: pathlib.Path) -> Input:
             f"{folder} has {info.name} with {', '.join([*info.splits, *info.features])}; needed is "
             f"{NAME} with {TRAIN}, {VALIDATION}, {', '.join(features())}"
         )
-    if tuple(info.features["label"].names) != class_names():
+    if tuple(info.features["label"].names) != imagenet.class_names():
         raise UserError(f"the classes of {folder} are not ImageNet's 1000")
     sources.check_format(info)
     splits = {}
     for split in (TRAIN, VALIDATION):
-        files = info.splits[split].file_instructions
-        sources.check_files(files)
-        splits[split] = [item for file in files for item in _records(str(file.filename))]
+        instructions = info.splits[split].file_instructions
+        sources.check_files(instructions)
+        splits[split] = [item for each in instructions for item in _records(str(each.filename))]
     return Input("a copy by TFDS", splits, {})
 
 

@@ -24,9 +24,8 @@ import shlex
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
 
 from effnet_jax.errors import UserError
 from effnet_jax.imagenet import dataset as imagenet
@@ -37,7 +36,6 @@ from effnet_jax.run import files
 from effnet_jax.run.workers import end_with_parent, heeding_ctrl_c, held_back
 from effnet_jax.run.writers import console
 
-T = TypeVar("T")
 Made = list[tuple[Shard, Report]]
 TOOL = "effnet-jax prepare_imagenet"
 # Generous estimates, to see beforehand whether the disk is large enough.
@@ -66,12 +64,9 @@ def prepare(
       subset: accept an incomplete ImageNet, and don't compare counts and checksums.
       processes: number of processes that work.
 
-    Returns:
-      The shards of training and validation, in order, with their reports.
-
-    Raises:
-      UserError: the input is not ImageNet, or incomplete; the data set exists, is being prepared,
-        or was begun with other settings; the disk is too small or can't be written to.
+    Returns the shards of training and validation, in order, with their reports. Raises UserError if
+    the input is not ImageNet; the data set exists, is being prepared, or was begun with other
+    settings; or the disk is too small or can't be written to.
     """
     final, work = places(data_dir)
     exists = UserError(
@@ -134,12 +129,15 @@ def _make(
     if kept:
         say(f"going on: {len(kept)} of {len(shards)} shards are there")
     left = [shard for shard in shards if shard.name not in reports]
-    images = sum(len(shard.items) for shard in left)
+    start = said = time.monotonic()
     with contextlib.closing(_make_all(left, work, settings, processes)) as made:
-        size = lambda pair: len(pair[0].items)  # noqa: E731
-        for shard, report in watched(made, "preparing", images, size, "images"):
+        for done, (shard, report) in enumerate(made, 1):
             check()
             reports[shard.name] = report
+            now = time.monotonic()
+            if now - said > SECONDS or done == len(left):
+                said, minutes = now, (now - start) / done * (len(left) - done) / 60
+                say(f"{done:,} of {len(left):,} shards, {minutes:,.0f} minutes left")
     return [(shard, reports[shard.name]) for shard in shards]
 
 
@@ -188,12 +186,9 @@ def _agree(work: Path, wanted: dict, command: str) -> None:
 
 
 def _md5(path: Path) -> str:
-    digest, size = hashlib.md5(usedforsecurity=False), path.stat().st_size
+    say(f"computing the checksum of {path}, {path.stat().st_size / 1e9:,.1f} GB")
     with open(path, "rb") as file:
-        chunks = iter(functools.partial(file.read, 1 << 24), b"")
-        for chunk in watched(chunks, f"checksum of {path.name}", size, len, "bytes"):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "md5").hexdigest()
 
 
 def _check_archives(archives: dict[str, Path], work: Path) -> None:
@@ -279,22 +274,6 @@ def _make_all(
                     "with fewer --processes"
                 ) from None
             raise
-
-
-def watched(
-    chunks: Iterable[T], what: str, total: int, size: Callable[[T], int], unit: str
-) -> Iterator[T]:
-    """Yields chunks, whose `size` adds up to `total`, and says now and then how far that is."""
-    start = said = time.monotonic()
-    done = 0
-    for chunk in chunks:
-        yield chunk
-        done += size(chunk)
-        now = time.monotonic()
-        if now - said > SECONDS or done == total:
-            said, rate = now, done / max(now - start, 1e-9)
-            left = f"{rate:,.0f} {unit}/s, {(total - done) / rate:,.0f} s left"
-            say(f"{what}: {done:,} of {total:,} {unit}, {left}")
 
 
 # --- The metadata ---------------------------------------------------------------------------------
