@@ -21,7 +21,6 @@ from ml_collections import ConfigDict
 cv2.setNumThreads(0)
 
 Policy = Callable[[np.ndarray, np.random.Generator], np.ndarray]
-Matrix = tuple[float, float, float, float, float, float]
 
 MAX_LEVEL = 10
 FILL = 128  # Colour of pixels from outside the image, and of cutout.
@@ -137,7 +136,7 @@ def sharpness(image: np.ndarray, factor: float) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=32)
-def _sampling_map(matrix: Matrix, height: int, width: int) -> np.ndarray:
+def _sampling_map(matrix: tuple[float, ...], height: int, width: int) -> np.ndarray:
     """The source of each output pixel: int16 [H, W, 2] of x and y. A policy has few matrices."""
     a, b, c, d, e, f = np.float32(matrix)
     x = np.arange(width, dtype=np.float32)
@@ -147,7 +146,7 @@ def _sampling_map(matrix: Matrix, height: int, width: int) -> np.ndarray:
     return np.copysign(np.floor(np.abs(source) + 0.5), source).astype(np.int16)
 
 
-def _warp(image: np.ndarray, matrix: Matrix) -> np.ndarray:
+def _warp(image: np.ndarray, matrix: tuple[float, ...]) -> np.ndarray:
     """Takes output pixel (x, y) from the image's nearest to (a x + b y + c, d x + e y + f)."""
     if matrix == IDENTITY:
         return image
@@ -216,10 +215,9 @@ def _factor(level: float, _: Settings) -> tuple[float]:
 
 
 class Operation(NamedTuple):
-    """A function of the image and of arguments that follow from the level and from chance."""
+    """A function of an image and of arguments that follow from the level / 10, and from chance."""
 
     function: Callable[..., np.ndarray]
-    # Of the level as a fraction of 10.
     arguments: Callable[[float, Settings], tuple] = lambda level, settings: ()
     draw: Callable[..., tuple] | None = None  # (*arguments, generator) -> arguments of an image.
 
@@ -333,12 +331,11 @@ def build_policy(config: ConfigDict) -> Policy | None:
     quirks = (config.contrast_mean, config.posterize_shift, config.solarize_threshold)
     if config.policy == "autoaugment":
         settings = Settings(100, 250, *quirks)
-        return AutoAugment(
-            tuple(
-                tuple((make_step(name, level, settings), p) for name, p, level in sub_policy)
-                for sub_policy in AUTOAUGMENT_V0
-            )
-        )
+        pairs = [
+            tuple((make_step(name, level, settings), p) for name, p, level in sub_policy)
+            for sub_policy in AUTOAUGMENT_V0
+        ]
+        return AutoAugment(tuple(pairs))
     settings = Settings(40, 100, *quirks)
     steps = tuple(make_step(name, config.randaugment_magnitude, settings) for name in OPERATIONS)
     always = config.randaugment_probability == "ignored"
@@ -352,7 +349,7 @@ def erase(
     rng: np.random.Generator,
     attempts: int = 10,
 ) -> np.ndarray:
-    """Random erasing (1708.04896): fills a rectangle, in a copy, with config.erase_probability.
+    """Random erasing (1708.04896): fills a rectangle of a copy, with `erase_probability`.
 
     Args:
       image: uint8 [H, W, 3].

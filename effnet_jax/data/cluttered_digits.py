@@ -35,11 +35,7 @@ def place(canvas: np.ndarray, pixels: np.ndarray, scale: float, rng: np.random.G
 def draw(index: int, digits: np.ndarray, labels: np.ndarray, seed: int) -> tuple[np.ndarray, int]:
     """Image number `index`, uint8 [CANVAS, CANVAS], and the label of the one whole digit in it.
 
-    Args:
-      index: of the image.
-      digits: float32 [n, 8, 8] in 0 to 255, the source of digits and parts.
-      labels: [n].
-      seed: a different one for each split.
+    It is made of `digits`, float32 [n, 8, 8] in 0 to 255, with `labels` [n]; each split has a seed.
     """
     rng = np.random.default_rng((seed, index))
     canvas = np.zeros((CANVAS, CANVAS), np.float32)

@@ -31,16 +31,10 @@ def decode_box(data: bytes, choose: Callable[[int, int], Box]) -> np.ndarray:
 
 
 def decode_image(data: bytes) -> np.ndarray:
-    """Decodes JPEG, PNG or whatever Pillow reads.
+    """Decodes JPEG, PNG or whatever Pillow reads to RGB, uint8 [height, width, 3].
 
-    Args:
-      data: the encoded image. EXIF orientation is ignored, as in the reference.
-
-    Returns:
-      uint8 [height, width, 3], RGB. Grey is repeated, alpha is dropped.
-
-    Raises:
-      ValueError: the bytes are not an image, or are damaged.
+    Grey is repeated, alpha dropped, and EXIF orientation ignored, as in the reference. Raises
+    ValueError if the bytes are not an image, or are damaged.
     """
     if data[:2] == JPEG:
         try:

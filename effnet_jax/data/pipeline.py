@@ -7,7 +7,7 @@ random about an image follows from the seed and its position. So the same images
 augmentations come in the same order whatever the number of processes. There is no iterator state:
 a run that starts at step t asks for the batches from t on.
 
-Threads share the work on one batch by chunks of a few images. The first batch comes soon, and the
+Threads share the work on a batch by chunks of a few images: the first batch comes soon, and the
 memory that is read ahead is bounded, however large a batch is.
 """
 
@@ -36,7 +36,7 @@ from effnet_jax.errors import UserError
 from effnet_jax.run.workers import end_with_parent, held_back
 
 Batch = dict[str, np.ndarray]
-# Writes the image at a position into `out`, uint8 [size, size, 3]; returns its label and its mask.
+# (position, out) -> label, mask; writes the image into `out`, uint8 [size, size, 3].
 Load = Callable[[int, np.ndarray], tuple[int | np.ndarray, bool]]
 
 CHUNK = 16  # Images that one thread makes in a row, at most.
@@ -94,16 +94,13 @@ class TrainImages:
         return np.random.Generator(np.random.Philox(key=(self._seed, position)))
 
     def __call__(self, position: int, out: np.ndarray) -> tuple[int, bool]:
-        index, rng = self.index(position), self.random(position)
+        index, rng, record = self.index(position), self.random(position), None
         try:
             record = read(self._source, index)
-        except (ValueError, OSError) as error:  # A wrong label or a lost disk: never skipped.
-            raise error_for(self._source, index, error) from None
-        try:
             image = decode_box(record["image"], functools.partial(self.box, len(out), rng))
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             named = error_for(self._source, index, error)
-            if not self._skips:
+            if not self._skips or record is None:  # A wrong label or a lost disk is never skipped.
                 raise named from None
             print(f"skipped: {named}", file=sys.stderr, flush=True)
             out[:] = 0
@@ -236,8 +233,8 @@ class Batches:
         """Iterates `self[start:stop]` in order, read ahead by threads or by worker processes.
 
         Args:
-          config: `config.data`. At most `prefetch_batches` batches and `prefetch_gib` are ready or
-            in work; in addition, one batch is put together and one waits.
+          config: `config.data`, with limits for what is ready or in work. In addition, one batch is
+            put together and one waits.
           start, stop: steps; None for the end.
           workers: number of processes, of `config.threads` threads each; 0: threads of this one.
         """

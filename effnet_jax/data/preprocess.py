@@ -67,11 +67,8 @@ class Preprocess:
         for key in ("mean", "std"):
             value = tuple(getattr(self, key))
             if len(value) != 3 or (key == "std" and min(value) <= 0):
-                raise UserError(
-                    f"preprocess.{key} must be three numbers, for red, green and blue"
-                    + (", above 0" if key == "std" else "")
-                    + f"; got {value}"
-                )
+                numbers = "three numbers" + " above 0" * (key == "std")
+                raise UserError(f"preprocess.{key} must be {numbers}, for RGB; got {value}")
             object.__setattr__(self, key, value)  # From JSON it is a list.
 
     @classmethod
@@ -102,11 +99,7 @@ class Preprocess:
     def pixels(self, image: bytes | np.ndarray) -> np.ndarray:
         """Decodes, crops and resizes an image, encoded or uint8 [h, w, 3].
 
-        Returns:
-          uint8 [resolution, resolution, 3].
-
-        Raises:
-          ValueError: the bytes are not an image, or are damaged.
+        Returns uint8 [resolution, resolution, 3]; raises ValueError for bytes that are damaged.
         """
         square = (self.resolution, self.resolution)
         if self.crop_rule == "resize":
@@ -124,13 +117,9 @@ class Preprocess:
         return resize(kept, square, self.interpolation)
 
     def __call__(self, images: ImageLike | Sequence[ImageLike]) -> np.ndarray:
-        """Converts one image or a list of them to the network's input.
+        """Converts one image or a list of them to float32 [N, resolution, resolution, 3].
 
-        Returns:
-          float32 [N, resolution, resolution, 3].
-
-        Raises:
-          ValueError: one is not an image, or is damaged; OSError: it can't be read.
+        Raises ValueError for one that is not an image or damaged, OSError if it can't be read.
         """
         if not isinstance(images, list | tuple):
             images = [images]

@@ -4,14 +4,11 @@ Evaluating with a different interpolation than in training loses accuracy.
 
   bicubic, bilinear, area, nearest   OpenCV's: pixel centres at a half; only area is antialiased.
       bilinear equals PyTorch's `interpolate` and TensorFlow 2's `tf.image.resize`. bicubic, with
-      the kernel a = -0.75, equals PyTorch's and neither of TensorFlow's two. It is the fastest
-      good one, and the default of training.
+      the kernel a = -0.75, equals PyTorch's, not TensorFlow's. It is fast, and training's default.
   bicubic_tf1, bilinear_tf1          `tf.image.resize_bicubic` and `resize_bilinear` of TensorFlow
-      1: a = -0.75, and pixels at their corners instead of centres. The reference's. (TensorFlow
-      2's bicubic has a = -0.5, and leaves out what is beyond the border.)
+      1, the reference's: a = -0.75, and pixels at their corners. (TensorFlow 2's bicubic has a =
+      -0.5, and leaves out what is beyond the border.) Results are rounded to uint8.
   bicubic_pillow, bilinear_pillow    Pillow's: antialiased, a = -0.5. timm's and torchvision's.
-
-TensorFlow's results are floats, which may lie outside 0..1; here they are rounded to uint8.
 """
 
 from collections.abc import Callable
@@ -70,10 +67,7 @@ INTERPOLATIONS = (*OPENCV, *TF1, *PILLOW)
 def resize(image: np.ndarray, shape: tuple[int, int], interpolation: str) -> np.ndarray:
     """Resizes a uint8 image [h, w, 3], or [h, w, 4] whose last channel is left out.
 
-    Args:
-      image: as above.
-      shape: height and width of the result, uint8 [*shape, 3].
-      interpolation: one of INTERPOLATIONS.
+    The result is uint8 [*shape, 3]; `interpolation` is one of INTERPOLATIONS.
     """
     if interpolation == "bicubic" and image.shape[:2] != shape:
         # At 224 px OpenCV takes 205 us for three channels, and 95 for four with both conversions;

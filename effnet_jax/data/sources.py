@@ -50,22 +50,19 @@ def _missing(name: str, data_dir: str) -> UserError:
     A preparation works in DATA_DIR/NAME/VERSION.incomplete, where it has a lock and, in state.json,
     the command that continues it.
     """
-    for state in pathlib.Path(data_dir, name).glob("*.incomplete/state.json"):
+    dataset = name.partition(":")[0]
+    for state in pathlib.Path(data_dir, dataset).glob("*.incomplete/state.json"):
         with files.Lock(state.with_name("lock"), "preparation", "choose another data set"):
             command = files.read_json(state)["command"]
-        return UserError(
-            f"data set {name!r} is half prepared in {state.parent}. Go on with:\n  {command}"
-        )
-    if name.partition(":")[0] == "imagenet2012":
-        remedy = "Run, where DIR holds the official tars or the images in folders:\n  "
+        half = f"is half prepared in {state.parent}. Go on with:\n  {command}"
+        return UserError(f"data set {name!r} {half}")
+    remedy = "in an environment with TensorFlow, which this program doesn't need, run:\n  "
+    remedy += f"tfds build {name} --data_dir={data_dir} --file_format=array_record"
+    if dataset == "imagenet2012":
+        remedy = "run, where DIR holds the official tars or the images in folders:\n  "
         remedy += f"effnet-jax prepare_imagenet --from=DIR --data_dir={data_dir}"
-    else:
-        remedy = "In an environment with TensorFlow, which this program doesn't need, run:\n  "
-        remedy += f"tfds build {name} --data_dir={data_dir} --file_format=array_record"
-    where = data_dir if os.path.isdir(data_dir) else f"{data_dir}: no directory"
-    return UserError(
-        f"data set {name!r} is not prepared in {where} (config.data.data_dir). {remedy}"
-    )
+    where = f"it isn't in {data_dir}" if os.path.isdir(data_dir) else f"no directory {data_dir}"
+    return UserError(f"data set {name!r}: {where} (config.data.data_dir); {remedy}")
 
 
 def check_format(info: Any) -> None:
@@ -73,9 +70,10 @@ def check_format(info: Any) -> None:
     if info.file_format.value != "array_record":
         raise UserError(
             f"data set {info.full_name} in {info.data_dir} is stored as {info.file_format.value}, "
-            "not as ArrayRecord. In an environment with TensorFlow, run:\n  tfds convert_format "
-            f"--out_file_format=array_record --dataset_version_dir={info.data_dir} "
-            f"--out_dir=NEW_DIR/{info.full_name}\nand use NEW_DIR instead"
+            "not as ArrayRecord. With TensorFlow and apache-beam installed, run:\n"
+            "  tfds convert_format --out_file_format=array_record "
+            f"--dataset_version_dir={info.data_dir} --out_dir=NEW_DIR/{info.full_name}\n"
+            "and use NEW_DIR instead"
         )
 
 
@@ -87,11 +85,7 @@ def array_record(path: str) -> Any:
 
 
 def check_files(instructions: list[Any]) -> None:
-    """Raises UserError for a file of a split that is missing or truncated.
-
-    An ArrayRecord file counts its records at its end, so this finds a half copied file before the
-    epoch reaches it.
-    """
+    """Raises UserError for a file of a split that is missing, or truncated: its index is last."""
     for instruction in instructions:
         path, expected = str(instruction.filename), instruction.examples_in_shard
         if not os.path.isfile(path):
@@ -258,7 +252,7 @@ def folder_source(
         raise UserError(
             f"{root} has no folder {split!r}; give --config.data.train_split and "
             "--config.data.eval_split out of: "
-            f"{', '.join(sorted(entry.name for entry in root.iterdir() if entry.is_dir()))}"
+            + ", ".join(sorted(entry.name for entry in root.iterdir() if entry.is_dir()))
         )
     else:
         by_class = {

@@ -1,9 +1,8 @@
-"""Decodes only a box of a JPEG with libturbojpeg 3, where that is installed.
+"""Decodes only a box of a JPEG with libturbojpeg 3, if it is installed, or the wheel `turbojpeg`.
 
-simplejpeg decodes whole images. Most of a JPEG's decoding time goes into its entropy coding, which
-has to be read up to the box's last row; outside the box, colour conversion and the inverse
-transform are spared. The pixels are the same. The library is the system's, or the one in the wheel
-`turbojpeg` (`pip install turbojpeg`).
+Most of a JPEG's decoding time goes into its entropy coding, which has to be read up to the box's
+last row; colour conversion and the inverse transform are spared outside the box. The pixels are
+those of simplejpeg, which decodes whole images.
 """
 
 import ctypes
@@ -65,15 +64,11 @@ def library() -> ctypes.CDLL | None:
 
 
 def decode_box(data: bytes, choose: Callable[[int, int], Box]) -> np.ndarray | None:
-    """The box of a JPEG that `choose(height, width)` gives: the pixels that a crop would have.
-
-    Args:
-      data: the encoded image.
-      choose: called at most once.
+    """The box of a JPEG that `choose(height, width)` gives, which is called at most once.
 
     Returns:
-      uint8 [height, width, 4] of the box, a view: RGB and a byte without meaning. None where the
-      box can't be decoded by itself: no library, a rare kind of JPEG, a damaged file.
+      uint8 [height, width, 4], a view: RGB and a byte without meaning. None where the box can't be
+      decoded by itself: no library, a rare kind of JPEG, a damaged file.
     """
     # Rows below the box are never read, so a file that ends early has to be noticed here.
     if (jpeg := library()) is None or data.rfind(b"\xff\xd9", -64) < 0:

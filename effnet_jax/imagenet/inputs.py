@@ -125,21 +125,17 @@ def _tar(split: str, path: pathlib.Path) -> list[Item]:
 
 def _folder(folder: pathlib.Path) -> list[Item]:
     """The images of folders of classes, or of one folder with validation images as in the tar."""
+    name = os.path.basename
     if any(entry.is_dir() and not entry.name.startswith(".") for entry in os.scandir(folder)):
         labeled = [
-            (path, imagenet.label_of(name, str(folder / name)))
-            for name, paths in sources.list_classes(folder).items()
+            (path, imagenet.label_of(wnid, str(folder / wnid)))
+            for wnid, paths in sources.list_classes(folder).items()
             for path in paths
         ]
     else:
         paths = [entry.path for entry in os.scandir(folder) if sources.is_image(entry.name)]
-        labeled = [
-            (path, imagenet.validation_label(os.path.basename(path), path)) for path in paths
-        ]
-    return [
-        Item(os.path.basename(path), label, path, 0, os.path.getsize(path))
-        for path, label in labeled
-    ]
+        labeled = [(path, imagenet.validation_label(name(path), path)) for path in paths]
+    return [Item(name(path), label, path, 0, os.path.getsize(path)) for path, label in labeled]
 
 
 def _tfds(folder: pathlib.Path) -> Input:
