@@ -315,6 +315,8 @@ def _build(schema: dict[str, Any]) -> ConfigDict:
             config[key] = config_dict.placeholder(value.get_type())
         elif isinstance(value, Number) and value.default is None:
             config[key] = config_dict.placeholder(value.kind)
+        elif isinstance(value, config_dict.FieldReference):  # Configs must not share one.
+            config[key] = config_dict.placeholder(value.get_type())
         else:
             config[key] = value.default if hasattr(value, "default") else value
     return config
