@@ -51,6 +51,13 @@ BEST = ("top1", "top5")  # Metrics that can choose the best checkpoint: higher i
 FILE = "config.json"  # In a workdir.
 
 
+class Unset(NamedTuple):
+    """A value that is None by default, and otherwise of one type."""
+
+    kind: type
+    default: None = None
+
+
 class Number(NamedTuple):
     """A number, or a tuple of numbers, with its limits, both allowed. None: not set."""
 
@@ -149,7 +156,7 @@ SCHEMA = {
     "data": {
         "source": Choice(("tfds", "folder", "digits")),
         "name": "imagenet2012",  # TFDS name, "dataset" or "dataset/config".
-        "data_dir": config_dict.placeholder(str),  # None: TFDS's own default.
+        "data_dir": Unset(str),  # None: TFDS's own default.
         "train_split": "train",  # TFDS split, or folder under data_dir.
         "eval_split": "validation",
         # The TFDS feature that is the class; for evaluation also a sequence of right classes.
@@ -265,7 +272,7 @@ SCHEMA = {
         "best_metric": "val/ema/top1",  # EVALUATION/WEIGHTS/METRIC, of top1 and top5.
         # Weights to start a new run from, at step 0: another run's workdir or checkpoint folder; a
         # classifier for another number of classes starts afresh. None: random weights.
-        "init_from": config_dict.placeholder(str),
+        "init_from": Unset(str),
         "init_weights": Choice(("ema", "raw")),  # Which of its weights.
         "resume": Choice(("auto", "never")),  # auto: go on from the workdir; never: must be empty.
     },
@@ -291,13 +298,12 @@ EVALUATION = {
 def evaluation(
     weights: tuple[str, ...] = ("raw", "ema"), epochs: float | None = None, **data: Any
 ) -> ConfigDict:
-    """An entry of `config.evaluations`, which trains log as NAME/WEIGHTS/METRIC.
+    """An entry of `config.evaluations`, whose results are named NAME/WEIGHTS/METRIC.
 
-    As in `config.evaluations.minival = evaluation(eval_split="minival", epochs=1.0)`.
+    As in `config.evaluations.minival = evaluation(epochs=1.0, eval_split="minival")`.
 
     Args:
-      weights: which are evaluated: "raw", "ema" or both.
-      epochs: between two evaluations; by default `config.eval_epochs`.
+      weights, epochs: see EVALUATION.
       **data: what differs from `config.data`.
     """
     entry = _build(EVALUATION)
@@ -311,27 +317,17 @@ def _build(schema: dict[str, Any]) -> ConfigDict:
     for key, value in schema.items():
         if isinstance(value, dict):
             config[key] = _build(value)
-        elif isinstance(value, config_dict.FieldReference):  # Each config has its own.
-            config[key] = config_dict.placeholder(value.get_type())
-        elif isinstance(value, Number) and value.default is None:
+        elif hasattr(value, "default") and value.default is None:
             config[key] = config_dict.placeholder(value.kind)
-        elif isinstance(value, config_dict.FieldReference):  # Configs must not share one.
-            config[key] = config_dict.placeholder(value.get_type())
         else:
             config[key] = value.default if hasattr(value, "default") else value
     return config
 
 
 def get_config(model: str = "b0") -> ConfigDict:
-    """The defaults for a model, or a config read from a file.
-
-    Args:
-      model: a name or coefficients, as in b0, lite4, edgetpu-s, v2-m, phi=1.5,
-        w=1.2,d=1.4,r=291, resnet50 or mobilenet_v2,phi=1.5 (see `models.parse_variant`); or the
-        path of a .json file, or of a workdir, as for `load`.
+    """The defaults for a model: b0, lite4, edgetpu-s, v2-m, phi=1.5, w=1.2,d=1.4,r=291, resnet50,
+    mobilenet_v2,phi=1.5 and so on; see `models.parse_variant`.
     """
-    if model.endswith(".json"):
-        return load(model)
     config = _build(SCHEMA)
     config.evaluations.val = evaluation()
     config.model.update(models.parse_variant(model))
@@ -369,7 +365,7 @@ def load(path: str | pathlib.Path) -> ConfigDict:
         if not path.is_file():
             raise UserError(f"no run in {workdir}: {path} is missing; is --workdir right?")
     try:
-        return from_dict(json.loads(path.read_text()))
+        return _from_dict(json.loads(path.read_text()))
     except OSError as error:
         raise UserError(f"can't read a config from {path}: {error.strerror}") from None
     except (ValueError, TypeError, AttributeError, KeyError) as error:
@@ -385,12 +381,7 @@ def rescale(config: ConfigDict, model: str) -> ConfigDict:
     return config
 
 
-def from_dict(values: dict[str, Any]) -> ConfigDict:
-    """The config of nested values; a key that is missing has its default.
-
-    Raises:
-      KeyError, TypeError: a key that no config has, or a value of another type.
-    """
+def _from_dict(values: dict[str, Any]) -> ConfigDict:
     values = _with_tuples(values)
     config, evaluations = get_config(), values.pop("evaluations", {"val": {}})
     values["model"]["base"], values["data"]["name"]  # Raises for JSON that is no config.
@@ -493,10 +484,13 @@ def validate(config: ConfigDict, devices: int | None = None) -> None:
     Preprocess.from_config(config.preprocess, resolution=1)
     for rules in ("weight_decay_rules", "learning_rate_rules"):
         for pattern, _ in config.optimizer[rules]:
-            _check_pattern(f"config.optimizer.{rules}", pattern)
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                where = f"config.optimizer.{rules}: bad regular expression"
+                raise UserError(f"{where} {pattern!r}: {error}") from None
     _check_model("", config)
-    in_stages = stages(config)
-    for number, stage in enumerate(in_stages if len(in_stages) > 1 else (), 1):
+    for number, stage in enumerate(stages(config), 1):
         _check_model(f"stage {number} of config.progressive: ", stage)
     if devices is not None:
         parallel.check_batch("batch_size", config.batch_size, devices, config.accumulation_steps)
@@ -531,13 +525,6 @@ def _check_evaluations(config: ConfigDict) -> None:
     ]
     if names and config.checkpoint.keep_best:
         check_choice("config.checkpoint.best_metric", config.checkpoint.best_metric, names)
-
-
-def _check_pattern(key: str, pattern: str) -> None:
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise UserError(f"{key}: bad regular expression {pattern!r}: {error}") from None
 
 
 def _check_model(where: str, config: ConfigDict) -> None:

@@ -90,7 +90,7 @@ def test_a_saved_config_is_read_back_and_a_newer_key_has_its_default(tmp_path):
     config_lib.save(config, path)
     for source in (path, tmp_path):
         assert config_lib.load(source) == config
-    assert config_lib.get_config(str(path)) == config
+    assert config_lib.read(str(path)) == config
     values = json.loads(path.read_text())
     del values["ema"], values["data"]["threads"]
     path.write_text(json.dumps(values))

@@ -58,9 +58,7 @@ def train(
                 writers.text(f"first step done {clock.seconds().total():.1f} s after the start")
             if step % config.log_steps == 0 or step == total:
                 row = {"rollbacks": rollbacks, "skipped_steps": skipped, **meter.window()}
-                _log(run, step, row, writers)
-                if alarm := checkpoints.alarm(step, run.save_every):
-                    writers.text(alarm)
+                _log(run, step, row, writers, checkpoints)
 
             # Also asked before what comes next is compiled: a signal then can wait for minutes.
             due = run.due(step)
@@ -134,13 +132,17 @@ def _evaluate(
     return scores
 
 
-def _log(run: Run, step: int, row: dict[str, float], writers: Writers) -> None:
+def _log(
+    run: Run, step: int, row: dict[str, float], writers: Writers, checkpoints: Checkpoints
+) -> None:
     """Completes and writes the row of a window of steps."""
     seconds = run.config.batch_size / row["images_per_second"]
     row = {"epoch": run.epoch(step), "learning_rate": float(run.schedule(step - 1)), **row}
     row["seconds_left"] = progressive.steps_left(run.stages, step) * seconds
     writers.scalars(step, row)
     run.clock.write()
+    if alarm := checkpoints.alarm(step, run.save_every):
+        writers.text(alarm)
 
 
 def _save(run: Run, step: int, state: TrainState, scores: Scores, checkpoints: Checkpoints) -> None:
