@@ -12,6 +12,7 @@ from effnet_jax.run import writers as writers_lib
 from effnet_jax.run.writers import Writers
 from effnet_jax.training import progressive
 from effnet_jax.training.clock import Meter
+from effnet_jax.training.progressive import Stage
 from effnet_jax.training.setup import Run, Scores
 from effnet_jax.training.state import TrainState
 from effnet_jax.training.step import lower_train_step
@@ -25,7 +26,7 @@ def train(
     run: Run,
     state: TrainState,
     checkpoints: Checkpoints,
-    programs: "Programs",
+    compiled: Callable[[Stage], jax.stages.Compiled],
     stopped: Callable[[], bool],
     hooks: Sequence[Hook],
 ) -> tuple[TrainState, Scores]:
@@ -45,7 +46,7 @@ def train(
     ):
         scores = _scores_at_start(run, state, writers, stopped)
         for step in range(start + 1, total + 1):
-            train_step = programs.at(step)
+            train_step = compiled(run.stage(step))
             run.processes.at("step", step)
             with clock.spent("data"):
                 batch = next(batches)
@@ -74,29 +75,18 @@ def train(
     return state, scores
 
 
-class Programs:
-    """The compiled step of the stage that a run is in, kept until another stage's is asked for."""
-
-    def __init__(self, run: Run):
-        self._run, self._stage, self._program = run, None, None
-
-    def at(self, step: int) -> jax.stages.Compiled:
-        """The program for a step, once all processes have it."""
-        run, stage = self._run, self._run.stage(step)
-        if stage is self._stage:
-            return self._program
-        run.processes.at("compile")
-        before = run.clock.seconds()["compile"]
-        with run.clock.spent("compile"):
-            lowered = lower_train_step(
-                stage.model, run.optimizer, run.shapes, stage.config, run.mesh
-            )
-            self._stage, self._program = stage, lowered.compile()
-            run.processes.barrier("compiled", run.config.processes.start_seconds)
-        seconds = run.clock.seconds()["compile"] - before
-        which = f"stage {stage.number} of {len(run.stages)}, " if len(run.stages) > 1 else ""
-        writers_lib.say(f"{which}{stage.resolution} px: compiled in {seconds:.1f} s")
-        return self._program
+def compile_step(run: Run, stage: Stage) -> jax.stages.Compiled:
+    """The program of a stage's steps, once all processes have it."""
+    run.processes.at("compile")
+    before = run.clock.seconds()["compile"]
+    with run.clock.spent("compile"):
+        lowered = lower_train_step(stage.model, run.optimizer, run.shapes, stage.config, run.mesh)
+        program = lowered.compile()
+        run.processes.barrier("compiled", run.config.processes.start_seconds)
+    seconds = run.clock.seconds()["compile"] - before
+    which = f"stage {stage.number} of {len(run.stages)}, " if len(run.stages) > 1 else ""
+    writers_lib.say(f"{which}{stage.resolution} px: compiled in {seconds:.1f} s")
+    return program
 
 
 def _scores_at_start(

@@ -1,6 +1,7 @@
 """The supervisor of a run: starts the loop, and starts it again from the last good checkpoint."""
 
 import contextlib
+import functools
 import pathlib
 from collections.abc import Sequence
 
@@ -16,7 +17,7 @@ from effnet_jax.run.processes import ALONE, Alone
 from effnet_jax.run.signals import Signals
 from effnet_jax.training import workdir_files
 from effnet_jax.training.clock import Clock
-from effnet_jax.training.loop import Hook, Programs, train
+from effnet_jax.training.loop import Hook, compile_step, train
 from effnet_jax.training.setup import Run, Scores, prepare
 from effnet_jax.training.state import TrainState
 
@@ -58,8 +59,9 @@ def train_and_evaluate(
     ):
         state = run.newest_state(checkpoints)
         _open_run(run, int(state.step))
-        programs = Programs(run)
-        programs.at(int(state.step) + 1)  # Before its data starts to flow.
+        # The program in use is kept here, so that a roll-back does not compile it again.
+        compiled = functools.lru_cache(maxsize=1)(functools.partial(compile_step, run))
+        compiled(run.stage(int(state.step) + 1))  # Before its data starts to flow.
         stopped = processes.agreed(signals)
         if stopped():
             raise Interrupted(
@@ -70,7 +72,7 @@ def train_and_evaluate(
         while scores is None:
             skipped, rollbacks = int(state.skipped), int(state.rollbacks)
             try:
-                state, scores = train(run, state, checkpoints, programs, stopped, hooks)
+                state, scores = train(run, state, checkpoints, compiled, stopped, hooks)
             except NonFiniteLossError as bad:
                 bad.__traceback__ = None  # It holds a batch, its readers and the bad state.
                 state = None  # Before there is another.
