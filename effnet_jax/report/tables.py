@@ -1,4 +1,4 @@
-"""The paper's tables, next to counted costs and measured results: one function each.
+"""The paper's tables, with counted costs and measured results: a function for each.
 
 Measured figures are rounded against us: accuracies and speed-ups down, spreads and times up. The
 CSVs of the figures have them unrounded.
@@ -77,19 +77,16 @@ def table1(_: Results) -> Table:
         other = f"{row['operator']}, k{row['kernel']}, {', '.join(printed)}"
         cells = (f"{size} x {size}", *counts, "the same" if same else other)
         rows.append((row["stage"], operator, *cells))
-    same = "Every row's operator, input size, channels and layers are the paper's."
-    caption = f"{differ} rows differ from the paper's." if differ else same
-    columns = ("stage", "operator", "resolution", "channels", "layers", "paper")
-    return Table(columns, rows, caption)
+    caption = "Every row's operator, input size, channels and layers are the paper's."
+    if differ:
+        caption = f"{differ} rows differ from the paper's."
+    return Table(("stage", "operator", "resolution", "channels", "layers", "paper"), rows, caption)
 
 
 def table2(results: Results) -> Table:
     points = results.points("table 2", "phi")
-    comparable = {
-        (point.label, point.parameters, point.multiply_adds): point
-        for point in points
-        if paper.is_imagenet(point.data)
-    }
+    comparable = [point for point in points if paper.is_imagenet(point.data)]
+    ours = {(point.label, point.parameters, point.multiply_adds): point for point in comparable}
     timm = {row["model"]: row["top1"] for row in paper.read("timm")}
     used, rows = [], []
     for row in paper.read("table2"):
@@ -98,7 +95,7 @@ def table2(results: Results) -> Table:
             continue
         label = name[-2:].lower()
         cost = paper.counted(*efficientnet.VARIANTS[label][:4])
-        point = comparable.get((label, cost.parameters, cost.multiply_adds))
+        point = ours.get((label, cost.parameters, cost.multiply_adds))
         used += [point] if point else []
         counts = (f"{cost.parameters:,}", f"{row['params_M']} M")
         counts += (f"{cost.multiply_adds:,}", f"{row['flops_B']} B")
