@@ -30,7 +30,7 @@ def bare_name(sweep: str) -> str:
 
 
 class Run(NamedTuple):
-    """One row: the columns that tables and figures need, and scores by name ("val/ema/top1")."""
+    """One row: the columns that a report needs, and scores by name ("val/ema/top1")."""
 
     sweep: str
     series: str
@@ -78,9 +78,7 @@ class Point(NamedTuple):
 
     Attributes:
       data: the data set, with the name of the evaluation unless that is "val".
-      evaluation: whose accuracy counts, say "val/ema".
-      runs: by seed.
-      top1: the accuracy of each run.
+      evaluation: whose accuracy `top1` is, say "val/ema".
     """
 
     series: str
@@ -111,9 +109,7 @@ class Results:
     """Everything that a report is made from.
 
     Attributes:
-      runs: on every data set.
       latency: rows of the latency benchmark, as text.
-      files: those that were read.
       evaluation: whose accuracy counts, as NAME/WEIGHTS.
       data: the only data set to show; None shows all.
       repeated: number of rows left out because a newer one has the same seed and settings.
@@ -127,14 +123,11 @@ class Results:
     repeated: int = 0
 
     def points(self, what: str, *kinds: str) -> list[Point]:
-        """The points of some kinds of sweep, in the order of the files.
-
-        Args:
-          what: the figure or table that needs them, for messages: "figure 8".
-          kinds: bare names of sweeps.
+        """The points of some kinds of sweep (`bare_name`), in the order of the files.
 
         Raises:
           UserError: they have several data sets, or runs of one point differ by more than seed.
+            It names `what` needs the points, say "figure 8".
         """
         runs = [r for r in self.runs if r.kind in kinds and self.data in (None, r.data)]
         sets = collections.Counter(run.data for run in runs)
@@ -184,21 +177,18 @@ def describe(points: Sequence[Point]) -> str:
         return ""
 
     def span(values: Sequence[float], digits: str = "g") -> str:
-        low, high = min(values), max(values)
-        return f"{low:{digits}}" if low == high else f"{low:{digits}} to {high:{digits}}"
+        return " to ".join(f"{value:{digits}}" for value in sorted({min(values), max(values)}))
 
     first, runs = points[0], [run for point in points for run in point.runs]
     kind = "averaged (EMA)" if first.evaluation.endswith("/ema") else "raw"
     images = span([run.scores[f"{first.evaluation}/count"] for run in runs], ",")
     epochs, batch = span([run.epochs for run in runs]), span([run.batch_size for run in runs])
-    spread = "One run a point (n = 1), so that the spread is not known."
-    if max(point.n for point in points) > 1:
-        spread = (
-            f"{span([point.n for point in points])} seeds a point: means, bars of one sample "
-            "standard deviation, a dot for each seed."
-        )
     made = f"Top-1 of the {kind} weights on {first.data} ({images} images)"
-    return f"{made}, after {epochs} epochs at batch {batch}. {spread}"
+    made += f", after {epochs} epochs at batch {batch}."
+    if max(point.n for point in points) == 1:
+        return f"{made} One run a point (n = 1), so that the spread is not known."
+    bars = "means, bars of one sample standard deviation, a dot for each seed."
+    return f"{made} {span([point.n for point in points])} seeds a point: {bars}"
 
 
 def find_files(paths: Sequence[pathlib.Path]) -> dict[pathlib.Path, bool]:
