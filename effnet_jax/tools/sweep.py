@@ -18,7 +18,6 @@ from effnet_jax import cli
 from effnet_jax.errors import RunsFailed
 from effnet_jax.run import writers
 from effnet_jax.sweeps import launch as launching
-from effnet_jax.sweeps import watch
 from effnet_jax.sweeps.folder import Folder
 from effnet_jax.sweeps.schedule import make_schedule
 
@@ -59,8 +58,8 @@ def launch(args: argparse.Namespace, sweep: str) -> pathlib.Path | None:
     console = rich.console.Console()
     if not console.is_terminal:
         console.width = 160  # A pipe or a file has no width; 80 columns would cut numbers.
-    console.print(watch.table(schedule, folder))
-    if minutes := watch.estimate(schedule, folder):
+    console.print(folder.table(schedule))
+    if minutes := folder.estimate(schedule):
         writers.say(f"left: about {minutes / max(1, len(shares)):.0f} min, by the finished runs")
     if args.dry_run:
         return None
