@@ -40,7 +40,7 @@ def result_table(scores: dict[str, float], title: str) -> rich.table.Table:
 
 def account(rows: list[dict[str, Any]]) -> dict[str, float]:
     """Seconds by category over all starts in goodput.jsonl, and "downtime" between the starts."""
-    total = dict.fromkeys((*CATEGORIES, "downtime"), 0.0)
+    total = collections.Counter(dict.fromkeys((*CATEGORIES, "downtime"), 0.0))
     back = math.inf  # The earliest step that a later start or roll-back went back to.
     for row in reversed(rows):
         for name, seconds in row["seconds"].items():
@@ -51,7 +51,7 @@ def account(rows: list[dict[str, Any]]) -> dict[str, float]:
         if row.get("event") == "start":
             begun = row["time"] - sum(row["seconds"].values())
             total["downtime"] += max(0.0, begun - before["time"])
-    return total
+    return dict(total)
 
 
 def time_table(rows: list[dict[str, Any]]) -> rich.table.Table:

@@ -14,7 +14,7 @@ CELL = 1.1  # Inches: the space of one picture.
 
 
 class Few:
-    """Some records of a source, evenly spaced; their labels are their positions among them."""
+    """At most `count` records of a source, evenly spaced; their labels number them from 0."""
 
     def __init__(self, source: sources.Source, count: int):
         self._source = source

@@ -95,8 +95,8 @@ def table2(results: Results) -> Table:
             continue
         label = name[-2:].lower()
         cost = paper.counted(*efficientnet.VARIANTS[label][:4])
-        point = ours.get((label, cost.parameters, cost.multiply_adds))
-        used += [point] if point else []
+        if point := ours.get((label, cost.parameters, cost.multiply_adds)):
+            used.append(point)
         counts = (f"{cost.parameters:,}", f"{row['params_M']} M")
         counts += (f"{cost.multiply_adds:,}", f"{row['flops_B']} B")
         rows.append((name[-2:], *counts, percent(point), row["top1"], timm[name]))
@@ -104,8 +104,7 @@ def table2(results: Results) -> Table:
     if points and not used:
         caption = f"Our runs of these models on {points[0].data} are not comparable, so not here."
     columns = ("model", "parameters", "paper", "multiply-adds", "paper")
-    columns += ("top-1, ours", "paper", "timm")
-    return Table(columns, rows, caption)
+    return Table((*columns, "top-1, ours", "paper", "timm"), rows, caption)
 
 
 BASES = {"MobileNetV1": "mobilenet_v1", "MobileNetV2": "mobilenet_v2", "ResNet-50": "resnet50"}
@@ -198,9 +197,8 @@ def table5(results: Results) -> Table:
             cells += [row[who], row[f"{who}_acc"], f"{size} M" if size else NOT_STATED]
         rows.append((*cells, "; ".join(map(percent, named)) or NOT_RUN))
     caption = " ".join(f"Ours: {describe([point])}" for point in used)
-    columns = ("data set", "against", "peer", "accuracy", "parameters")
-    columns += ("EfficientNet", "accuracy, paper", "parameters", "accuracy, ours")
-    return Table(columns, rows, caption)
+    columns = ("data set", "against", "peer", "accuracy", "parameters", "EfficientNet")
+    return Table((*columns, "accuracy, paper", "parameters", "accuracy, ours"), rows, caption)
 
 
 def table_methods(results: Results) -> Table | None:

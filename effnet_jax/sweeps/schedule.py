@@ -19,10 +19,10 @@ class Run(NamedTuple):
     """One run of a sweep.
 
     Attributes:
-      name: of its folder, unlike all others of the sweep.
-      series: the curve of a figure that it belongs to, say "width".
-      label: what sets it apart in its curve, say "w=1.4"; runs that differ by seed alone share it.
-      overrides: what it changes in the config, by dotted key, say {"model.width": 1.4}.
+      name: names its folder, and is unique in the sweep.
+      series: its curve in a figure, say "width".
+      label: its point on the curve, say "w=1.4"; runs that differ by seed alone share it.
+      overrides: values that it changes in the config, by dotted key, say {"model.width": 1.4}.
     """
 
     name: str
