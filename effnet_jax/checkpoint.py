@@ -106,13 +106,10 @@ class Checkpoints:
         if self._manages:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._remove_leftovers()
-        best = policies.BestN(
-            n=config.keep_best,
-            get_metric_fn=lambda score: score,
-            keep_checkpoints_without_metrics=False,
+        best = {"get_metric_fn": lambda score: score, "keep_checkpoints_without_metrics": False}
+        self._policy = OnceVerified(
+            [policies.LatestN(config.keep_newest), policies.BestN(n=config.keep_best, **best)]
         )
-        newest = policies.LatestN(config.keep_newest)
-        self._policy = OnceVerified([newest, best])
         self._orbax = ocp.AsyncCheckpointer(
             _handler(),
             async_options=ocp.AsyncOptions(timeout_secs=SECONDS, barrier_sync_fn=self._meet),
@@ -154,8 +151,8 @@ class Checkpoints:
             items["metrics"] = ocp.args.JsonSave(metrics)
         self._save = f"save {next(_saves)}"
         try:
-            # Orbax would create a workdir that has vanished again, without its other files; and
-            # where it can't create a folder, the processes wait for each other for minutes.
+            # Orbax would create a vanished workdir again, without its other files; and if it can't
+            # create a folder, the processes wait for each other for minutes.
             if refused := self._processes.as_first("try the disk", self._try_folder, SECONDS):
                 raise OSError(refused, os.strerror(refused), str(self._folder))
             self._orbax.save(self._folder / str(step), args=ocp.args.Composite(**items))
@@ -210,7 +207,7 @@ class Checkpoints:
             read = _read(path, item, ocp.checkpoint_utils.construct_restore_args(item))
             if jax.default_backend() != "cpu":
                 return read
-            # Orbax's memory may be in use by the arrays, and the step can't be given it to reuse.
+            # Copied: on a CPU the arrays may lie in Orbax's memory, which the step can't reuse.
             return jax.tree.map(lambda x: jax.device_put(x, x.sharding, may_alias=False), read)
 
         paths = _candidates(self._folder, step, self._processes)
@@ -223,7 +220,7 @@ class Checkpoints:
         return state
 
     def _try_folder(self) -> int:
-        """The system's number of the error of making a folder for a checkpoint, or 0."""
+        """The errno of creating a folder next to the checkpoints, or 0."""
         path = self._folder / f"try{DELETED}"
         try:
             path.mkdir(exist_ok=True)
@@ -248,7 +245,7 @@ class Checkpoints:
             if error is None:
                 self._orbax.wait_until_finished()
                 if self._manages:
-                    manifest.write(path, step=step, **_facts(self._folder.parent))
+                    manifest.write(path, **_facts(self._folder.parent, step))
         except Exception as failure:
             error = failure
         note = (DISK if _is_of_disk(error) else "") + _first_line(error) if error else ""
@@ -350,11 +347,11 @@ def read_weights(
         return found["ema"] if weights == "ema" else found
 
     path, variables, _ = _read_first(paths, read, processes)
-    facts = manifest.read(path) if manifest.exists(path) else _facts(path.parent.parent)
+    verified = manifest.exists(path)
+    facts = manifest.read(path) if verified else _facts(path.parent.parent, path.name)
     if not facts.keys() >= {*FACTS}:
         raise UserError(f"{path} has no {manifest.NAME} with the model; give the run's workdir")
-    saved_step = int(facts["step"]) if "step" in facts else int(path.name)
-    return saved_step, variables, {key: facts[key] for key in FACTS}
+    return int(facts["step"]), variables, {key: facts[key] for key in FACTS}
 
 
 _saves = itertools.count()  # All processes of a run save alike.
@@ -373,13 +370,13 @@ def _handler() -> ocp.CompositeCheckpointHandler:
     )
 
 
-def _facts(workdir: pathlib.Path) -> dict[str, Any]:
-    """What the weights belong to, whatever the run's config becomes later; {} if not known."""
+def _facts(workdir: pathlib.Path, step: int | str) -> dict[str, Any]:
+    """The step, and what the weights belong to if known: the run's config may change later."""
     if not all((workdir / name).is_file() for name in ("config.json", "classes.json")):
-        return {}
-    config = files.read_json(workdir / "config.json")
-    found = {key: config[key] for key in ("model", "preprocess")}
-    return {**found, "classes": files.read_json(workdir / "classes.json")}
+        return {"step": step}
+    config, classes = (files.read_json(workdir / f"{name}.json") for name in ("config", "classes"))
+    found = {"model": config["model"], "preprocess": config["preprocess"], "classes": classes}
+    return {"step": step, **found}
 
 
 def _steps(folder: pathlib.Path) -> list[int]:

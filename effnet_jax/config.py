@@ -389,7 +389,7 @@ def from_dict(values: dict[str, Any]) -> ConfigDict:
       KeyError, TypeError: a key that no config has, or a value of another type.
     """
     values = _with_tuples(values)
-    config, evaluations = get_config(), values.pop("evaluations")
+    config, evaluations = get_config(), values.pop("evaluations", {"val": {}})
     values["model"]["base"], values["data"]["name"]  # Raises for JSON that is no config.
     config.update(values)
     del config.evaluations.val

@@ -13,8 +13,6 @@ from effnet_jax import checkpoint, cli
 from effnet_jax import config as config_lib
 from effnet_jax.checkpoint import Checkpoints
 
-PARSER = cli.Parser(__doc__, joins=True)
-PARSER.add_argument("--workdir", type=pathlib.Path)
 SIZE = 200_000
 
 
@@ -30,8 +28,7 @@ def full_disk(on: bool) -> Iterator[None]:
 
 
 def main(args) -> None:
-    processes, workdir = args.processes, args.workdir
-    me = processes.index
+    processes, me = args.processes, args.processes.index
     config = config_lib.get_config("b0")
     config.processes.update(start_seconds=40.0, stall_seconds=20.0)
     processes.watch(config.processes)
@@ -45,7 +42,7 @@ def main(args) -> None:
         print(text, flush=True)
 
     checkpoint.say = say
-    with Checkpoints(workdir, config.checkpoint, processes=processes) as checkpoints:
+    with Checkpoints(args.workdir, config.checkpoint, processes=processes) as checkpoints:
         # On both, on none, on the first, on the second, and then there is room again.
         for step, full in ((10, (0, 1)), (20, ()), (30, (0,)), (40, (1,)), (50, ())):
             processes.at("save", step)
@@ -77,4 +74,6 @@ def main(args) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, PARSER)
+    parser = cli.Parser(__doc__, joins=True)
+    parser.add_argument("--workdir", type=pathlib.Path)
+    cli.run(main, parser)

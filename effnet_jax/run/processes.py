@@ -223,8 +223,6 @@ class Processes(Alone):
         for work in (self._keep_speaking, self._keep_watching):
             threading.Thread(target=work, daemon=True).start()
 
-    # What this process does.
-
     def watch(self, limits: ConfigDict) -> None:
         self._limits = limits
 
@@ -318,8 +316,6 @@ class Processes(Alone):
                 return f"lost {self.describe(lost)}"
             time.sleep(0.2)
         return None
-
-    # What its threads do.
 
     def _keep_speaking(self) -> None:
         while not self._left.wait(self._beat):

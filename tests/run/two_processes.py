@@ -8,8 +8,6 @@ from effnet_jax import cli
 from effnet_jax.errors import ProcessLost, UserError
 from effnet_jax.run import processes as processes_lib
 
-PARSER = cli.Parser(__doc__, joins=True)
-PARSER.add_argument("--case")
 processes_lib.BEAT_SECONDS = 0.25
 LIMITS = ConfigDict({"start_seconds": 60.0, "stall_seconds": 2.0, "lost_seconds": 2.0})
 
@@ -73,4 +71,6 @@ def main(args) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, PARSER)
+    parser = cli.Parser(__doc__, joins=True)
+    parser.add_argument("--case")
+    cli.run(main, parser)
