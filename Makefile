@@ -50,10 +50,10 @@ study: .venv/ready
 
 # The model's speed on this machine, with and without the depthwise form made for CPUs.
 benchmark: .venv/ready
-	$(BIN)/python -m benchmarks.__main__ model --csv=results/benchmark_model.csv
+	$(BIN)/python -m benchmarks model --csv=results/benchmark_model.csv
 
 # What the training loop costs beside the compiled step: on 1 device, on 8, and on 2 processes of 4.
-LOOP := $(BIN)/python -m benchmarks.__main__ loop --csv=results/benchmark_loop.csv
+LOOP := $(BIN)/python -m benchmarks loop --csv=results/benchmark_loop.csv
 benchmark-loop: DEVICES := XLA_FLAGS=--xla_force_host_platform_device_count
 benchmark-loop: TWO := --coordinator_address=localhost:9876 --num_processes=2
 benchmark-loop: .venv/ready

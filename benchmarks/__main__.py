@@ -1,55 +1,53 @@
-"""How fast this machine is: python -m benchmarks.__main__ WHAT [--csv=FILE].
+"""How fast this machine is: python -m benchmarks WHAT [--csv=FILE] [--json].
 
-model     training and evaluation in images/s, beside the same model with lax's depthwise layers
+model     training and evaluation in images/s, next to the same model with lax's depthwise layers
 data      the training pipeline of --config=FILE, without a model, and what its time goes into
-loop      what the training loop costs beside the compiled step, and a save
+loop      what the training loop adds to the compiled step, and a save
 latency   one image at a time on one core, for the models of the paper's Table 4
+
+python -m benchmarks WHAT --help lists the flags.
 """
 
 import argparse
+import functools
 import json
 import pathlib
+import sys
 
 import rich.console
 
 from benchmarks import latency, loading, looping, throughput
 from effnet_jax import cli
-from effnet_jax.errors import UserError
 from effnet_jax.run import files
-from effnet_jax.run import processes as hosts
 
+# Each has PARSER, `measure(args)`, which returns rows, and `show(rows)`, a table of them.
 BENCHMARKS = {"model": throughput, "latency": latency, "data": loading, "loop": looping}
+for name, module in BENCHMARKS.items():
+    module.PARSER.prog = f"python -m benchmarks {name}"
+    module.PARSER.add_argument("--json", action="store_true", help="JSON instead of a table")
+    module.PARSER.add_argument("--csv", type=pathlib.Path, help="add the rows to this file")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.__main__",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    choices = parser.add_subparsers(dest="what", required=True)
-    for name, module in BENCHMARKS.items():
-        command = choices.add_parser(name, description=module.__doc__)
-        module.add_arguments(command)
-        command.add_argument("--json", action="store_true", help="JSON instead of a table")
-        command.add_argument("--csv", type=pathlib.Path, help="add the rows to this file")
-    args, args.rest = parser.parse_known_args()
-    if args.rest and args.what != "data":  # Which reads config flags.
-        parser.error(f"unrecognized arguments: {' '.join(args.rest)}")
-    if args.repeats < 1:
-        raise UserError(f"--repeats must be 1 or more; got {args.repeats}")
-
-    benchmark = BENCHMARKS[args.what]
-    rows = benchmark.measure(args)
-    if not hosts.is_first():
+def report(name: str, args: argparse.Namespace) -> None:
+    """Measures, writes the rows to --csv and prints them."""
+    rows = BENCHMARKS[name].measure(args)
+    if not rows:  # Another process reports.
         return
     if args.csv:
         files.append_csv(args.csv, rows)
     if args.json:
         print(json.dumps(rows, indent=2))
     else:
-        rich.console.Console().print(benchmark.show(rows))
+        rich.console.Console().print(BENCHMARKS[name].show(rows))
+
+
+def main() -> None:
+    what, *arguments = sys.argv[1:] or ["--help"]
+    if what not in BENCHMARKS:
+        print(__doc__)
+        sys.exit(cli.DONE if what in ("-h", "--help") else cli.BAD_INPUT)
+    cli.run(functools.partial(report, what), BENCHMARKS[what].PARSER, arguments)
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    main()

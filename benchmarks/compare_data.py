@@ -1,10 +1,7 @@
-"""Our input pipeline beside tf.data and PyTorch: images a second, and the bars that ours must meet.
+"""Our input pipeline compared with tf.data and PyTorch: images a second, and bars for the ratios.
 
-Ours reads the JPEGs as `prepare_imagenet --restart_markers` stores them, and in rows of their own
-the originals, which the peers read.
-
-Every measurement is a process of its own. The pipelines take turns, so that the ratios of one round
-hold on a noisy machine; a bar is met by the median of the rounds.
+Every measurement is a process of its own. The pipelines take turns, so the ratios of one round hold
+on a noisy machine; the median of the rounds has to meet a bar.
 """
 
 import argparse
@@ -19,7 +16,7 @@ import rich.console
 import rich.table
 from PIL import Image
 
-from benchmarks import measure, ours
+from benchmarks import measure
 from effnet_jax.report import drawing
 from effnet_jax.run import environment, files, writers
 
@@ -30,12 +27,12 @@ class Contender(NamedTuple):
     """One pipeline with one policy: a row.
 
     Attributes:
-      pipeline: what it's called.
+      pipeline: its name.
       policy: "none" or "autoaugment".
-      form: what sets it apart from others of that pipeline and policy.
-      bar: images per CPU-second of ours over its: at least.
+      form: distinguishes it from others of the same pipeline and policy.
+      bar: least ratio of our images per CPU-second to its own.
       module: in this folder.
-      flags: what the module gets beside the flags of all.
+      flags: of the module, in addition to those of all.
     """
 
     pipeline: str
@@ -46,18 +43,16 @@ class Contender(NamedTuple):
     flags: tuple[str, ...] = ()
 
 
-ORIGINAL = "original JPEGs"
-WHOLE = "original JPEGs, whole images decoded"
+WHOLE = "whole images decoded"
+REFERENCE = "reference's operations"
 CONTENDERS = (
-    Contender("ours", "none", "", None, "ours", ("--restart_markers",)),
-    Contender("ours", "none", ORIGINAL, None, "ours"),
+    Contender("ours", "none", "", None, "ours"),
     Contender("ours", "none", WHOLE, None, "ours", ("--whole_images",)),
-    Contender("tf.data", "none", "", 1.0, "peer_tf_data"),
+    Contender("tf.data", "none", "", 1.3, "peer_tf_data"),
     Contender("torch", "none", "", 2.0, "peer_torch"),
-    Contender("ours", "autoaugment", "", None, "ours", ("--restart_markers",)),
-    Contender("ours", "autoaugment", ORIGINAL, None, "ours"),
+    Contender("ours", "autoaugment", "", None, "ours"),
     Contender("ours", "autoaugment", WHOLE, None, "ours", ("--whole_images",)),
-    Contender("tf.data", "autoaugment", "reference's operations", 2.5, "peer_tf_data"),
+    Contender("tf.data", "autoaugment", REFERENCE, 2.4, "peer_tf_data"),
     Contender(
         "tf.data",
         "autoaugment",
@@ -68,7 +63,7 @@ CONTENDERS = (
     ),
     Contender("torch", "autoaugment", "", 2.0, "peer_torch"),
 )
-AUTOAUGMENT_BAR = 0.4  # CPU time that AutoAugment adds to ours, over that without it: at most.
+AUTOAUGMENT_BAR = 0.4  # Most CPU time that AutoAugment may add, as a share of ours.
 COLOURS = {"ours": "#D55E00", "tf.data": "#0072B2", "torch": "#AA4499"}
 
 Rounds = dict[Contender, list[dict[str, Any]]]
@@ -103,7 +98,7 @@ def label(pipeline: str, form: str) -> str:
 
 
 def find(rounds: Rounds, pipeline: str, policy: str, form: str = "") -> list[dict[str, Any]]:
-    """Results of the contender of that form, or of the one without a form."""
+    """Results of the contender of that form, or else of the one without a form."""
     found = {
         each.form: results for each, results in rounds.items() if each[:2] == (pipeline, policy)
     }
@@ -115,13 +110,13 @@ def seconds_per_image(results: list[dict[str, Any]], clock: str) -> list[float]:
 
 
 def ratios(slower: list[dict], faster: list[dict], clock: str = "cpu_s") -> list[float]:
-    """Of the times of an image, round by round."""
+    """Ratios of the times of an image, round by round."""
     pairs = zip(seconds_per_image(slower, clock), seconds_per_image(faster, clock), strict=True)
     return [one / other for one, other in pairs]
 
 
 def describe_photos(folder: pathlib.Path) -> dict[str, float]:
-    """How many there are, and their mean size in bytes and pixels."""
+    """The number of photographs, and their mean size in bytes and pixels."""
     paths = sorted(folder.glob("train/*/*.jpg"))
     sizes = []
     for path in paths:
@@ -133,7 +128,7 @@ def describe_photos(folder: pathlib.Path) -> dict[str, float]:
 
 
 def make_rows(rounds: Rounds, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """One row a contender; ratios are ours over this one, in images per second."""
+    """One row a contender; ratios are our images per second over its own."""
     photos, machine = describe_photos(args.photos), environment.describe_machine()
     rows = []
     for contender, results in rounds.items():
@@ -186,7 +181,7 @@ def failures(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def show(rows: list[dict[str, Any]]) -> rich.table.Table:
-    """The rows for a person."""
+    """A table of the rows."""
     first = rows[0]
     table = rich.table.Table(
         *("", "policy", "images / CPU s", "images / s", "ours / this (min to max)", "bar"),
@@ -238,7 +233,7 @@ def main() -> int:
     parser.add_argument("--python", default=sys.executable, help="interpreter for ours")
     parser.add_argument("--peers_python", required=True, help="interpreter for the peers")
     parser.add_argument(
-        "--whole_images", action="store_true", help="also ours as it is without libturbojpeg 3"
+        "--whole_images", action="store_true", help="measure ours also without libturbojpeg 3"
     )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2, help="or worker processes, for each")
@@ -246,7 +241,6 @@ def main() -> int:
     parser.add_argument("--batches", type=int, default=24, help="batches that are")
     parser.add_argument("--csv", type=pathlib.Path, help="append the rows; a .png is put beside it")
     args = parser.parse_args()
-    ours.mark(args.photos)
     rows = make_rows(measure_rounds(args), args)
     rich.console.Console(width=100).print(show(rows))
     if args.csv:

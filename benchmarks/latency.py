@@ -1,6 +1,6 @@
-"""How long one image takes on one core, as in the paper's Table 4: `benchmark latency`.
+"""Time of one image on one core, as in the paper's Table 4: `python -m benchmarks latency`.
 
-Each model runs alone: batch 1, float32, a few runs to warm up, then the mean of the runs after.
+Each model runs alone: batch 1, float32, a few runs to warm up, then the mean of the timed runs.
 """
 
 import argparse
@@ -13,28 +13,30 @@ import jax
 import numpy as np
 import rich.table
 
-from effnet_jax import config as default
-from effnet_jax import models
+from effnet_jax import cli, models
+from effnet_jax import config as config_lib
 from effnet_jax.run import environment, writers
 from effnet_jax.run.workers import available_cores
 
-# Table 4's, but for GPipe's network, which is not here.
+# The models of Table 4 except GPipe's AmoebaNet, which is not implemented.
 MODELS = "b1,resnet152,b7"
-REPEATS = 20
 WARM_UP = 3
+PARSER = cli.Parser(__doc__)
+PARSER.add_argument("--models", nargs="+", default=[MODELS], help="as for the summary, or b0,b1")
+PARSER.add_argument("--repeats", type=cli.count, default=20, help="timed runs of each model")
 
 
 def pin() -> None:
-    """Leaves this process one core. XLA counts them when JAX starts, so this comes before."""
+    """Restricts this process to one core; call it before JAX starts, as XLA then counts cores."""
     if not hasattr(os, "sched_setaffinity"):
-        writers.say("this system can't keep a process on one core: JAX uses all that it finds")
+        writers.say("this system can't restrict a process to one core: JAX uses all cores")
         return
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 
 
 def milliseconds(name: str, repeats: int) -> tuple[int, list[float]]:
-    """A model's resolution, and the time of each run that counts."""
-    config = default.get_config(name).model
+    """A model's resolution, and the milliseconds of each timed run."""
+    config = config_lib.get_config(name).model
     config.num_classes = 1000
     model = models.build(config)
     size = model.architecture.resolution
@@ -58,16 +60,16 @@ def milliseconds(name: str, repeats: int) -> tuple[int, list[float]]:
     return size, times[WARM_UP:]
 
 
-def names_of(given: list[str]) -> list[str]:
-    """Models out of ["b1,resnet152", "w=1,d=1,r=224"]: a comma is part of a scaled one's name."""
-    names = [name for text in given for name in ([text] if "=" in text else text.split(","))]
+def names_of(words: list[str]) -> list[str]:
+    """Model names in ["b1,resnet152", "w=1,d=1,r=224"]; a word with "=" is one name."""
+    names = [name for text in words for name in ([text] if "=" in text else text.split(","))]
     for name in names:
-        models.parse_variant(name)  # All are checked before the first long run.
+        models.parse_variant(name)  # Check all before the first long run.
     return names
 
 
 def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """One row a model."""
+    """A row for each model."""
     names = names_of(args.models)
     pin()
     rows = []
@@ -89,13 +91,6 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
             }
         )
     return rows
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--models", nargs="+", default=[MODELS], help="as for the summary, or b0,b1"
-    )
-    parser.add_argument("--repeats", type=int, default=REPEATS, help="timed runs of each model")
 
 
 def show(rows: list[dict[str, Any]]) -> rich.table.Table:

@@ -1,8 +1,9 @@
-"""Images per second and per CPU-second of a config's training pipeline: `benchmark data`.
+"""Images per second and per CPU-second of a training pipeline: `python -m benchmarks data`.
 
-As in: benchmark data --config=configs/imagenet.py:b0 --config.data.data_dir=DIR. Beside them where
-the time of one image goes, measured in one thread: reading, decoding the crop, augmenting (resize,
-flip, policy), putting batches together. What is left of the whole is the cost of reading ahead.
+As in: python -m benchmarks data --config=configs/imagenet.py:b0 --config.data.data_dir=DIR. It also
+shows where the time of one image goes, measured in one thread: reading, decoding the crop,
+augmenting (resize, flip, policy) and putting batches together. The rest of the whole is the cost of
+reading ahead.
 """
 
 import argparse
@@ -10,7 +11,6 @@ import collections
 import functools
 import pathlib
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -19,14 +19,11 @@ import matplotlib.figure
 import numpy as np
 import psutil
 import rich.table
-from absl import flags
-from ml_collections import ConfigDict, config_flags
 
 from effnet_jax import cli, models
 from effnet_jax import config as config_lib
 from effnet_jax.data import pipeline, sources
 from effnet_jax.data.decode import decode_box
-from effnet_jax.errors import UserError
 from effnet_jax.report import drawing
 from effnet_jax.run import environment, writers
 from effnet_jax.training import progressive
@@ -35,23 +32,10 @@ T = TypeVar("T")
 PARTS = ("read", "decode", "augment", "batch")
 WARM_UP = 4096  # Images.
 SAMPLE = 256  # Images that are timed part by part.
-
-
-def load_config(arguments: list[str]) -> ConfigDict:
-    """The config of --config=FILE:ARGUMENT and --config.key=value."""
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=values)
-    try:
-        left = values([sys.argv[0], *arguments])[1:]
-        config = values["config"].value
-        hasattr(config, "lock")  # Raises for a config that wasn't loaded.
-    except Exception as error:
-        raise UserError(cli.explain(error)) from None
-    if left:
-        raise UserError(f"unexpected argument {left[0]!r}; flags are --name=value. Try --help")
-    if config is None:
-        raise UserError("--config=FILE is required, as in --config=configs/imagenet.py:b0")
-    return config
+PARSER = cli.Parser(__doc__, config="imagenet:b0")
+PARSER.add_argument("--images", type=cli.count, default=4096, help="of a repeat, in whole batches")
+PARSER.add_argument("--repeats", type=cli.count, default=3)
+PARSER.add_argument("--picture", type=pathlib.Path, default="runs/benchmark_data.png")
 
 
 def cpu_seconds() -> float:
@@ -95,10 +79,8 @@ def time_parts(
 
 def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
     """One row, and the picture."""
-    config = load_config(args.rest)
-    config_lib.validate(config)
-    pipeline.check_config(config)
-    config = progressive.largest(config)
+    config_lib.validate(args.config)
+    config = progressive.largest(args.config)
     source = sources.open_source(config.data, config.data.train_split)
     resolution = models.coefficients(config.model).resolution
     batches = pipeline.train_batches(source, config, resolution)
@@ -171,13 +153,6 @@ def draw(row: dict[str, Any]) -> matplotlib.figure.Figure:
     axes.legend(ncols=len(PARTS), fontsize=drawing.SMALL, loc="upper center", frameon=False)
     axes.set_ylim(-0.5, 1.1)
     return figure
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--images", type=int, default=4096, help="of a repeat, in whole batches")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--picture", type=pathlib.Path, default="runs/benchmark_data.png")
-    parser.epilog = "--config=FILE:ARGUMENT and --config.key=value as for train.py."
 
 
 def show(rows: list[dict[str, Any]]) -> rich.table.Table:

@@ -10,18 +10,6 @@ from benchmarks import measure
 from effnet_jax import __version__
 from effnet_jax import config as default
 from effnet_jax.data import pipeline, sources, turbojpeg
-from effnet_jax.imagenet import shards
-
-MARKED = "train_with_restart_markers"
-
-
-def mark(folder: pathlib.Path) -> None:
-    """Stores the photographs as prepare_imagenet --restart_markers does, beside the originals."""
-    settings = shards.Settings(restart_markers=True)
-    for path in (folder / "train").glob("*/*.jpg"):
-        target = folder / MARKED / path.relative_to(folder / "train")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(shards.fit(path.read_bytes(), settings)[0])
 
 
 def batches(args: argparse.Namespace) -> Iterator[np.ndarray]:
@@ -30,12 +18,10 @@ def batches(args: argparse.Namespace) -> Iterator[np.ndarray]:
     config.batch_size = measure.BATCH_SIZE
     config.data.threads = args.threads
     config.augment.policy = args.policy
-    photos = sources.list_classes(
-        pathlib.Path(args.photos) / (MARKED if args.restart_markers else "train")
-    )
+    photos = sources.list_classes(pathlib.Path(args.photos) / "train")
     files = [(path, label) for label, name in enumerate(photos) for path in photos[name]]
-    # As many records as ImageNet has: to find a position's record in the shuffled order takes 43 us
-    # of 512 records, and 6 of so many.
+    # As many records as ImageNet has: finding a position's record in the shuffled order takes 43 us
+    # for 512 records, and 6 for this many.
     source = sources.FolderSource(tuple(photos), files * (1_281_167 // len(files)))
     stream = pipeline.train_batches(source, config, measure.RESOLUTION)
     for batch in stream.read_ahead(config.data):
@@ -45,7 +31,6 @@ def batches(args: argparse.Namespace) -> Iterator[np.ndarray]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--whole_images", action="store_true", help="as without libturbojpeg 3")
-    parser.add_argument("--restart_markers", action="store_true", help="the photos of `mark`")
     flags = measure.parse_flags(parser)
     if flags.whole_images:
         turbojpeg.library = lambda: None

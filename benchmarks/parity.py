@@ -42,7 +42,7 @@ from effnet_jax.models.network import Network
 from effnet_jax.run import environment, files, writers
 from effnet_jax.training.state import TrainState, abstract_state
 from effnet_jax.training.step import lower_train_step
-from effnet_jax.weights.names import arrays
+from effnet_jax.weights.names import list_arrays
 from effnet_jax.weights.origins import NAMES, ORIGINS
 
 PyTree = Any
@@ -118,7 +118,7 @@ def build_peer(case: Case, config: ConfigDict, variables: PyTree) -> torch.nn.Mo
     """timm's network with our variables, by way of a file that `weights.save` writes."""
     preprocess = Preprocess.from_config(config.preprocess, config.model.resolution).to_dict()
     classes = tuple(f"class {number}" for number in range(config.model.num_classes))
-    written = weights.Weights(config.model, preprocess, classes, case.origin, variables)
+    written = weights.Weights(config.model, variables, preprocess, classes, case.origin)
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "weights.safetensors"
         weights.save(path, written, names="timm")
@@ -130,7 +130,7 @@ def in_timm_form(variables: PyTree, model: Network) -> Arrays:
     names, flat = NAMES["timm"], flax.traverse_util.flatten_dict(variables, sep="/")
     return {
         names.of(array): names.theirs(array, flat[array.name])
-        for array in arrays(model.architecture)
+        for array in list_arrays(model.architecture)
     }
 
 
@@ -170,7 +170,7 @@ def train_batch(
     outputs = flax.traverse_util.flatten_dict(updated["intermediates"], sep="/")
     norms = {
         NAMES["timm"].of(array): outputs[array.name[len("params/") : -len("scale")] + "__call__"][0]
-        for array in arrays(model.architecture)
+        for array in list_arrays(model.architecture)
         if array.leaf == "scale"
     }
     found = in_timm_form({"params": gradients, "batch_stats": updated["batch_stats"]}, model)

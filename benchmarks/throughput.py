@@ -1,7 +1,7 @@
-"""Images per second of the whole training step and of the evaluation step: `benchmark model`.
+"""Images per second of training and of evaluation steps: `python -m benchmarks model`.
 
-Beside them the same model with `lax`'s grouped convolution as its depthwise layers. The two run in
-turn in one process, so that the ratio holds on a noisy machine.
+The same model with `lax`'s grouped convolution as its depthwise layers is measured next to it. The
+two take turns in one process, so that the ratio holds on a noisy machine.
 """
 
 import argparse
@@ -13,8 +13,8 @@ import jax
 import numpy as np
 import rich.table
 
-from effnet_jax import config as default
-from effnet_jax import parallel
+from effnet_jax import cli, parallel
+from effnet_jax import config as config_lib
 from effnet_jax.evaluation import make_eval_step
 from effnet_jax.models import operations
 from effnet_jax.run import environment, writers
@@ -27,11 +27,19 @@ SEED = np.uint32(0)
 FORMS = {"ours": operations.depthwise_conv, "lax": operations.lax_depthwise_conv}
 
 
+PARSER = cli.Parser(__doc__)
+PARSER.add_argument("--model", default="b0", help="as for the summary")
+PARSER.add_argument("--batch", type=cli.count, default=16)
+PARSER.add_argument("--resolution", type=cli.count, help="by default the model's own")
+PARSER.add_argument("--dtype", default="float32")
+PARSER.add_argument("--repeats", type=cli.count, default=5, help="pairs of timed batches")
+
+
 class Timed:
     """A compiled program of one form: `run(mode)` gives the seconds of one batch."""
 
     def __init__(self, form: str, args: argparse.Namespace):
-        config = default.get_config(args.model)
+        config = config_lib.get_config(args.model)
         config.batch_size = args.batch
         config.model.num_classes = 1000
         config.model.dtype = args.dtype
@@ -65,7 +73,7 @@ class Timed:
 
 
 def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """One row a mode: images/s of both forms (median) and their ratio (median of the pairs)."""
+    """A row for each mode: images/s of both forms (median), and their ratio (median of pairs)."""
     forms = {}
     for form in FORMS:
         start = time.perf_counter()
@@ -101,14 +109,6 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
             }
         )
     return rows
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default="b0", help="as for the summary")
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--resolution", type=int, help="by default the model's own")
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--repeats", type=int, default=5, help="pairs of timed batches")
 
 
 def show(rows: list[dict[str, Any]]) -> rich.table.Table:

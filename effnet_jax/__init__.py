@@ -18,13 +18,13 @@ def load(
       logits, features = model.apply(variables, preprocess("cat.jpg"), train=False)
 
     Args:
-      source: a file of weights, a workdir, or hf://ORG/NAME; see `weights.files.open_source`.
-      model, origin, classes: see `weights.load`, which gives the classes as well.
+      source: a file of weights, the workdir of a run, or hf://ORG/NAME; see `weights.load`.
+      model, origin, classes: see `weights.load`, which also returns the classes.
 
     Returns:
-      A `models.network.Network`, its variables, on the device, and a `data.preprocess.Preprocess`.
+      A `models.network.Network`, its variables on the device, and a `data.preprocess.Preprocess`.
     """
-    # Here, so that importing the package costs nothing.
+    # Imported here, so that importing the package costs nothing.
     import jax
 
     from effnet_jax import models, weights

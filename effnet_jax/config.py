@@ -12,6 +12,7 @@ they are used, so that an override on the command line is never stale.
 """
 
 import importlib.util
+import inspect
 import json
 import math
 import operator
@@ -314,6 +315,8 @@ def _build(schema: dict[str, Any]) -> ConfigDict:
             config[key] = config_dict.placeholder(value.get_type())
         elif isinstance(value, Number) and value.default is None:
             config[key] = config_dict.placeholder(value.kind)
+        elif isinstance(value, config_dict.FieldReference):  # Configs must not share one.
+            config[key] = config_dict.placeholder(value.get_type())
         else:
             config[key] = value.default if hasattr(value, "default") else value
     return config
@@ -586,3 +589,27 @@ def find(folder: str, what: str, name: str, function: str) -> Callable[..., Any]
     if not hasattr(module, function):
         raise UserError(f"{what} file {path} needs a function {function}")
     return getattr(module, function)
+
+
+def evaluation_set(name: str, split: str) -> ConfigDict:
+    """All keys of an evaluation set, a file of configs/evaluation, with the usual values.
+
+    Args:
+      name, split: of the data set in TFDS.
+    """
+    config = ConfigDict()
+    config.data = get_config().data  # Replaces the run's.
+    config.data.update(name=name, eval_split=split)
+    config.preprocess = ConfigDict()  # What differs from the weights' own preprocessing.
+    # For a set of many, data.name/CORRUPTION_SEVERITY: the reference's error by corruption.
+    config.corruptions, config.severities = ConfigDict(), ()
+    return config
+
+
+def load_evaluation_set(name: str) -> ConfigDict:
+    """A file of configs/evaluation: "NAME", "NAME:ARGUMENT" or "FILE.py:ARGUMENT"."""
+    name, _, argument = name.partition(":")
+    make = find("evaluation", "evaluation set", name, "get_config")
+    if argument and not inspect.signature(make).parameters:
+        raise UserError(f"evaluation set {name!r} takes no argument; got {argument!r}")
+    return make(*filter(None, [argument]))

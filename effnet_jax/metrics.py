@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from effnet_jax.errors import UserError
+
 
 def smooth_targets(labels: jax.Array, classes: int, smoothing: float = 0.0) -> jax.Array:
     """Labels [N] as distributions [N, classes], float32, smoothed towards uniform.
@@ -65,6 +67,28 @@ def metric_sums(
         targets = smooth_targets(labels, logits.shape[-1])
         sums["loss"] = (cross_entropy(logits, targets) * mask).sum()
     return sums
+
+
+def choose_classes(
+    names: Sequence[str], classes: tuple[str, ...], outputs: int | None
+) -> np.ndarray | None:
+    """The outputs of a model whose classes are named, as bool [outputs]; None for all.
+
+    Args:
+      names: `config.data.eval_classes`; none are all.
+      classes: of the data, by label.
+      outputs: of the model; None: one for each class.
+    """
+    if not names:
+        return None
+    if missing := sorted(set(names) - set(classes)):
+        raise UserError(
+            f"config.data.eval_classes names {len(missing)} classes that are not among the data's "
+            f"{len(classes)}: {', '.join(missing[:5])}"
+        )
+    chosen = np.zeros(outputs or len(classes), bool)
+    chosen[[classes.index(name) for name in names]] = True
+    return chosen
 
 
 def mean_corruption_error(

@@ -1,4 +1,4 @@
-"""Compound scaling (arXiv 1905.11946, section 3): the law, the rounding, and what a network costs.
+"""Compound scaling (arXiv 1905.11946, section 3): the law, the rounding, and a network's cost.
 
     depth      d = alpha ** phi
     width      w = beta ** phi
@@ -21,7 +21,7 @@ ALPHA, BETA, GAMMA = 1.2, 1.1, 1.15  # Depth, width, resolution: section 3.3, st
 
 @dataclasses.dataclass(frozen=True)
 class Coefficients:
-    """How far a base network is scaled.
+    """How a base network is scaled.
 
     Attributes:
       width: multiplies every filter count.
@@ -45,14 +45,10 @@ def compound(
 ) -> Coefficients:
     """The paper's equation 3 for any real phi; a negative phi gives networks below the base.
 
-    B1 to B7 are the published roundings of this law, not its exact values: see
-    `models.efficientnet.VARIANTS`.
+    B1 to B7 are published roundings of this law; see `models.efficientnet.VARIANTS`.
     """
-    return Coefficients(
-        width=base_width * beta**phi,
-        depth=base_depth * alpha**phi,
-        resolution=round(base_resolution * gamma**phi),
-    )
+    width, depth = base_width * beta**phi, base_depth * alpha**phi
+    return Coefficients(width, depth, round(base_resolution * gamma**phi))
 
 
 def dropout_rate(phi: float) -> float:
@@ -61,11 +57,9 @@ def dropout_rate(phi: float) -> float:
 
 
 def round_filters(filters: int, width: float, divisor: int = 8, least: float = 0.9) -> int:
-    """Scaled filters: the nearest multiple of `divisor`, or the next where too little is left.
+    """Scaled filters: the nearest multiple of `divisor`, or the next above if it is too small.
 
-    Args:
-      least: fraction of the scaled filters that has to be left.
-
+    At least the fraction `least` of the scaled filters is left.
     Source: tensorflow/tpu models/official/efficientnet/efficientnet_model.py, round_filters.
     """
     scaled = filters * width
@@ -80,7 +74,7 @@ def round_repeats(repeats: int, depth: float) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """One convolution or dense layer, with all that its cost depends on.
+    """One convolution or dense layer, with everything that its cost depends on.
 
     A dense layer, and a 1x1 convolution on a pooled feature map, have kernel 1 and size 1.
 
@@ -136,11 +130,8 @@ class Cost:
 
 def cost(layers: Sequence[Layer]) -> Cost:
     """Exact trainable parameters, BatchNorm statistics and multiply-adds; builds no arrays."""
-    return Cost(
-        parameters=sum(layer.parameters for layer in layers),
-        statistics=sum(layer.statistics for layer in layers),
-        multiply_adds=sum(layer.multiply_adds for layer in layers),
-    )
+    counts = [(layer.parameters, layer.statistics, layer.multiply_adds) for layer in layers]
+    return Cost(*map(sum, zip(*counts, strict=True)))
 
 
 def candidates(
@@ -151,10 +142,10 @@ def candidates(
     Args:
       step: between neighbours on each axis, which begins at 1.
       tolerance: how far alpha * beta**2 * gamma**2 may be from `product`.
-      product: by how much phi = 1 multiplies the multiply-adds.
+      product: the factor by which phi = 1 multiplies the multiply-adds.
 
     Raises:
-      UserError: no point is near enough; the message says how near the nearest is.
+      UserError: no point is near enough; the message names the nearest and its distance.
     """
     if not (step > 0 and tolerance >= 0 and product > 1):
         raise UserError(
@@ -166,10 +157,10 @@ def candidates(
         count = math.floor((most - 1) / step + 1e-9)
         return [round(1 + index * step, 10) for index in range(count + 1)]
 
-    most = product + tolerance
-    if len(axis(most)) * len(axis(most**0.5)) ** 2 > MOST_POINTS:
+    alphas, others = axis(product + tolerance), axis((product + tolerance) ** 0.5)
+    if len(alphas) * len(others) ** 2 > MOST_POINTS:
         raise UserError(f"a grid with step {step:g} has over {MOST_POINTS:,} points; take a larger")
-    grid = list(itertools.product(axis(most), axis(most**0.5), axis(most**0.5)))
+    grid = list(itertools.product(alphas, others, others))
     distances = [abs(alpha * (beta * gamma) ** 2 - product) for alpha, beta, gamma in grid]
     found = [point for point, d in zip(grid, distances, strict=True) if d <= tolerance + 1e-9]
     if not found:
@@ -185,8 +176,8 @@ def candidates(
 def solve(cost_at: Callable[[float], int], target: float) -> float:
     """The coefficient above 0 whose cost is nearest to `target`.
 
-    Rounding makes a network's cost a staircase of any one coefficient, so that equal costs are
-    rarely possible, only near ones. The value is rounded as far as its cost stays the same.
+    Rounding makes a network's cost a staircase in each coefficient, so an equal cost is rarely
+    possible. The value is rounded as far as its cost stays the same.
 
     Args:
       cost_at: multiply-adds at a coefficient; must not fall where the coefficient rises.

@@ -89,3 +89,14 @@ def tiny() -> ConfigDict:
     config.eval_epochs = 1.0
     config.checkpoint.save_epochs = 0.5
     return config
+
+
+@pytest.fixture
+def elsewhere(tmp_path) -> dict:
+    """Options of a subprocess in another folder, where another package is called `configs`."""
+    decoy = tmp_path / "decoy" / "configs"
+    decoy.mkdir(parents=True)
+    (decoy / "__init__.py").write_text("raise AssertionError('imported another configs')\n")
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    return {"cwd": folder, "env": {**os.environ, "PYTHONPATH": f"{decoy.parent}:{ROOT}"}}

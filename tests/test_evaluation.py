@@ -1,25 +1,35 @@
 """Evaluation: exact by hand, and the same from the loop and from eval.py."""
 
 import json
-import os
+import shutil
 import subprocess
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, TINY
+from flax.traverse_util import flatten_dict
 
-from effnet_jax import parallel
+from configs import digits
+from effnet_jax import config as config_lib
+from effnet_jax import parallel, weights
+from effnet_jax.checkpoint import Checkpoints
 from effnet_jax.data import sources
 from effnet_jax.errors import UserError
-from effnet_jax.evaluation import Evaluator, checkpoint_of, evaluate
-from effnet_jax.training import loop
+from effnet_jax.evaluation import Evaluator
+from effnet_jax.run.processes import ALONE, Alone
+from effnet_jax.training import setup, workdir_files
+from effnet_jax.training.clock import Clock
+from tests.evaluating import evaluate_run, random_values
 
 
 class Fixed:
     """A stand-in for a model: logits are a table, looked up by the image's first pixel."""
+
+    architecture = types.SimpleNamespace(resolution=8)
 
     def __init__(self, table):
         self._table = jnp.asarray(table, jnp.float32)
@@ -56,7 +66,7 @@ def test_metrics_equal_those_by_hand_when_the_batch_does_not_divide(tiny, count)
     table, labels = rng.normal(size=(count, 8)), rng.integers(0, 8, count)
     tiny.eval_batch_size = 16
     tiny.preprocess.mean, tiny.preprocess.std = (0.0,) * 3, (1.0,) * 3
-    evaluator = Evaluator(Fixed(table), tiny, Numbers(labels), 8, parallel.data_mesh())
+    evaluator = Evaluator(Fixed(table), tiny, Numbers(labels), parallel.data_mesh())
     result = evaluator({}, {})
     order = np.argsort(-table, axis=1)
     log_p = table - np.log(np.exp(table).sum(1, keepdims=True))
@@ -69,42 +79,76 @@ def test_metrics_equal_those_by_hand_when_the_batch_does_not_divide(tiny, count)
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    from configs import digits
-
+    """A workdir with random weights of steps 5 and 11, and how the loop evaluates the last."""
     workdir = tmp_path_factory.mktemp("trained")
-    config = digits.get_config("w=0.25,d=0.2,r=16")
-    config.batch_size, config.epochs, config.eval_epochs = 64, 2.0, 1.0
+    config = digits.get_config(TINY)
     config.eval_batch_size = 128
-    _, results = loop.train_and_evaluate(config, str(workdir))
-    return workdir, results
+    run, rng = setup.prepare(config, workdir, ALONE, Clock()), np.random.default_rng(0)
+    workdir_files.write(workdir, run.config, run.source.classes, run.shapes, 0)
+    with Checkpoints(workdir, run.config.checkpoint) as checkpoints:
+        for step in (5, 11):
+            state = jax.tree.map(lambda leaf: random_values(rng, leaf), run.shapes)
+            state = state.replace(step=np.int32(step))
+            checkpoints.save(step, state)
+    return workdir, run.evaluate(state, ["val"], lambda: False)
 
 
 def test_eval_py_equals_the_evaluation_in_the_loop(trained):
     workdir, results = trained
-    environment = dict(os.environ)  # The same 8 devices as the loop had.
-    for weights in ("ema", "raw"):
-        process = subprocess.run(
-            [sys.executable, str(ROOT / "eval.py"), f"--workdir={workdir}", f"--weights={weights}"],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        assert process.returncode == 0, process.stderr
-        printed = json.loads(process.stdout.splitlines()[-1])
-        assert list(printed) == ["top1", "top5", "loss", "count", "step", "weights"]
-        expected = {key: results[f"{weights}_{key}"] for key in ("top1", "top5", "loss", "count")}
-        assert printed == {**expected, "step": 44, "weights": weights}
-        assert printed["count"] == 360
+    process = subprocess.run(  # With the same 8 devices as the loop.
+        [sys.executable, str(ROOT / "eval.py"), f"--workdir={workdir}"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert process.returncode == 0, process.stderr
+    printed = json.loads(process.stdout.splitlines()[-1])
+    assert list(printed) == ["top1", "top5", "loss", "count", "step", "weights"]
+    for which, found in (("ema", printed), ("raw", evaluate_run(workdir, which="raw"))):
+        keys = ("top1", "top5", "loss", "count")
+        expected = {key: results[f"val/{which}/{key}"] for key in keys}
+        assert found == {**expected, "step": 11, "weights": which}
+        assert found["count"] == 360
 
 
 def test_an_older_checkpoint_by_its_step(trained):
     workdir, results = trained
-    older = evaluate(checkpoint_of(str(workdir), step=22, weights="raw"))
-    assert older["step"] == 22
-    assert older["loss"] != results["raw_loss"]
-    with pytest.raises(UserError, match="no checkpoint of step 23"):
-        evaluate(checkpoint_of(str(workdir), step=23))
+    older = evaluate_run(workdir, step=5, which="raw")
+    assert older["step"] == 5
+    assert older["loss"] != results["val/raw/loss"]
+    with pytest.raises(UserError, match="no checkpoint of step 7"):
+        evaluate_run(workdir, step=7)
+
+
+def test_a_checkpoint_copied_out_of_its_workdir_loads_by_itself(trained, tmp_path):
+    workdir, _ = trained
+    shutil.copytree(workdir / "checkpoints" / "5", tmp_path / "best")
+    copy, original = (
+        weights.load(path) for path in (tmp_path / "best", workdir / "checkpoints" / "5")
+    )
+    assert copy.step == original.step == 5 and copy.origin == "ours"
+    assert copy.config.to_dict() == original.config.to_dict()
+    assert (copy.preprocess, copy.classes) == (original.preprocess, original.classes)
+    assert copy.classes == tuple("0123456789")
+    copied, wanted = (flatten_dict(found.variables, sep="/") for found in (copy, original))
+    assert copied.keys() == wanted.keys()
+    assert all(copied[name].tobytes() == wanted[name].tobytes() for name in wanted)
+
+
+def test_processes_that_read_other_weights_are_noticed(trained):
+    """By the step, and by which weights of it."""
+    workdir, _ = trained
+    facts = []
+
+    class Recording(Alone):
+        def check_same(self, name, values, seconds):
+            facts.append({key: str(value) for key, value in values().items()})
+
+    for step, which in ((5, "raw"), (11, "raw"), (11, "ema")):
+        evaluate_run(workdir, step, which, processes=Recording())
+    first, second, third = facts
+    assert {key for key in first if first[key] != second[key]} == {"step"}
+    assert {key for key in second if second[key] != third[key]} == {"weights"}
 
 
 def test_data_with_other_classes_is_refused(trained, monkeypatch):
@@ -118,12 +162,16 @@ def test_data_with_other_classes_is_refused(trained, monkeypatch):
 
     monkeypatch.setattr(sources, "open_source", other)
     with pytest.raises(UserError, match="1 classes that are none of the network's 10: ten"):
-        evaluate(checkpoint_of(str(workdir)))
+        evaluate_run(workdir)
 
 
-def test_a_workdir_that_is_none_says_so(tmp_path):
+def test_a_workdir_without_a_run_or_a_checkpoint_is_reported(trained, tmp_path):
     with pytest.raises(UserError, match=r"no run in .*config\.json is missing"):
-        evaluate(checkpoint_of(str(tmp_path)))
+        config_lib.load(tmp_path)
+    for name in ("config.json", "classes.json"):
+        shutil.copy(trained[0] / name, tmp_path)
+    with pytest.raises(UserError, match=r"no checkpoint in .* yet"):
+        evaluate_run(tmp_path)
 
 
 def test_jax_has_the_devices_the_tests_count_on():

@@ -1,10 +1,9 @@
 """The evaluation sets of configs/evaluation, on made-up data in the form that TFDS gives them."""
 
 import csv
+import dataclasses
 import io
 import json
-import pathlib
-import shutil
 import subprocess
 import sys
 from typing import ClassVar
@@ -17,22 +16,19 @@ from conftest import ROOT, TINY
 from PIL import Image
 
 from configs import digits
-from configs.evaluation import read_classes
+from effnet_jax import config as config_lib
 from effnet_jax import models, weights
 from effnet_jax.checkpoint import Checkpoints
+from effnet_jax.config import load_evaluation_set
 from effnet_jax.data import sources
 from effnet_jax.data.preprocess import normalize
 from effnet_jax.errors import UserError
-from effnet_jax.evaluation import (
-    checkpoint_of,
-    choose_classes,
-    evaluate,
-    load_evaluation_set,
-    weights_of,
-)
-from effnet_jax.run import writers
-from effnet_jax.training import loop
+from effnet_jax.evaluation import choose_data, evaluate
+from effnet_jax.metrics import choose_classes
+from effnet_jax.tools import eval as eval_tool
+from effnet_jax.training import setup, supervisor
 from effnet_jax.training.state import abstract_state
+from tests.evaluating import evaluate_file, evaluate_run, random_values
 
 WNIDS = tfds.core.tfds_path("datasets/imagenet2012/labels.txt").read_text().split()
 COUNT = 20  # Images; the last of three batches is half empty.
@@ -90,23 +86,15 @@ def run(tmp_path_factory):
     config.eval_batch_size = 8
     config.data.source, config.data.name = "tfds", "imagenet2012"
     config.model.zero_classifier = False
-    config = loop.resolve(config, tuple(WNIDS))
+    config = setup.resolve(config, tuple(WNIDS))
     rng = np.random.default_rng(1)
-
-    def fill(shape):
-        """Random values that keep activations in range; drawn here, since compiling costs more."""
-        if len(shape.shape) < 2:
-            return rng.uniform(0.5, 1.5, shape.shape).astype(shape.dtype)
-        return (rng.normal(size=shape.shape) / np.prod(shape.shape[:-1]) ** 0.5).astype(shape.dtype)
-
-    state = jax.tree.map(fill, abstract_state(config, 64)[2])
+    state = jax.tree.map(lambda leaf: random_values(rng, leaf), abstract_state(config, 64)[2])
+    config_lib.save(config, workdir / "config.json")
+    (workdir / "classes.json").write_text(json.dumps(WNIDS))
     weights = {"params": state.params, "batch_stats": state.batch_stats}
     state = state.replace(step=np.int32(0), ema=weights)
     with Checkpoints(workdir, config.checkpoint) as checkpoints:
-        checkpoints.save(0, state, {"ema_top1": 0.0})
-    writer = writers.Records(workdir, config, tuple(WNIDS))
-    writer.open(0)
-    writer.close()
+        checkpoints.save(0, state)
     return str(workdir), *images_and_logits(models.build(config.model), weights)
 
 
@@ -118,16 +106,15 @@ def shifted(best, classes, wrong):
 
 def test_imagenet_a_chooses_among_its_200_classes(run, tmp_path):
     workdir, images, logits = run
-    chosen = np.array([WNIDS.index(name) for name in read_classes("imagenet_a_classes.txt")])
+    classes = load_evaluation_set("imagenet_a").data.eval_classes
+    chosen = np.array([WNIDS.index(name) for name in classes])
     best = chosen[logits[:, chosen].argmax(1)]
     # Or the test would not tell the rule from that of all classes.
     assert (best != logits.argmax(1)).sum() > COUNT // 2
     labels = shifted(best, chosen, range(5))
     write_set(tmp_path, "imagenet_a", "test", images, labels)
     table = tmp_path / "rows.csv"
-    result = evaluate(
-        checkpoint_of(workdir), data="imagenet_a", data_dir=str(tmp_path), csv=str(table)
-    )
+    result = evaluate_run(workdir, data="imagenet_a", data_dir=str(tmp_path), csv=str(table))
     assert result["top1"] == 15 / 20 and result["count"] == COUNT
     ranks = (logits[:, chosen] > logits[np.arange(COUNT), labels][:, None]).sum(1)
     assert result["top5"] == pytest.approx((ranks < 5).mean())
@@ -154,7 +141,7 @@ def test_a_file_of_weights_is_evaluated_as_its_run_is(run, released, tmp_path):
     write_set(tmp_path, "imagenet2012", "validation", images, labels)
     table = tmp_path / "rows.csv"
     options = {"data": "imagenet", "data_dir": str(tmp_path), "csv": str(table)}
-    result = evaluate(weights_of(released), **options)
+    result = evaluate_file(released, **options)
     log_sum = np.log(np.exp(logits).sum(1))
     loss = (log_sum - logits[np.arange(COUNT), labels]).mean()
     assert result.pop("loss") == pytest.approx(loss, rel=1e-4)
@@ -167,18 +154,20 @@ def test_a_file_of_weights_is_evaluated_as_its_run_is(run, released, tmp_path):
     assert (row["batch_size"], row["epochs"], row["seed"], row["step"]) == ("",) * 4
 
 
-def test_a_folder_may_have_some_of_the_classes(run, released, tmp_path):
+def test_a_folder_may_have_some_of_the_classes(run, released, tmp_path, elsewhere):
     """Its first class is not the network's first: labels go by name."""
     _, images, logits = run
+    folder = tmp_path / "images"
     best = logits.argmax(1)
     names = [WNIDS[label] for label in best]
     wrong = min(set(best)) + 1
     names[0] = WNIDS[wrong] if wrong not in best else names[1]
     for number, (image, name) in enumerate(zip(images, names, strict=True)):
-        (tmp_path / name).mkdir(exist_ok=True)
-        Image.fromarray(image).save(tmp_path / name / f"{number}.png")
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / name / f"{number}.png")
     done = subprocess.run(
-        [sys.executable, str(ROOT / "eval.py"), f"--weights={released}", f"--data_dir={tmp_path}"],
+        [sys.executable, str(ROOT / "eval.py"), f"--weights={released}", f"--data_dir={folder}"],
+        **elsewhere,
         capture_output=True,
         text=True,
         timeout=300,
@@ -188,24 +177,24 @@ def test_a_folder_may_have_some_of_the_classes(run, released, tmp_path):
     assert (result["top1"], result["count"]) == (0.95, COUNT)
     count = len(set(names))
     assert f"split '.' has {count} of the network's 1000 classes" in done.stderr
-    (tmp_path / "cat").mkdir()
-    Image.fromarray(images[0]).save(tmp_path / "cat" / "0.png")
+    (folder / "cat").mkdir()
+    Image.fromarray(images[0]).save(folder / "cat" / "0.png")
     with pytest.raises(UserError, match="none of the network's 1000: cat"):
-        evaluate(weights_of(released, str(tmp_path)), str(tmp_path))
+        evaluate_file(released, data_dir=str(folder))
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--weights=tiny.safetensors"], "give --data=SET, or --data_dir=FOLDER"),
-        (["--weights=tiny.safetensors", "--workdir=run"], "--workdir and --step are of runs"),
+        (["--weights=tiny.safetensors", "--workdir=run"], "--workdir and --step apply to runs"),
+        (["--workdir=run", "--model=b0"], "--model, --origin and --classes to weight files"),
+        ([], "give --workdir=DIR"),
     ],
 )
 def test_flags_that_contradict_each_other_are_told(arguments, message):
-    command = [sys.executable, str(ROOT / "eval.py"), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2
-    assert message in done.stderr
+    with pytest.raises(UserError, match=message):
+        eval_tool.main(eval_tool.PARSER.parse_args(arguments))
 
 
 def test_labels_go_to_the_outputs_of_their_names():
@@ -240,21 +229,19 @@ def test_imagenet_real_takes_any_label_and_leaves_out_images_without(run, tmp_pa
     labels += [[int(order[i, 5])] for i in range(10, COUNT)]
     name = "imagenet2012_real"
     write_set(tmp_path, name, "validation", images, labels, feature="real_label")
-    result = evaluate(checkpoint_of(workdir), data="imagenet_real", data_dir=str(tmp_path))
+    result = evaluate_run(workdir, data="imagenet_real", data_dir=str(tmp_path))
     assert result == {"top1": 4 / 16, "top5": 6 / 16, "count": 16, "step": 0, "weights": "ema"}
 
 
 def test_imagenet_c_is_relative_to_the_reference_and_takes_whole_images(run, tmp_path):
-    trained, images, logits = run
-    workdir = shutil.copytree(trained, tmp_path / "cropping")
-    config = json.loads((workdir / "config.json").read_text())
-    config["preprocess"]["crop_padding"] = 16
-    (workdir / "config.json").write_text(json.dumps(config))
+    workdir, images, logits = run
+    found = weights.load(workdir)
+    found.preprocess["crop_padding"] = 16
     path = tmp_path / "few_corruptions.py"
     path.write_text(
-        "from configs.evaluation import imagenet_c\n\n\n"
+        "from effnet_jax.config import load_evaluation_set\n\n\n"
         "def get_config():\n"
-        "    config = imagenet_c.get_config()\n"
+        "    config = load_evaluation_set('imagenet_c')\n"
         "    with config.unlocked():\n"
         "        config.corruptions = {'fog': 0.5, 'snow': 0.25}\n"
         "    config.severities = (1, 2)\n"
@@ -266,8 +253,10 @@ def test_imagenet_c_is_relative_to_the_reference_and_takes_whole_images(run, tmp
     for part in list(wrong)[:2]:
         labels = shifted(best, range(1000), range(wrong[part]))
         write_set(tmp_path, name, "validation", images, labels, config=part)
+    config = choose_data(found, config_lib.load(workdir), str(path), str(tmp_path))
+    assert config.preprocess.crop_padding == 16 and config.preprocess.crop_rule == "whole"
     with pytest.raises(UserError) as error:
-        evaluate(checkpoint_of(workdir), data=str(path), data_dir=str(tmp_path))
+        evaluate(found, config, "ema")
     message = str(error.value)
     assert f"2 of 4 data sets can't be read: {name}/snow_1, {name}/snow_2." in message
     assert f"tfds build {name}/snow_1 --data_dir={tmp_path} --file_format=array_record" in message
@@ -276,9 +265,7 @@ def test_imagenet_c_is_relative_to_the_reference_and_takes_whole_images(run, tmp
         write_set(tmp_path, name, "validation", images, labels, config=part)
 
     table = tmp_path / "rows.csv"
-    result = evaluate(
-        checkpoint_of(workdir), data=str(path), data_dir=str(tmp_path), csv=str(table)
-    )
+    result = evaluate(found, config, "ema", str(table))
     # fog: (0.2 + 0.3) / (2 * 0.5); snow: (0.0 + 0.5) / (2 * 0.25).
     assert result["mce"] == pytest.approx((0.5 + 1.0) / 2)
     assert result["error"] == pytest.approx({"fog": 0.25, "snow": 0.25})
@@ -291,24 +278,22 @@ def test_imagenet_c_is_relative_to_the_reference_and_takes_whole_images(run, tmp
 
 
 def test_a_set_is_looked_for_where_the_runs_data_was(run, tmp_path):
-    workdir, _, _ = run
-    config = json.loads(pathlib.Path(workdir, "config.json").read_text())
-    config["data"]["data_dir"] = str(tmp_path / "tfds")
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    shutil.copy(f"{workdir}/classes.json", tmp_path)
+    found, config = weights.load(run[0]), config_lib.load(run[0])
+    config.data.data_dir = str(tmp_path / "tfds")
     with pytest.raises(UserError) as error:
-        evaluate(checkpoint_of(str(tmp_path)), data="imagenet_r")
+        evaluate(found, choose_data(found, config, "imagenet_r"), "ema")
     assert f"no directory {tmp_path}/tfds " in str(error.value)
     assert f"tfds build imagenet_r --data_dir={tmp_path}/tfds" in str(error.value)
 
 
 def test_a_run_with_other_classes_is_refused(run, tmp_path):
     workdir, images, _ = run
-    shutil.copy(f"{workdir}/config.json", tmp_path)
-    (tmp_path / "classes.json").write_text(json.dumps([str(digit) for digit in range(10)]))
+    found = weights.load(workdir)
+    found = dataclasses.replace(found, classes=tuple(map(str, range(10))))
     write_set(tmp_path, "imagenet_a", "test", images[:1], [6])
+    config = choose_data(found, config_lib.load(workdir), "imagenet_a", str(tmp_path))
     with pytest.raises(UserError, match="1000 classes that are none of the network's 10"):
-        evaluate(checkpoint_of(str(tmp_path)), data="imagenet_a", data_dir=str(tmp_path))
+        evaluate(found, config, "ema")
 
 
 def test_an_argument_that_a_set_does_not_take_is_told():
@@ -316,16 +301,9 @@ def test_an_argument_that_a_set_does_not_take_is_told():
         load_evaluation_set("imagenet_a:foo")
 
 
-def test_an_unknown_set_is_told_with_those_like_it(run):
-    workdir, _, _ = run
-    process = subprocess.run(
-        [sys.executable, str(ROOT / "eval.py"), f"--workdir={workdir}", "--data=imagnet_a"],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert process.returncode == 2
-    assert "unknown evaluation set 'imagnet_a'; did you mean: imagenet_a" in process.stderr
+def test_an_unknown_set_is_told_with_those_like_it():
+    with pytest.raises(UserError, match="evaluation set 'imagnet_a'; did you mean: imagenet_a"):
+        load_evaluation_set("imagnet_a")
     with pytest.raises(UserError, match=r"no evaluation set file nowhere/set\.py"):
         load_evaluation_set("nowhere/set.py")
     with pytest.raises(UserError, match="variant of imagenet_v2 'top'; did you mean: topimages"):
@@ -369,11 +347,11 @@ def test_sets_of_labels_are_not_trained_on(tmp_path, tiny):
     tiny.data.update({"source": "tfds", "name": "sets", "label": "labels"})
     tiny.data.update({"data_dir": str(tmp_path), "train_split": "test", "eval_split": "test"})
     with pytest.raises(UserError, match=r"'labels' is a set of labels .* not trained on"):
-        loop.train_and_evaluate(tiny, str(tmp_path / "workdir"))
+        supervisor.train_and_evaluate(tiny, str(tmp_path / "workdir"))
 
 
 def test_classes_that_the_data_lacks_are_told():
     assert choose_classes((), ("cat", "dog"), None) is None
     assert choose_classes(("dog",), ("cat", "dog"), 3).tolist() == [False, True, False]
-    with pytest.raises(UserError, match="names 1 classes that are none of the data's 2: cow"):
+    with pytest.raises(UserError, match="names 1 classes that are not among the data's 2: cow"):
         choose_classes(("cow", "dog"), ("cat", "dog"), None)

@@ -6,12 +6,7 @@ import pytest
 from conftest import golden_config, read_golden
 
 from effnet_jax import models, scaling
-from effnet_jax.models.efficientnet import (
-    HEAD_FILTERS,
-    STAGES,
-    STEM_FILTERS,
-    architecture,
-)
+from effnet_jax.models.efficientnet import FAMILIES
 from effnet_jax.scaling import Coefficients
 
 COUNTS = read_golden("param_counts.csv")
@@ -38,12 +33,13 @@ def test_coefficients_and_ends_are_the_reference_s(row):
 
 @pytest.mark.parametrize("row", read_golden("rounding.csv"), ids=lambda row: row["model"])
 def test_rounding_is_the_reference_s(row):
-    filters = [STEM_FILTERS, *(stage.filters for stage in STAGES), HEAD_FILTERS]
+    base = FAMILIES["efficientnet"]
+    filters = [base.stem.filters, *(stage.filters for stage in base.stages), base.head_filters]
     width, depth = float(row["width"]), float(row["depth"])
     expected = row["rounded_32_16_24_40_80_112_192_320_1280"].split()
     assert [scaling.round_filters(count, width) for count in filters] == [*map(int, expected)]
     expected = row["repeats_1_2_2_3_3_4_1"].split()
-    repeats = [scaling.round_repeats(stage.repeats, depth) for stage in STAGES]
+    repeats = [scaling.round_repeats(stage.repeats, depth) for stage in base.stages]
     assert repeats == [*map(int, expected)]
     expected = row["same_without_0.9_rule(automl)"].split()  # As V2 rounds.
     assert [scaling.round_filters(count, width, least=0) for count in filters] == [
@@ -65,10 +61,8 @@ def test_the_law_at_the_paper_s_points():
 
 
 def test_multiply_adds_double_with_phi():
-    costs = [
-        scaling.cost(architecture("efficientnet", scaling.compound(phi)).layers()).multiply_adds
-        for phi in range(-2, 7)
-    ]
+    specs = [FAMILIES["efficientnet"].architecture(scaling.compound(phi)) for phi in range(-2, 7)]
+    costs = [scaling.cost(spec.layers()).multiply_adds for spec in specs]
     assert all(later > before for before, later in itertools.pairwise(costs))
     growth = (costs[-1] / costs[0]) ** (1 / 8)
     assert 1.8 < growth < 2.2  # Rounding makes single steps uneven, not the trend.

@@ -7,10 +7,13 @@ Metric:    top-1 and top-5 among these 200 classes: a network's other outputs ar
            imagenet_r_classes.txt comes from; github.com/LAION-AI/CLIP_benchmark has the same).
 """
 
-from configs.evaluation import evaluation_set, read_classes
+import pathlib
+
+from effnet_jax.config import evaluation_set
 
 
 def get_config():
     config = evaluation_set("imagenet_r", "test")
-    config.data.eval_classes = read_classes("imagenet_r_classes.txt")
+    classes = pathlib.Path(__file__).with_name("imagenet_r_classes.txt")
+    config.data.eval_classes = tuple(classes.read_text().split())
     return config

@@ -1,47 +1,37 @@
-"""AutoAugment v0, RandAugment and random erasing on the host, one uint8 image at a time.
+"""AutoAugment v0, RandAugment and random erasing on the CPU, one uint8 image at a time.
 
 The operations are those of tensorflow/tpu models/official/efficientnet/autoaugment.py, with its
-truncations and its order of float32 arithmetic, so that images agree to the pixel; but for
-sharpness, whose smoothed image may be one level off where the sum of floats is all but whole.
-Where the reference differs from Pillow, whose operations it sets out to repeat, `config.augment`
-has a choice. Operations are pure functions of the image and their arguments; what is random about
-them is drawn by the policies, from the record's own generator.
+truncations and its order of float32 arithmetic, so images agree to the pixel. The exception is
+sharpness, whose smoothed image may differ by one level where the sum of floats is nearly whole.
+Where the reference differs from Pillow, whose operations it means to repeat, `config.augment` has
+a choice. Operations are pure functions of the image and their arguments; the policies draw what is
+random from the record's own generator.
 """
 
-import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 from ml_collections import ConfigDict
 
-# One image is one thread's work: the pipeline runs many images side by side.
+# The pipeline has a thread for each image.
 cv2.setNumThreads(0)
 
 Policy = Callable[[np.ndarray, np.random.Generator], np.ndarray]
-Matrix = tuple[float, float, float, float, float, float]
 
 MAX_LEVEL = 10
-FILL = 128  # Of what comes from outside the image, and of cutout.
+FILL = 128  # Colour of pixels from outside the image, and of cutout.
 IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
-# cv2 rounds to the nearest where the reference truncates: with this added it truncates as well,
-# safely above whole numbers, whose floats may lie a little below.
+# cv2 rounds to the nearest and the reference truncates. With this added cv2 truncates too; it is
+# more than -0.5, because the float of a whole number may lie a little below it.
 TRUNCATE = -0.499
-# rgb_to_grayscale scales 0..255 to 0..1 and back, by 255.5 so that 1.0 stays 255 after truncation.
+# rgb_to_grayscale scales 0..255 to 0..1 and back, by 255.5 so that truncation leaves 1.0 at 255.
 GREY_WEIGHTS = np.array([[0.2989, 0.587, 0.114]], np.float32) * np.float32(255.5 / 255)
 # Pillow's SMOOTH.
 SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], np.float32) / 13
-
-CHOICES = {
-    "policy": ("none", "autoaugment", "randaugment"),
-    "contrast_mean": ("pixel_count", "image"),
-    "posterize_shift": ("clamp", "pillow"),
-    "solarize_threshold": ("wrap", "no_op"),
-    "randaugment_probability": ("ignored", "used"),
-    "erase_fill": ("mean", "noise"),
-}
 
 
 def _truncate(values: np.ndarray) -> np.ndarray:
@@ -49,19 +39,19 @@ def _truncate(values: np.ndarray) -> np.ndarray:
 
 
 def _blend_table(start: int, factor: float) -> np.ndarray:
-    """What blending every pixel value with the constant `start` gives: uint8 [256]."""
+    """Every pixel value blended with the constant `start`: uint8 [256]."""
     difference = np.arange(256, dtype=np.float32) - np.float32(start)
     return _truncate(np.float32(start) + np.float32(factor) * difference)
 
 
 def _blend(start: np.ndarray, image: np.ndarray, factor: float) -> np.ndarray:
-    """start + factor * (image - start); beyond `image` where the factor is above 1."""
+    """start + factor * (image - start); a factor above 1 goes beyond the image."""
     return cv2.addWeighted(image, factor, start, 1 - factor, TRUNCATE)
 
 
 def _look_up(image: np.ndarray, table: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """Each channel through the uint8 [256] that `table` makes of it."""
-    # One by one: cv2.LUT takes 90 us for 224 px with tables of three channels, and 50 so.
+    """Maps each channel through the uint8 [256] that `table` computes from it."""
+    # One by one: at 224 px this takes 50 us, and cv2.LUT with tables of three channels 90.
     return cv2.merge([cv2.LUT(plane, table(plane)) for plane in cv2.split(image)])
 
 
@@ -93,18 +83,13 @@ def equalize(image: np.ndarray) -> np.ndarray:
     return _look_up(image, _flattening)
 
 
-def invert(image: np.ndarray) -> np.ndarray:
-    """255 minus the image."""
-    return cv2.bitwise_not(image)
-
-
 def posterize(image: np.ndarray, shift: int) -> np.ndarray:
     """Clears the `shift` lowest bits."""
     return image & np.uint8(0xFF << shift & 0xFF)
 
 
 def solarize(image: np.ndarray, threshold: int) -> np.ndarray:
-    """Inverts the values from `threshold` on; none where it is above 255."""
+    """Inverts the values of at least `threshold`, which may be above 255."""
     return image ^ -(image >= threshold).view(np.uint8)
 
 
@@ -114,7 +99,7 @@ def solarize_add(image: np.ndarray, addition: int) -> np.ndarray:
 
 
 def color(image: np.ndarray, factor: float) -> np.ndarray:
-    """From grey (factor 0) over the image (1) to more saturated."""
+    """Grey at factor 0, the image at 1, more saturated above."""
     if factor == 1:
         return image
     grey = cv2.transform(image.astype(np.float32), GREY_WEIGHTS).astype(np.uint8)
@@ -122,13 +107,10 @@ def color(image: np.ndarray, factor: float) -> np.ndarray:
 
 
 def contrast(image: np.ndarray, factor: float, mean: str = "pixel_count") -> np.ndarray:
-    """From one grey (factor 0) over the image (1) to more contrast.
+    """One grey at factor 0, the image at 1, more contrast above.
 
-    Args:
-      image: uint8 [H, W, 3].
-      factor: of the difference to the grey.
-      mean: the grey. "image": its mean, as in Pillow. "pixel_count": the reference sums a histogram
-        and divides by its 256 bins, which is the number of pixels / 256, at most 255.
+    The grey is the image's mean, as in Pillow (`mean="image"`). For "pixel_count" it is the number
+    of pixels / 256, at most 255: the reference sums a histogram and divides by its 256 bins.
     """
     if mean == "image":
         grey = round(cv2.mean(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY))[0])
@@ -138,12 +120,12 @@ def contrast(image: np.ndarray, factor: float, mean: str = "pixel_count") -> np.
 
 
 def brightness(image: np.ndarray, factor: float) -> np.ndarray:
-    """From black (factor 0) over the image (1) to brighter."""
+    """Black at factor 0, the image at 1, brighter above."""
     return cv2.LUT(image, _blend_table(0, factor))
 
 
 def sharpness(image: np.ndarray, factor: float) -> np.ndarray:
-    """From smoothed (factor 0) over the image (1) to sharper; the border of one pixel stays."""
+    """Smoothed at factor 0, the image at 1, sharper above; the border of one pixel stays."""
     if factor == 1:
         return image
     smooth = cv2.filter2D(image, -1, SMOOTH, delta=TRUNCATE)
@@ -154,11 +136,8 @@ def sharpness(image: np.ndarray, factor: float) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=32)
-def _sampling_map(matrix: Matrix, height: int, width: int) -> np.ndarray:
-    """Where each output pixel comes from: int16 [H, W, 2] of x and y.
-
-    A policy has at most 20 matrices and an image size many images, so maps are kept.
-    """
+def _sampling_map(matrix: tuple[float, ...], height: int, width: int) -> np.ndarray:
+    """The source of each output pixel: int16 [H, W, 2] of x and y. A policy has few matrices."""
     a, b, c, d, e, f = np.float32(matrix)
     x = np.arange(width, dtype=np.float32)
     y = np.arange(height, dtype=np.float32)[:, None]
@@ -167,8 +146,8 @@ def _sampling_map(matrix: Matrix, height: int, width: int) -> np.ndarray:
     return np.copysign(np.floor(np.abs(source) + 0.5), source).astype(np.int16)
 
 
-def _warp(image: np.ndarray, matrix: Matrix) -> np.ndarray:
-    """Takes output pixel (x, y) from (a x + b y + c, d x + e y + f) of the image, the nearest."""
+def _warp(image: np.ndarray, matrix: tuple[float, ...]) -> np.ndarray:
+    """Takes output pixel (x, y) from the image's nearest to (a x + b y + c, d x + e y + f)."""
     if matrix == IDENTITY:
         return image
     source = _sampling_map(matrix, *image.shape[:2])
@@ -176,8 +155,13 @@ def _warp(image: np.ndarray, matrix: Matrix) -> np.ndarray:
     return cv2.remap(image, source, None, cv2.INTER_NEAREST, **border)
 
 
+def _with_entry(index: int) -> Callable[[np.ndarray, float], np.ndarray]:
+    """A warp by the identity with one other entry: shear by 1 and 3, translate by 2 and 5."""
+    return lambda image, value: _warp(image, (*IDENTITY[:index], value, *IDENTITY[index + 1 :]))
+
+
 def rotate(image: np.ndarray, degrees: float) -> np.ndarray:
-    """About the centre; positive is counterclockwise."""
+    """Rotates about the centre; positive is counterclockwise."""
     height, width = image.shape[:2]
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     right, bottom = width - 1, height - 1
@@ -186,34 +170,8 @@ def rotate(image: np.ndarray, degrees: float) -> np.ndarray:
     return _warp(image, (cos, -sin, x_offset, sin, cos, y_offset))
 
 
-def shear_x(image: np.ndarray, slope: float) -> np.ndarray:
-    """Row y comes from slope * y pixels further right."""
-    return _warp(image, (1.0, slope, 0.0, 0.0, 1.0, 0.0))
-
-
-def shear_y(image: np.ndarray, slope: float) -> np.ndarray:
-    """Column x comes from slope * x pixels further down."""
-    return _warp(image, (1.0, 0.0, 0.0, slope, 1.0, 0.0))
-
-
-def translate_x(image: np.ndarray, pixels: float) -> np.ndarray:
-    """Moves the image to the left by so many pixels."""
-    return _warp(image, (1.0, 0.0, pixels, 0.0, 1.0, 0.0))
-
-
-def translate_y(image: np.ndarray, pixels: float) -> np.ndarray:
-    """Moves the image up by so many pixels."""
-    return _warp(image, (1.0, 0.0, 0.0, 0.0, 1.0, pixels))
-
-
 def cutout(image: np.ndarray, half: int, down: float, across: float) -> np.ndarray:
-    """Fills a square of side 2 * half; its centre is a pixel, so the borders may cut it.
-
-    Args:
-      image: uint8 [H, W, 3].
-      half: half a side, in pixels.
-      down, across: the centre's place, as fractions of height and width below 1.
-    """
+    """Fills a square of side 2 * half pixels, centred at fractions of the height and the width."""
     y, x = int(down * image.shape[0]), int(across * image.shape[1])
     result = image.copy()
     result[max(0, y - half) : y + half, max(0, x - half) : x + half] = FILL
@@ -228,9 +186,8 @@ def _placed(half: int, rng: np.random.Generator) -> tuple[int, float, float]:
     return half, rng.random(), rng.random()
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """What an operation's arguments depend on beside the level."""
+class Settings(NamedTuple):
+    """The arguments of operations follow from these and the level."""
 
     cutout: int  # Half the square's side at level 10, in pixels.
     translate: int  # Shift at level 10, in pixels.
@@ -240,62 +197,53 @@ class Settings:
 
 
 def _posterize_arguments(level: float, settings: Settings) -> tuple[int]:
-    shift = 8 - int(level / MAX_LEVEL * 4)
+    shift = 8 - int(level * 4)
     if settings.posterize_shift == "pillow":
         return (max(0, shift),)
-    # The shift is a uint8, in which -3 is 253, and TensorFlow shifts by 7 at most.
+    # The shift is a uint8, in which -3 is 253, and TensorFlow shifts by at most 7.
     return (min(shift % 256, 7),)
 
 
 def _solarize_arguments(level: float, settings: Settings) -> tuple[int]:
-    threshold = int(level / MAX_LEVEL * 256)
+    threshold = int(level * 256)
     # TensorFlow compares in uint8, to which it wraps the threshold: 256 is 0.
     return (threshold % 256 if settings.solarize_threshold == "wrap" else threshold,)
 
 
 def _factor(level: float, _: Settings) -> tuple[float]:
-    return (level / MAX_LEVEL * 1.8 + 0.1,)
+    return (level * 1.8 + 0.1,)
 
 
-def _slope(level: float, _: Settings) -> tuple[float]:
-    return (level / MAX_LEVEL * 0.3,)
-
-
-def _shift(level: float, settings: Settings) -> tuple[float]:
-    return (level / MAX_LEVEL * settings.translate,)
-
-
-@dataclasses.dataclass(frozen=True)
-class Operation:
-    """A function of the image, its arguments by level, and what is drawn for each image."""
+class Operation(NamedTuple):
+    """A function of an image and of arguments that follow from the level / 10, and from chance."""
 
     function: Callable[..., np.ndarray]
     arguments: Callable[[float, Settings], tuple] = lambda level, settings: ()
-    draw: Callable[..., tuple] | None = None  # Of the arguments and a generator: the arguments.
+    draw: Callable[..., tuple] | None = None  # (*arguments, generator) -> arguments of an image.
 
 
 OPERATIONS = {
     "AutoContrast": Operation(auto_contrast),
     "Equalize": Operation(equalize),
-    "Invert": Operation(invert),
-    "Rotate": Operation(rotate, lambda level, _: (level / MAX_LEVEL * 30,), _signed),
+    "Invert": Operation(cv2.bitwise_not),
+    "Rotate": Operation(rotate, lambda level, _: (level * 30,), _signed),
     "Posterize": Operation(posterize, _posterize_arguments),
     "Solarize": Operation(solarize, _solarize_arguments),
     "Color": Operation(color, _factor),
     "Contrast": Operation(contrast, lambda level, s: (*_factor(level, s), s.contrast_mean)),
     "Brightness": Operation(brightness, _factor),
     "Sharpness": Operation(sharpness, _factor),
-    "ShearX": Operation(shear_x, _slope, _signed),
-    "ShearY": Operation(shear_y, _slope, _signed),
-    "TranslateX": Operation(translate_x, _shift, _signed),
-    "TranslateY": Operation(translate_y, _shift, _signed),
-    "Cutout": Operation(cutout, lambda level, s: (int(level / MAX_LEVEL * s.cutout),), _placed),
-    "SolarizeAdd": Operation(solarize_add, lambda level, _: (int(level / MAX_LEVEL * 110),)),
+    "ShearX": Operation(_with_entry(1), lambda level, _: (level * 0.3,), _signed),
+    "ShearY": Operation(_with_entry(3), lambda level, _: (level * 0.3,), _signed),
+    "TranslateX": Operation(_with_entry(2), lambda level, s: (level * s.translate,), _signed),
+    "TranslateY": Operation(_with_entry(5), lambda level, s: (level * s.translate,), _signed),
+    "Cutout": Operation(cutout, lambda level, s: (int(level * s.cutout),), _placed),
+    "SolarizeAdd": Operation(solarize_add, lambda level, _: (int(level * 110),)),
 }
 
-# AutoAugment v0 (1805.09501), found on ImageNet: each image gets one of these lines, and of its
-# operations, in order, each with its probability and at its level. TranslateY at level 9 is 225
-# pixels: at 224 pixels nothing is left of such an image, 3.2 % of all, here as in the reference.
+# AutoAugment v0 (1805.09501), found on ImageNet. Each image gets one of these lines: both of its
+# operations in order, each with its probability and level. TranslateY at level 9 is 225 pixels,
+# which leaves nothing of an image of 224 (3.2 % of all), here as in the reference.
 AUTOAUGMENT_V0 = (
     (("Equalize", 0.8, 1), ("ShearY", 0.8, 4)),
     (("Color", 0.4, 9), ("Equalize", 0.6, 3)),
@@ -325,28 +273,28 @@ AUTOAUGMENT_V0 = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Step:
-    """An operation at its level."""
+class Step(NamedTuple):
+    """An operation with the arguments of its level. It can be pickled."""
 
-    function: Callable[..., np.ndarray]
+    name: str
     arguments: tuple
-    draw: Callable[..., tuple] | None
+
+    def draw(self, rng: np.random.Generator) -> tuple:
+        """The arguments for one image."""
+        draw = OPERATIONS[self.name].draw
+        return draw(*self.arguments, rng) if draw else self.arguments
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        arguments = self.draw(*self.arguments, rng) if self.draw else self.arguments
-        return self.function(image, *arguments)
+        return OPERATIONS[self.name].function(image, *self.draw(rng))
 
 
 def make_step(name: str, level: float, settings: Settings) -> Step:
-    """The operation `name` at `level`, 0 to 10 or, in RandAugment, above."""
-    operation = OPERATIONS[name]
-    return Step(operation.function, operation.arguments(level, settings), operation.draw)
+    """The operation `name` at a level of 0 to 10, or in RandAugment above."""
+    return Step(name, OPERATIONS[name].arguments(level / MAX_LEVEL, settings))
 
 
-@dataclasses.dataclass(frozen=True)
-class AutoAugment:
-    """One of the sub-policies for each image: pairs of a step and its probability."""
+class AutoAugment(NamedTuple):
+    """A random one of the sub-policies, which are pairs of a step and its probability."""
 
     sub_policies: tuple[tuple[tuple[Step, float], ...], ...]
 
@@ -357,13 +305,12 @@ class AutoAugment:
         return image
 
 
-@dataclasses.dataclass(frozen=True)
-class RandAugment:
-    """A number of steps for each image, each any of all, the same one twice included."""
+class RandAugment(NamedTuple):
+    """`layers` random ones of the steps, drawn with replacement."""
 
     steps: tuple[Step, ...]
     layers: int
-    always: bool  # Or each with a probability that is itself drawn, from 0.2 to 0.8.
+    always: bool  # False: each with a probability that is drawn from 0.2 to 0.8.
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         for _ in range(self.layers):
@@ -376,20 +323,19 @@ class RandAugment:
 def build_policy(config: ConfigDict) -> Policy | None:
     """The policy of `config.augment`, or None for "none".
 
-    It takes an image uint8 [H, W, 3] and the record's generator, and returns the augmented image, a
-    new array or the one it was given, which it never writes to. It can be pickled.
+    It takes an image uint8 [H, W, 3], which it never writes to, and the record's generator, and
+    returns the augmented image: a new array or the same. It can be pickled.
     """
     if config.policy == "none":
         return None
     quirks = (config.contrast_mean, config.posterize_shift, config.solarize_threshold)
     if config.policy == "autoaugment":
         settings = Settings(100, 250, *quirks)
-        return AutoAugment(
-            tuple(
-                tuple((make_step(name, level, settings), p) for name, p, level in sub_policy)
-                for sub_policy in AUTOAUGMENT_V0
-            )
-        )
+        pairs = [
+            tuple((make_step(name, level, settings), p) for name, p, level in sub_policy)
+            for sub_policy in AUTOAUGMENT_V0
+        ]
+        return AutoAugment(tuple(pairs))
     settings = Settings(40, 100, *quirks)
     steps = tuple(make_step(name, config.randaugment_magnitude, settings) for name in OPERATIONS)
     always = config.randaugment_probability == "ignored"
@@ -403,17 +349,14 @@ def erase(
     rng: np.random.Generator,
     attempts: int = 10,
 ) -> np.ndarray:
-    """Random erasing (1708.04896): fills a rectangle somewhere in the image.
+    """Random erasing (1708.04896): fills a rectangle of a copy, with `erase_probability`.
 
     Args:
-      image: uint8 [H, W, 3]; not written to.
+      image: uint8 [H, W, 3].
       config: `config.augment`.
       mean: `config.preprocess.mean`, RGB in 0..1.
       rng: source of randomness.
-      attempts: how often to draw a rectangle before the image is left whole.
-
-    Returns:
-      The image with the rectangle, or as it was with probability 1 - erase_probability.
+      attempts: number of rectangles to try before the image is left whole.
     """
     if rng.random() >= config.erase_probability:
         return image

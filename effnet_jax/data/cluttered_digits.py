@@ -1,19 +1,16 @@
 """scikit-learn's handwritten digits at random places and scales among parts of other digits.
 
-A data set where size matters: small digits need resolution, telling a digit from the pieces around
-it needs depth and width. Everything follows from the index of the image, so that the data set is
-the same wherever it is made.
+Small digits need resolution; telling a digit from the pieces around it needs depth and width.
+Everything follows from the index of the image, so the data set is the same wherever it is made.
 """
 
-import io
 from collections.abc import Iterator
 
 import cv2
 import numpy as np
 import tensorflow_datasets as tfds
-from PIL import Image
 
-from effnet_jax.data.digits import pixels_and_labels
+from effnet_jax.data.digits import describe, example, pixels_and_labels
 
 CANVAS = 96  # Side, in pixels.
 EXAMPLES = {"train": 8000, "test": 2000}
@@ -26,7 +23,7 @@ NOISE = 8.0  # Standard deviation of each pixel's noise, of 255.
 
 
 def place(canvas: np.ndarray, pixels: np.ndarray, scale: float, rng: np.random.Generator) -> None:
-    """Draws `pixels` [h, w], enlarged by `scale`, somewhere on the canvas; the brighter shows."""
+    """Draws `pixels` [h, w], enlarged by `scale`, at a random place; the brighter pixels show."""
     height, width = (round(side * scale) for side in pixels.shape)
     enlarged = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_CUBIC)
     top = int(rng.integers(0, canvas.shape[0] - height + 1))
@@ -36,16 +33,9 @@ def place(canvas: np.ndarray, pixels: np.ndarray, scale: float, rng: np.random.G
 
 
 def draw(index: int, digits: np.ndarray, labels: np.ndarray, seed: int) -> tuple[np.ndarray, int]:
-    """Image number `index` and its label.
+    """Image number `index`, uint8 [CANVAS, CANVAS], and the label of the one whole digit in it.
 
-    Args:
-      index: of the image.
-      digits: [n, 8, 8] in 0 to 255, float32: what digits and parts are taken from.
-      labels: [n].
-      seed: another one for each split.
-
-    Returns:
-      uint8 [CANVAS, CANVAS] and the label of the one whole digit in it.
+    It is made of `digits`, float32 [n, 8, 8] in 0 to 255, with `labels` [n]; each split has a seed.
     """
     rng = np.random.default_rng((seed, index))
     canvas = np.zeros((CANVAS, CANVAS), np.float32)
@@ -73,17 +63,7 @@ class ClutteredDigits(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
 
     def _info(self) -> tfds.core.DatasetInfo:
-        shape = (CANVAS, CANVAS, 1)
-        return tfds.core.DatasetInfo(
-            builder=self,
-            description=self.__doc__,
-            features=tfds.features.FeaturesDict(
-                {
-                    "image": tfds.features.Image(shape=shape, encoding_format="png"),
-                    "label": tfds.features.ClassLabel(num_classes=10),
-                }
-            ),
-        )
+        return describe(self, CANVAS)
 
     def _split_generators(self, dl_manager) -> dict[str, Iterator]:
         return {split: self._generate_examples(split) for split in EXAMPLES}
@@ -93,7 +73,4 @@ class ClutteredDigits(tfds.core.GeneratorBasedBuilder):
         digits = digits.astype(np.float32)
         seed = list(EXAMPLES).index(split)
         for index in range(EXAMPLES[split]):
-            image, label = draw(index, digits, labels, seed)
-            png = io.BytesIO()  # Encoded here: TFDS would need TensorFlow to do it.
-            Image.fromarray(image).save(png, "PNG")
-            yield index, {"image": png.getvalue(), "label": label}
+            yield index, example(*draw(index, digits, labels, seed))

@@ -33,8 +33,8 @@ def random_box(
       area: smallest and largest area, as fractions of the image.
       aspect: smallest and largest width over height.
       rng: source of randomness.
-      min_covered: a crop with less than this fraction of the image is tried again.
-      attempts: how often to try.
+      min_covered: the least fraction of the image that a crop may cover.
+      attempts: number of tries.
     """
     for _ in range(attempts):
         ratio = rng.uniform(*aspect)
@@ -53,6 +53,6 @@ def random_box(
 
 
 def crop(image: np.ndarray, box: Box) -> np.ndarray:
-    """The box's part of an image [h, w, 3]; a view."""
+    """The part of an image [h, w, 3] in a box; a view."""
     top, left, height, width = box
     return image[top : top + height, left : left + width]

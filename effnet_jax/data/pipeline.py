@@ -2,13 +2,13 @@
 
 Position p of the endless stream of records is record `permutation(seed, epoch)[p mod n]` of epoch
 `p // n`: each record once an epoch, in a new order every epoch. The global batch at step t holds
-the positions [t * B, (t + 1) * B), and host h of H its h-th part; what is random about an image
-follows from the seed and its position. So the same images with the same augmentations come in the
-same order whatever the number of hosts. There is no iterator state: a run that starts at step t
-asks for the batches from t on.
+the positions [t * B, (t + 1) * B), and each process has its equal share of them in order. What is
+random about an image follows from the seed and its position. So the same images with the same
+augmentations come in the same order whatever the number of processes. There is no iterator state:
+a run that starts at step t asks for the batches from t on.
 
-Threads share the work on one batch by chunks of a few images, so that the first batch comes soon
-and what is read ahead is bounded in bytes, however large a batch is.
+Threads share the work on a batch by chunks of a few images: the first batch comes soon, and the
+memory that is read ahead is bounded, however large a batch is.
 """
 
 import concurrent.futures
@@ -36,85 +36,71 @@ from effnet_jax.errors import UserError
 from effnet_jax.run.workers import end_with_parent, held_back
 
 Batch = dict[str, np.ndarray]
-# Writes the image at a position into `out`, uint8 [size, size, 3]; returns its label, and whether
-# it counts.
+# (position, out) -> label, mask; writes the image into `out`, uint8 [size, size, 3].
 Load = Callable[[int, np.ndarray], tuple[int | np.ndarray, bool]]
 
-# Images that one thread makes in a row: few enough for threads to share a batch, enough that
-# handing them over costs nothing.
-CHUNK = 16
+CHUNK = 16  # Images that one thread makes in a row, at most.
 
 
 def read(source: Source, index: int) -> dict[str, Any]:
-    """The record: encoded image and label. Raises ValueError or OSError where it is damaged."""
+    """The encoded image and label of a record; raises ValueError or OSError if it is damaged."""
     record = source[index]
     label, classes = record["label"], len(source.classes)
-    # Sets of labels are filled up with -1.
+    # Sets of labels are padded with -1.
     lowest, highest = (label,) * 2 if isinstance(label, int) else (label.min() + 1, label.max())
     if lowest < 0 or highest >= classes:
         raise ValueError(f"label {label} is out of range, there are {classes} classes")
     return record
 
 
-def naming(source: Source, index: int, error: Exception) -> UserError:
-    """What went wrong with a record, as an error that names it."""
+def error_for(source: Source, index: int, error: Exception) -> UserError:
+    """The error as a UserError that names the record."""
     if isinstance(error, UserError):
         return error
     return UserError(f"cannot read {source.describe(index)}: {error}")
 
 
-def check_image(source: Source, index: int) -> None:
-    """Reads and decodes a whole image; raises UserError that names it."""
-    try:
-        decode_image(read(source, index)["image"])
-    except (ValueError, OSError) as error:
-        raise naming(source, index, error) from None
-
-
 def check_images(source: Source, count: int, threads: int) -> None:
-    """Decodes `count` images, spread evenly; raises a UserError that names a bad one."""
+    """Decodes `count` evenly spaced images; raises a UserError that names a bad one."""
+
+    def check(index: int) -> None:
+        try:
+            decode_image(read(source, index)["image"])
+        except (ValueError, OSError) as error:
+            raise error_for(source, index, error) from None
+
     indices = np.unique(np.linspace(0, len(source) - 1, min(count, len(source)), dtype=int))
     with concurrent.futures.ThreadPoolExecutor(max(1, threads)) as pool:
-        for _ in pool.map(functools.partial(check_image, source), indices.tolist()):
+        for _ in pool.map(check, indices.tolist()):
             pass
 
 
 class TrainImages:
-    """The training image at a position of the endless stream: a `Load`.
-
-    Args:
-      source: the records.
-      config: the whole config.
-    """
+    """A `Load` of training images; `config` is the whole config."""
 
     def __init__(self, source: Source, config: ConfigDict):
-        self._source = source
+        self._source, self._seed = source, config.seed
         self._preprocess, self._augment = config.preprocess, config.augment
-        self._erases = config.augment.erase_probability > 0
-        self._seed = config.seed
         self._skips = config.data.on_corrupt == "skip"
         self._policy = augment.build_policy(config.augment)
         self._order = grain.MapDataset.range(len(source)).shuffle(seed=config.seed).repeat()
 
     def index(self, position: int) -> int:
-        """Which record stands at a position."""
+        """Index of the record at a position."""
         return int(self._order[position])
 
     def random(self, position: int) -> np.random.Generator:
-        """What is random about the image at a position."""
+        """The source of all randomness of the image at a position."""
         return np.random.Generator(np.random.Philox(key=(self._seed, position)))
 
     def __call__(self, position: int, out: np.ndarray) -> tuple[int, bool]:
-        index, rng = self.index(position), self.random(position)
+        index, rng, record = self.index(position), self.random(position), None
         try:
             record = read(self._source, index)
-        except (ValueError, OSError) as error:  # Wrong labels, a lost disk: nothing to skip over.
-            raise naming(self._source, index, error) from None
-        try:
             image = decode_box(record["image"], functools.partial(self.box, len(out), rng))
-        except ValueError as error:
-            named = naming(self._source, index, error)
-            if not self._skips:
+        except (ValueError, OSError) as error:
+            named = error_for(self._source, index, error)
+            if not self._skips or record is None:  # A wrong label or a lost disk is never skipped.
                 raise named from None
             print(f"skipped: {named}", file=sys.stderr, flush=True)
             out[:] = 0
@@ -129,25 +115,19 @@ class TrainImages:
         return found or Preprocess.from_config(config, size).box(height, width)
 
     def distort(self, image: np.ndarray, rng: np.random.Generator, out: np.ndarray) -> None:
-        """Resize, flip, policy and erasing.
-
-        Args:
-          image: the crop, uint8 [h, w, 3].
-          rng: source of randomness.
-          out: uint8 [size, size, 3]; the result is written there.
-        """
+        """Resizes the crop `image`, flips and augments it, and writes it to `out`."""
         image = resize(image, out.shape[:2], self._preprocess.interpolation)
         if self._preprocess.flip and rng.random() < 0.5:
             image = cv2.flip(image, 1)
         if self._policy:
             image = self._policy(image, rng)
-        if self._erases:
+        if self._augment.erase_probability > 0:
             image = augment.erase(image, self._augment, self._preprocess.mean, rng)
         out[:] = image
 
 
 class EvalImages:
-    """The record at a position in its central crop, and black images beyond the last: a `Load`."""
+    """A `Load` of evaluation images: those of the records in order, then black ones."""
 
     def __init__(self, source: Source, preprocess: Preprocess):
         self._source, self._preprocess = source, preprocess
@@ -160,40 +140,40 @@ class EvalImages:
             record = read(self._source, position)
             out[:] = self._preprocess.pixels(record["image"])
         except (ValueError, OSError) as error:
-            raise naming(self._source, position, error) from None
+            raise error_for(self._source, position, error) from None
         return record["label"], True
 
 
 def concatenate(chunks: Sequence[Batch]) -> Batch:
-    """Chunks, one after another, as a batch; images that lie in one array already stay there."""
+    """Chunks in a row as a batch; images that lie in one array already are not copied."""
     batch = {
         key: np.concatenate([chunk[key] for chunk in chunks]) for key in chunks[0] if key != "image"
     }
-    parts = [chunk["image"] for chunk in chunks]
-    whole = parts[0].base  # Of images from other processes it is their memory.
-    together = isinstance(whole, np.ndarray) and len(whole) == sum(map(len, parts))
-    if not together or any(part.base is not whole for part in parts):
-        whole = np.concatenate(parts)
+    images = [chunk["image"] for chunk in chunks]
+    whole = images[0].base  # For images from worker processes it is their memory.
+    together = isinstance(whole, np.ndarray) and len(whole) == sum(map(len, images))
+    if not together or any(image.base is not whole for image in images):
+        whole = np.concatenate(images)
     return {"image": whole, **batch}
 
 
 def start_worker(index: int, count: int) -> None:
-    """Called in each worker process: what ends it is the first process, which may have to save."""
+    """Called in each worker process, which ends with this one."""
     end_with_parent()
 
 
 class Batches:
-    """This host's part of every batch: `batches[step]`, or `batches.read_ahead(...)`.
+    """This process's share of every batch: `batches[step]`, or `batches.read_ahead(...)`.
 
-    A batch has image uint8 [B / hosts, resolution, resolution, 3], label int32 and mask float32
-    [B / hosts]; label is [B / hosts, MOST_LABELS] where the source has sets of labels.
+    A share of n images has image uint8 [n, resolution, resolution, 3], label int32 and mask
+    float32 [n]; label is [n, MOST_LABELS] where the source has sets of labels.
 
     Args:
       load: makes the image at a position.
       resolution: side of the images, in pixels.
-      batch_size: global batch; a multiple of `hosts`.
-      length: how many batches there are; None for no end.
-      host, hosts: this host's number, and how many there are.
+      batch_size: global batch; a multiple of `processes`.
+      length: number of batches; None for no end.
+      process, processes: index of this process, and the number of them.
     """
 
     def __init__(
@@ -202,125 +182,103 @@ class Batches:
         resolution: int,
         batch_size: int,
         length: int | None,
-        host: int = 0,
-        hosts: int = 1,
+        process: int = 0,
+        processes: int = 1,
     ):
-        self._load = load
-        self._resolution = resolution
-        self._global, self._local = batch_size, batch_size // hosts
-        self._length = length
-        self._host = host
+        self._load, self._resolution, self._length = load, resolution, length
+        self._global, self._local, self._process = batch_size, batch_size // processes, process
         self._chunk = max(size for size in range(1, CHUNK + 1) if self._local % size == 0)
         self._per_batch = self._local // self._chunk
 
     def __len__(self) -> int:
-        if self._length is None:
-            raise TypeError("these batches have no end")
-        return self._length
+        return self._length  # Raises TypeError if there is no end.
 
     def positions(self, chunk: int) -> range:
-        """Which positions of the stream chunk number `chunk` of this host holds."""
+        """Positions in the stream of a chunk of this process."""
         step, part = divmod(chunk, self._per_batch)
-        first = step * self._global + self._host * self._local + part * self._chunk
+        first = step * self._global + self._process * self._local + part * self._chunk
         return range(first, first + self._chunk)
-
-    def chunk(self, number: int, images: np.ndarray | None = None) -> Batch:
-        """Chunk number `number` of this host, made in this thread.
-
-        Args:
-          number: of the chunk.
-          images: where its images go, uint8 [chunk, resolution, resolution, 3]; by default an array
-            of its own.
-        """
-        positions = self.positions(number)
-        if images is None:
-            images = self._empty(len(positions))
-        loaded = [self._load(position, images[row]) for row, position in enumerate(positions)]
-        labels, masks = zip(*loaded, strict=True)
-        return {
-            "image": images,
-            "label": np.array(labels, np.int32),
-            "mask": np.array(masks, np.float32),
-        }
 
     def _empty(self, count: int) -> np.ndarray:
         return np.empty((count, self._resolution, self._resolution, 3), np.uint8)
 
-    def _chunk_in_place(self) -> Callable[[int], Batch]:
-        """As `chunk`; but its images are made where they lie in the batch, not to be copied."""
-        batches = weakref.WeakValueDictionary()  # Images by step; the chunks keep them alive.
-        lock = threading.Lock()
+    def _make(self, number: int, images: np.ndarray | None = None) -> Batch:
+        """Makes a chunk of this process in this thread; its images in `images` if that is given."""
+        positions = self.positions(number)
+        images = self._empty(self._chunk) if images is None else images
+        loaded = [self._load(position, images[row]) for row, position in enumerate(positions)]
+        labels, masks = zip(*loaded, strict=True)
+        masks = np.array(masks, np.float32)
+        return {"image": images, "label": np.array(labels, np.int32), "mask": masks}
+
+    def _make_in_place(self) -> Callable[[int], Batch]:
+        """A `_make` of images that lie in their batch already, so they needn't be copied."""
+        batches, lock = weakref.WeakValueDictionary(), threading.Lock()  # Images by step.
 
         def make(number: int) -> Batch:
             step, part = divmod(number, self._per_batch)
-            with lock:
-                images = batches.get(step)
-                if images is None:
-                    batches[step] = images = self._empty(self._local)
-            return self.chunk(number, images[part * self._chunk :][: self._chunk])
+            with lock:  # The chunks of a step keep its images alive.
+                images = batches.setdefault(step, self._empty(self._local))
+            return self._make(number, images[part * self._chunk :][: self._chunk])
 
         return make
 
     def __getitem__(self, step: int) -> Batch:
-        first = step * self._per_batch
-        return concatenate([self.chunk(first + part) for part in range(self._per_batch)])
+        chunks = range(step * self._per_batch, (step + 1) * self._per_batch)
+        return concatenate([self._make(number) for number in chunks])
 
     def read_ahead(
-        self, config: ConfigDict, start: int = 0, stop: int | None = None, processes: int = 0
+        self, config: ConfigDict, start: int = 0, stop: int | None = None, workers: int = 0
     ) -> Iterator[Batch]:
         """Iterates `self[start:stop]` in order, read ahead by threads or by worker processes.
 
         Args:
-          config: `config.data`. No more than `prefetch_batches` batches, and no more than
-            `prefetch_gib`, lie ready or in work; beside them one that is put together, and one
-            that has been.
+          config: `config.data`, with limits for what is ready or in work. In addition, one batch is
+            put together and one waits.
           start, stop: steps; None for the end.
-          processes: workers, of `config.threads` threads each; 0: threads of this process.
+          workers: number of processes, of `config.threads` threads each; 0: threads of this one.
         """
-        if stop is None:
-            stop = self._length
+        stop = self._length if stop is None else stop
         first = start * self._per_batch
         last = 2**62 if stop is None else stop * self._per_batch
         chunk_bytes = self._chunk * self._resolution**2 * 3
-        ahead = min(
-            config.prefetch_batches * self._per_batch,
-            int(config.prefetch_gib * 2**30 / chunk_bytes),
-        )
-        ahead = max(1, ahead // max(1, processes))
+        most = int(config.prefetch_gib * 2**30 / chunk_bytes)
+        ahead = min(config.prefetch_batches * self._per_batch, most)
+        ahead = max(1, ahead // max(1, workers))
         options = grain.ReadOptions(min(config.threads, ahead), ahead)
-        make = self.chunk if processes else self._chunk_in_place()
+        make = self._make if workers else self._make_in_place()
         chunks = grain.MapDataset.range(first, last).map(make).to_iter_dataset(options)
-        if processes:
+        if workers:
             if not flags.FLAGS.is_parsed():  # Grain asks a flag; a notebook has none.
                 flags.FLAGS.mark_as_parsed()
-            options = grain.MultiprocessingOptions(processes)
+            options = grain.MultiprocessingOptions(workers)
             chunks = chunks.mp_prefetch(options, start_worker)
         batches = chunks.batch(self._per_batch, batch_fn=concatenate)
         made = iter(grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=1))
-        with held_back(signal.SIGINT, signal.SIGTERM):  # Sent to all processes of a job at once.
-            made.start_prefetch()  # Of a thread, which starts the workers.
+        with held_back(signal.SIGINT, signal.SIGTERM):  # All processes of a job get them at once.
+            made.start_prefetch()  # Starts a thread, which starts the workers.
         try:
             yield from made
-        finally:  # Where nobody asks for more, threads and workers end here.
+        finally:  # Threads and workers end here if nobody asks for more.
             made.close()
 
 
 def train_batches(
-    source: Source, config: ConfigDict, resolution: int, host: int = 0, hosts: int = 1
+    source: Source, config: ConfigDict, resolution: int, process: int = 0, processes: int = 1
 ) -> Batches:
     """Training batches without end, for `config.batch_size` and `config.seed`."""
     load = TrainImages(source, config)
-    return Batches(load, resolution, config.batch_size, None, host, hosts)
+    return Batches(load, resolution, config.batch_size, None, process, processes)
 
 
 def eval_batches(
-    source: Source, config: ConfigDict, resolution: int, host: int = 0, hosts: int = 1
+    source: Source, config: ConfigDict, resolution: int, process: int = 0, processes: int = 1
 ) -> Batches:
     """Evaluation batches of `config.eval_batch_size`: each record once, in order.
 
-    The last is filled up with black images whose mask is 0, so that every host runs the same
-    number of steps and every record counts.
+    The last is padded with black images whose mask is 0, so every process runs the same number of
+    steps and every record counts.
     """
     length = -(-len(source) // config.eval_batch_size)
     load = EvalImages(source, Preprocess.from_config(config.preprocess, resolution))
-    return Batches(load, resolution, config.eval_batch_size, length, host, hosts)
+    return Batches(load, resolution, config.eval_batch_size, length, process, processes)

@@ -1,6 +1,4 @@
-"""What happens to an image before the network, as data: which part of it, which resizing, which
-normalisation. One definition for training, evaluation, prediction and converted weights.
-"""
+"""The evaluation crop, resizing and normalisation of images, one definition for every use."""
 
 import dataclasses
 import math
@@ -24,29 +22,26 @@ ImageLike = str | os.PathLike | bytes | Image.Image | np.ndarray
 
 
 def normalize(images: Any, mean: Sequence[float], std: Sequence[float]) -> Any:
-    """uint8 images [N, H, W, 3] to float32, `(x - 255 mean) / (255 std)`: the only place for it.
-
-    NumPy's to NumPy's, and JAX's, on the device, to JAX's.
-    """
+    """uint8 images [N, H, W, 3] of NumPy or JAX to float32: `(x - 255 mean) / (255 std)`."""
     mean, std = (np.asarray(value, np.float32) * 255 for value in (mean, std))
     return (images.astype(np.float32) - mean) / std
 
 
 @dataclasses.dataclass(frozen=True)
 class Preprocess:
-    """The evaluation crop, resizing and normalisation that a network's weights belong to.
+    """The evaluation crop, resizing and normalisation that a network's weights need.
 
     Attributes:
       resolution: side of the result, in pixels.
-      crop_rule: which part of the image is kept.
+      crop_rule: the part of the image that is kept.
         padding: the central square of `resolution / (resolution + crop_padding)` of the shorter
-          side; then it is resized. The reference's.
-        fraction: the central square of `crop_fraction` of the shorter side; then it is resized.
-        resize: the shorter side is resized to `resolution / crop_fraction`, rounded down; then the
-          central square is cut out. That of timm (`crop_pct`) and torchvision, to the bit with the
-          interpolations of Pillow.
-        whole: all of the image, its sides made equal. The reference's for EfficientNetV2 from 320
-          pixels on; timm's "squash".
+          side, then resized; the reference's.
+        fraction: the central square of `crop_fraction` of the shorter side, then resized.
+        resize: the shorter side is resized to `resolution / crop_fraction`, rounded down, then the
+          central square is cut out; timm's (`crop_pct`) and torchvision's, to the bit with
+          Pillow's interpolations.
+        whole: the whole image, its sides made equal; the reference's for EfficientNetV2 from 320
+          pixels on, and timm's "squash".
       crop_padding, crop_fraction: as above; each rule has its own.
       interpolation: one of `resizing.INTERPOLATIONS`.
       mean, std: RGB, of pixels in 0..1.
@@ -72,28 +67,22 @@ class Preprocess:
         for key in ("mean", "std"):
             value = tuple(getattr(self, key))
             if len(value) != 3 or (key == "std" and min(value) <= 0):
-                raise UserError(
-                    f"preprocess.{key} must be three numbers, for red, green and blue"
-                    + (", above 0" if key == "std" else "")
-                    + f"; got {value}"
-                )
-            object.__setattr__(self, key, value)  # A list, where it comes from JSON.
+                numbers = "three numbers" + " above 0" * (key == "std")
+                raise UserError(f"preprocess.{key} must be {numbers}, for RGB; got {value}")
+            object.__setattr__(self, key, value)  # From JSON it is a list.
 
     @classmethod
     def from_config(cls, config: ConfigDict, resolution: int) -> "Preprocess":
-        """That of `config.preprocess`; its other keys are training's."""
+        """The evaluation keys of `config.preprocess`."""
         names = [field.name for field in dataclasses.fields(cls)]
         return cls(resolution, **{name: config[name] for name in names[1:]})
 
     def to_dict(self) -> dict[str, Any]:
-        """Values for JSON; `Preprocess(**values)` is the way back."""
+        """Values for JSON; `Preprocess(**values)` reverses it."""
         return dataclasses.asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
 
     def box(self, height: int, width: int) -> Box:
-        """The part of an image of [height, width] that is kept.
-
-        For the rule "resize", whose crop comes after resizing, to the nearest pixel.
-        """
+        """The part of an image that is kept; for the rule "resize" to the nearest pixel."""
         if self.crop_rule == "whole":
             return 0, 0, height, width
         kept = {
@@ -108,16 +97,9 @@ class Preprocess:
         return math.floor(self.resolution / self.crop_fraction)
 
     def pixels(self, image: bytes | np.ndarray) -> np.ndarray:
-        """Decodes, crops and resizes.
+        """Decodes, crops and resizes an image, encoded or uint8 [h, w, 3].
 
-        Args:
-          image: encoded, or uint8 [h, w, 3].
-
-        Returns:
-          uint8 [resolution, resolution, 3].
-
-        Raises:
-          ValueError: the bytes are no image, or a damaged one.
+        Returns uint8 [resolution, resolution, 3]; raises ValueError for bytes that are damaged.
         """
         square = (self.resolution, self.resolution)
         if self.crop_rule == "resize":
@@ -135,16 +117,9 @@ class Preprocess:
         return resize(kept, square, self.interpolation)
 
     def __call__(self, images: ImageLike | Sequence[ImageLike]) -> np.ndarray:
-        """Images as the network wants them.
+        """Converts one image or a list of them to float32 [N, resolution, resolution, 3].
 
-        Args:
-          images: one, or a list of them: paths, bytes, Pillow images or uint8 arrays [h, w, 3].
-
-        Returns:
-          float32 [N, resolution, resolution, 3].
-
-        Raises:
-          ValueError: one is no image, or a damaged one; OSError: it can't be read.
+        Raises ValueError for one that is not an image or damaged, OSError if it can't be read.
         """
         if not isinstance(images, list | tuple):
             images = [images]

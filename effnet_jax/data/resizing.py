@@ -1,18 +1,14 @@
-"""Resizing by name: interpolations of OpenCV, TensorFlow 1 and Pillow, which are not the same.
+"""Resizing by name: interpolations of OpenCV, TensorFlow 1 and Pillow, which differ.
 
-Weights lose accuracy with another than they were trained with:
+Evaluating with a different interpolation than in training loses accuracy.
 
-  bicubic, bilinear, area, nearest   OpenCV's: pixel centres at a half; area alone is antialiased.
-      bilinear is that of PyTorch's `interpolate` and of TensorFlow 2's `tf.image.resize`. bicubic,
-      with the kernel a = -0.75, is PyTorch's, and neither of TensorFlow's two. It is the fastest
-      good one, and what this program trains with.
+  bicubic, bilinear, area, nearest   OpenCV's: pixel centres at a half; only area is antialiased.
+      bilinear equals PyTorch's `interpolate` and TensorFlow 2's `tf.image.resize`. bicubic, with
+      the kernel a = -0.75, equals PyTorch's, not TensorFlow's. It is fast, and training's default.
   bicubic_tf1, bilinear_tf1          `tf.image.resize_bicubic` and `resize_bilinear` of TensorFlow
-      1: a = -0.75 as well, but pixels at their corners instead of centres. The reference's.
-      (TensorFlow 2's bicubic has a = -0.5, and leaves out what is beyond the border.)
-  bicubic_pillow, bilinear_pillow    Pillow's: antialiased, a = -0.5. Those of timm and torchvision.
-
-TensorFlow's results are floats, bicubic ones also beyond 0 and 255. All that crosses to the device
-here is uint8, so they are rounded and cut off.
+      1, the reference's: a = -0.75, and pixels at their corners. (TensorFlow 2's bicubic has a =
+      -0.5, and leaves out what is beyond the border.) Results are rounded to uint8.
+  bicubic_pillow, bilinear_pillow    Pillow's: antialiased, a = -0.5. timm's and torchvision's.
 """
 
 from collections.abc import Callable
@@ -21,7 +17,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-# One image is one thread's work: the pipeline runs many images side by side.
+# The pipeline has a thread for each image.
 cv2.setNumThreads(0)
 
 OPENCV = {
@@ -34,10 +30,10 @@ PILLOW = {
     "bicubic_pillow": Image.Resampling.BICUBIC,
     "bilinear_pillow": Image.Resampling.BILINEAR,
 }
-A = -0.75  # Of TensorFlow 1's cubic kernel,
-TABLE = 1024  # which it reads off a table with so many steps to a pixel.
+A = -0.75  # TensorFlow 1's cubic kernel,
+TABLE = 1024  # which it reads from a table with so many steps to a pixel.
 
-# Which inputs an output is made of, int [outputs, k], and their weights, float32 [outputs, k].
+# For each output the indices of its inputs, int [outputs, k], and their weights, float32.
 Taps = tuple[np.ndarray, np.ndarray]
 
 
@@ -54,7 +50,7 @@ def _cubic(position: np.ndarray, size: int) -> Taps:
 
 
 def _linear(position: np.ndarray, size: int) -> Taps:
-    """Source: TensorFlow's core/kernels/image/resize_bilinear_op.cc, likewise."""
+    """Source: TensorFlow's core/kernels/image/resize_bilinear_op.cc."""
     first = np.floor(position).astype(int)
     x = position - first
     weights = np.stack([1 - x, x], 1)
@@ -69,19 +65,13 @@ INTERPOLATIONS = (*OPENCV, *TF1, *PILLOW)
 
 
 def resize(image: np.ndarray, shape: tuple[int, int], interpolation: str) -> np.ndarray:
-    """Resizes an image.
+    """Resizes a uint8 image [h, w, 3], or [h, w, 4] whose last channel is left out.
 
-    Args:
-      image: uint8 [h, w, 3], or [h, w, 4] of which the last channel is left out.
-      shape: height and width of the result.
-      interpolation: one of INTERPOLATIONS.
-
-    Returns:
-      uint8 [*shape, 3].
+    The result is uint8 [*shape, 3]; `interpolation` is one of INTERPOLATIONS.
     """
     if interpolation == "bicubic" and image.shape[:2] != shape:
-        # OpenCV takes 205 us to make 224 px of three channels and 95 of four, both conversions
-        # counted; a value in 300,000 then differs, by 1.
+        # At 224 px OpenCV takes 205 us for three channels, and 95 for four with both conversions;
+        # one value in 300,000 then differs by 1.
         if image.shape[2] == 3:
             image = cv2.cvtColor(image, cv2.COLOR_RGB2RGBA)
         image = cv2.resize(image, shape[::-1], interpolation=cv2.INTER_CUBIC)
@@ -103,7 +93,7 @@ def resize(image: np.ndarray, shape: tuple[int, int], interpolation: str) -> np.
 
 def _resize_height(image: np.ndarray, size: int, kernel: Callable[..., Taps]) -> np.ndarray:
     """float32 [h, w, 3] to [size, w, 3]: a product with a matrix of a few values a row."""
-    import scipy.sparse  # Takes a tenth of a second, which prediction by other rules is spared.
+    import scipy.sparse  # Here, because it takes a tenth of a second.
 
     scale = np.float32(len(image)) / np.float32(size)
     inputs, weights = kernel(np.arange(size, dtype=np.float32) * scale, len(image))

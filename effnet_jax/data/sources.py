@@ -1,17 +1,17 @@
-"""Where records come from: random access to encoded images and their labels.
+"""Data sets as random access to encoded images and their labels.
 
 A source has `classes` (names by label), `len()`, `source[i] -> {"image": bytes, "label": int}` and
-`describe(i)`, which names a record for a message. Where images have sets of labels, `label` is
-int32 [MOST_LABELS], filled up with -1.
+`describe(i)`, which names a record for a message. Where an image has a set of labels, `label` is
+int32 [MOST_LABELS], padded with -1.
 """
 
 import contextlib
 import hashlib
 import io
+import itertools
 import math
 import os
 import pathlib
-import tempfile
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -20,9 +20,10 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from effnet_jax.errors import UserError, check_choice
+from effnet_jax.run import files
 
 EXTENSIONS = (".jpg", ".jpeg", ".png")
-MOST_LABELS = 16  # Of an image with a set of them; ImageNet ReaL has 9 at most.
+MOST_LABELS = 16  # Of one image; ImageNet ReaL has at most 9.
 
 
 class Source(Protocol):
@@ -38,50 +39,60 @@ class Source(Protocol):
 
 
 def cache_dir() -> pathlib.Path:
-    """Where prepared digits and compiled programs are kept: $XDG_CACHE_HOME or ~/.cache."""
+    """Folder of prepared digits and compiled programs, in $XDG_CACHE_HOME or ~/.cache."""
     home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return pathlib.Path(home).expanduser() / "effnet_jax"
 
 
-def _is_imagenet(name: str) -> bool:
-    return name.partition(":")[0] == "imagenet2012"
+def _missing(name: str, data_dir: str) -> UserError:
+    """The error for a data set that is not in `data_dir`, with the command that prepares it.
 
-
-def _how_to_prepare(name: str, data_dir: str, copy: str | None = None) -> str:
-    """The command that makes a data set in `data_dir`, out of a copy in another format if given."""
-    if _is_imagenet(name):
-        where = "" if copy else ", where DIR holds the official tars or the images in folders"
-        arguments = f"--from={copy or 'DIR'} --data_dir={data_dir}"
-        return f"Run{where}:\n  python -m effnet_jax.tools.prepare_imagenet {arguments}"
-    if copy:
-        return (
-            "In an environment with TensorFlow, run:\n  tfds convert_format "
-            f"--out_file_format=array_record --dataset_version_dir={copy} --out_dir={data_dir}"
-        )
-    return (
-        "TFDS needs TensorFlow to prepare it, this program does not; in an environment with both, "
-        f"run:\n  tfds build {name} --data_dir={data_dir} --file_format=array_record"
-    )
-
-
-def _check_files(instructions: list[Any]) -> None:
-    """Raises UserError for a file of a split that isn't there, or isn't whole.
-
-    An ArrayRecord file counts its records at its end, so a half copied one is told by that, and
-    not in the middle of an epoch.
+    A preparation works in DATA_DIR/NAME/VERSION.incomplete, where it has a lock and, in state.json,
+    the command that continues it.
     """
+    dataset = name.partition(":")[0]
+    for state in pathlib.Path(data_dir, dataset).glob("*.incomplete/state.json"):
+        with files.Lock(state.with_name("lock"), "preparation", "choose another data set"):
+            command = files.read_json(state)["command"]
+        half = f"is half prepared in {state.parent}. Go on with:\n  {command}"
+        return UserError(f"data set {name!r} {half}")
+    remedy = "in an environment with TensorFlow, which this program doesn't need, run:\n  "
+    remedy += f"tfds build {name} --data_dir={data_dir} --file_format=array_record"
+    if dataset == "imagenet2012":
+        remedy = "run, where DIR holds the official tars or the images in folders:\n  "
+        remedy += f"effnet-jax prepare_imagenet --from=DIR --data_dir={data_dir}"
+    where = f"it isn't in {data_dir}" if os.path.isdir(data_dir) else f"no directory {data_dir}"
+    return UserError(f"data set {name!r}: {where} (config.data.data_dir); {remedy}")
+
+
+def check_format(info: Any) -> None:
+    """Raises UserError with the command that converts a TFDS data set if it isn't ArrayRecord."""
+    if info.file_format.value != "array_record":
+        raise UserError(
+            f"data set {info.full_name} in {info.data_dir} is stored as {info.file_format.value}, "
+            "not as ArrayRecord. With TensorFlow and apache-beam installed, run:\n"
+            "  tfds convert_format --out_file_format=array_record "
+            f"--dataset_version_dir={info.data_dir} --out_dir=NEW_DIR/{info.full_name}\n"
+            "and use NEW_DIR instead"
+        )
+
+
+def array_record(path: str) -> Any:
+    """A reader of one ArrayRecord file, for random access."""
     from array_record.python.array_record_module import ArrayRecordReader
 
+    return ArrayRecordReader(path, options="readahead_buffer_size:0")
+
+
+def check_files(instructions: list[Any]) -> None:
+    """Raises UserError for a file of a split that is missing, or truncated: its index is last."""
     for instruction in instructions:
         path, expected = str(instruction.filename), instruction.examples_in_shard
         if not os.path.isfile(path):
             raise UserError(f"{path} is missing; copy or prepare the data set again")
-        try:
-            reader = ArrayRecordReader(path, options="readahead_buffer_size:0")
-            records = reader.num_records()
-            reader.close()
-        except RuntimeError:
-            records = 0
+        records = 0
+        with contextlib.suppress(RuntimeError):
+            records = array_record(path).num_records()
         if records != expected:
             raise UserError(
                 f"{path} has {os.path.getsize(path):,} bytes, and {records} of its {expected} "
@@ -90,34 +101,18 @@ def _check_files(instructions: list[Any]) -> None:
 
 
 class TfdsSource:
-    """A split of a TFDS data set that lies prepared as ArrayRecord; needs no TensorFlow."""
+    """A split of a TFDS data set that is stored as ArrayRecord; needs no TensorFlow."""
 
     def __init__(self, name: str, data_dir: str | None, split: str, label: str = "label"):
         import tensorflow_datasets as tfds
 
         default = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
         data_dir = str(pathlib.Path(data_dir or default).expanduser())
-        remedy = _how_to_prepare(name, data_dir)
-        if not os.path.isdir(data_dir):
-            raise UserError(
-                f"no directory {data_dir} (config.data.data_dir) for data set {name!r}. {remedy}"
-            )
         try:
             builder = tfds.core.read_only_builder.builder_from_files(name, data_dir=data_dir)
         except tfds.core.registered.DatasetNotFoundError:
-            from effnet_jax.imagenet.prepare import unfinished
-
-            if _is_imagenet(name) and (state := unfinished(data_dir)):
-                raise UserError(f"data set {name!r} {state}") from None
-            raise UserError(
-                f"data set {name!r} is not prepared in {data_dir} (config.data.data_dir). {remedy}"
-            ) from None
-        if builder.info.file_format is not tfds.core.file_adapters.FileFormat.ARRAY_RECORD:
-            raise UserError(
-                f"data set {name!r} in {builder.data_dir} is stored as "
-                f"{builder.info.file_format.value}, not as ArrayRecord. "
-                + _how_to_prepare(name, "NEW_DIR", copy=str(builder.data_dir))
-            )
+            raise _missing(name, data_dir) from None
+        check_format(builder.info)
         features = builder.info.features
         known = {"image", label} <= set(features)
         labels = getattr(features[label], "feature", features[label]) if known else None
@@ -126,8 +121,8 @@ class TfdsSource:
                 f"data set {name!r} has the features {', '.join(features)}; needed are 'image' "
                 f"and a class {label!r} (config.data.label), or a sequence of them"
             )
+        self.classes, self._label, self._name = tuple(labels.names), label, f"{name}/{split}"
         decoders = {"image": tfds.decode.SkipDecoding()}
-        self.classes = tuple(labels.names)
         try:
             instructions = builder.info.splits[split].file_instructions
             self._records = builder.as_data_source(split, decoders=decoders)
@@ -136,9 +131,7 @@ class TfdsSource:
                 f"no split {split!r} in data set {name!r}, which has "
                 f"{', '.join(sorted(builder.info.splits))} ({str(error).partition(chr(10))[0]})"
             ) from None
-        _check_files(instructions)
-        self._name = f"{name}/{split}"
-        self._label = label
+        check_files(instructions)
 
     def __len__(self) -> int:
         return len(self._records)
@@ -148,7 +141,7 @@ class TfdsSource:
         label = np.asarray(record[self._label], np.int32)
         if label.ndim:
             if len(label) > MOST_LABELS:
-                raise ValueError(f"it has {len(label)} labels, and {MOST_LABELS} are the most")
+                raise ValueError(f"it has {len(label)} labels; at most {MOST_LABELS} are possible")
             label = np.pad(label, (0, MOST_LABELS - len(label)), constant_values=-1)
         return {"image": record["image"], "label": label if label.ndim else int(label)}
 
@@ -156,63 +149,64 @@ class TfdsSource:
         return f"record {index} of {self._name}"
 
 
-def _builders() -> dict[str, Callable[..., Any]]:
-    """The data sets that this package makes itself, by name; imported where one is made."""
-    from effnet_jax.data.cluttered_digits import ClutteredDigits
-    from effnet_jax.data.digits import Digits
-
-    return {"digits": Digits, "cluttered_digits": ClutteredDigits}
-
-
 def digits_source(name: str, data_dir: str | None, split: str) -> TfdsSource:
     """A data set made of scikit-learn's digits: "digits" or "cluttered_digits".
 
-    From `data_dir`; by default from the cache, where it is written on first use.
+    It is read from `data_dir`, by default from the cache, where it is written on first use.
     """
     check_choice("config.data.name", name, ("digits", "cluttered_digits"))
     if data_dir and not os.path.isdir(os.path.join(data_dir, name)):
         raise UserError(
-            f"no {name} in {data_dir} (config.data.data_dir); leave it out, and they are made "
-            f"under {cache_dir()}"
+            f"no {name} in {data_dir} (config.data.data_dir); without that key they are made in "
+            f"{cache_dir()}"
         )
-    data_dir = data_dir or str(cache_dir() / "data")
-    if not os.path.isdir(os.path.join(data_dir, name)):
-        import tensorflow_datasets as tfds
-
-        tfds.disable_progress_bar()
-        # Prepared where nobody else looks and then moved, so that two runs may start at once.
-        try:
-            os.makedirs(data_dir, exist_ok=True)
-        except OSError as error:
-            raise UserError(
-                f"can't write {name} to {data_dir} ({error.strerror}); set XDG_CACHE_HOME"
-            ) from None
-        with tempfile.TemporaryDirectory(dir=data_dir) as private:
-            with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints lines about nothing.
-                builder = _builders()[name](data_dir=private, file_format="array_record")
-                builder.download_and_prepare()
-            with contextlib.suppress(OSError):  # The other run was faster.
-                os.rename(os.path.join(private, name), os.path.join(data_dir, name))
+    if not data_dir:
+        data_dir = str(cache_dir() / "data")
+        _make_digits(name, data_dir)
     return TfdsSource(name, data_dir, split)
 
 
-class FolderSource:
-    """Image files in one folder a class; the sorted folder names are the classes."""
+def _make_digits(name: str, data_dir: str) -> None:
+    import tensorflow_datasets as tfds
 
-    def __init__(self, classes: tuple[str, ...], files: list[tuple[str, int]]):
-        self.classes = classes
-        self._files = files
+    from effnet_jax.data.cluttered_digits import ClutteredDigits
+    from effnet_jax.data.digits import Digits
+
+    tfds.disable_progress_bar()
+    builder = {"digits": Digits, "cluttered_digits": ClutteredDigits}[name](
+        data_dir=data_dir, file_format="array_record"
+    )
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints what nobody needs.
+            builder.download_and_prepare()
+    except OSError as error:
+        if not os.path.isdir(builder.data_dir):  # Otherwise another run was faster.
+            raise UserError(
+                f"can't write {name} to {data_dir} ({error.strerror}); set XDG_CACHE_HOME"
+            ) from None
+
+
+class FolderSource:
+    """Image files in one folder per class; the sorted folder names are the classes."""
+
+    def __init__(self, classes: tuple[str, ...], paths: list[tuple[str, int]]):
+        self.classes, self._paths = classes, paths
 
     def __len__(self) -> int:
-        return len(self._files)
+        return len(self._paths)
 
     def __getitem__(self, index: int) -> dict[str, bytes | int]:
-        path, label = self._files[index]
+        path, label = self._paths[index]
         with open(path, "rb") as file:
             return {"image": file.read(), "label": label}
 
     def describe(self, index: int) -> str:
-        return self._files[index][0]
+        return self._paths[index][0]
+
+
+def is_image(name: str) -> bool:
+    """Whether a file's name is that of an image."""
+    return name.lower().endswith(EXTENSIONS) and not name.startswith(".")
 
 
 def list_classes(folder: pathlib.Path) -> dict[str, list[str]]:
@@ -221,18 +215,20 @@ def list_classes(folder: pathlib.Path) -> dict[str, list[str]]:
     for entry in sorted(folder.iterdir()):
         if entry.is_dir() and not entry.name.startswith("."):
             walk = os.walk(entry, followlinks=True)
-            paths = (os.path.join(root, name) for root, _, names in walk for name in names)
-            found[entry.name] = sorted(p for p in paths if p.lower().endswith(EXTENSIONS))
+            found[entry.name] = sorted(
+                os.path.join(root, name)
+                for root, _, names in walk
+                for name in filter(is_image, names)
+            )
     if len(found) < 2:
         raise UserError(
             f"{folder} has {len(found)} class folders, and at least 2 are needed: "
-            "DIR/CLASS/*.jpg, or DIR/train/CLASS/*.jpg beside DIR/val/CLASS/*.jpg"
+            "DIR/CLASS/*.jpg, or DIR/train/CLASS/*.jpg and DIR/val/CLASS/*.jpg"
         )
     if empty := [name for name, files in found.items() if not files]:
         raise UserError(
-            f"no JPEG or PNG file in {folder / empty[0]}"
-            + (f" and {len(empty) - 1} other class folders" if len(empty) > 1 else "")
-            + "; remove the empty folder or add images"
+            f"no JPEG or PNG file in {folder / empty[0]} and {len(empty) - 1} other class folders; "
+            "remove the empty folder or add images"
         )
     return found
 
@@ -242,8 +238,8 @@ def folder_source(
 ) -> FolderSource:
     """A split of an image folder.
 
-    `data_dir/split/CLASS/...` where that exists; otherwise the classes lie in `data_dir` itself and
-    the fraction `holdout` of each class, at least one file, is held out for the evaluation split.
+    `data_dir/split/CLASS/...` if that exists. Otherwise the classes lie in `data_dir` itself, and
+    the fraction `holdout` of each class, at least one file, is the evaluation split.
     """
     if not data_dir:
         raise UserError("no image folder given; add --config.data.data_dir=DIR")
@@ -254,32 +250,37 @@ def folder_source(
         by_class = list_classes(root / split)
     elif (root / train_split).is_dir() or (root / eval_split).is_dir():
         raise UserError(
-            f"{root} has no folder {split!r}, but it has its sibling; give "
-            f"--config.data.train_split and --config.data.eval_split. It holds: "
-            f"{', '.join(sorted(entry.name for entry in root.iterdir() if entry.is_dir()))}"
+            f"{root} has no folder {split!r}; give --config.data.train_split and "
+            "--config.data.eval_split out of: "
+            + ", ".join(sorted(entry.name for entry in root.iterdir() if entry.is_dir()))
         )
     else:
-        by_class = list_classes(root)
-        for name, files in by_class.items():
-            if len(files) < 2:
-                raise UserError(
-                    f"{root / name} has a single image, which can't be both trained on and held "
-                    "out for evaluation; add images, or make train/ and val/ folders"
-                )
-            # Spread evenly: file i where the running share of held out files steps up.
-            shares = [math.floor((index + 1) * holdout + 1e-9) for index in range(len(files))]
-            shares[-1] = max(shares[-1], 1)
-            held = {
-                f for f, low, high in zip(files, [0, *shares], shares, strict=False) if high > low
-            }
-            by_class[name] = [file for file in files if (file in held) == (split == eval_split)]
-    classes = tuple(by_class)
-    files = [(path, label) for label, name in enumerate(classes) for path in by_class[name]]
-    return FolderSource(classes, files)
+        by_class = {
+            name: _held_out(root / name, files, holdout, split == eval_split)
+            for name, files in list_classes(root).items()
+        }
+    paths = [(path, label) for label, each in enumerate(by_class.values()) for path in each]
+    return FolderSource(tuple(by_class), paths)
+
+
+def _held_out(
+    folder: pathlib.Path, files: list[str], holdout: float, evaluation: bool
+) -> list[str]:
+    """The files of a class that are held out for evaluation, evenly spaced, or the others."""
+    if len(files) < 2:
+        raise UserError(
+            f"{folder} has a single image, which can't be both trained on and held out for "
+            "evaluation; add images, or make train/ and val/ folders"
+        )
+    # File i is held out where the running share of such files steps up.
+    shares = [math.floor((index + 1) * holdout + 1e-9) for index in range(len(files))]
+    shares[-1] = max(shares[-1], 1)
+    steps = itertools.pairwise([0, *shares])
+    return [f for f, (low, high) in zip(files, steps, strict=True) if (high > low) == evaluation]
 
 
 class Synthetic:
-    """As many records as ImageNet has for training, or fewer, all the same grey image."""
+    """`count` records of 1000 classes, all of the same grey image."""
 
     classes = tuple(f"class{label:03d}" for label in range(1000))
 
@@ -299,25 +300,24 @@ class Synthetic:
 
 
 def open_source(config: ConfigDict, split: str) -> Source:
-    """The split of the data set that `config.data` names; raises UserError where it isn't there."""
+    """A split of the data set that `config.data` names; raises UserError if it is missing."""
     if config.synthetic:
-        return Synthetic(1_281_167 if split == config.train_split else 1_000)
+        return Synthetic(1_281_167 if split == config.train_split else 1_000)  # As ImageNet.
     kind = check_choice("config.data.source", config.source, ("tfds", "folder", "digits"))
     if kind == "tfds":
         source = TfdsSource(config.name, config.data_dir, split, config.label)
     elif kind == "digits":
         source = digits_source(config.name, config.data_dir, split)
     else:
-        source = folder_source(
-            config.data_dir, split, config.train_split, config.eval_split, config.holdout
-        )
+        splits = split, config.train_split, config.eval_split
+        source = folder_source(config.data_dir, *splits, config.holdout)
     if not len(source):
         raise UserError(f"split {split!r} of {config.source} {config.name!r} is empty")
     return source
 
 
 def fingerprint(source: Source, most: int = 32) -> str:
-    """Tells data sets apart: number of records, classes, and `most` records spread evenly."""
+    """Text that identifies a data set by its classes, size and `most` evenly spaced records."""
     digest = hashlib.sha256("\n".join(source.classes).encode())
     for index in np.unique(np.linspace(0, len(source) - 1, most, dtype=int)).tolist():
         record = source[index]
@@ -326,10 +326,11 @@ def fingerprint(source: Source, most: int = 32) -> str:
 
 
 class Relabeled:
-    """A source with the labels of other classes, which have all of its own by name."""
+    """A source with the labels that its classes have in a longer list of classes."""
 
     def __init__(self, source: Source, classes: tuple[str, ...]):
         self._source, self.classes = source, classes
+        self.describe = source.describe
         labels = {name: label for label, name in enumerate(classes)}
         self._labels = np.array([labels[name] for name in source.classes], np.int32)
 
@@ -344,23 +345,14 @@ class Relabeled:
         label = np.where(label < 0, label, self._labels[label])
         return {"image": record["image"], "label": label if label.ndim else int(label)}
 
-    def describe(self, index: int) -> str:
-        return self._source.describe(index)
-
 
 def with_classes(
     source: Source, classes: tuple[str, ...], split: str, say: Callable[[str], None] = print
 ) -> Source:
-    """A source with the labels of a network's outputs, whose classes have those of the source.
+    """A source with the labels of a network's outputs, `classes`, which are matched by name.
 
-    Args:
-      source: of a split.
-      classes: of the network, by output.
-      split: its name.
-      say: told where the data has only some of the classes.
-
-    Raises:
-      UserError: the data has a class that the network doesn't know.
+    It calls `say` with a line of text if the data has only some of the classes, and raises
+    UserError if it has others.
     """
     if source.classes == classes:
         return source
@@ -368,14 +360,14 @@ def with_classes(
         raise UserError(
             f"split {split!r} has {len(unknown)} classes that are none of the network's "
             f"{len(classes)}: {', '.join(unknown[:5])}. Those are {', '.join(classes[:3])} and so "
-            "on; of a file of weights that doesn't name them, --classes does"
+            "on; name them with --classes if the weight file doesn't"
         )
     say(f"split {split!r} has {len(source.classes)} of the network's {len(classes)} classes")
     return Relabeled(source, classes)
 
 
 def check_classes(found: tuple[str, ...], expected: tuple[str, ...], split: str) -> None:
-    """Raises where a split's classes are not those that the model was, or will be, trained on.
+    """Raises UserError if the classes of an evaluation split are not those of training.
 
     Labels are positions in the sorted class names, so one missing folder would shift them all.
     """

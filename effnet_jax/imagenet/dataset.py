@@ -1,11 +1,10 @@
-"""ImageNet (ILSVRC 2012) as a data set: its classes, counts and archives, and how it is ordered.
+"""ImageNet (ILSVRC 2012): its classes, counts, archives and the order of its records.
 
-Nobody published which images the reference's `minival` holds, the 25,022 that it took from training
-to choose checkpoints by. What is known is the rule: the first 20 of the 1024 files that the
-Inception script build_imagenet_data.py makes (github.com/tensorflow/models, research/inception).
-This module has that script's order and its file boundaries. One thing the script leaves open is the
-order in which it finds the files of a class, which it takes from the file system; here they are
-sorted by name.
+The reference chooses checkpoints by `minival`, 25,022 training images. The list was never
+published. The rule is known: the first 20 of the 1024 files that the Inception script
+build_imagenet_data.py makes (github.com/tensorflow/models, research/inception). This module has
+that script's order and file boundaries. The script takes the files of a class in the file system's
+order; here they are sorted by name.
 """
 
 import collections
@@ -21,22 +20,22 @@ import numpy as np
 
 from effnet_jax.errors import UserError
 
-NAME, VERSION = "imagenet2012", "5.1.0"  # As TFDS calls the form that is written here.
+NAME, VERSION = "imagenet2012", "5.1.0"  # In TFDS.
 TRAIN, VALIDATION, MINIVAL = "train", "validation", "minival"
 IMAGES = {TRAIN: 1_281_167, VALIDATION: 50_000}
 # Fewest and most images of a class: Russakovsky et al. 2015 (arXiv 1409.0575), table 2.
 PER_CLASS = {TRAIN: (732, 1300), VALIDATION: (50, 50)}
-CLASSES = 1000
 SHARDS = {TRAIN: 1024, VALIDATION: 128}  # The script's; fewer where there are few images.
-RUNS = 8  # The script's threads: each takes an equal part of the images, and of the files.
+CLASSES = 1000
+RUNS = 8  # The script's threads: each takes an equal share of the images and of the files.
 SEED = 12345  # The script's.
 
 
 class Archive(NamedTuple):
-    """One of the two tars that image-net.org gives out."""
+    """One of the two tars from image-net.org; its size is in bytes."""
 
     name: str
-    size: int  # Bytes.
+    size: int
     md5: str
 
 
@@ -47,22 +46,21 @@ ARCHIVES = {
 
 
 class Item(NamedTuple):
-    """One image, and where its encoded bytes lie."""
+    """One image and the place of its encoded bytes."""
 
     file_name: str
     label: int
     path: str
-    offset: int  # In the file, in bytes; in an ArrayRecord file the number of the record.
+    offset: int  # Bytes from the start of the file; in an ArrayRecord file the record's number.
     length: int  # Bytes.
 
 
 @functools.cache
 def titles() -> dict[str, str]:
-    """What people call each class, by its WordNet id, in the order of the labels.
+    """The English name of each class by WordNet id, in the order of the labels.
 
-    The first of WordNet's words for it, out of google/automl efficientnetv2/g3doc/
-    imagenet1k_labels.txt (6a54c87), with a word more where two classes share it. timm's
-    imagenet_synset_to_lemma.txt has the same.
+    The first of WordNet's words, from google/automl efficientnetv2/g3doc/imagenet1k_labels.txt
+    (6a54c87), and one more where two classes share it. timm's imagenet_synset_to_lemma.txt agrees.
     """
     text = pathlib.Path(__file__).with_name("classes.tsv").read_text()
     return dict(line.split("\t") for line in text.splitlines())
@@ -80,9 +78,22 @@ def labels() -> dict[str, int]:
     return {name: label for label, name in enumerate(class_names())}
 
 
+def features():
+    """TFDS's features of imagenet2012."""
+    import tensorflow_datasets as tfds
+
+    return tfds.features.FeaturesDict(
+        {
+            "image": tfds.features.Image(encoding_format="jpeg"),
+            "label": tfds.features.ClassLabel(names=list(class_names())),
+            "file_name": tfds.features.Text(),
+        }
+    )
+
+
 @functools.cache
 def _validation_classes() -> tuple[str, ...]:
-    """Of the 50,000 images, by their number; TFDS's list."""
+    """WordNet ids of the 50,000 validation images by number, from TFDS's list."""
     import tensorflow_datasets as tfds
 
     path = tfds.core.tfds_path("datasets/imagenet2012/validation_labels.txt")
@@ -90,24 +101,18 @@ def _validation_classes() -> tuple[str, ...]:
 
 
 def label_of(wnid: str, where: str) -> int:
-    """Label of a class by its WordNet id; a UserError that names `where` if there is no such class.
-
-    >>> label_of("n01440764", "train/n01440764")
-    0
-    """
+    """Label of a class by its WordNet id; an error about another id names `where`."""
     if wnid not in labels():
         raise UserError(
-            f"{where}: {wnid!r} is none of ImageNet's 1000 classes, which are named by WordNet ids "
-            "such as n01440764"
+            f"{where}: {wnid!r} is none of ImageNet's 1000 classes, WordNet ids such as n01440764"
         )
     return labels()[wnid]
 
 
 def validation_label(file_name: str, where: str) -> int:
-    """Label of a validation image by the number in its name; a UserError names `where`.
+    """Label of a validation image by the number in its name; an error names `where`.
 
-    TFDS counts the sorted names instead, which gives the same for all 50,000, and for a part of
-    them would not.
+    TFDS counts the sorted names, which gives other labels for a subset of the images.
     """
     match = re.fullmatch(r"ILSVRC2012_val_(\d{8})\.JPEG", file_name)
     number = int(match[1]) if match else 0
@@ -120,9 +125,9 @@ def validation_label(file_name: str, where: str) -> int:
 
 
 def shuffled(count: int, seed: int = SEED) -> list[int]:
-    """0 to count - 1 in the order that Python 2's `random.seed(seed); random.shuffle` gives them.
+    """0 to count - 1 as Python 2's `random.seed(seed); random.shuffle(...)` orders them.
 
-    Python 3 draws the same numbers, and shuffles by them in another way.
+    Python 3 draws the same numbers but uses them differently.
     """
     draw = random.Random(seed).random
     order = list(range(count))
@@ -133,7 +138,7 @@ def shuffled(count: int, seed: int = SEED) -> list[int]:
 
 
 def ordered(split: str, items: Sequence[Item]) -> list[Item]:
-    """The items in the order of their records: training shuffled, validation by name."""
+    """The items in the order of their records: training shuffled, validation sorted by name."""
     if split == VALIDATION:
         return sorted(items)
     items = sorted(items, key=lambda item: (item.label, item.file_name))
@@ -141,37 +146,36 @@ def ordered(split: str, items: Sequence[Item]) -> list[Item]:
 
 
 def shard_bounds(split: str, images: int) -> list[int]:
-    """Where each shard begins, and the end of the last.
+    """Index of the first image of each shard, and the end of the last shard.
 
-    The script's boundaries for all of ImageNet; a smaller set has a shard for every 64 images, in
-    steps of 8 shards, and at least 8.
+    For all of ImageNet these are the script's. A smaller set has a shard for every 64 images; the
+    number of shards is a multiple of 8.
     """
     per_run = min(max(images // (64 * RUNS), 1), SHARDS[split] // RUNS)
-    runs = np.linspace(0, images, RUNS + 1).astype(int)
-    bounds = [
-        np.linspace(low, high, per_run + 1).astype(int)[:-1]
-        for low, high in itertools.pairwise(runs)
-    ]
+    runs = itertools.pairwise(np.linspace(0, images, RUNS + 1).astype(int))
+    bounds = [np.linspace(*run, per_run + 1).astype(int)[:-1] for run in runs]
     return [*np.concatenate(bounds).tolist(), images]
 
 
 def minival_shards(shards: int) -> int:
-    """How many of the training shards, from the first on, are `minival`: 20 of 1024."""
+    """Number of the training shards, from the first on, that are `minival`: 20 of 1024."""
     return max(shards * 20 // 1024, 1)
 
 
-def minival_images(images: int) -> int:
-    """How many images `minival` holds.
+def check(split: str, items: Sequence[Item], subset: bool = False) -> None:
+    """Raises UserError for a split with too few images or two of one name.
 
-    >>> minival_images(1_281_167)
-    25022
+    If ImageNet is not to be a `subset`, also for one that has not exactly ImageNet's images.
     """
-    bounds = shard_bounds(TRAIN, images)
-    return bounds[minival_shards(len(bounds) - 1)]
-
-
-def check(split: str, items: Sequence[Item]) -> None:
-    """Raises UserError where a split is not all of ImageNet's."""
+    names = collections.Counter(item.file_name for item in items)
+    if len(items) < RUNS:
+        raise UserError(f"{split} has {len(items)} images; at least {RUNS} are needed")
+    name, count = names.most_common(1)[0]
+    if count > 1:
+        paths = sorted(item.path for item in items if item.file_name == name)
+        raise UserError(f"{count} images of {split} are called {name}, in {', '.join(paths)}")
+    if subset:
+        return
     counts = collections.Counter(item.label for item in items)
     low, high = PER_CLASS[split]
     wrong = []
@@ -180,26 +184,13 @@ def check(split: str, items: Sequence[Item]) -> None:
     if missing := [name for name, label in labels().items() if label not in counts]:
         shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
         wrong.append(f"no images of {len(missing)} of 1000 classes ({shown})")
-    odd = [label for label, count in sorted(counts.items()) if not low <= count <= high]
-    if odd:
-        expected = f"{low}" if low == high else f"{low} to {high}"
+    if odd := [label for label, count in sorted(counts.items()) if not low <= count <= high]:
         wrong.append(
-            f"{counts[odd[0]]} images of {class_names()[odd[0]]}, where {expected} are expected, "
-            f"and {len(odd) - 1} other classes like it"
+            f"{counts[odd[0]]} images of {class_names()[odd[0]]}, where {low} to {high} are "
+            f"expected, and {len(odd) - 1} other classes like it"
         )
     if wrong:
         raise UserError(
-            f"{split} has {'; '.join(wrong)}. Complete the input, or add --subset if a part of "
-            "ImageNet is meant"
+            f"{split} has {'; '.join(wrong)}. Complete the input, or accept an incomplete ImageNet "
+            "with --subset"
         )
-
-
-def check_names(split: str, items: Sequence[Item]) -> None:
-    """Raises UserError where a split is empty, or two of its images have the same name."""
-    if len(items) < RUNS:
-        raise UserError(f"{split} has {len(items)} images; at least {RUNS} are needed")
-    counts = collections.Counter(item.file_name for item in items)
-    name, count = counts.most_common(1)[0]
-    if count > 1:
-        paths = sorted(item.path for item in items if item.file_name == name)
-        raise UserError(f"{count} images of {split} are called {name}, in {', '.join(paths)}")

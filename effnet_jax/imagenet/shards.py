@@ -1,44 +1,43 @@
-"""The files of a prepared ImageNet: what is done to each image, and how they are written."""
+"""The files of a prepared ImageNet: the bytes of each image, and how they are written."""
 
 import contextlib
-import dataclasses
 import io
 import json
 import os
 import pathlib
+from typing import NamedTuple
 
-from effnet_jax.data import restarts
+import simplejpeg
+from PIL import Image
+
 from effnet_jax.data.decode import decode_image
+from effnet_jax.data.resizing import resize
 from effnet_jax.errors import UserError
-from effnet_jax.imagenet import dataset as imagenet
 from effnet_jax.imagenet import inputs
-from effnet_jax.imagenet.dataset import Item
+from effnet_jax.imagenet.dataset import Item, features
 
 SIZES = ("original", "512", "384", "256")
-REPAIR_QUALITY = 100  # The Inception script's, and TFDS's, for the same images.
+REPAIR_QUALITY = 100  # The Inception script's and TFDS's, for the same images.
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """What the bytes of a shard follow from, beside its images."""
+class Settings(NamedTuple):
+    """The bytes of a shard follow from these and its images."""
 
-    size: str = "original"  # Of SIZES: the longest that an image's shorter side may be, in pixels.
-    quality: int = 90  # Of the JPEGs that are made smaller.
-    restart_markers: bool = False  # As restarts.add.
+    size: str = "original"  # One of SIZES: the longest shorter side of an image, in pixels.
+    quality: int = 90  # JPEG quality of images that are made smaller.
+    drop: bool = False  # Leave damaged images out; otherwise they are an error.
 
 
-@dataclasses.dataclass(frozen=True)
-class Shard:
-    """A file of the data set, and what becomes of it."""
+class Shard(NamedTuple):
+    """A file of the data set and its images, in order."""
 
     split: str
     name: str
     items: list[Item]
 
 
-@dataclasses.dataclass(frozen=True)
-class Report:
-    """What a shard holds. `repaired` and `dropped` are pairs of a file's name and the reason."""
+class Report(NamedTuple):
+    """Content of a shard; `repaired` and `dropped` are pairs of a file's name and the reason."""
 
     images: int
     bytes: int
@@ -46,25 +45,9 @@ class Report:
     dropped: list[tuple[str, str]]
 
 
-def features():
-    """TFDS's features of imagenet2012."""
-    import tensorflow_datasets as tfds
-
-    return tfds.features.FeaturesDict(
-        {
-            "image": tfds.features.Image(encoding_format="jpeg"),
-            "label": tfds.features.ClassLabel(names=list(imagenet.class_names())),
-            "file_name": tfds.features.Text(),
-        }
-    )
-
-
 def fault(data: bytes) -> str | None:
-    """Why an image that can be decoded is no RGB or grey JPEG, or None where it is one."""
-    import simplejpeg
-    from PIL import Image
-
-    with contextlib.suppress(ValueError):  # Of what is no JPEG.
+    """The mode and format of an image that is not an RGB or grey JPEG; None for one that is."""
+    with contextlib.suppress(ValueError):  # It is not a JPEG.
         if simplejpeg.decode_jpeg_header(data, strict=False)[2] not in ("CMYK", "YCCK"):
             return None
     with Image.open(io.BytesIO(data)) as image:
@@ -72,75 +55,57 @@ def fault(data: bytes) -> str | None:
 
 
 def fit(data: bytes, settings: Settings) -> tuple[bytes, str | None]:
-    """An image as it is stored.
+    """The bytes of an image as they are stored, and its fault or None.
 
-    Args:
-      data: encoded.
-      settings: what is wanted.
-
-    Returns:
-      Its bytes, untouched where nothing has to be done, and what was wrong with them or None.
-
-    Raises:
-      ValueError: the image is damaged.
+    They are the same unless its size or kind has to change. Raises ValueError if it is damaged.
     """
-    data, found = _fit(data, settings)
-    return restarts.add(data) if settings.restart_markers else data, found
-
-
-def _fit(data: bytes, settings: Settings) -> tuple[bytes, str | None]:
-    import cv2
-    import simplejpeg
-
     pixels = decode_image(data)
     found = fault(data)
-    height, width = pixels.shape[:2]
-    shorter = min(height, width)
+    shorter = min(pixels.shape[:2])
     if settings.size != "original" and shorter > int(settings.size):
-        scale = int(settings.size) / shorter
-        size = (round(width * scale), round(height * scale))
-        pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
+        shape = tuple(round(side * (int(settings.size) / shorter)) for side in pixels.shape[:2])
+        pixels = resize(pixels, shape, "area")
         return simplejpeg.encode_jpeg(pixels, settings.quality, "RGB", "420"), found
     if found:
         return simplejpeg.encode_jpeg(pixels, REPAIR_QUALITY, "RGB", "444"), found
     return data, None
 
 
-def make_shard(shard: Shard, work: pathlib.Path, settings: Settings, drop: bool) -> Report:
-    """Writes one shard and its report, or reads the report where the shard is there already.
+def make_shard(shard: Shard, work: pathlib.Path, settings: Settings) -> Report:
+    """Writes a shard and its report, or reads the report if the shard exists.
 
-    Args:
-      shard: the name and the images, in order.
-      work: the directory that is worked in.
-      settings: as for `fit`.
-      drop: leave damaged images out, where otherwise they are an error.
-
-    Raises:
-      UserError: an image is damaged, and `drop` is not set.
+    Raises UserError if an image is damaged and `settings.drop` is not set.
     """
-    path = work / "data" / shard.name
-    report_path = work / "reports" / f"{shard.name}.json"
+    path, report_path = work / "data" / shard.name, work / "reports" / f"{shard.name}.json"
     if path.exists():
         report = Report(**json.loads(report_path.read_text()))
     else:
-        # A worker whose first process was killed may live on for a moment: never one file for two.
+        # A worker lives on for a moment after its parent was killed: no file is written by two.
         unfinished = work / "unfinished" / f"{shard.name}.{os.getpid()}"
-        report = _write_shard(unfinished, shard.items, settings, drop)
-        write_whole(report_path, json.dumps(dataclasses.asdict(report)))
-        sync(unfinished)
-        os.replace(unfinished, path)
-    for name, why in () if drop else report.dropped:  # By an earlier run, which was to drop them.
+        report = _write(unfinished, shard.items, settings)
+        draft = unfinished.with_name(f"{unfinished.name}.json")
+        draft.write_text(json.dumps(report._asdict()))
+        publish(draft, report_path)
+        publish(unfinished, path)
+    for name, why in () if settings.drop else report.dropped:  # An earlier run dropped these.
         raise _damaged(next(item for item in shard.items if item.file_name == name), why)
     return report
 
 
-def _write_shard(path: pathlib.Path, items: list[Item], settings: Settings, drop: bool) -> Report:
+def publish(draft: pathlib.Path, path: pathlib.Path) -> None:
+    """Moves a whole file to its name, once it is on the disk: a crash never leaves half of it."""
+    with open(draft, "rb") as file:
+        os.fsync(file.fileno())
+    os.replace(draft, path)
+
+
+def _write(path: pathlib.Path, items: list[Item], settings: Settings) -> Report:
     import tensorflow_datasets as tfds
     from array_record.python import array_record_module
 
     connector = features()
     serializer = tfds.core.example_serializer.ExampleSerializer(connector.get_serialized_info())
-    # JPEGs don't become smaller; one record a group is what random access is quick for.
+    # JPEGs don't get smaller by compression; one record a group makes random access fast.
     writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1,uncompressed")
     images, repaired, dropped = 0, [], []
     try:
@@ -150,7 +115,7 @@ def _write_shard(path: pathlib.Path, items: list[Item], settings: Settings, drop
             except UserError:  # The file can't be read, which says nothing about the image.
                 raise
             except ValueError as error:
-                if not drop:
+                if not settings.drop:
                     raise _damaged(item, str(error)) from None
                 dropped.append((item.file_name, str(error)))
                 continue
@@ -162,7 +127,7 @@ def _write_shard(path: pathlib.Path, items: list[Item], settings: Settings, drop
             # By default the features of an example come in any order.
             writer.write(example.SerializeToString(deterministic=True))
         writer.close()
-    except RuntimeError as error:  # Of the writer: the disk is full.
+    except RuntimeError as error:  # The writer's: the disk is full.
         raise UserError(f"can't write {path}: {error}") from None
     return Report(images, path.stat().st_size, repaired, dropped)
 
@@ -171,20 +136,6 @@ def _damaged(item: Item, why: str) -> UserError:
     place = f"{item.file_name} in {item.path}, at {item.offset:,},"
     return UserError(
         f"{item.path if item.path.endswith(item.file_name) else place} is a damaged image: {why}. "
-        "Get a whole copy and run the same command again, or leave such images out by "
+        "Get a whole copy and run the same command again, or leave such images out with "
         "--on_corrupt=drop"
     )
-
-
-def sync(path: pathlib.Path) -> None:
-    """Waits until a file is on the disk: a name given to it before may outlive its content."""
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
-
-
-def write_whole(path: pathlib.Path, text: str) -> None:
-    """So that a crash leaves the old file or the new one, on the disk as well."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    sync(temporary)
-    os.replace(temporary, path)

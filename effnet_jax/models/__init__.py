@@ -1,9 +1,7 @@
 """`build(config.model)`: from the compound coefficients in a config to a Flax module."""
 
-import functools
 import re
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -13,60 +11,23 @@ from ml_collections import ConfigDict
 from effnet_jax import scaling
 from effnet_jax.errors import UserError, check_choice, near
 from effnet_jax.models import efficientnet, mobilenet, operations, resnet
-from effnet_jax.models.network import Architecture, Network
+from effnet_jax.models.network import Architecture, Base, Network
 
 MOST_PHI = 20  # About 2 ** 20 times the base network's multiply-adds.
 RESNET = "resnet([1-9][0-9]{0,3})"
 NUMBER = r"[-+]?[0-9.]+(?:e[-+]?[0-9]+)?"
-
-
-class Base(NamedTuple):
-    """A base network: what scales it, and the values in `config.model` that come with it.
-
-    Attributes:
-      architecture: `(coefficients, num_classes, stem_stride, survival_probability)` -> table.
-      resolution: of the unscaled network, in pixels.
-      dropout: before the classifier; None: grows with phi (`scaling.dropout_rate`).
-      survival_probability: of the last block; 1: no stochastic depth.
-      batch_norm_momentum: fraction of the running statistics that is kept.
-      normalization: of the pixels, by its name in `configs.default.NORMALIZATIONS`.
-    """
-
-    architecture: Callable[..., Architecture]
-    resolution: int
-    dropout: float | None
-    survival_probability: float
-    batch_norm_momentum: float = 0.99
-    normalization: str = "imagenet"
-
-
-def _efficientnet(name: str, resolution: int, dropout: float | None, *others) -> Base:
-    make = functools.partial(efficientnet.architecture, name)
-    return Base(make, resolution, dropout, 0.8, *others)
-
-
+SCALE = (
+    f"phi=(?P<phi>{NUMBER})|w=(?P<width>{NUMBER}),d=(?P<depth>{NUMBER}),r=(?P<resolution>[0-9]+)|"
+)
 # ResNets, of which there are too many to list, are in `base`.
-BASES = {
-    "efficientnet": _efficientnet("efficientnet", 224, None),
-    "efficientnet_lite": _efficientnet("efficientnet_lite", 224, None, 0.99, "127"),
-    "efficientnet_edgetpu": _efficientnet("efficientnet_edgetpu", 224, None, 0.99, "127"),
-    "efficientnet_v2": _efficientnet("efficientnet_v2", 224, None, 0.9),
-    "efficientnet_v2_s": _efficientnet("efficientnet_v2_s", 384, 0.2, 0.9, "128"),
-    "efficientnet_v2_m": _efficientnet("efficientnet_v2_m", 480, 0.3, 0.9, "128"),
-    "efficientnet_v2_l": _efficientnet("efficientnet_v2_l", 480, 0.4, 0.9, "128"),
-    "efficientnet_v2_xl": _efficientnet("efficientnet_v2_xl", 512, 0.4, 0.9, "128"),
-    "mobilenet_v1": Base(mobilenet.v1, 224, 0.2, 1.0),
-    "mobilenet_v2": Base(mobilenet.v2, 224, 0.2, 1.0),
-}
+BASES = {**efficientnet.FAMILIES, "mobilenet_v1": mobilenet.V1, "mobilenet_v2": mobilenet.V2}
 NAMES = (*BASES, *(f"resnet{depth}" for depth in resnet.IMAGENET))
 
 
 def base(name: str) -> Base:
     """The base network of a name; a UserError with the near ones where there is none."""
     if match := re.fullmatch(RESNET, name):
-        depth = int(match[1])
-        resolution = 32 if resnet.form(depth).small else 224
-        return Base(functools.partial(resnet.architecture, depth), resolution, 0.0, 1.0)
+        return resnet.base(int(match[1]))
     return BASES[check_choice("config.model.base", name, NAMES)]
 
 
@@ -83,20 +44,22 @@ def parse_variant(text: str) -> dict[str, Any]:
       Values for the keys base, base_resolution, phi, width, depth, resolution, dropout,
       survival_probability and batch_norm_momentum; None where the law decides.
     """
-    if text in efficientnet.VARIANTS:
-        name, scale = efficientnet.VARIANTS[text].base, ""
-    elif "=" in text.partition(",")[0]:
+    name, comma, scale = text.partition(",")
+    variant = efficientnet.VARIANTS.get(text)
+    if variant:
+        name = variant.base
+    elif "=" in name:
         name, scale = "efficientnet", text
-    else:
-        name, comma, scale = text.partition(",")
-        if (comma and not scale) or name in (*efficientnet.VARIANTS, "phi", "w", "d", "r"):
-            raise _unreadable(text)
-        if name not in BASES and not re.fullmatch(RESNET, name):
-            known = near(name, [*efficientnet.VARIANTS, *NAMES])
-            raise UserError(
-                f"unknown model {text!r}; did you mean {known}, phi=1.5, or w=1.2,d=1.4,r=291?"
-            )
-    found = base(name)
+    elif name in (*efficientnet.VARIANTS, "phi", "w", "d", "r") or (comma and not scale):
+        raise _unreadable(text)
+    elif name not in BASES and not re.fullmatch(RESNET, name):
+        known = near(name, [*efficientnet.VARIANTS, *NAMES])
+        raise UserError(
+            f"unknown model {text!r}; did you mean {known}, phi=1.5, or w=1.2,d=1.4,r=291?"
+        )
+    found, match = base(name), re.fullmatch(SCALE, scale)
+    if not match:
+        raise _unreadable(text)
     values = {
         "base": name,
         "base_resolution": found.resolution,
@@ -109,16 +72,16 @@ def parse_variant(text: str) -> dict[str, Any]:
         "survival_probability": found.survival_probability,
         "batch_norm_momentum": found.batch_norm_momentum,
     }
-    if text in efficientnet.VARIANTS:
-        return values | efficientnet.VARIANTS[text]._asdict()
+    if variant:
+        return values | variant._asdict()
     if not scale:
         return values | {"width": 1.0, "depth": 1.0, "resolution": found.resolution}
-    if match := re.fullmatch(f"phi=({NUMBER})", scale):
-        return values | {"phi": _number(text, match[1]), "dropout": None}
-    if match := re.fullmatch(f"w=({NUMBER}),d=({NUMBER}),r=([0-9]+)", scale):
-        width, depth = _number(text, match[1]), _number(text, match[2])
-        return values | {"width": width, "depth": depth, "resolution": int(match[3])}
-    raise _unreadable(text)
+    scaled = {key: value for key, value in match.groupdict().items() if value}
+    try:
+        values |= {key: (int if key == "resolution" else float)(scaled[key]) for key in scaled}
+    except ValueError:
+        raise UserError(f"cannot read model {text!r}: a value is not a number") from None
+    return values if values["phi"] is None else values | {"dropout": None}
 
 
 def _unreadable(text: str) -> UserError:
@@ -126,13 +89,6 @@ def _unreadable(text: str) -> UserError:
         f"cannot read model {text!r}; write phi=1.5, or w=1.2,d=1.4,r=291, if need be after a base "
         "network and a comma, as in resnet50,phi=1.5"
     )
-
-
-def _number(text: str, digits: str) -> float:
-    try:
-        return float(digits)
-    except ValueError:
-        raise UserError(f"cannot read model {text!r}: {digits!r} is not a number") from None
 
 
 def coefficients(config: ConfigDict) -> scaling.Coefficients:

@@ -1,4 +1,4 @@
-"""EfficientNet V1, Lite, EdgeTPU and V2: tables of stages, a row per family, a row per variant.
+"""EfficientNet V1, Lite, EdgeTPU and V2: tables of stages, a `Base` per family, a row per variant.
 
 Sources of every figure here: arXiv 1905.11946, Table 1; tensorflow/tpu
 models/official/efficientnet (efficientnet_builder.py, efficientnet_model.py,
@@ -7,18 +7,15 @@ efficientnetv2 (effnetv2_configs.py, effnetv2_model.py).
 """
 
 import functools
-from collections.abc import Callable
 from typing import NamedTuple
 
 import flax.linen as nn
-import jax
 
-from effnet_jax import scaling
-from effnet_jax.models.mbconv import FusedStage, Stage, block_of
-from effnet_jax.models.network import Architecture, Stem, scale_stages
+from effnet_jax.models.mbconv import block_of
+from effnet_jax.models.network import Base, Stage, Stem
 from effnet_jax.models.operations import swish
-from effnet_jax.scaling import Coefficients
 
+FusedStage = functools.partial(Stage, fused=True)
 STAGES = (
     Stage(kernel=3, stride=1, expand=1, filters=16, repeats=1),
     Stage(kernel=3, stride=2, expand=6, filters=24, repeats=2),
@@ -80,43 +77,30 @@ V2_XL_STAGES = (
     Stage(kernel=3, stride=2, expand=6, filters=512, repeats=32),
     Stage(kernel=3, stride=1, expand=6, filters=640, repeats=8),
 )
-STEM_FILTERS = 32
 HEAD_FILTERS = 1280
 SQUEEZE_RATIO = 0.25  # Of the block's input filters, before the expansion.
 
 
-class Family(NamedTuple):
-    """What the networks that are scaled from one table share.
-
-    Attributes:
-      stages: the table.
-      activation: after every normalisation but a projection's, and inside squeeze-excitation.
-      squeeze_ratio: of MBConv's squeeze-excitation; 0: without.
-      stem_filters: unscaled.
-      fixed_ends: whether the stem, the head, and the repeats of the first and last stage are not
-        scaled.
-      least: fraction of the scaled filters that rounding has to leave; see scaling.round_filters.
-    """
-
-    stages: tuple[Stage | FusedStage, ...]
-    activation: Callable[[jax.Array], jax.Array]
-    squeeze_ratio: float = 0.0
-    stem_filters: int = STEM_FILTERS
-    fixed_ends: bool = False
-    least: float = 0.9
-
-
+_squeezed = functools.partial(block_of, squeeze_ratio=SQUEEZE_RATIO)
+_family = functools.partial(Base, head_filters=HEAD_FILTERS, survival_probability=0.8)
 # V2's code left out the rule of the 0.9, which B3 alone would notice.
-_v2 = functools.partial(Family, activation=swish, squeeze_ratio=SQUEEZE_RATIO, least=0.0)
+_v2 = functools.partial(
+    _family, block=_squeezed, activation=swish, least=0.0, batch_norm_momentum=0.9
+)
+_large_v2 = functools.partial(_v2, normalization="128")
 FAMILIES = {
-    "efficientnet": Family(STAGES, swish, SQUEEZE_RATIO),
-    "efficientnet_lite": Family(STAGES, nn.relu6, fixed_ends=True),
-    "efficientnet_edgetpu": Family(EDGETPU_STAGES, nn.relu),
-    "efficientnet_v2": _v2(V2_STAGES),
-    "efficientnet_v2_s": _v2(V2_S_STAGES, stem_filters=24),
-    "efficientnet_v2_m": _v2(V2_M_STAGES, stem_filters=24),
-    "efficientnet_v2_l": _v2(V2_L_STAGES),
-    "efficientnet_v2_xl": _v2(V2_XL_STAGES),
+    "efficientnet": _family(stages=STAGES, block=_squeezed, activation=swish),
+    "efficientnet_lite": _family(
+        stages=STAGES, block=block_of, activation=nn.relu6, fixed_ends=True, normalization="127"
+    ),
+    "efficientnet_edgetpu": _family(
+        stages=EDGETPU_STAGES, block=block_of, activation=nn.relu, normalization="127"
+    ),
+    "efficientnet_v2": _v2(stages=V2_STAGES),
+    "efficientnet_v2_s": _large_v2(stages=V2_S_STAGES, stem=Stem(24), resolution=384, dropout=0.2),
+    "efficientnet_v2_m": _large_v2(stages=V2_M_STAGES, stem=Stem(24), resolution=480, dropout=0.3),
+    "efficientnet_v2_l": _large_v2(stages=V2_L_STAGES, resolution=480, dropout=0.4),
+    "efficientnet_v2_xl": _large_v2(stages=V2_XL_STAGES, resolution=512, dropout=0.4),
 }
 
 
@@ -161,32 +145,3 @@ VARIANTS = {
     "v2-l": Variant("efficientnet_v2_l", 1.0, 1.0, 480, 0.4),  # 118,515,272; 85.7
     "v2-xl": Variant("efficientnet_v2_xl", 1.0, 1.0, 512, 0.4),  # 208,119,808; 87.2 (ImageNet-21k)
 }
-
-
-def architecture(
-    name: str,
-    coefficients: Coefficients,
-    num_classes: int = 1000,
-    stem_stride: int = 2,
-    survival_probability: float = 0.8,
-) -> Architecture:
-    """Scales and rounds the table of a family."""
-    family, width = FAMILIES[name], coefficients.width
-    rounded = functools.partial(scaling.round_filters, width=width, least=family.least)
-    ends = (lambda filters: filters) if family.fixed_ends else rounded
-    stem = Stem(ends(family.stem_filters), stride=stem_stride)
-    return Architecture(
-        resolution=coefficients.resolution,
-        stem=stem,
-        stages=scale_stages(
-            family.stages,
-            functools.partial(block_of, rounded=rounded, squeeze_ratio=family.squeeze_ratio),
-            stem.filters,
-            coefficients.depth,
-            survival_probability,
-            family.fixed_ends,
-        ),
-        head_filters=ends(HEAD_FILTERS),
-        num_classes=num_classes,
-        activation=family.activation,
-    )

@@ -13,17 +13,6 @@ import jax
 import jax.numpy as jnp
 
 from effnet_jax.models import operations
-from effnet_jax.models.operations import depthwise_conv, spatial_mean
-
-__all__ = [
-    "BatchNorm",
-    "Conv",
-    "Dense",
-    "DepthwiseConv",
-    "depthwise_conv",
-    "spatial_mean",
-    "stochastic_depth",
-]
 
 # An untruncated normal with variance 2 / (kernel * kernel * outputs).
 conv_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -87,7 +76,7 @@ class DepthwiseConv(nn.Module):
     stride: int = 1
     dtype: jnp.dtype = jnp.float32
     padding: str = "same"
-    operation: Callable[..., jax.Array] = depthwise_conv
+    operation: Callable[..., jax.Array] = operations.depthwise_conv
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Inverted bottlenecks: the blocks of EfficientNet and MobileNetV2, and their rows in a table.
+"""Inverted bottlenecks: the blocks of EfficientNet and MobileNetV2.
 
 Sources: tensorflow/tpu models/official/efficientnet/efficientnet_model.py (MBConvBlock, and
 MBConvBlockWithoutDepthwise, EdgeTPU's fused one), google/automl efficientnetv2/effnetv2_model.py.
@@ -6,41 +6,14 @@ MBConvBlockWithoutDepthwise, EdgeTPU's fused one), google/automl efficientnetv2/
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
 
-from effnet_jax.models import layers
-from effnet_jax.models.network import Block, Parts
+from effnet_jax.models import layers, operations
+from effnet_jax.models.network import Block, LayerFactories, Stage
 from effnet_jax.scaling import Layer
-
-
-class Stage(NamedTuple):
-    """A row of a table: `repeats` MBConv blocks, of which only the first has the stride."""
-
-    kernel: int
-    stride: int
-    expand: int
-    filters: int
-    repeats: int
-
-
-class FusedStage(NamedTuple):
-    """The same of FusedMBConv blocks.
-
-    Attributes:
-      expand_of: filters that `expand` multiplies; None: the block's inputs.
-      skip: whether the blocks have skips at all.
-    """
-
-    kernel: int
-    stride: int
-    expand: int
-    filters: int
-    repeats: int
-    expand_of: int | None = None
-    skip: bool = True
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,18 +35,8 @@ class MBConv(Block):
         if inside != self.inputs:
             rows.append(Layer(f"{name}/expand", 1, 1, self.inputs, inside, size, norm=True))
         size = -(-size // self.stride)
-        rows.append(
-            Layer(
-                f"{name}/depthwise",
-                self.kernel,
-                self.stride,
-                inside,
-                inside,
-                size,
-                groups=inside,
-                norm=True,
-            )
-        )
+        depthwise = f"{name}/depthwise", self.kernel, self.stride, inside, inside, size
+        rows.append(Layer(*depthwise, groups=inside, norm=True))
         if self.squeezed:
             gate = f"{name}/squeeze_excite"
             rows += [
@@ -82,8 +45,8 @@ class MBConv(Block):
             ]
         return [*rows, Layer(f"{name}/project", 1, 1, inside, self.outputs, size, norm=True)]
 
-    def module(self, parts: Parts, name: str) -> nn.Module:
-        return MBConvModule(parts, self, name=name)
+    def module(self, factories: LayerFactories, name: str) -> nn.Module:
+        return MBConvModule(factories, self, name=name)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,63 +74,63 @@ class FusedMBConv(Block):
             Layer(project, 1, 1, inside, self.outputs, size, norm=True),
         ]
 
-    def module(self, parts: Parts, name: str) -> nn.Module:
-        return FusedMBConvModule(parts, self, name=name)
+    def module(self, factories: LayerFactories, name: str) -> nn.Module:
+        return FusedMBConvModule(factories, self, name=name)
 
 
 class SqueezeExcite(nn.Module):
     """Gates each channel by a small network of the pooled features (arXiv 1709.01507)."""
 
-    parts: Parts
+    factories: LayerFactories
     squeezed: int
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        gate = layers.spatial_mean(x)
-        gate = self.parts.conv(self.squeezed, 1, use_bias=True, name="reduce")(gate)
-        gate = self.parts.act(gate)
-        gate = self.parts.conv(x.shape[-1], 1, use_bias=True, name="expand")(gate)
+        gate = operations.spatial_mean(x)
+        gate = self.factories.conv(self.squeezed, 1, use_bias=True, name="reduce")(gate)
+        gate = self.factories.act(gate)
+        gate = self.factories.conv(x.shape[-1], 1, use_bias=True, name="expand")(gate)
         return x * nn.sigmoid(gate)
 
 
 class MBConvModule(nn.Module):
     """See `MBConv`."""
 
-    parts: Parts
+    factories: LayerFactories
     spec: MBConv
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        spec, parts, inputs = self.spec, self.parts, x
+        spec, make, inputs = self.spec, self.factories, x
         if spec.expanded != spec.inputs:
-            x = parts.conv(spec.expanded, 1, name="expand")(x)
-            x = parts.act(parts.norm(name="expand_norm")(x))
-        x = parts.depthwise(spec.kernel, spec.stride, name="depthwise")(x)
-        x = parts.act(parts.norm(name="depthwise_norm")(x))
+            x = make.conv(spec.expanded, 1, name="expand")(x)
+            x = make.act(make.norm(name="expand_norm")(x))
+        x = make.depthwise(spec.kernel, spec.stride, name="depthwise")(x)
+        x = make.act(make.norm(name="depthwise_norm")(x))
         if spec.squeezed:
-            x = SqueezeExcite(parts, spec.squeezed, name="squeeze_excite")(x)
-        x = parts.conv(spec.outputs, 1, name="project")(x)
-        x = parts.norm(name="project_norm")(x)
+            x = SqueezeExcite(make, spec.squeezed, name="squeeze_excite")(x)
+        x = make.conv(spec.outputs, 1, name="project")(x)
+        x = make.norm(name="project_norm")(x)
         return _add_skip(self, x, inputs, train)
 
 
 class FusedMBConvModule(nn.Module):
     """See `FusedMBConv`."""
 
-    parts: Parts
+    factories: LayerFactories
     spec: FusedMBConv
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        spec, parts, inputs = self.spec, self.parts, x
+        spec, make, inputs = self.spec, self.factories, x
         if spec.expanded == spec.inputs:
-            x = parts.conv(spec.outputs, spec.kernel, spec.stride, name="project")(x)
-            x = parts.act(parts.norm(name="project_norm")(x))
+            x = make.conv(spec.outputs, spec.kernel, spec.stride, name="project")(x)
+            x = make.act(make.norm(name="project_norm")(x))
         else:
-            x = parts.conv(spec.expanded, spec.kernel, spec.stride, name="expand")(x)
-            x = parts.act(parts.norm(name="expand_norm")(x))
-            x = parts.conv(spec.outputs, 1, name="project")(x)
-            x = parts.norm(name="project_norm")(x)
+            x = make.conv(spec.expanded, spec.kernel, spec.stride, name="expand")(x)
+            x = make.act(make.norm(name="expand_norm")(x))
+            x = make.conv(spec.outputs, 1, name="project")(x)
+            x = make.norm(name="project_norm")(x)
         return _add_skip(self, x, inputs, train)
 
 
@@ -184,23 +147,19 @@ def _add_skip(
 
 
 def block_of(
-    row: Stage | FusedStage,
-    rounded: Callable[[int], int],
-    squeeze_ratio: float,
-    inputs: int,
-    **block,
+    row: Stage, rounded: Callable[[int], int], inputs: int, squeeze_ratio: float = 0, **block: Any
 ) -> Block:
-    """A block of `row`.
+    """The MBConv or FusedMBConv block of `row`.
 
     Args:
       rounded: filters of the table -> scaled and rounded.
-      squeeze_ratio: of MBConv's squeeze-excitation, to the block's inputs; 0: without.
       inputs: channels before the block.
+      squeeze_ratio: of MBConv's squeeze-excitation, to the block's inputs; 0: without.
       **block: its name, stride and survival.
     """
+    expanded = row.expand * (rounded(row.expand_of) if row.expand_of else inputs)
     block |= {"kernel": row.kernel, "inputs": inputs, "outputs": rounded(row.filters)}
-    if isinstance(row, FusedStage):
-        expanded = row.expand * (rounded(row.expand_of) if row.expand_of else inputs)
-        return FusedMBConv(expanded=expanded, skip=row.skip, **block)
-    squeezed = max(1, int(inputs * squeeze_ratio)) if squeeze_ratio else 0
-    return MBConv(expanded=row.expand * inputs, squeezed=squeezed, **block)
+    block |= {"expanded": expanded, "skip": row.skip}
+    if row.fused:
+        return FusedMBConv(**block)
+    return MBConv(squeezed=max(1, int(inputs * squeeze_ratio)) if squeeze_ratio else 0, **block)

@@ -8,27 +8,19 @@ the last normalisation of a branch starts at 0, so that a fresh block passes its
 
 import dataclasses
 import functools
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 
-from effnet_jax import scaling
 from effnet_jax.errors import UserError
 from effnet_jax.models import layers
-from effnet_jax.models.network import Architecture, Block, Parts, Stem, scale_stages
-from effnet_jax.scaling import Coefficients, Layer
+from effnet_jax.models.network import Base, Block, LayerFactories, Stage, Stem
+from effnet_jax.scaling import Layer
 
 LOWEST, DEEPEST = 18, 1001
 EXPANSION = 4  # Outputs of a bottleneck over its inner filters.
-
-
-class ResidualStage(NamedTuple):
-    """`repeats` blocks, of which only the first has the stride; `filters` of their 3x3s."""
-
-    stride: int
-    filters: int
-    repeats: int
 
 
 class Form(NamedTuple):
@@ -36,13 +28,13 @@ class Form(NamedTuple):
 
     bottleneck: bool
     small: bool  # The stem is one 3x3 convolution with stride 1, without pooling.
-    stages: tuple[ResidualStage, ...]
+    stages: tuple[Stage, ...]
 
 
-def _stages(filters: int, *repeats: int) -> tuple[ResidualStage, ...]:
+def _stages(filters: int, *repeats: int) -> tuple[Stage, ...]:
     """Filters double where the size halves; the first stage keeps the size of the stem."""
     return tuple(
-        ResidualStage(stride=1 if i == 0 else 2, filters=filters * 2**i, repeats=count)
+        Stage(stride=1 if i == 0 else 2, filters=filters * 2**i, repeats=count)
         for i, count in enumerate(repeats)
     )
 
@@ -119,36 +111,38 @@ class Residual(Block):
             channels = filters
         return rows
 
-    def module(self, parts: Parts, name: str) -> nn.Module:
-        return ResidualModule(parts, self, name=name)
+    def module(self, factories: LayerFactories, name: str) -> nn.Module:
+        return ResidualModule(factories, self, name=name)
 
 
 class ResidualModule(nn.Module):
     """See `Residual`."""
 
-    parts: Parts
+    factories: LayerFactories
     spec: Residual
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        spec, parts, shortcut = self.spec, self.parts, x
+        spec, make, shortcut = self.spec, self.factories, x
         if not spec.has_skip:
-            shortcut = parts.conv(spec.outputs, 1, spec.stride, name="shortcut")(x)
-            shortcut = parts.norm(name="shortcut_norm")(shortcut)
+            shortcut = make.conv(spec.outputs, 1, spec.stride, name="shortcut")(x)
+            shortcut = make.norm(name="shortcut_norm")(shortcut)
         *before, last = spec.branch
         for name, kernel, stride, filters in before:
-            x = parts.conv(filters, kernel, stride, name=name)(x)
-            x = parts.act(parts.norm(name=f"{name}_norm")(x))
-        x = parts.conv(last.filters, last.kernel, last.stride, name=last.name)(x)
-        x = parts.norm(scale_init=nn.initializers.zeros, name=f"{last.name}_norm")(x)
+            x = make.conv(filters, kernel, stride, name=name)(x)
+            x = make.act(make.norm(name=f"{name}_norm")(x))
+        x = make.conv(last.filters, last.kernel, last.stride, name=last.name)(x)
+        x = make.norm(scale_init=nn.initializers.zeros, name=f"{last.name}_norm")(x)
         if train:
             x = layers.stochastic_depth(x, spec.survival, self.make_rng("stochastic_depth"))
-        return parts.act(x + shortcut)
+        return make.act(x + shortcut)
 
 
-def residual(row: ResidualStage, width: float, bottleneck: bool, stride: int, **block) -> Residual:
+def residual(
+    row: Stage, rounded: Callable[[int], int], bottleneck: bool, stride: int, **block: Any
+) -> Residual:
     """A block of `row`; `block`: its name, inputs and survival. Width scales the inner filters."""
-    filters = scaling.round_filters(row.filters, width)
+    filters = rounded(row.filters)
     if bottleneck:
         branch = (
             Convolution("reduce", 1, 1, filters),
@@ -160,28 +154,15 @@ def residual(row: ResidualStage, width: float, bottleneck: bool, stride: int, **
     return Residual(stride=stride, branch=branch, outputs=branch[-1].filters, **block)
 
 
-def architecture(
-    depth: int,
-    coefficients: Coefficients,
-    num_classes: int = 1000,
-    stem_stride: int = 2,
-    survival_probability: float = 1.0,
-) -> Architecture:
-    """ResNet-`depth`, scaled and rounded.
-
-    A stem stride of 1 gives the ImageNet form the small-image stem; the small-image form has it
-    always.
-    """
-    width, (bottleneck, small, stages) = coefficients.width, form(depth)
-    filters = scaling.round_filters(stages[0].filters, width)
-    small = small or stem_stride == 1
-    stem = Stem(filters, stride=1) if small else Stem(filters, kernel=7, pool=True)
-    make = functools.partial(residual, width=width, bottleneck=bottleneck)
-    return Architecture(
-        resolution=coefficients.resolution,
-        stem=stem,
-        stages=scale_stages(stages, make, filters, coefficients.depth, survival_probability),
-        head_filters=0,
-        num_classes=num_classes,
+def base(depth: int) -> Base:
+    """ResNet-`depth`; a UserError that names the nearest depths where there is none."""
+    bottleneck, small, stages = form(depth)
+    filters = stages[0].filters
+    return Base(
+        stages=stages,
+        block=functools.partial(residual, bottleneck=bottleneck),
+        stem=Stem(filters, stride=1) if small else Stem(filters, kernel=7, pool=True),
         activation=nn.relu,
+        resolution=32 if small else 224,
+        dropout=0.0,
     )

@@ -1,14 +1,16 @@
-"""What a training step needs on TPUs that aren't there: compiled ahead of time for a topology.
+"""What a training step needs on TPUs that are not there: compiled ahead of time for a topology.
 
 The step is the one that a run compiles (`training.step.lower_train_step`), and the compiler is the
 TPU's own, libtpu, which needs no TPU. Memory and collectives are those of the program that would
-run. Of its speed there is only a bound: what arithmetic and memory of the chip allow, if nothing
-else took time and no data were waited for.
+run. Its speed is only a bound: what arithmetic and memory of the chip allow, if nothing else took
+time and data were always ready.
 """
 
 import collections
 import dataclasses
 import importlib.util
+import itertools
+import math
 import operator
 import os
 import re
@@ -34,43 +36,43 @@ from effnet_jax.training.state import abstract_state
 from effnet_jax.training.step import lower_train_step
 
 GIB = 2**30
-FLAT = ("2x2", "4x4", "4x8", "8x8", "8x16", "16x16")
-CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16")
+FLAT = "2x2 4x4 4x8 8x8 8x16 16x16"
+CUBES = "2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x8 4x8x8 8x8x8 8x8x16"
 
 
 class Chip(NamedTuple):
     """One generation of TPU, by the chip.
 
-    Speeds and shapes: cloud.google.com/tpu/docs/{v3,v4,v5e,tpu7x}, the last of which has v5p and
-    v6e too; v2: Norrie et al. 2021, "The Design Process for Google's Training Chips: TPUv2 and
-    TPUv3". Memory: what libtpu 0.0.42 says that a program may use, a little less than there is.
+    Speeds and shapes: cloud.google.com/tpu/docs/{v3,v4,v5e,tpu7x}; the last also has v5p and v6e.
+    v2: Norrie et al. 2021, "The Design Process for Google's Training Chips: TPUv2 and TPUv3".
+    Memory: what libtpu 0.0.42 lets a program use, a little less than the chip has.
 
     Attributes:
       hbm: memory that a program may use, GiB.
-      flops: most bfloat16 FLOP/s.
-      bandwidth: most bytes/s from and to memory.
-      devices: JAX devices that a chip is, each with its own part of all this.
-      shapes: of its slices; the three-dimensional ones up to 1024 chips.
+      flops: peak bfloat16 FLOP/s.
+      bandwidth: peak bytes/s from and to memory.
+      devices: JAX devices of a chip, which share all this equally.
+      shapes: of its slices, separated by spaces; the three-dimensional ones up to 1024 chips.
     """
 
     hbm: float
     flops: float
     bandwidth: float
     devices: int
-    shapes: tuple[str, ...]
+    shapes: str
 
 
 CHIPS = {
     "v2": Chip(14.96, 46e12, 700e9, 2, FLAT),
-    "v3": Chip(30.96, 123e12, 900e9, 2, (*FLAT, "16x32", "32x32")),
+    "v3": Chip(30.96, 123e12, 900e9, 2, f"{FLAT} 16x32 32x32"),
     "v4": Chip(30.75, 275e12, 1200e9, 1, CUBES),
-    "v5e": Chip(15.75, 197e12, 819e9, 1, ("1x1", "2x4", *FLAT)),
+    "v5e": Chip(15.75, 197e12, 819e9, 1, f"1x1 2x4 {FLAT}"),
     "v5p": Chip(95.73, 459e12, 2765e9, 1, CUBES),
-    "v6e": Chip(31.25, 918e12, 1638e9, 1, ("1x1", "2x4", *FLAT)),
+    "v6e": Chip(31.25, 918e12, 1638e9, 1, f"1x1 2x4 {FLAT}"),
     "tpu7x": Chip(189.5, 2307e12, 7380e9, 2, CUBES),
 }
 
-# Keys of the config that decide over memory and traffic, and are shown.
+# Keys of the config that determine memory and traffic, and are shown.
 CHOICES = (
     "model.dtype",
     "model.remat",
@@ -81,15 +83,15 @@ CHOICES = (
 
 
 class Program(NamedTuple):
-    """What the compiler made of a step, of one device in one step.
+    """A compiled step, for one device and one step.
 
     Attributes:
       state_bytes: parameters, statistics, averages and the optimizer's.
       flops: XLA's count.
-      moved_bytes: between chip and memory; `program.memory_traffic`, or XLA's count if that is
-        less, as both count some too often.
+      moved_bytes: between chip and memory; the smaller of `program.memory_traffic` and XLA's count,
+        as both count some bytes too often.
       collectives: kind -> (count, bytes of the results).
-      seconds_at_best, bound: of the step, and what sets them: "arithmetic" or "memory".
+      seconds_at_best, bound: of the step, and what limits it: "arithmetic" or "memory".
     """
 
     state_bytes: int
@@ -105,15 +107,13 @@ class Plan:
     """A run on a topology.
 
     Attributes:
-      model, resolution: the network's name and its pixels.
-      choices: of the config, what memory and traffic depend on, by key.
+      model, resolution, parameters: the network's name, pixels and size.
+      choices: values of CHOICES in the config, by key.
       topology, devices, devices_per_chip: as in v5e:4x4, 16, 1.
       batch_size: images a step, over all devices.
-      parameters: of the model.
       epochs, examples: of the whole recipe; examples are training images.
-      hbm_bytes: what a program may use of a device's memory.
-      memory_bytes: what this one uses, state and its own code included; where it does not fit, what
-        it asked for.
+      hbm_bytes: memory of a device that a program may use.
+      memory_bytes: what this program uses, with state and code, or asked for where it does not fit.
       program: None where it does not fit.
       compile_seconds: on the machine that planned.
     """
@@ -135,21 +135,20 @@ class Plan:
 
     @property
     def images_per_second(self) -> float:
-        """Over all devices, at best; 0 where it does not fit."""
+        """Over all devices, at best; 0 where the program does not fit."""
         return self.batch_size / self.program.seconds_at_best if self.program else 0.0
 
     @property
     def hours(self) -> float | None:
-        """All epochs, at best: training steps alone, without evaluation or start."""
+        """Of all epochs, at best: training steps alone, without evaluation or start."""
         speed = self.images_per_second
         return self.epochs * self.examples / speed / 3600 if speed else None
 
 
 def roofline(flops: float, moved_bytes: float, chip: Chip) -> tuple[float, str]:
-    """Least seconds of so much work on one device, and what sets them.
+    """Least seconds that this work takes one device, and which of the two limits it.
 
-    Arithmetic and memory traffic at best go on side by side, so the slower of them decides
-    (Williams et al. 2009, "Roofline").
+    Both overlap at best, so the slower one decides (Williams et al. 2009, "Roofline").
     """
     arithmetic = flops / (chip.flops / chip.devices)
     memory = moved_bytes / (chip.bandwidth / chip.devices)
@@ -160,20 +159,17 @@ def check_topology(name: str) -> Chip:
     """The chip of a topology such as "v5e:4x4"; a UserError that lists the right names."""
     generation, _, shape = name.partition(":")
     if generation not in CHIPS:
-        known = "\n".join(f"  {key}: {' '.join(chip.shapes)}" for key, chip in CHIPS.items())
-        raise UserError(
-            f"unknown --topology={name}; it is a generation and a shape, as in v5e:4x4, out of\n"
-            f"{known}"
-        )
-    chip = CHIPS[generation]
-    if shape not in chip.shapes:
-        names = ", ".join(f"{generation}:{each}" for each in chip.shapes)
+        known = "".join(f"\n  {key}: {chip.shapes}" for key, chip in CHIPS.items())
+        raise UserError(f"unknown --topology={name}; give one as in v5e:4x4, out of{known}")
+    shapes = CHIPS[generation].shapes.split()
+    if shape not in shapes:
+        names = ", ".join(f"{generation}:{each}" for each in shapes)
         raise UserError(f"unknown --topology={name}; {generation} has {names}")
-    return chip
+    return CHIPS[generation]
 
 
 def topology_mesh(name: str) -> Mesh:
-    """`parallel.data_mesh` of a topology's devices, which are only described.
+    """`parallel.data_mesh` of a topology's devices, which are only descriptions.
 
     Raises:
       UserError: an unknown topology, or no libtpu.
@@ -181,36 +177,34 @@ def topology_mesh(name: str) -> Mesh:
     check_topology(name)
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(
-            "planning needs libtpu, the TPU's compiler, and it is not installed. In an environment "
-            "of its own: pip install -e '.[tpu-plan]'"
+            "planning needs libtpu, the TPU's compiler, which is not installed; in an environment "
+            "of its own, run pip install -e '.[tpu-plan]'"
         )
-    settings = {
-        # Else libtpu asks, and warns, which TPU this machine is; the name says what is planned for.
+    os.environ |= {
+        # Else libtpu looks for this machine's TPU, and warns; the topology is given by name.
         "TPU_SKIP_MDS_QUERY": "1",
         "TPU_WORKER_HOSTNAMES": "localhost",
         "TPU_ACCELERATOR_TYPE": "v5litepod-4",
         "TPU_STDERR_LOG_LEVEL": "3",
         "TPU_MIN_LOG_LEVEL": "3",
-        # libtpu lets one process at a time use a TPU; any number may compile.
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # One process may use a TPU; any number may compile.
     }
-    os.environ.update(settings)
     jax.config.update("jax_platforms", "cpu")
-    # A program for devices that aren't there can be written to the cache, and not be read.
+    # A program for absent devices can be written to the cache, but not read from it.
     jax.config.update("jax_enable_compilation_cache", False)
     options = {}
     if name.startswith("v4:"):
         options["chip_config_name"] = "megacore"  # One device a chip, as on TPU VMs.
     if name.endswith(":1x1"):
         options["chips_per_host_bounds"] = (1, 1, 1)
-    found = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
-    return parallel.data_mesh(found.devices)
+    described = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
+    return parallel.data_mesh(described.devices)
 
 
 def with_data(config: ConfigDict) -> tuple[ConfigDict, int, str]:
-    """A copy of the config with the number of classes, the training images, and where from.
+    """A copy of the config with the number of classes; the number of images; a line about both.
 
-    Of ImageNet both are known, and it needs not be there; other data is opened.
+    ImageNet's numbers are known, and it need not be there; other data is opened.
     """
     config = config.copy_and_resolve_references()
     if config.data.source == "tfds" and config.data.name.partition(":")[0] == imagenet.NAME:
@@ -227,7 +221,7 @@ def with_data(config: ConfigDict) -> tuple[ConfigDict, int, str]:
 
 
 def demanded_bytes(message: str) -> int | None:
-    """What a program asked for, out of the compiler's error; None where that isn't about memory."""
+    """The memory that a compiler's error says was asked for; None for an error of another kind."""
     if "RESOURCE_EXHAUSTED" not in message:
         return None
     # "... temporaries (64.00G) exceeds available HBM (15.75G)", "Used 20.51G of 15.75G hbm".
@@ -236,39 +230,31 @@ def demanded_bytes(message: str) -> int | None:
 
 
 def plan(config: ConfigDict, model_name: str, topology: str, examples: int) -> Plan:
-    """Compiles the training step for a topology, and says so, as it takes minutes.
+    """Compiles the training step for a topology, which takes minutes.
 
-    Of a run in stages it is that of the largest images, as if all epochs were on these.
+    For progressive learning, the step is that of the largest images, as if all epochs had these.
 
     Args:
       config: the whole config, with the number of classes known.
       model_name: for people.
       topology: see `check_topology`.
       examples: training images in an epoch.
-
-    Raises:
-      UserError: bad input.
     """
-    chip = check_topology(topology)
-    config_lib.validate(config)
+    chip, mesh = check_topology(topology), topology_mesh(topology)
+    config_lib.validate(config, mesh.size)
     config = progressive.largest(config)
-    mesh = topology_mesh(topology)
-    parallel.check_batch("batch_size", config.batch_size, mesh.size, config.accumulation_steps)
     model, optimizer, shapes = abstract_state(config, examples)
     writers.say(f"compiling {model_name}, batch {config.batch_size:,}, for {topology} ...")
     started = time.perf_counter()
     try:
         compiled = lower_train_step(model, optimizer, shapes, config, mesh).compile()
-        memory = _memory_bytes(compiled)
-        made = _program(compiled, chip, config.accumulation_steps)
-        done = "compiled"
+        memory, made = _figures(compiled, chip, config.accumulation_steps)
     except jax.errors.JaxRuntimeError as error:
         memory, made = demanded_bytes(str(error)), None
-        done = "does not fit"
         if memory is None:
             raise
     seconds = time.perf_counter() - started
-    writers.say(f"... {done}: {seconds:.0f} s")
+    writers.say(f"... {'compiled' if made else 'does not fit'}: {seconds:.0f} s")
     return Plan(
         model=model_name,
         resolution=model.architecture.resolution,
@@ -287,45 +273,38 @@ def plan(config: ConfigDict, model_name: str, topology: str, examples: int) -> P
     )
 
 
-def _memory_bytes(compiled: jax.stages.Compiled) -> int:
-    """What a program reserves on one device.
-
-    `peak_memory_in_bytes`, the most in use at a time, is less: it leaves out gaps between arrays.
-    """
-    memory = compiled.memory_analysis()
+def _figures(compiled: jax.stages.Compiled, chip: Chip, microbatches: int) -> tuple[int, Program]:
+    """The memory that a compiled step reserves on one device, and its other figures."""
+    memory, cost, text = compiled.memory_analysis(), compiled.cost_analysis(), compiled.as_text()
+    state = memory.alias_size_in_bytes  # All donated arrays; they are arguments and outputs.
+    # `peak_memory_in_bytes` would be less: it leaves out gaps between arrays.
     arrays = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
-    return arrays - memory.alias_size_in_bytes + memory.generated_code_size_in_bytes
-
-
-def _program(compiled: jax.stages.Compiled, chip: Chip, parts: int) -> Program:
-    """What is read from a compiled step that computes its batch in so many parts."""
-    text, cost = compiled.as_text(), compiled.cost_analysis()
+    reserved = arrays - state + memory.generated_code_size_in_bytes
     exchanged = collections.defaultdict(lambda: (0, 0))
     for each in program.collectives(text):
         count, size = exchanged[each.kind]
-        times = parts if each.in_loop else 1
+        times = microbatches if each.in_loop else 1
         exchanged[each.kind] = count + times, size + times * each.bytes
-    # XLA's counts are of one device, as is the memory: of a product split over 4 devices they have
-    # a quarter. They have a loop's body once, and the parts are a loop; outside it is the update
-    # alone, which is small beside one part's forward and backward pass.
-    flops = parts * cost["flops"]
-    moved = min(program.memory_traffic(text, parts), parts * cost["bytes accessed"])
-    state = compiled.memory_analysis().alias_size_in_bytes  # All that is donated.
-    return Program(state, flops, moved, dict(exchanged), *roofline(flops, moved, chip))
+    # XLA counts for one device, and counts a loop's body once. The microbatches are a loop, and the
+    # update outside it is small beside one microbatch's forward and backward pass.
+    flops = microbatches * cost["flops"]
+    moved = min(program.memory_traffic(text, microbatches), microbatches * cost["bytes accessed"])
+    made = Program(state, flops, moved, dict(exchanged), *roofline(flops, moved, chip))
+    return reserved, made
 
 
 def batch_unit(config: ConfigDict, devices: int) -> int:
-    """What a batch is a multiple of: whole groups of BatchNorm, in each part on each device."""
+    """What a batch is a multiple of: whole groups of BatchNorm in each microbatch and device."""
     model = config.model
     group = model.batch_norm_group if model.batch_norm_scope == "group" else 1
     return devices * config.accumulation_steps * group
 
 
 def largest_batch(attempt: Callable[[int], Plan], start: int, unit: int) -> tuple[Plan, Plan]:
-    """The plan with the largest batch that fits, and that with the smallest seen not to.
+    """The plan with the largest batch that fits, and the one with the smallest that does not.
 
-    They are within one unit, or 1/32, of each other, and both were compiled. The first guesses
-    suppose that memory is a line over the batch; from then on the interval is halved.
+    Both were compiled, and they are within one unit, or 1/32, of each other. The first guesses
+    suppose that memory grows linearly with the batch; then the interval is halved.
 
     Args:
       attempt: a batch size to its plan.
@@ -335,37 +314,33 @@ def largest_batch(attempt: Callable[[int], Plan], start: int, unit: int) -> tupl
     Raises:
       UserError: one unit does not fit.
     """
-    good, bad, guesses = None, None, 0
-    batch = max(start // unit, 1) * unit
-    while True:
+    good, bad, batch = None, None, max(start // unit, 1) * unit
+    for number in itertools.count(1):
         planned = attempt(batch)
         good, bad = (planned, bad) if planned.program else (good, planned)
-        low, high = good.batch_size if good else 0, bad.batch_size if bad else None
-        if high is not None and high - low <= max(unit, low // 32):
+        low, high = good.batch_size if good else 0, bad.batch_size if bad else math.inf
+        if high - low <= max(unit, low // 32):
             break
-        guesses += 1
-        if guesses <= 3:
+        step = max(unit, low // 32 // unit * unit)
+        if number <= 3:
             state = good.program.state_bytes if good else 0
-            room, used = planned.hbm_bytes - state, planned.memory_bytes - state
-            step = max(unit, low // 32 // unit * unit)
-            line = int(batch * room / used) // unit * unit
-            batch = max(low + step, min(line, high - step) if high else line)
+            line = batch * (planned.hbm_bytes - state) / (planned.memory_bytes - state)
+            batch = max(low + step, min(int(line) // unit * unit, high - step))
         else:
-            batch = (low + high) // 2 // unit * unit if high else 2 * low
+            batch = (low + min(high, 3 * low)) // 2 // unit * unit
     if good is None:
         raise UserError(
             f"not even a batch of {bad.batch_size} fits {bad.topology}: {bad.model} at "
             f"{bad.resolution} px needs {bad.memory_bytes / GIB:.2f} GiB a device, of "
-            f"{bad.hbm_bytes / GIB:.2f}. Less is needed with --config.model.remat=block and "
-            "--config.optimizer.sharded=True"
+            f"{bad.hbm_bytes / GIB:.2f}; --config.model.remat=block and "
+            "--config.optimizer.sharded=True need less"
         )
     return good, bad
 
 
 def to_json(planned: Plan) -> dict[str, Any]:
-    """All that is in a plan, and what follows from it."""
-    row = dataclasses.asdict(planned)
-    return row | {
+    """A plan's attributes, its speed and hours."""
+    return dataclasses.asdict(planned) | {
         "program": planned.program and planned.program._asdict(),
         "images_per_second_at_best": planned.images_per_second,
         "hours_at_best": planned.hours,
@@ -385,7 +360,7 @@ def table(plans: Sequence[Plan]) -> rich.table.Table:
 
 
 def _column(planned: Plan) -> dict[str, str]:
-    """What is shown of a plan, by the name of the row."""
+    """The cells of a plan, by the name of the row."""
     a_device = planned.batch_size // planned.devices
     share = f"{planned.memory_bytes / planned.hbm_bytes:.0%}"
     chips = planned.devices // planned.devices_per_chip
@@ -396,31 +371,18 @@ def _column(planned: Plan) -> dict[str, str]:
         "parameters": f"{planned.parameters:,}",
         "memory a device": memory if planned.program else f"{memory}: DOES NOT FIT",
     }
-    names = (
-        "of it the state",
-        "FLOPs a step and device",
-        "bytes a step and device",
-        "bytes an image",
-        "collectives a step",
-        "step, at best",
-        "images/s a chip, at best",
-        "images/s, at best",
-        f"{planned.epochs:g} epochs, at best",
-    )
-    made = planned.program
-    if made is None:
-        return shown | dict.fromkeys(names, "-")
+    made = planned.program or Program(0, 0, 0, {}, 0, "")
     kinds = made.collectives.items()
     exchanged = [f"{count} {kind}, {size / 1e6:.1f} MB" for kind, (count, size) in kinds]
-    values = (
-        f"{made.state_bytes / GIB:.2f} GiB",
-        f"{made.flops / 1e12:.3f} T",
-        f"{made.moved_bytes / 1e9:.2f} GB",
-        f"{made.moved_bytes / a_device / 1e6:.0f} MB",
-        "\n".join(exchanged) or "none",
-        f"{made.seconds_at_best * 1e3:.1f} ms, by {made.bound}",
-        f"{planned.images_per_second / chips:,.0f}",
-        f"{planned.images_per_second:,.0f}",
-        f"{planned.hours:,.1f} hours",
-    )
-    return shown | dict(zip(names, values, strict=True))
+    speed = {
+        "of it the state": f"{made.state_bytes / GIB:.2f} GiB",
+        "FLOPs a step and device": f"{made.flops / 1e12:.3f} T",
+        "bytes a step and device": f"{made.moved_bytes / 1e9:.2f} GB",
+        "bytes an image": f"{made.moved_bytes / a_device / 1e6:.0f} MB",
+        "collectives a step": "\n".join(exchanged) or "none",
+        "step, at best": f"{made.seconds_at_best * 1e3:.1f} ms, by {made.bound}",
+        "images/s a chip, at best": f"{planned.images_per_second / chips:,.0f}",
+        "images/s, at best": f"{planned.images_per_second:,.0f}",
+        f"{planned.epochs:g} epochs, at best": f"{planned.hours or 0:,.1f} hours",
+    }
+    return shown | (speed if planned.program else dict.fromkeys(speed, "-"))

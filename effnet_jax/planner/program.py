@@ -6,13 +6,19 @@ import re
 from typing import NamedTuple
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute", "all-to-all")
+# Operations that name, take apart or pass on arrays without moving them.
+FREE = re.compile(
+    "after-all|bitcast|call|conditional|constant|get-tuple-element|opt-barrier|parameter|"
+    "partition-id|tuple|while"
+)
+EXECUTED = ("body", "condition", "branch_computations", "true_computation", "false_computation")
 
 # `name = shape operation(`. A shape may be a tuple and hold layouts, as in
 # `(f32[8,128]{1,0:T(8,128)S(1)}, /*index=1*/u32[])`: the operation is the first lower-case word
 # after a space that a bracket follows.
-INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?[\w.\-]+ = (\S.*?) ([a-z][a-z0-9\-]*)\(")
+INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = (\S.*?) ([a-z][a-z0-9\-]*)\(")
 HEADER = re.compile(r"(?:ENTRY )?%?([\w.\-]+) .*\{$")
-ARRAY = re.compile(r"\b(pred|[a-z]+(\d+)[a-z0-9]*)\[([\d,<=]*)\]")
+ARRAY = re.compile(r"\b(pred|[a-z]+(\d+)[a-z0-9]*)\[([\d,<=]*)\](?:\{([\d,]*)(?::([^{}]*))?\})?")
 CALLED = re.compile(
     r"\b(body|condition|calls|to_apply|called_computations|branch_computations|"
     r"true_computation|false_computation)=(\{[^}]*\}|%?[\w.\-]+)"
@@ -34,145 +40,113 @@ class Collective(NamedTuple):
     in_loop: bool
 
 
+class Instruction(NamedTuple):
+    """One line of a program; `calls`: (how, the computation), as in ("body", "region_1")."""
+
+    name: str
+    shape: str
+    operation: str
+    calls: list[tuple[str, str]]
+    line: str
+
+
+def _parse(compiled_text: str) -> tuple[dict[str, list[Instruction]], str]:
+    """The instructions of each computation by its name, in order; and the entry's name."""
+    computations, computation, entry = collections.defaultdict(list), "", ""
+    for line in compiled_text.splitlines():
+        if not line[:1].isspace() and (header := HEADER.match(line)):
+            computation = header[1]
+            entry = computation if line.startswith("ENTRY") else entry
+        elif match := INSTRUCTION.match(line):
+            found = CALLED.findall(line)
+            calls = [(how, name) for how, text in found for name in re.findall(r"[\w.\-]+", text)]
+            computations[computation].append(Instruction(*match.groups(), calls, line))
+    return computations, entry
+
+
 def collectives(compiled_text: str) -> list[Collective]:
     """The collectives of a compiled program, in the order of its text.
 
-    An asynchronous one is one: of a `-start` and a `-done`, or spread over several fusions of a TPU
-    program, which then have the same channel. What is in a loop is there once, whatever the loop's
-    trips.
+    An asynchronous one counts once: a `-start` and its `-done`, or one that is spread over several
+    fusions of a TPU program, which then have the same channel. A collective in a loop is listed
+    once, whatever the number of trips.
 
     Args:
       compiled_text: HLO after optimisation, `jitted.lower(...).compile().as_text()`, of any
         platform.
     """
-    found, calls, computation = [], collections.defaultdict(set), ""
-    bodies, fused = set(), set()
-    for line in compiled_text.splitlines():
-        if not line[:1].isspace():
-            if header := HEADER.match(line):
-                computation = header[1]
-            continue
-        if not (instruction := INSTRUCTION.match(line)):
-            continue
-        shape, operation = instruction.groups()
-        for what, names in CALLED.findall(line):
-            names = re.findall(r"[\w.\-]+", names)
-            calls[computation].update(names)
-            if what == "body":
-                bodies.update(names)
-            if operation == "fusion":
-                fused.update(names)
-        # The result of a pair is that of its end; its start also holds what went in.
-        kind = operation.removesuffix("-done")
-        if kind in KINDS:
-            channel = CHANNEL.search(line)
-            found.append((computation, kind, _bytes(shape), channel and channel[1]))
-
-    looped, left = set(), list(bodies)
+    computations, _ = _parse(compiled_text)
+    everything = [each for instructions in computations.values() for each in instructions]
+    fused = {name for each in everything if each.operation == "fusion" for _, name in each.calls}
+    looped, left = set(), [name for each in everything for how, name in each.calls if how == "body"]
     while left:
         computation = left.pop()
         if computation not in looped:
             looped.add(computation)
-            left += calls[computation]
+            left += [name for each in computations.get(computation, ()) for _, name in each.calls]
 
     result, channels = [], set()
-    for computation, kind, size, channel in found:
-        if channel and computation in fused:
-            if (kind, channel) in channels:
-                continue
-            channels.add((kind, channel))
-        result.append(Collective(kind, size, computation in looped))
+    for computation, instructions in computations.items():
+        for each in instructions:
+            # The result of a pair is that of its end; its start also holds the operands.
+            kind, channel = each.operation.removesuffix("-done"), CHANNEL.search(each.line)
+            key = (kind, channel[1]) if channel and computation in fused else None
+            if kind in KINDS and key not in channels:
+                result.append(Collective(kind, _bytes(each.shape), computation in looped))
+                channels |= {key} - {None}
     return result
-
-
-def _bytes(shape: str) -> int:
-    """Size of an array, or of all in a tuple, from its text."""
-    total = 0
-    for kind, bits, dimensions in ARRAY.findall(shape):
-        count = 1
-        for dimension in re.findall(r"\d+", dimensions):
-            count *= int(dimension)
-        total += -(-count * (8 if kind == "pred" else int(bits)) // 8)
-    return total
-
-
-# What names, takes apart or passes on arrays without moving them.
-FREE = {
-    "after-all",
-    "bitcast",
-    "call",
-    "conditional",
-    "constant",
-    "get-tuple-element",
-    "opt-barrier",
-    "parameter",
-    "partition-id",
-    "tuple",
-    "while",
-}
-LAID_OUT = re.compile(r"\b(pred|[a-z]+(\d+)[a-z0-9]*)\[([\d,]*)\](?:\{([\d,]*)(?::([^{}]*))?\})?")
-EXECUTED = ("body", "condition", "branch_computations", "true_computation", "false_computation")
 
 
 def memory_traffic(compiled_text: str, trips: int = 1) -> int:
     """Bytes between a TPU and its memory in one run of a compiled program, on one device.
 
     Each instruction reads its operands and writes its result once, with the padding of their tiles;
-    what the compiler keeps on the chip, a layout with S(1), moves nothing. XLA's own count, "bytes
-    accessed", knows no such difference. It knows when a fusion reads a slice of an operand, which
-    here counts as a whole.
+    arrays that the compiler keeps on the chip, in a layout with S(1), move nothing. XLA's own
+    count, "bytes accessed", ignores that difference, but counts the part of an operand that a
+    fusion reads; here the whole operand counts.
 
     Args:
       compiled_text: as for `collectives`.
       trips: of each loop.
     """
-    computations, computation, entry = {}, "", ""
-    for line in compiled_text.splitlines():
-        if header := HEADER.match(line):
-            computation = header[1]
-            computations[computation] = []
-            entry = computation if line.startswith("ENTRY") else entry
-        elif INSTRUCTION.match(line):
-            computations[computation].append(line)
-
+    computations, entry = _parse(compiled_text)
     total, left = 0, [(entry, 1)]
     while left:
         computation, times = left.pop()
         sizes, begun = {}, {}  # By name: bytes of the result, and bytes that a `-start` may read.
-        for line in computations[computation]:
-            shape, operation = INSTRUCTION.match(line).groups()
-            name, _, rest = line.partition(" = ")
-            name = name.split()[-1].lstrip("%")
-            operands = re.findall(
-                r"%([\w.\-]+)", rest.partition(f" {operation}(")[2].partition(")")[0]
-            )
+        for name, shape, operation, calls, line in computations.get(computation, ()):
+            arguments = line.partition(f" {operation}(")[2].partition(")")[0]
+            operands = re.findall(r"%([\w.\-]+)", arguments)
             read = sum(sizes.get(each, 0) for each in operands)
-            sizes[name] = _memory_bytes(shape)
-            for what, names in CALLED.findall(line):
-                if what in EXECUTED or operation == "call":
-                    again = times * trips if operation == "while" else times
-                    left += [(each, again) for each in re.findall(r"[\w.\-]+", names)]
+            sizes[name] = _bytes(shape, in_memory=True)
+            again = times * trips if operation == "while" else times
+            left += [(to, again) for how, to in calls if how in EXECUTED or operation == "call"]
             if operation.endswith("-start"):
                 begun[name] = read
-            elif operation.endswith("-done"):
-                # Only as much is read as comes out of it, which may be a slice.
-                read = min(begun.get(operands[0], 0), _memory_bytes(shape, on_chip=True))
-                total += times * (read + sizes[name])
-            elif operation not in FREE and "ConcatBitcast" not in line:
+                continue
+            if operation.endswith("-done"):  # It reads as much as its result, maybe a slice.
+                read = min(begun.get(operands[0], 0), _bytes(shape, padded=True))
+            if not FREE.fullmatch(operation) and "ConcatBitcast" not in line:
                 total += times * (read + sizes[name])
     return total
 
 
-def _memory_bytes(shape: str, on_chip: bool = False) -> int:
-    """Padded size of an array, or of all in a tuple, with or without those kept on the chip."""
+def _bytes(shape: str, padded: bool = False, in_memory: bool = False) -> int:
+    """Size of an array, or of all arrays in a tuple, from its text.
+
+    Args:
+      shape: as in `f32[8,128]{1,0:T(8,128)S(1)}`.
+      padded: whether the padding of tiles counts.
+      in_memory: whether only arrays count that are not kept on the chip, with their padding.
+    """
     total = 0
-    for kind, bits, dimensions, order, layout in LAID_OUT.findall(shape):
-        if not on_chip and re.search(r"S\([1-9]", layout):
+    for kind, bits, dimensions, order, layout in ARRAY.findall(shape):
+        if in_memory and re.search(r"S\([1-9]", layout):
             continue
-        lengths = [int(length) for length in dimensions.split(",") if length]
-        if tile := re.match(r"T\(([\d,]+)\)", layout):
+        lengths = [int(length) for length in re.findall(r"\d+", dimensions)]
+        if (padded or in_memory) and (tile := re.match(r"T\(([\d,]+)\)", layout)):
             minor_first = [int(axis) for axis in order.split(",") if axis]
             for axis, unit in zip(minor_first, map(int, tile[1].split(",")[::-1]), strict=False):
                 lengths[axis] = -(-lengths[axis] // unit) * unit
-        total += math.prod(lengths) * (8 if kind == "pred" else int(bits)) // 8
+        total += -(-math.prod(lengths) * (8 if kind == "pred" else int(bits)) // 8)
     return total

@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from effnet_jax import scaling
+from effnet_jax import models, scaling
 from effnet_jax.models import efficientnet, network
 from effnet_jax.report import paper
 from effnet_jax.report.results import Point, Results, describe
@@ -65,7 +65,7 @@ def stage_rows(spec: network.Architecture) -> list[tuple[str, int, int, int]]:
 
 def table1(_: Results) -> Table:
     """The base network, row by row; nothing in it is measured."""
-    spec = efficientnet.architecture("efficientnet", scaling.Coefficients(1.0, 1.0, 224))
+    spec = models.base("efficientnet").architecture(scaling.Coefficients(1.0, 1.0, 224))
     rows, differ = [], 0
     for ours, row in zip(stage_rows(spec), paper.read("table1"), strict=True):
         operator, size, *counts = map(str, ours)

@@ -1,6 +1,6 @@
-"""What models are and cost, without building them.
+"""Shows what models are and cost, without building them.
 
-As in: python -m effnet_jax.tools.summary b0 phi=1.5 resnet50 mobilenet_v2,w=2,d=1,r=224
+As in: effnet-jax summary b0 phi=1.5 resnet50 mobilenet_v2,w=2,d=1,r=224
 
 A model is b0 to b8, l2, lite0 to lite4, edgetpu-s, -m, -l, v2-b0 to v2-b3, v2-s, -m, -l, -xl,
 phi=NUMBER, or w=WIDTH,d=DEPTH,r=PIXELS; or another base network alone, or with a comma and either
@@ -18,53 +18,44 @@ import rich.console
 import rich.table
 
 from effnet_jax import cli, models, scaling
-from effnet_jax import config as default
-from effnet_jax.errors import UserError
+from effnet_jax import config as config_lib
 from effnet_jax.models.efficientnet import VARIANTS
 from effnet_jax.report import paper
 
+PARSER = cli.Parser(__doc__, computes=False)
+PARSER.add_argument("models", nargs="+", metavar="MODEL")
+PARSER.add_argument("--layers", action="store_true", help="also every layer with its shapes")
+PARSER.add_argument("--json", action="store_true", help="JSON instead of tables")
+PARSER.add_argument("--num_classes", type=cli.count, default=1000)
+PARSER.add_argument("--stem_stride", type=cli.count, default=2, help="1 for small images")
+
 # Words that stand for several models.
-FAMILIES = {
-    "all": list(VARIANTS),
-    "v1": [name for name, variant in VARIANTS.items() if variant.base == "efficientnet"],
-    **{
-        word: [name for name in VARIANTS if name.startswith(word)]
-        for word in ("lite", "edgetpu", "v2")
-    },
-}
+FAMILIES = {word: [k for k in VARIANTS if k.startswith(word)] for word in ("lite", "edgetpu", "v2")}
+FAMILIES["v1"] = [name for name, variant in VARIANTS.items() if variant.base == "efficientnet"]
+FAMILIES["all"] = list(VARIANTS)
 
 
 def describe(name: str, num_classes: int, stem_stride: int, with_layers: bool) -> dict[str, Any]:
     """One model as a dict: width, depth, resolution and the exact counts."""
-    config = default.get_config(name).model
+    config = config_lib.get_config(name).model
     with config.unlocked():
         config.num_classes, config.stem_stride = num_classes, stem_stride
-    coefficients, layers = models.coefficients(config), models.architecture(config).layers()
-    cost = scaling.cost(layers)
-    result = {
-        "model": name,
-        "width": coefficients.width,
-        "depth": coefficients.depth,
-        "resolution": coefficients.resolution,
-        "parameters": cost.parameters,
-        "multiply_adds": cost.multiply_adds,
-    }
+    layers = models.architecture(config).layers()
+
+    def counts(counted: scaling.Layer | scaling.Cost) -> dict[str, int]:
+        return {key: getattr(counted, key) for key in ("parameters", "multiply_adds")}
+
+    scaled = dataclasses.asdict(models.coefficients(config))
+    result = {"model": name, **scaled, **counts(scaling.cost(layers))}
     if with_layers:
-        result["layers"] = [
-            {
-                **dataclasses.asdict(layer),
-                "parameters": layer.parameters,
-                "multiply_adds": layer.multiply_adds,
-            }
-            for layer in layers
-        ]
+        result["layers"] = [dataclasses.asdict(layer) | counts(layer) for layer in layers]
     return result
 
 
 def model_table(
     rows: list[dict[str, Any]], published: dict[str, dict[str, str]]
 ) -> rich.table.Table:
-    """A row a model; what was printed of it beside what is counted, "" where it wasn't."""
+    """A row for each model: counted figures next to the published ones, "" where there are none."""
     columns = ("model", "width", "depth", "resolution", "parameters", "published", "multiply-adds")
     table = rich.table.Table(*columns, "published")
     for row in rows:
@@ -78,7 +69,7 @@ def model_table(
 
 
 def layer_table(row: dict[str, Any]) -> rich.table.Table:
-    """The layers of one model, with the shape of what each puts out."""
+    """The layers of one model, with the shapes of their outputs."""
     columns = ("layer", "kernel", "stride", "output", "groups", "parameters", "multiply-adds")
     table = rich.table.Table(*columns, title=row["model"])
     for layer in row["layers"]:
@@ -89,21 +80,7 @@ def layer_table(row: dict[str, Any]) -> rich.table.Table:
     return table
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m effnet_jax.tools.summary",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("models", nargs="+", metavar="MODEL")
-    parser.add_argument("--layers", action="store_true", help="also every layer with its shapes")
-    parser.add_argument("--json", action="store_true", help="JSON instead of tables")
-    parser.add_argument("--num_classes", type=int, default=1000)
-    parser.add_argument("--stem_stride", type=int, default=2, help="1 for small images")
-    args = parser.parse_args()
-    if args.num_classes < 1:
-        raise UserError(f"--num_classes must be 1 or more; got {args.num_classes}")
-
+def main(args: argparse.Namespace) -> None:
     names = [name for word in args.models for name in FAMILIES.get(word, [word])]
     rows = [describe(m, args.num_classes, args.stem_stride, args.layers) for m in names]
     if args.json:
@@ -112,7 +89,7 @@ def main() -> None:
     console = rich.console.Console()
     if not console.is_terminal:
         console.width = 120  # A pipe or a file has no width; the default of 80 would cut numbers.
-    # Published figures are of the published network alone.
+    # Published figures are those of the published network alone.
     comparable = (args.num_classes, args.stem_stride) == (1000, 2)
     published = paper.published() if comparable else {}
     console.print(model_table(rows, published))
@@ -123,4 +100,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, computes=False)
+    cli.run(main, PARSER)

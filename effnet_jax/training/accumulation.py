@@ -24,12 +24,11 @@ def in_microbatches(
     Args:
       function: `(fixed, batch, keys) -> sums`, of a microbatch on one device.
       count: microbatches that a device's examples divide into.
-      mesh: of the devices, as from `parallel.data_mesh`.
-      members: devices, one after the other, that `function` may sum over, as axis MEMBER.
+      members: consecutive devices that `function` may sum over, as axis MEMBER.
 
     Returns:
-      A function of the same arguments: fixed, whole on every device; arrays split by example; and
-      a tree of keys, from which each device and microbatch derives its own.
+      A function of the same arguments: `fixed` whole on every device, `batch` split by example,
+      and keys from which each device and microbatch derives its own.
     """
     axes = ("group", MEMBER)
     devices = Mesh(mesh.devices.reshape(-1, members), axes, axis_types=(AxisType.Auto,) * 2)

@@ -15,11 +15,10 @@ def is_mixing(config: ConfigDict) -> bool:
 
 
 def box_weights(key: jax.Array, areas: jax.Array, height: int, width: int) -> jax.Array:
-    """Weights [N, height, width, 1]: 0 in a box, 1 around it.
+    """Weights [N, height, width, 1]: 0 in a box around a random point of the image, 1 elsewhere.
 
     Args:
-      key: of the boxes' centres, uniform over the image; what lies outside is cut off.
-      areas: [N], fraction of the image that a whole box covers.
+      areas: [N], fraction of the image that a box covers before it is cut off at the edges.
       height, width: of the image, in pixels.
     """
     inside = []
@@ -35,17 +34,13 @@ def box_weights(key: jax.Array, areas: jax.Array, height: int, width: int) -> ja
 def mix(
     images: jax.Array, targets: jax.Array, mask: jax.Array, config: ConfigDict, key: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Mixes a batch with its own reverse.
+    """Mixes a batch with its own reverse; where mixup and cutmix are on, an image gets either.
 
     Args:
       images: [N, H, W, 3], normalised.
       targets: [N, classes].
-      mask: [N]; with an image that doesn't count nothing is mixed.
+      mask: [N]; an image that doesn't count is mixed with no other.
       config: `config.augment`.
-      key: of the step.
-
-    Returns:
-      Images and targets, mixed. Where both mixup and cutmix are on, an image gets either.
     """
     count, height, width = images.shape[:3]
     choice_key, mixup_key, cutmix_key, box_key = jax.random.split(key, 4)

@@ -22,15 +22,10 @@ def steps(epochs: float, batch_size: int, examples: int) -> int:
 
 
 def learning_rate(config: ConfigDict, examples: int) -> optax.Schedule:
-    """The learning rate by step, of the configured optimizer and schedule.
+    """The learning rate by step, for the whole config and the records in an epoch.
 
-    Linear warm-up from 0, and a decay that counts from step 0, so that it has already begun when
-    warm-up ends. Source: tensorflow/tpu models/official/efficientnet/utils.py,
-    build_learning_rate.
-
-    Args:
-      config: the whole config.
-      examples: records in an epoch.
+    Linear warm-up from 0, and a decay that counts from step 0, so that it has begun before warm-up
+    ends. Source: tensorflow/tpu models/official/efficientnet/utils.py, build_learning_rate.
     """
     schedule = config.schedule
     peak = config.optimizer[config.optimizer.name].learning_rate * config.batch_size / 256
@@ -53,10 +48,7 @@ def learning_rate(config: ConfigDict, examples: int) -> optax.Schedule:
 
 
 def ema_decay(decay: float, updates: jax.Array) -> jax.Array:
-    """Decay of the averages at a number of updates: a ramp first, min(decay, (1 + n) / (10 + n)).
-
-    Source: tf.train.ExponentialMovingAverage with num_updates.
-    """
+    """min(decay, (1 + n) / (10 + n)) at update n, as tf.train.ExponentialMovingAverage."""
     return jnp.minimum(decay, (1 + updates) / (10 + updates))
 
 
@@ -95,17 +87,6 @@ def multipliers(rules: Sequence[tuple[str, float]], params: PyTree, what: str) -
     return chosen
 
 
-def _add_weight_decay(rate: float, factors: PyTree) -> optax.GradientTransformation:
-    def update(updates: PyTree, params: PyTree) -> PyTree:
-        return jax.tree.map(lambda u, p, f: u + rate * f * p, updates, params, factors)
-
-    return optax.stateless(update)
-
-
-def _multiply(factors: PyTree) -> optax.GradientTransformation:
-    return optax.stateless(lambda updates, _: jax.tree.map(lambda u, f: f * u, updates, factors))
-
-
 def build_optimizer(
     config: ConfigDict, schedule: optax.Schedule, params: PyTree
 ) -> optax.GradientTransformation:
@@ -120,12 +101,18 @@ def build_optimizer(
       params: parameters, or their shapes.
     """
     own = config[config.name]
-    rules = "config.optimizer.weight_decay_rules"
-    decay = _add_weight_decay(
-        own.weight_decay, multipliers(config.weight_decay_rules, params, rules)
+    decays, rates = (
+        multipliers(config[rules], params, f"config.optimizer.{rules}")
+        for rules in ("weight_decay_rules", "learning_rate_rules")
     )
-    rules = "config.optimizer.learning_rate_rules"
-    scale = _multiply(multipliers(config.learning_rate_rules, params, rules))
+    decay = optax.stateless(
+        lambda updates, params: jax.tree.map(
+            lambda u, p, factor: u + own.weight_decay * factor * p, updates, params, decays
+        )
+    )
+    scale = optax.stateless(
+        lambda updates, _: jax.tree.map(lambda u, factor: factor * u, updates, rates)
+    )
     if config.name == "rmsprop":
         # TensorFlow's: the accumulator starts at 1, epsilon is inside the root, and the learning
         # rate is inside the momentum, which matters whenever the rate changes.

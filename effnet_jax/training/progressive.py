@@ -1,8 +1,7 @@
 """Progressive learning (arXiv 2104.00298): stages, each with its own resolution and regularisation.
 
-A stage is the run's config with values of its own laid over it, so that whatever takes a config
-takes a stage's. No parameter's shape depends on them. Which stage a step belongs to follows from
-its number, and the data that it gets from the same number as ever.
+A stage is the run's config with some values replaced, on which no parameter's shape depends. The
+number of a step decides its stage and, as in any run, its data.
 """
 
 import dataclasses
@@ -45,10 +44,10 @@ class Stage:
 
 
 def start_epoch(index: int, count: int, epochs: float) -> float:
-    """Where stage `index`, from 0, of `count` begins: they are as long as each other.
+    """Where stage `index`, from 0, of `count` equally long ones begins.
 
-    Whole epochs, rounded down. Source: google/automl efficientnetv2/main_tf2.py. Where there are
-    fewer epochs than stages, which would leave some of these empty, it is a fraction.
+    In whole epochs, rounded down, as google/automl efficientnetv2/main_tf2.py; a fraction where
+    there are fewer epochs than stages.
     """
     exact = index * epochs / count
     return math.floor(exact) if epochs >= count else exact
@@ -61,7 +60,7 @@ def largest(config: ConfigDict) -> ConfigDict:
 
 
 def stages(config: ConfigDict, examples: int) -> list[Stage]:
-    """A run's stages, in order; one of all its steps where `config.progressive` has none.
+    """A run's stages; a single one where `config.progressive` has none.
 
     Args:
       config: the whole config, with the number of classes known.

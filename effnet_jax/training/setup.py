@@ -45,21 +45,15 @@ class Evaluation:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run before its first step.
+    """What a run's loop needs, built once.
 
     Attributes:
-      config: whole and resolved.
-      workdir: of the run.
-      processes: of the run.
-      mesh: its devices.
       source: training records.
-      optimizer, schedule: the second is the learning rate by step.
+      model: at the resolution of evaluations.
+      schedule: learning rate by step.
       shapes, shardings: of the state.
-      model: at the evaluation's resolution.
       stages: one, or those of progressive learning.
-      evaluations: by name.
       total, save_every: steps of the run, and between two saves.
-      clock: of this process.
     """
 
     config: ConfigDict
@@ -110,10 +104,8 @@ class Run:
     def batches(self, step: int, skipped: int) -> Iterator[dict[str, jax.Array]]:
         """The batches of the steps after `step`, on the devices; read ahead to a stage's end.
 
-        Batches are counted through all stages: a stage does not affect which images they contain.
-
-        Args:
-          skipped: batches that roll-backs have passed over.
+        A stage does not affect which images a batch contains. `skipped` batches were passed over by
+        roll-backs.
         """
         place, data = (self.processes.index, self.processes.count), self.config.data
         for stage in progressive.after(self.stages, step):
@@ -150,16 +142,7 @@ class Run:
 
 
 def prepare(config: ConfigDict, workdir: pathlib.Path, processes: Alone, clock: Clock) -> Run:
-    """Checks everything about a run that can be checked without computing.
-
-    Args:
-      config: the whole config.
-      workdir: of the run; it is made.
-      processes, clock: of the run.
-
-    Raises:
-      UserError: bad input.
-    """
+    """Builds a run, and makes its workdir; raises UserError for anything that can't work."""
     mesh = parallel.data_mesh()
     config_lib.validate(config, mesh.size)
     processes.watch(config.processes)
@@ -182,6 +165,13 @@ def prepare(config: ConfigDict, workdir: pathlib.Path, processes: Alone, clock: 
             f"config.epochs={config.epochs} of {len(source)} images is less than one step of "
             f"batch_size={config.batch_size}"
         )
+
+    def evaluation(name: str, entry: ConfigDict) -> Evaluation:
+        own = config_lib.for_evaluation(config, name)
+        epochs = config.eval_epochs if entry.epochs is None else entry.epochs
+        evaluator = Evaluator(model, own, evaluated[name], mesh, processes)
+        return Evaluation(evaluator, entry.weights, max(1, to_steps(epochs)))
+
     run = Run(
         config=config,
         workdir=workdir,
@@ -194,16 +184,7 @@ def prepare(config: ConfigDict, workdir: pathlib.Path, processes: Alone, clock: 
         shapes=shapes,
         shardings=parallel.state_sharding(shapes, mesh, config.optimizer.sharded),
         stages=progressive.stages(config, len(source)),
-        evaluations={
-            name: Evaluation(
-                Evaluator(
-                    model, config_lib.for_evaluation(config, name), evaluated[name], mesh, processes
-                ),
-                entry.weights,
-                max(1, to_steps(config.eval_epochs if entry.epochs is None else entry.epochs)),
-            )
-            for name, entry in config.evaluations.items()
-        },
+        evaluations={name: evaluation(name, entry) for name, entry in config.evaluations.items()},
         total=total,
         save_every=max(1, to_steps(config.checkpoint.save_epochs)),
         clock=clock,
@@ -211,9 +192,9 @@ def prepare(config: ConfigDict, workdir: pathlib.Path, processes: Alone, clock: 
     for checked in (*evaluated.values(), *([source] if config.data.on_corrupt == "stop" else [])):
         pipeline.check_images(checked, config.data.check_images, config.data.threads)
     workdir_files.check(workdir, config, processes)
-    data = {"train": source, **evaluated}
 
     def facts() -> dict[str, Any]:
+        data = {"train": source, **evaluated}
         prints = {name: sources.fingerprint(each) for name, each in data.items()}
         return environment.start_facts(config, prints)
 

@@ -19,9 +19,8 @@ PyTree = Any
 
 @flax.struct.dataclass
 class TrainState:
-    """All that is needed to go on; random numbers follow from the step.
-
-    So does the place in the data: step t trains on batch t + skipped.
+    """All that is needed to resume: random numbers follow from the step, and step t trains on
+    batch t + skipped.
 
     Attributes:
       step: updates done, int32.
@@ -48,24 +47,15 @@ class TrainState:
 
 
 def init_state(
-    model: nn.Module,
-    optimizer: optax.GradientTransformation,
-    resolution: int,
-    key: jax.Array,
+    model: nn.Module, optimizer: optax.GradientTransformation, resolution: int, key: jax.Array
 ) -> TrainState:
     """A fresh state; the averages start at the initial weights, as in TensorFlow."""
     variables = models.init_variables(model, resolution, key)
-    averaged = {"params": variables["params"], "batch_stats": variables["batch_stats"]}
-    return TrainState(
-        step=jnp.zeros((), jnp.int32),
-        params=variables["params"],
-        batch_stats=variables["batch_stats"],
-        opt_state=optimizer.init(variables["params"]),
-        # A copy: the step donates the state, and a buffer can be donated only once.
-        ema=jax.tree.map(jnp.copy, averaged),
-        skipped=jnp.zeros((), jnp.int32),
-        rollbacks=jnp.zeros((), jnp.int32),
-    )
+    weights = {name: variables[name] for name in ("params", "batch_stats")}
+    counters = dict.fromkeys(("step", "skipped", "rollbacks"), jnp.zeros((), jnp.int32))
+    # Copies: the step donates the state, and a buffer can be donated only once.
+    ema, counters = jax.tree.map(jnp.copy, (weights, counters))
+    return TrainState(**weights, opt_state=optimizer.init(weights["params"]), ema=ema, **counters)
 
 
 def fresh_state(
@@ -75,16 +65,12 @@ def fresh_state(
     key: jax.Array,
     sharding: Sharding | PyTree,
 ) -> TrainState:
-    """`init_state`, compiled and laid out: all in one way, or by a tree as of the state."""
-    # A program of a hundred random draws that runs once: on CPU, optimising it takes XLA up to ten
-    # times longer than everything else about it.
+    """`init_state`, compiled, with one sharding for all arrays or a tree of them."""
+    # The program runs once: on CPU, optimising it takes ten times longer than all the rest.
     on_cpu = jax.default_backend() == "cpu"
     options = {"xla_backend_optimization_level": 0} if on_cpu else None
-    return jax.jit(
-        functools.partial(init_state, model, optimizer, resolution),
-        out_shardings=sharding,
-        compiler_options=options,
-    )(key)
+    init = functools.partial(init_state, model, optimizer, resolution)
+    return jax.jit(init, out_shardings=sharding, compiler_options=options)(key)
 
 
 def abstract_state(config: ConfigDict, examples: int) -> tuple[nn.Module, Any, TrainState]:

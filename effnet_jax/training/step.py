@@ -32,15 +32,11 @@ def random_key(seed: int | jax.Array, purpose: str, step: int | jax.Array) -> ja
 
 
 def make_gradients(model: nn.Module, config: ConfigDict, mesh: Mesh) -> Callable[..., PyTree]:
-    """The loss's gradient, over a batch's microbatches where `accumulation_steps` asks for them.
+    """The loss and its gradient, in microbatches where `accumulation_steps` asks for them.
 
     Returns:
-      A function of ((params, batch_stats, count), batch, rngs), where the batch holds normalised
-      images and target distributions, and count is of the examples that are not masked. It returns
-      ((loss, (correct, batch_stats)), gradients).
-
-    Raises:
-      UserError: BatchNorm's groups don't divide the batch.
+      `((params, batch_stats, count), batch, rngs) -> ((loss, (correct, batch_stats)), gradients)`,
+      for a batch of normalised images and target distributions, of which `count` are not masked.
     """
     count = config.accumulation_steps
     group = parallel.batch_norm_group(config, mesh.size)
@@ -81,13 +77,7 @@ def make_gradients(model: nn.Module, config: ConfigDict, mesh: Mesh) -> Callable
 def make_train_step(
     model: nn.Module, optimizer: optax.GradientTransformation, config: ConfigDict, mesh: Mesh
 ) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]:
-    """The step for a model and an optimizer; not jitted.
-
-    Args:
-      model: see `models.build`.
-      optimizer: see `optimizer.build_optimizer`.
-      config: the whole config.
-      mesh: over which batches are split.
+    """The step for a model and an optimizer, the whole config and the run's mesh; not jitted.
 
     Returns:
       A function of the state, a batch (image uint8 [N, H, W, 3], label int32 [N], mask
@@ -145,14 +135,13 @@ def lower_train_step(
     config: ConfigDict,
     mesh: Mesh,
 ) -> jax.stages.Lowered:
-    """The training step as a run executes it, for the devices of a mesh; `.compile()` is left.
+    """The training step as a run executes it, lowered for the devices of a mesh.
 
-    The state is donated. The devices need not be there: the planner's are a description of some.
+    The state is donated. The devices need not exist: the planner's are descriptions.
 
     Args:
       model, optimizer, shapes: see `state.abstract_state`.
       config: the whole config.
-      mesh: see `parallel.data_mesh`.
     """
     shardings = parallel.state_sharding(shapes, mesh, config.optimizer.sharded)
     state = parallel.laid_out(shapes, shardings)

@@ -38,7 +38,7 @@ def train_and_evaluate(
       config: see config.py.
       workdir: for checkpoints, metrics and config.
       hooks: called after each step.
-      processes: of the run, as from `processes.join`.
+      processes: as from `processes.join`.
 
     Returns:
       The final state, and the last evaluations by name: val/raw/top1, val/ema/count and so on.

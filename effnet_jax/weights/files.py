@@ -1,118 +1,93 @@
-"""A source of weights, whatever it is: arrays by name, and what is said of them beside."""
+"""Reads any source of weights: its arrays by name, and what it states about them."""
 
 import pathlib
 import zipfile
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 
 from effnet_jax.errors import UserError
 from effnet_jax.weights import hub, keras, ours, pth, tf_checkpoint, timm
-from effnet_jax.weights.names import Shapes
-from effnet_jax.weights.ours import Facts
 
 HDF5 = b"\x89HDF\r\n\x1a\n"
-IN_FOLDER = ("model.safetensors", "pytorch_model.bin")  # As repositories on the Hub call them.
+Arrays = dict[str, np.ndarray]
+Stated = dict[str, Any]  # A value for each of STATED that the source has.
+STATED = ("config", "model", "origin", "preprocess", "classes", "step")
 
 
-class Content(NamedTuple):
-    """What is in a source.
-
-    Attributes:
-      shapes: by the name in the source.
-      read: gives the array of a name.
-      facts: what the source says of itself.
-    """
-
-    shapes: Shapes
-    read: Callable[[str], np.ndarray]
-    facts: Facts
-
-
-def _of_arrays(arrays: dict[str, np.ndarray], facts: Facts) -> Content:
-    return Content({name: array.shape for name, array in arrays.items()}, arrays.get, facts)
-
-
-def open_source(source: str | pathlib.Path, weights: str) -> Content:
-    """Finds out what a source is, by its content and not by its name, and opens it.
+def read(source: str | pathlib.Path, weights: str) -> tuple[Arrays, Stated]:
+    """Detects the format of a source from its content, and reads it.
 
     Args:
-      source: a file of weights; a workdir of a run, or a checkpoint in there; a TensorFlow
-        checkpoint, by its prefix, its folder or one of its files; a folder with a file as of the
-        Hub; or hf://ORG/NAME.
-      weights: "ema" or "raw": which to take where there are both.
+      source: as for `weights.load`.
+      weights: "ema" or "raw", for sources that have both.
 
     Raises:
-      UserError: it is missing, damaged, foreign, or what reads it isn't installed.
+      UserError: it is missing, damaged or of an unknown format, or a package to read it is missing.
     """
     path = pathlib.Path(hub.fetch(source) if str(source).startswith(hub.PREFIX) else source)
     path = path.expanduser().resolve()
-    if path.is_dir() and (found := ours.find(path)):
-        return _of_arrays(*ours.read_workdir(*found, weights))
-    for name in IN_FOLDER:
+    if ours.is_run(path):
+        return ours.read_run(path, weights)
+    for name in hub.FILES:
         if (path / name).is_file():
-            return _open_file(path / name, weights)
+            return _read_file(path / name, weights)
     if prefix := tf_checkpoint.find(path):
-        return Content(*tf_checkpoint.read(prefix), Facts())
+        return tf_checkpoint.read(prefix), {}
     if path.is_dir():
         raise UserError(
-            f"no weights in {path}: it is no workdir of a run, no TensorFlow checkpoint, and has "
-            f"neither {IN_FOLDER[0]} nor {IN_FOLDER[1]}"
+            f"no weights in {path}: it is no workdir of a run, no checkpoint, and has neither "
+            f"{' nor '.join(hub.FILES)}"
         )
     if not path.is_file():
         raise UserError(f"no file or folder {path}")
-    return _open_file(path, weights)
+    return _read_file(path, weights)
 
 
-def _open_file(path: pathlib.Path, weights: str) -> Content:
-    # Beside a file from the Hub; another program's, or a run's, says nothing here.
-    facts = timm.read_config(path.with_name("config.json")) or Facts()
+def _read_file(path: pathlib.Path, weights: str) -> tuple[Arrays, Stated]:
+    # Next to a file from the Hub; the config.json of another program states nothing.
+    stated = timm.read_config(path.with_name("config.json"))
     try:
         with open(path, "rb") as file:
             start = file.read(9)
     except OSError as error:
         raise UserError(f"can't read {path}: {error.strerror}") from None
     if start[8:] == b"{":  # First: the length before it may be any bytes.
-        return _open_safetensors(path, facts)
+        return _read_safetensors(path, stated)
     if start.startswith(HDF5):
-        return Content(*keras.read(path), Facts())
+        return keras.read(path), {}
     if start.startswith(b"PK"):
-        if _is_npz(path):
-            return _of_arrays(_read_npz(path), facts)
-        return _of_arrays(pth.read(path, weights), facts)
+        return _read_zip(path, weights), stated
     if start.startswith(b"\x80"):
-        return _of_arrays(pth.read(path, weights), facts)
+        return pth.read(path, weights), stated
     raise UserError(
         f"{path} is no file of weights that is known: .safetensors, .npz, .pth of PyTorch, or .h5 "
         f"of Keras; it starts with {start!r}"
     )
 
 
-def _open_safetensors(path: pathlib.Path, facts: Facts) -> Content:
+def _read_safetensors(path: pathlib.Path, stated: Stated) -> tuple[Arrays, Stated]:
     import safetensors
 
     try:
-        file = safetensors.safe_open(path, framework="numpy")
-        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        with safetensors.safe_open(path, framework="numpy") as file:
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            metadata = file.metadata() or {}
     except (safetensors.SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path} is a damaged .safetensors file: {error}") from None
-    own = ours.from_metadata(file.metadata() or {}, str(path))
-    return Content(shapes, file.get_tensor, own or facts)
+    return arrays, ours.from_metadata(metadata, str(path)) or stated
 
 
-def _is_npz(path: pathlib.Path) -> bool:
+def _read_zip(path: pathlib.Path, weights: str) -> Arrays:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
     except zipfile.BadZipFile:
         raise UserError(f"{path} is a damaged .pth or .npz file: its end is missing") from None
-    return bool(names) and all(name.endswith(".npy") for name in names)
-
-
-def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
+    if not names or not all(name.endswith(".npy") for name in names):
+        return pth.read(path, weights)
     try:
         with np.load(path, allow_pickle=False) as file:
             return dict(file)
-    except Exception as error:  # Damage shows as any of several kinds of error.
+    except Exception as error:  # A damaged file raises several kinds of error.
         raise UserError(f"{path} is a damaged .npz file: {error}") from None

@@ -6,10 +6,11 @@ import re
 from effnet_jax.errors import UserError
 
 PREFIX = "hf://"
+FILES = ("model.safetensors", "pytorch_model.bin")  # Files of weights in a repository.
 
 
 def fetch(source: str) -> pathlib.Path:
-    """The folder that a repository's weights, and config.json where there is one, are in.
+    """The folder with a repository's weights, and its config.json if it has one.
 
     Args:
       source: hf://ORG/NAME, or hf://ORG/NAME@REVISION.
@@ -25,15 +26,13 @@ def fetch(source: str) -> pathlib.Path:
     except ImportError:
         raise UserError(f"{source} needs huggingface_hub: pip install 'effnet_jax[hub]'") from None
     try:
+        patterns = [*FILES, "config.json"]
         folder = huggingface_hub.snapshot_download(
-            match[1],
-            revision=match[2],
-            allow_patterns=["model.safetensors", "pytorch_model.bin", "config.json"],
+            match[1], revision=match[2], allow_patterns=patterns
         )
-    except Exception as error:  # Of the Hub, of HTTP and of the disk, a dozen kinds.
+    except Exception as error:  # The Hub, HTTP and the disk raise a dozen kinds of error.
         reason = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
         raise UserError(
-            f"can't fetch {source}: {reason}. Offline, only what was fetched before is there; or "
-            "give a file of weights"
+            f"can't fetch {source}: {reason}. Offline, only repositories fetched before are there"
         ) from None
     return pathlib.Path(folder)

@@ -1,73 +1,72 @@
 """keras.applications: EfficientNetB0 to B7 and EfficientNetV2B0 to L, as .h5 files.
 
-The files have a group a layer: those of `save_weights`, of `save`, and those that Keras downloads.
-Keras 3's .weights.h5 calls layers by their kind and number, and is refused.
+The files have a group for each layer: those of `save_weights`, of `save`, and those that Keras
+downloads. Keras 3's .weights.h5 names layers by their kind and number, and is refused.
 """
 
 import pathlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
 from effnet_jax.config import NORMALIZATIONS
 from effnet_jax.errors import UserError
-from effnet_jax.weights import names
-from effnet_jax.weights.names import Place, Shapes
+from effnet_jax.weights.names import TENSORFLOW, Array, Names
 
-OUTSIDE = {"stem/conv": "stem_conv", "head/conv": "top_conv", "classifier": "predictions"}
+# A layer and its normalisation, by role.
 PARTS = {
-    "expand": "expand_conv",
-    "squeeze_excite/reduce": "se_reduce",
-    "squeeze_excite/expand": "se_expand",
-    "project": "project_conv",
+    "stem/conv": ("stem_conv", "stem_bn"),
+    "expand": ("expand_conv", "expand_bn"),
+    "depthwise": ("dwconv", "bn"),
+    "squeeze_excite/reduce": ("se_reduce", ""),
+    "squeeze_excite/expand": ("se_expand", ""),
+    "project": ("project_conv", "project_bn"),
+    "head/conv": ("top_conv", "top_bn"),
+    "classifier": ("predictions", ""),
 }
-NORMS = {"expand": "expand_bn", "depthwise": "bn", "project": "project_bn"}
+NOT_WEIGHTS = ("optimizer_weights", "top_level_model_weights")  # First groups of a path.
 
 
-def _block(place: Place) -> str:
-    return f"block{place.stage + 1}{chr(ord('a') + place.block)}"
+def _parts(array: Array) -> tuple[str, str]:
+    return ("dwconv2", "bn") if array.role == "depthwise" and array.v2 else PARTS[array.role]
 
 
-def _layer(place: Place) -> str:
-    if place.role in OUTSIDE:
-        return OUTSIDE[place.role]
-    if place.role == "depthwise":
-        return f"{_block(place)}_dwconv{2 if place.v2 else ''}"
-    return f"{_block(place)}_{PARTS[place.role]}"
-
-
-def _norm(place: Place) -> str:
-    outside = {"stem/conv": "stem_bn", "head/conv": "top_bn"}
-    return outside.get(place.role) or f"{_block(place)}_{NORMS[place.role]}"
+def _path(name: str) -> list[str]:
+    """Layer and weight: the end of a path that may go through the model's own group."""
+    return name.removesuffix(":0").split("/")[-2:]
 
 
 def clean(found: Iterable[str], weights: str) -> dict[str, str]:
-    """See `Names.clean`: layer and weight, of a path that may go through the model's own group."""
-    kept = {}
-    for name in found:
-        path = name.removesuffix(":0").split("/")
-        beside = path[0] in ("optimizer_weights", "top_level_model_weights")
-        if not beside and not path[-2 if len(path) > 1 else 0].startswith("normalization"):
-            kept["/".join(path[-2:])] = name
-    return kept
+    """See `Names.clean`."""
+    return {
+        "/".join(_path(name)): name
+        for name in found
+        if not name.startswith(NOT_WEIGHTS) and not _path(name)[0].startswith("normalization")
+    }
 
 
-NAMES = names.tensorflow(r"(.+/)?(stem_conv|block\d[a-z]_\w+)/\w+(:0)?", _layer, _norm, clean)
+NAMES = Names(
+    r"(.+/)?(stem_conv|block\d[a-z]_\w+)/\w+(:0)?",
+    block=lambda array: f"block{array.stage + 1}{chr(ord('a') + array.block)}_",
+    parts=_parts,
+    **TENSORFLOW,
+    clean=clean,
+)
 
 
-def normalization(shapes: Shapes, read: Callable[[str], np.ndarray]) -> dict[str, Any]:
-    """mean and std of a Preprocess, from the file's Normalization layer; empty where it has none.
+def normalization(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """mean and std of a Preprocess from the file's Normalization layer; empty without that layer.
 
     V1's files for ImageNet hold the standard deviation where the layer takes the variance, and the
     model divides by the root once more (keras/applications/efficientnet.py, tensorflow issue
-    49930): all in all, by the standard deviation. Other files mean what they say.
+    49930): the product is a division by the standard deviation. Other files hold the variance.
     """
     found = {}
-    for name in shapes:
-        path = name.removesuffix(":0").split("/")
-        if len(path) > 1 and path[-2].startswith("normalization"):
-            found[path[-1]] = np.ravel(read(name)).astype(np.float64)
+    for name, value in arrays.items():
+        layer, *leaf = _path(name)
+        if leaf and layer.startswith("normalization"):
+            found[leaf[0]] = np.ravel(value).astype(np.float64)
     if not {"mean", "variance"} <= found.keys():
         return {}
     variance, std = found["variance"], np.array(NORMALIZATIONS["imagenet"][1])
@@ -76,32 +75,26 @@ def normalization(shapes: Shapes, read: Callable[[str], np.ndarray]) -> dict[str
     return {"mean": tuple(found["mean"].tolist()), "std": tuple(std.tolist())}
 
 
-def read(path: pathlib.Path) -> tuple[Shapes, Callable[[str], np.ndarray]]:
-    """Shapes by name, and what reads an array."""
+def read(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """The arrays of a file by path."""
     try:
         import h5py
     except ImportError:
         raise UserError(f"{path} is an HDF5 file: pip install 'effnet_jax[keras]'") from None
-    shapes = {}
+    arrays = {}
 
     def visit(name: str, item: Any) -> None:
-        if isinstance(item, h5py.Dataset):
-            shapes[name] = item.shape
+        if isinstance(item, h5py.Dataset) and not name.startswith(NOT_WEIGHTS):
+            arrays[name] = item[()]
 
     try:
-        file = h5py.File(path, "r")
-        file.visititems(visit)
-    except Exception as error:  # Of a damaged file, half a dozen kinds.
+        with h5py.File(path, "r") as file:
+            file.visititems(visit)
+    except Exception as error:  # A damaged file raises half a dozen kinds of error.
         raise UserError(f"{path} is a damaged HDF5 file: {error}") from None
-    if any("/vars/" in f"/{name}" for name in shapes):
+    if any("/vars/" in f"/{name}" for name in arrays):
         raise UserError(
-            f"{path} is Keras 3's form, which doesn't name its layers; write model.save('FILE.h5')"
+            f"{path} is in Keras 3's form, which doesn't name its layers; write "
+            "model.save('FILE.h5')"
         )
-
-    def read_array(name: str) -> np.ndarray:
-        try:
-            return file[name][()]
-        except OSError as error:
-            raise UserError(f"{path} is a damaged HDF5 file: {error}") from None
-
-    return shapes, read_array
+    return arrays

@@ -1,30 +1,24 @@
-"""lukemelas/EfficientNet-PyTorch, and what is derived from it, as efficientnet-lite-pytorch.
+"""lukemelas/EfficientNet-PyTorch, and projects derived from it, as efficientnet-lite-pytorch.
 
 The weights are TensorFlow's, and so are padding and epsilon.
 """
 
-from effnet_jax.weights import names
-from effnet_jax.weights.names import Place
+from effnet_jax.weights.names import TORCH, Names
 
-OUTSIDE = {"stem/conv": "_conv_stem", "head/conv": "_conv_head", "classifier": "_fc"}
+# A layer and its normalisation, by role. A block without expansion starts with _bn1.
 PARTS = {
-    "expand": "_expand_conv",
-    "depthwise": "_depthwise_conv",
-    "squeeze_excite/reduce": "_se_reduce",
-    "squeeze_excite/expand": "_se_expand",
-    "project": "_project_conv",
+    "stem/conv": ("_conv_stem", "_bn0"),
+    "expand": ("_expand_conv", "_bn0"),
+    "depthwise": ("_depthwise_conv", "_bn1"),
+    "squeeze_excite/reduce": ("_se_reduce", ""),
+    "squeeze_excite/expand": ("_se_expand", ""),
+    "project": ("_project_conv", "_bn2"),
+    "head/conv": ("_conv_head", "_bn1"),
+    "classifier": ("_fc", ""),
 }
-# A block without expansion starts with _bn1.
-NORMS = {"expand": "_bn0", "depthwise": "_bn1", "project": "_bn2"}
-
-
-def _layer(place: Place) -> str:
-    return OUTSIDE.get(place.role) or f"_blocks.{place.index}.{PARTS[place.role]}"
-
-
-def _norm(place: Place) -> str:
-    outside = {"stem/conv": "_bn0", "head/conv": "_bn1"}
-    return outside.get(place.role) or f"_blocks.{place.index}.{NORMS[place.role]}"
-
-
-NAMES = names.torch(r"_(conv_stem|blocks)\..+", _layer, _norm)
+NAMES = Names(
+    r"(module\.)?_(conv_stem|blocks)\..+",
+    block=lambda array: f"_blocks.{array.index}.",
+    parts=lambda array: PARTS[array.role],
+    **TORCH,
+)

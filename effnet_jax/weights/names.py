@@ -1,205 +1,175 @@
-"""A network's arrays, and how another format calls them and orders their axes."""
+"""The arrays of a network, and the name and the order of axes that a format has for each."""
 
-import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
 
 from effnet_jax.models.network import Architecture
+from effnet_jax.scaling import Layer
 
-Shapes = Mapping[str, tuple[int, ...]]
-KERNELS = ("conv", "depthwise", "dense")
-
-
-class Place(NamedTuple):
-    """Where a layer is: what names in other formats are made from.
-
-    Attributes:
-      role: its name in its block: expand, depthwise, squeeze_excite/reduce, squeeze_excite/expand
-        or project; outside of blocks stem/conv, head/conv or classifier.
-      stage, block: the block's numbers, both from 0, the second in its stage.
-      index: the block's number in the network, from 0.
-      norms: roles of the block's layers that a normalisation follows, in order.
-      squeezes: whether the block has squeeze-excitation.
-      stages: of the network.
-      v2: whether the network has fused blocks.
-    """
-
-    role: str
-    stage: int
-    block: int
-    index: int
-    norms: tuple[str, ...]
-    squeezes: bool
-    stages: int
-    v2: bool
-
-    @property
-    def expands(self) -> bool:
-        return "expand" in self.norms
-
-    @property
-    def fused(self) -> bool:
-        return "depthwise" not in self.norms
-
-    @property
-    def norm(self) -> int:
-        """Number of this layer's normalisation in its block, from 0."""
-        return self.norms.index(self.role)
+# Leaves of a normalisation, and the collection that each is in; all others belong to a layer.
+NORM = {
+    "scale": ("params", "scale"),
+    "shift": ("params", "bias"),
+    "mean": ("batch_stats", "mean"),
+    "var": ("batch_stats", "var"),
+}
 
 
 class Array(NamedTuple):
-    """One array of a network.
+    """One array of a network, and the position of its layer, from which other formats name it.
 
     Attributes:
       name: ours, as in "params/stage1/block1/depthwise/kernel".
-      leaf: a kernel's kind, conv, depthwise or dense; bias of a layer; or of a normalisation scale,
-        shift, mean or var.
-      place: its layer, or the one that its normalisation follows.
+      leaf: conv, depthwise or dense for a kernel; bias of a layer; or scale, shift, mean or var of
+        the normalisation after a layer.
       shape: ours.
+      role: name of the layer in its block: expand, depthwise, squeeze_excite/reduce,
+        squeeze_excite/expand or project; outside of blocks stem/conv, head/conv or classifier.
+      stage, block: numbers of the stage, and of the block in the stage, from 0.
+      index: number of the block in the network, from 0.
+      roles: of all layers of the block, in order; empty outside of blocks.
+      stages: how many stages the network has.
+      v2: whether the network has fused blocks.
     """
 
     name: str
     leaf: str
-    place: Place
     shape: tuple[int, ...]
+    role: str
+    stage: int = 0
+    block: int = 0
+    index: int = 0
+    roles: tuple[str, ...] = ()
+    stages: int = 0
+    v2: bool = False
+
+    @property
+    def expands(self) -> bool:
+        return "expand" in self.roles
+
+    @property
+    def fused(self) -> bool:
+        return "depthwise" not in self.roles
+
+    @property
+    def norm(self) -> int:
+        """Number of the layer's normalisation in its block, from 0."""
+        return [role for role in self.roles if "/" not in role].index(self.role)
+
+
+CLASSIFIER_BIAS = Array("params/classifier/bias", "bias", (), "classifier")
+
+
+def _keep_all(names: Iterable[str], weights: str) -> dict[str, str]:
+    return {name: name for name in names}
 
 
 class Names(NamedTuple):
-    """A format's names.
+    """The names of a format.
 
     Attributes:
-      pattern: that a name of the format matches, and none of the others'.
-      of: an array's name.
-      axes: by leaf, our axes in the format's order; as they are where it isn't in there.
-      clean: `(names in a file, "ema" or "raw")` -> name as `of` gives it -> name in the file.
-        What is known to be beside the weights is left out.
+      pattern: matches some names of the format, and no name of another format.
+      block: gives the start of all names in a block.
+      parts: gives the names of a layer and of its normalisation after that; None: ours.
+      leaves: ends of the names, by leaf.
+      axes: our axes in the format's order, by leaf; leaves that are not listed keep their order.
+      clean: `(names in a file, "ema" or "raw")` -> name as `of` gives it -> name in the file. It
+        leaves out what is known not to be a weight.
     """
 
     pattern: str
-    of: Callable[[Array], str]
-    axes: Mapping[str, tuple[int, ...]]
-    clean: Callable[[Iterable[str], str], dict[str, str]]
+    block: Callable[[Array], str] | None = None
+    parts: Callable[[Array], tuple[str, str]] | None = None
+    leaves: Mapping[str, str] = {}
+    axes: Mapping[str, tuple[int, ...]] = {}
+    clean: Callable[[Iterable[str], str], dict[str, str]] = _keep_all
+
+    def of(self, array: Array) -> str:
+        """The name of an array."""
+        if self.parts is None:
+            return array.name
+        start = self.block(array) if array.roles else ""
+        part = self.parts(array)[array.leaf in NORM]
+        return f"{start}{part}{self.leaves[array.leaf]}"
 
     def shape(self, array: Array) -> tuple[int, ...]:
-        """An array's, in the format's order of axes."""
-        axes = self.axes.get(array.leaf, range(len(array.shape)))
-        return tuple(array.shape[axis] for axis in axes)
+        """The shape of an array in the format's order of axes."""
+        return self.theirs(array, np.broadcast_to(0, array.shape)).shape
 
     def ours(self, array: Array, value: np.ndarray) -> np.ndarray:
-        """An array of the format's in our order of axes."""
+        """A value in our order of axes, from the format's."""
         axes = self.axes.get(array.leaf)
         return value if axes is None else value.transpose(np.argsort(axes))
 
     def theirs(self, array: Array, value: np.ndarray) -> np.ndarray:
-        """An array of ours in the format's order of axes."""
+        """A value in the format's order of axes, from ours."""
         axes = self.axes.get(array.leaf)
         return value if axes is None else value.transpose(axes)
 
 
-def arrays(architecture: Architecture) -> list[Array]:
-    """Every array of a network, in order of its layers."""
-    layers = architecture.layers()
-    blocks = {block.name: block for stage in architecture.stages for block in stage}
-    order = list(blocks)
-    norms = {name: [] for name in order}
-    squeezes = set()
-    for layer in layers:
-        if match := re.fullmatch(r"(stage\d+/block\d+)/(.+)", layer.name):
-            if layer.norm:
-                norms[match[1]].append(match[2])
-            else:
-                squeezes.add(match[1])
-    v2 = any("depthwise" not in roles for roles in norms.values())
+def list_arrays(architecture: Architecture) -> list[Array]:
+    """Every array of a network, in the order of its layers."""
+    blocks = [(s, b, x) for s, stage in enumerate(architecture.stages) for b, x in enumerate(stage)]
+    places = {}
+    for index, (stage, number, block) in enumerate(blocks):
+        names = [layer.name for layer in block.layers(1)]
+        roles = tuple(name.removeprefix(f"{block.name}/") for name in names)
+        for name, role in zip(names, roles, strict=True):
+            places[name] = role, stage, number, index, roles
+    stages = len(architecture.stages)
+    v2 = any("depthwise" not in roles for *_, roles in places.values())
     found = []
-    for layer in layers:
-        match = re.fullmatch(r"(stage(\d+)/block(\d+))/(.+)", layer.name)
-        name, stage, block, role = match.groups() if match else (None, 0, 0, layer.name)
-        place = Place(
-            role,
-            int(stage) - 1,
-            int(block) - 1,
-            order.index(name) if match else -1,
-            tuple(norms[name]) if match else (),
-            name in squeezes,
-            len(architecture.stages),
-            v2,
-        )
-        ins, outs = layer.inputs // layer.groups, layer.outputs
-        if layer.name == "classifier":
-            kind, shape = "dense", (ins, outs)
-        else:
-            kind = "depthwise" if layer.groups == layer.inputs > 1 else "conv"
-            shape = (layer.kernel, layer.kernel, ins, outs)
-        found.append(Array(f"params/{layer.name}/kernel", kind, place, shape))
-        if layer.bias:
-            found.append(Array(f"params/{layer.name}/bias", "bias", place, (outs,)))
-        if layer.norm:
-            norm = f"{layer.name.removesuffix('/conv')}/norm"
-            if not layer.name.endswith("/conv"):
-                norm = f"{layer.name}_norm"
-            for kind, leaf, ours in (
-                ("scale", "scale", "params"),
-                ("shift", "bias", "params"),
-                ("mean", "mean", "batch_stats"),
-                ("var", "var", "batch_stats"),
-            ):
-                found.append(Array(f"{ours}/{norm}/{leaf}", kind, place, (outs,)))
+    for layer in architecture.layers():
+        place = places.get(layer.name, (layer.name, 0, 0, 0, ()))
+        found += [Array(*leaf, *place, stages, v2) for leaf in _leaves(layer)]
     return found
 
 
-def _named(
-    layer: Callable[[Place], str],
-    norm: Callable[[Place], str],
-    leaves: Mapping[str, str],
-    separator: str,
-) -> Callable[[Array], str]:
-    def of(array: Array) -> str:
-        of_layer = array.leaf in (*KERNELS, "bias")
-        return (layer if of_layer else norm)(array.place) + separator + leaves[array.leaf]
-
-    return of
+def _leaves(layer: Layer) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+    """Name, leaf and shape of each array of a layer and of its normalisation."""
+    ins, outs = layer.inputs // layer.groups, layer.outputs
+    if layer.name == "classifier":
+        yield f"params/{layer.name}/kernel", "dense", (ins, outs)
+    else:
+        leaf = "depthwise" if layer.groups == layer.inputs > 1 else "conv"
+        yield f"params/{layer.name}/kernel", leaf, (layer.kernel, layer.kernel, ins, outs)
+    if layer.bias:
+        yield f"params/{layer.name}/bias", "bias", (outs,)
+    if layer.norm:
+        path, _, last = layer.name.rpartition("/")
+        norm = f"{path}/norm" if last == "conv" else f"{layer.name}_norm"
+        for leaf, (collection, name) in NORM.items():
+            yield f"{collection}/{norm}/{name}", leaf, (outs,)
 
 
 def _clean_torch(names: Iterable[str], weights: str) -> dict[str, str]:
-    """A DistributedDataParallel's prefix is dropped; steps are counted beside the statistics."""
-    return {
-        name.removeprefix("module."): name
-        for name in names
-        if not name.endswith(".num_batches_tracked")
-    }
+    """Drops the prefix of DistributedDataParallel, and the counts next to running statistics."""
+    kept = (name for name in names if not name.endswith(".num_batches_tracked"))
+    return {name.removeprefix("module."): name for name in kept}
 
 
-def torch(pattern: str, layer: Callable[[Place], str], norm: Callable[[Place], str]) -> Names:
-    """The names of a PyTorch module, given those of its layers and their normalisations."""
-    leaves = {
-        **dict.fromkeys((*KERNELS, "scale"), "weight"),
-        **dict.fromkeys(("bias", "shift"), "bias"),
-        "mean": "running_mean",
-        "var": "running_var",
-    }
-    axes = {"conv": (3, 2, 0, 1), "depthwise": (3, 2, 0, 1), "dense": (1, 0)}
-    pattern = rf"(module\.)?{pattern}"
-    return Names(pattern, _named(layer, norm, leaves, "."), axes, _clean_torch)
-
-
-def tensorflow(
-    pattern: str,
-    layer: Callable[[Place], str],
-    norm: Callable[[Place], str],
-    clean: Callable[[Iterable[str], str], dict[str, str]],
-) -> Names:
-    """The same of a TensorFlow model."""
-    leaves = {
-        "conv": "kernel",
-        "depthwise": "depthwise_kernel",
-        "dense": "kernel",
-        "bias": "bias",
-        "scale": "gamma",
-        "shift": "beta",
-        "mean": "moving_mean",
-        "var": "moving_variance",
-    }
-    axes = {"depthwise": (0, 1, 3, 2)}
-    return Names(pattern, _named(layer, norm, leaves, "/"), axes, clean)
+# Attributes of Names that all modules of PyTorch, and all models of TensorFlow, share.
+TORCH = {
+    "leaves": {
+        **dict.fromkeys(("conv", "depthwise", "dense", "scale"), ".weight"),
+        **dict.fromkeys(("bias", "shift"), ".bias"),
+        "mean": ".running_mean",
+        "var": ".running_var",
+    },
+    "axes": {"conv": (3, 2, 0, 1), "depthwise": (3, 2, 0, 1), "dense": (1, 0)},
+    "clean": _clean_torch,
+}
+TENSORFLOW = {
+    "leaves": {
+        **dict.fromkeys(("conv", "dense"), "/kernel"),
+        "depthwise": "/depthwise_kernel",
+        "bias": "/bias",
+        "scale": "/gamma",
+        "shift": "/beta",
+        "mean": "/moving_mean",
+        "var": "/moving_variance",
+    },
+    "axes": {"depthwise": (0, 1, 3, 2)},
+}

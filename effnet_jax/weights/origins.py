@@ -1,10 +1,11 @@
-"""Where weights come from decides their names, padding, epsilon and preprocessing."""
+"""Whose weights they are decides their names, padding, epsilon and preprocessing."""
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Container, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from effnet_jax.errors import UserError, check_choice
+from effnet_jax.models.efficientnet import VARIANTS
 from effnet_jax.weights import keras, lukemelas, ours, tf_checkpoint, timm, torchvision
 
 NAMES = {
@@ -21,88 +22,64 @@ class Origin(NamedTuple):
     """Whose weights they are.
 
     Attributes:
-      names: which of NAMES they have.
+      names: key of NAMES.
+      preprocess: keys of a Preprocess that differ from our default for the family, by model; None:
+        any model, as it is by default.
       padding: of the convolutions, "same" or "symmetric".
-      epsilon: of BatchNorm, by model.
-      preprocess: by model, the keys of a Preprocess that aren't our default for the family.
+      torch_epsilon: models whose BatchNorm has PyTorch's epsilon, not TensorFlow's.
     """
 
     names: str
-    padding: str
-    epsilon: Callable[[str], float]
-    preprocess: Callable[[str], dict[str, Any]]
+    preprocess: Mapping[str, dict[str, Any]] | None
+    padding: str = "same"
+    torch_epsilon: Container[str] = ()
 
-
-def _tensorflow(model: str) -> float:
-    return 1e-3
-
-
-def _torch(model: str) -> float:
-    return 1e-5
-
-
-def _torchvision(model: str) -> dict[str, Any]:
-    if model not in torchvision.RECIPES:
-        raise UserError(
-            f"torchvision has no weights of {model}; it has {', '.join(torchvision.RECIPES)}"
-        )
-    return torchvision.preprocess(torchvision.RECIPES[model])
+    def epsilon(self, model: str) -> float:
+        """Epsilon of BatchNorm."""
+        return 1e-5 if model in self.torch_epsilon else 1e-3
 
 
 ORIGINS = {
-    "ours": Origin("ours", "same", _tensorflow, lambda model: {}),
-    "tf": Origin("tf", "same", _tensorflow, tf_checkpoint.preprocess),
+    "ours": Origin("ours", None),
+    "tf": Origin("tf", tf_checkpoint.PREPROCESS),
     # Both have TensorFlow's weights, and so its preprocessing.
-    "keras": Origin("keras", "same", _tensorflow, tf_checkpoint.preprocess),
-    "lukemelas": Origin("lukemelas", "same", _tensorflow, tf_checkpoint.preprocess),
-    "timm_tf": Origin(
-        "timm", "same", _tensorflow, lambda model: timm.preprocess(timm.TENSORFLOW[model])
+    "keras": Origin("keras", tf_checkpoint.PREPROCESS),
+    "lukemelas": Origin("lukemelas", tf_checkpoint.PREPROCESS),
+    "timm_tf": Origin("timm", timm.TENSORFLOW),
+    "timm": Origin("timm", timm.OWN, "symmetric", VARIANTS),
+    "torchvision": Origin(
+        "torchvision", torchvision.RECIPES, "symmetric", torchvision.TORCH_EPSILON
     ),
-    "timm": Origin("timm", "symmetric", _torch, lambda model: timm.preprocess(timm.OWN[model])),
-    "torchvision": Origin("torchvision", "symmetric", torchvision.epsilon, _torchvision),
 }
 
 
 def detect(found: Iterable[str], where: str) -> str:
-    """Which of NAMES a source has.
-
-    Args:
-      found: names in the source.
-      where: the source, for messages.
-    """
-    for key, format in NAMES.items():
-        if any(re.fullmatch(format.pattern, name) for name in found):
+    """The key of NAMES whose format has the names that were found; `where` is for messages."""
+    for key, names in NAMES.items():
+        if any(re.fullmatch(names.pattern, name) for name in found):
             return key
     shown = ", ".join(sorted(found)[:8]) or "none at all"
     raise UserError(
-        f"{where} has the names of no format that is known ({', '.join(NAMES)}); the first in it: "
+        f"{where} has the names of no format that is known ({', '.join(NAMES)}); its first names: "
         f"{shown}"
     )
 
 
-def choose(key: str, given: str | None, stated: str | None, where: str) -> str:
-    """The origin, out of the names and of what was said of it.
-
-    Args:
-      key: of NAMES, the source's.
-      given: by the person.
-      stated: by the source.
-      where: the source, for messages.
-    """
-    if given is not None:
-        check_choice("origin", given, ORIGINS)
-        if ORIGINS[given].names != key:
+def choose(key: str, stated: str | None, where: str) -> str:
+    """The origin of weights with the names of `key`, where that agrees with the stated origin."""
+    if stated is not None:
+        check_choice("origin", stated, ORIGINS)
+        if ORIGINS[stated].names != key:
             raise UserError(
-                f"{where} has the names of {key}, and origin {given} has those of "
-                f"{ORIGINS[given].names}"
+                f"{where} has the names of {key}, and origin {stated} has the names of "
+                f"{ORIGINS[stated].names}"
             )
-    if chosen := given or stated:
-        return chosen
-    found = [name for name, origin in ORIGINS.items() if origin.names == key]
-    if len(found) > 1:
+        return stated
+    first, *others = (name for name, origin in ORIGINS.items() if origin.names == key)
+    if others:
         raise UserError(
-            f"{where} has names that two kinds of weights share, with other padding and epsilon: "
-            "give origin timm_tf for TensorFlow's (timm's and geffnet's tf_efficientnet...), or "
-            "timm for timm's own (efficientnet...)"
+            f"{where} has names that two kinds of weights share, with different padding and "
+            "epsilon: give origin timm_tf for TensorFlow's (timm's and geffnet's "
+            "tf_efficientnet...), or timm for timm's own (efficientnet...)"
         )
-    return found[0]
+    return first

@@ -1,7 +1,7 @@
-"""PyTorch's files, read without PyTorch, and without running anything that is in them.
+"""Reads PyTorch's files without PyTorch, and without running anything in them.
 
-A pickle is a program: it may call any function by its name. Here it may name a handful, none of
-which does more than to say where in the file a tensor lies.
+A pickle is a program: it can call any function by name. Here it can name only a few, which do
+nothing but say where a tensor is in the file.
 """
 
 import pathlib
@@ -16,8 +16,7 @@ import numpy as np
 
 from effnet_jax.errors import UserError
 
-MAGIC = 0x1950A86A20F9469CFC6C  # First in a file of before PyTorch 1.6.
-PROTOCOL = 1001
+MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # Start of a file before PyTorch 1.6.
 STORAGES = {
     "FloatStorage": np.float32,
     "DoubleStorage": np.float64,
@@ -30,13 +29,12 @@ STORAGES = {
     "ByteStorage": np.uint8,
     "BoolStorage": np.bool_,
 }
-# Where training programs keep the weights beside other things; averages first.
-RAW = ("state_dict", "model")
-EMA = ("state_dict_ema", "model_ema")
+# Keys under which training programs save weights together with other things.
+RAW, EMA = ("state_dict", "model"), ("state_dict_ema", "model_ema")
 
 
 class Storage(NamedTuple):
-    """A tensor's memory in the file: its key there, and the numbers in it."""
+    """The memory of a tensor in the file: its key, and how many numbers it has."""
 
     key: str
     dtype: np.dtype
@@ -44,7 +42,7 @@ class Storage(NamedTuple):
 
 
 class Tensor(NamedTuple):
-    """A view of a storage; offset and strides in numbers, not bytes."""
+    """A view of a storage; offset and strides count numbers, not bytes."""
 
     storage: Storage
     offset: int
@@ -52,7 +50,7 @@ class Tensor(NamedTuple):
     strides: tuple[int, ...]
 
     def read(self, memory: bytes) -> np.ndarray:
-        """The array; ValueError where it doesn't lie within the memory."""
+        """The array; raises ValueError where it isn't within the memory."""
         values = np.frombuffer(memory, self.storage.dtype)
         if len(self.shape) != len(self.strides) or min((0, *self.shape, *self.strides)) < 0:
             raise ValueError(f"a tensor has shape {self.shape} and strides {self.strides}")
@@ -66,7 +64,7 @@ class Tensor(NamedTuple):
 
 
 class _Dict(dict):
-    """A dict that is given attributes, which are of no interest."""
+    """A dict that ignores the attributes which a pickle sets."""
 
     def __setstate__(self, state: Any) -> None:
         pass
@@ -75,7 +73,7 @@ class _Dict(dict):
 class _Unpickler(pickle.Unpickler):
     def __init__(self, file: BinaryIO, path: pathlib.Path):
         super().__init__(file)
-        self._path = path
+        self._path, self.storages = path, {}
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("collections", "OrderedDict"):
@@ -91,24 +89,25 @@ class _Unpickler(pickle.Unpickler):
         if (module, name) == ("torch._utils", "_rebuild_parameter"):
             return lambda data, *_: data
         raise UserError(
-            f"{self._path} wants to run code: it names {module}.{name}, where a file of weights "
-            "names tensors alone. Nothing of it was run. If you trust its source, save the weights "
-            "alone there: torch.save(model.state_dict(), FILE), or as .safetensors"
+            f"{self._path} wants to run code: it names {module}.{name}, where weights need only "
+            "tensors. Nothing in it was run. If you trust its source, save only the weights there: "
+            "torch.save(model.state_dict(), FILE), or as .safetensors"
         )
 
     def persistent_load(self, pid: Any) -> Storage:
         kind, storage, key, _, count, *view = pid
         if kind != "storage" or any(part is not None for part in view):
             raise ValueError(f"{kind!r} is no storage that is understood")
-        return Storage(str(key), np.dtype(STORAGES[storage]), int(count))
+        storage = Storage(str(key), np.dtype(STORAGES[storage]), int(count))
+        return self.storages.setdefault(storage.key, storage)
 
 
 def read(path: pathlib.Path, weights: str) -> dict[str, np.ndarray]:
-    """The tensors of a state dict, by name.
+    """The tensors of a state dict by name.
 
     Args:
-      path: of a file of `torch.save`, of PyTorch's form since 1.6 (zip) or that before.
-      weights: "ema" or "raw": which to take where a training program has written both.
+      path: a file of `torch.save`, in PyTorch's form since 1.6 (zip) or the form before.
+      weights: "ema" or "raw", where a training program has saved both.
 
     Raises:
       UserError: the file is damaged, holds no state dict, or wants to run code.
@@ -124,7 +123,7 @@ def read(path: pathlib.Path, weights: str) -> dict[str, np.ndarray]:
         return {name: tensor.read(memory(tensor.storage)) for name, tensor in tensors.items()}
     except UserError:
         raise
-    except Exception as error:  # A damaged pickle fails as any of a dozen kinds of error.
+    except Exception as error:  # A damaged pickle raises a dozen kinds of error.
         raise UserError(f"{path} is a damaged or foreign PyTorch file: {error}") from None
 
 
@@ -153,17 +152,10 @@ def _read_legacy(path: pathlib.Path) -> tuple[Any, Callable[[Storage], bytes]]:
         magic, protocol, system = (_Unpickler(file, path).load() for _ in range(3))
         if magic != MAGIC or protocol != PROTOCOL or not system["little_endian"]:
             raise ValueError("it doesn't start as one")
-        storages = {}
-
-        class Noting(_Unpickler):
-            def persistent_load(self, pid: Any) -> Storage:
-                storage = super().persistent_load(pid)
-                return storages.setdefault(storage.key, storage)
-
-        state = Noting(file, path).load()
-        memory = {}
+        unpickler = _Unpickler(file, path)
+        state, memory = unpickler.load(), {}
         for key in _Unpickler(file, path).load():
-            storage = storages[key]
+            storage = unpickler.storages[key]
             (count,) = struct.unpack("<q", file.read(8))
             if count != storage.count:
                 raise ValueError(f"storage {key} has {count} numbers, not {storage.count}")

@@ -1,51 +1,46 @@
 """The reference's checkpoints (tensorflow/tpu models/official/efficientnet, google/automl).
 
-Published accuracies are those of the averages, which lie beside the variables themselves.
+Published accuracies are those of the averages, which are stored next to the variables.
 """
 
+import glob
 import pathlib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
 from effnet_jax.errors import UserError
 from effnet_jax.models.efficientnet import VARIANTS
-from effnet_jax.weights import names
-from effnet_jax.weights.names import Place, Shapes
+from effnet_jax.weights.names import TENSORFLOW, Array, Names
 
 EMA = "/ExponentialMovingAverage"
-OUTSIDE = {"stem/conv": "stem/conv2d", "head/conv": "head/conv2d", "classifier": "head/dense"}
-SQUEEZE = {"squeeze_excite/reduce": "se/conv2d", "squeeze_excite/expand": "se/conv2d_1"}
-# Before these the model's own name, which is dropped: efficientnet-b0, efficientnetv2-s.
+# A layer and its normalisation, by role, where no number follows.
+PARTS = {
+    "stem/conv": ("stem/conv2d", "stem/tpu_batch_normalization"),
+    "squeeze_excite/reduce": ("se/conv2d", ""),
+    "squeeze_excite/expand": ("se/conv2d_1", ""),
+    "head/conv": ("head/conv2d", "head/tpu_batch_normalization"),
+    "classifier": ("head/dense", ""),
+}
+# The model's own name before these is dropped: efficientnet-b0, efficientnetv2-s.
 VARIABLE = re.compile(
     r"(?:[^/]+/)?((?:stem|head|blocks_\d+)/(?:se/)?(?:conv2d|depthwise_conv2d|dense|"
     rf"tpu_batch_normalization|batch_normalization)(?:_\d+)?/\w+)({EMA})?"
 )
-# Of the optimizer, and the step.
+# State of the optimizer, and the step.
 SLOT = re.compile(r".*/(RMSProp|Momentum|Adam)(_\d+)?|(.*/)?global_step|.*_CHECKPOINTABLE.*")
 
 
-def _nth(name: str, number: int) -> str:
-    """TensorFlow numbers layers of a kind from the second on."""
-    return f"{name}_{number}" if number else name
-
-
-def _layer(place: Place) -> str:
-    if place.role in OUTSIDE:
-        return OUTSIDE[place.role]
-    if place.role == "depthwise":
-        part = "depthwise_conv2d"
-    else:
-        part = SQUEEZE.get(place.role) or _nth("conv2d", place.expands * (place.role == "project"))
-    return f"blocks_{place.index}/{part}"
-
-
-def _norm(place: Place) -> str:
-    if place.role in OUTSIDE:
-        return f"{place.role.partition('/')[0]}/tpu_batch_normalization"
-    return f"blocks_{place.index}/{_nth('tpu_batch_normalization', place.norm)}"
+def _parts(array: Array) -> tuple[str, str]:
+    if array.role in PARTS:
+        return PARTS[array.role]
+    # TensorFlow numbers layers of a kind from the second on.
+    norm = "tpu_batch_normalization" + (f"_{array.norm}" if array.norm else "")
+    if array.role == "depthwise":
+        return "depthwise_conv2d", norm
+    return "conv2d_1" if array.expands and array.role == "project" else "conv2d", norm
 
 
 def clean(found: Iterable[str], weights: str) -> dict[str, str]:
@@ -68,15 +63,21 @@ def clean(found: Iterable[str], weights: str) -> dict[str, str]:
     return kept
 
 
-NAMES = names.tensorflow(r"([^/]+/)?(stem|blocks_\d+)/.+", _layer, _norm, clean)
+NAMES = Names(
+    r"([^/]+/)?(stem|blocks_\d+)/.+",
+    block=lambda array: f"blocks_{array.index}/",
+    parts=_parts,
+    **TENSORFLOW,
+    clean=clean,
+)
 
 
-def preprocess(model: str) -> dict[str, Any]:
-    """What a Preprocess of the reference's evaluation has beside the family's normalisation.
+def _preprocess(model: str) -> dict[str, Any]:
+    """The keys of a Preprocess in which the reference's evaluation differs from the family.
 
     Released checkpoints go with a margin of 32 pixels, which tensorflow/tpu had until 2021. Lite's
-    published accuracy is met with bilinear resizing, which its code as it is now doesn't choose.
-    V2's from S on have preprocessing of their own (google/automl efficientnetv2/preprocessing.py).
+    published accuracy is reached with bilinear resizing, which its present code doesn't choose.
+    V2 from S on has its own preprocessing (google/automl efficientnetv2/preprocessing.py).
     """
     base = VARIANTS[model].base
     if re.fullmatch("efficientnet_v2_.+", base):
@@ -86,32 +87,33 @@ def preprocess(model: str) -> dict[str, Any]:
     return {"crop_rule": "padding", "crop_padding": 32, "interpolation": interpolation}
 
 
+PREPROCESS = {model: _preprocess(model) for model in VARIANTS}
+
+
 def find(path: pathlib.Path) -> str | None:
     """The prefix of a checkpoint's files, given that, one of them, or their folder; else None."""
     if path.is_dir():
-        state = path / "checkpoint"
+        state, found = path / "checkpoint", [*path.glob("*.index")]
         if state.is_file() and (match := re.search(r'"(.+?)"', state.read_text(errors="replace"))):
-            newest = path / pathlib.PurePath(match[1]).name
-            return str(newest) if newest.with_name(newest.name + ".index").is_file() else None
-        prefixes = sorted(path.glob("*.index"))
-        return str(prefixes[0]).removesuffix(".index") if len(prefixes) == 1 else None
+            found = [*path.glob(f"{glob.escape(pathlib.PurePath(match[1]).name)}.index")]
+        return str(found[0]).removesuffix(".index") if len(found) == 1 else None
     prefix = re.sub(r"\.(index|meta|data-\d{5}-of-\d{5})$", "", str(path))
     return prefix if pathlib.Path(f"{prefix}.index").is_file() else None
 
 
-def read(prefix: str) -> tuple[Shapes, Callable[[str], np.ndarray]]:
-    """Shapes by name, and what reads an array."""
+def read(prefix: str) -> dict[str, np.ndarray]:
+    """The variables and their averages, by name."""
     try:
         import tensorflow as tf
     except ImportError:
         raise UserError(
-            f"{prefix} is a TensorFlow checkpoint, which TensorFlow alone can read: "
-            "pip install 'effnet_jax[tensorflow]', if need be in an environment of its own for "
+            f"{prefix} is a TensorFlow checkpoint, which only TensorFlow can read: pip install "
+            "'effnet_jax[tensorflow]', if necessary in a separate environment for "
             "python -m effnet_jax.tools.convert"
         ) from None
     try:
         reader = tf.train.load_checkpoint(prefix)
-        shapes = {name: tuple(shape) for name, shape in reader.get_variable_to_shape_map().items()}
+        found = [name for name in reader.get_variable_to_shape_map() if not SLOT.fullmatch(name)]
+        return {name: np.asarray(reader.get_tensor(name)) for name in found}
     except Exception as error:  # TensorFlow's own kinds.
         raise UserError(f"can't read the checkpoint {prefix}: {error}") from None
-    return shapes, reader.get_tensor

@@ -1,124 +1,112 @@
 """timm and geffnet (huggingface/pytorch-image-models, rwightman/gen-efficientnet-pytorch).
 
-One set of names, two kinds of weights, which the names don't tell apart: those of TensorFlow, of
-models called tf_efficientnet..., and timm's own. Settings: timm/models/efficientnet.py at aa4b585.
+One set of names has two kinds of weights, which the names do not distinguish: TensorFlow's (models
+called tf_efficientnet...) and timm's own. Settings: timm/models/efficientnet.py at aa4b585.
 """
 
 import json
 import pathlib
 import re
-from typing import Any, NamedTuple
+from typing import Any
 
 from effnet_jax.config import NORMALIZATIONS
 from effnet_jax.models.efficientnet import VARIANTS
-from effnet_jax.weights import names
-from effnet_jax.weights.names import Place
-from effnet_jax.weights.ours import Facts
+from effnet_jax.weights.names import TORCH, Array, Names
 
-OUTSIDE = {"stem/conv": "conv_stem", "head/conv": "conv_head", "classifier": "classifier"}
-SQUEEZE = {
-    "squeeze_excite/reduce": "se.conv_reduce",
-    "squeeze_excite/expand": "se.conv_expand",
+NORMALIZED = {name: {"mean": mean, "std": std} for name, (mean, std) in NORMALIZATIONS.items()}
+# A layer and its normalisation, by role, where the block doesn't matter.
+PARTS = {
+    "stem/conv": ("conv_stem", "bn1"),
+    "squeeze_excite/reduce": ("se.conv_reduce", ""),
+    "squeeze_excite/expand": ("se.conv_expand", ""),
+    "head/conv": ("conv_head", "bn2"),
+    "classifier": ("classifier", ""),
 }
 
 
-def _layer(place: Place) -> str:
-    if place.role in OUTSIDE:
-        return OUTSIDE[place.role]
-    if place.role in SQUEEZE:
-        part = SQUEEZE[place.role]
-    elif place.role == "expand":
-        part = "conv_exp" if place.fused else "conv_pw"
-    elif place.role == "depthwise":
-        part = "conv_dw"
-    elif place.expands:
-        part = "conv_pwl"
+def _parts(array: Array) -> tuple[str, str]:
+    if array.role in PARTS:
+        return PARTS[array.role]
+    if array.role == "depthwise":
+        layer = "conv_dw"
+    elif array.role == "expand":
+        layer = "conv_exp" if array.fused else "conv_pw"
+    elif array.expands:
+        layer = "conv_pwl"
     else:
-        part = "conv" if place.fused else "conv_pw"
-    return f"blocks.{place.stage}.{place.block}.{part}"
+        layer = "conv" if array.fused else "conv_pw"
+    return layer, f"bn{array.norm + 1}"
 
 
-def _norm(place: Place) -> str:
-    if place.role in OUTSIDE:
-        return {"stem/conv": "bn1", "head/conv": "bn2"}[place.role]
-    return f"blocks.{place.stage}.{place.block}.bn{place.norm + 1}"
+NAMES = Names(
+    r"(module\.)?(conv_stem|blocks\.\d+\.\d+)\..+",
+    block=lambda array: f"blocks.{array.stage}.{array.block}.",
+    parts=_parts,
+    **TORCH,
+)
 
 
-NAMES = names.torch(r"(conv_stem|blocks\.\d+\.\d+)\..+", _layer, _norm)
+def recipe(
+    crop: float = 0.875,
+    size: int | None = None,
+    normalization: str = "imagenet",
+    interpolation: str = "bicubic",
+    squash: bool = False,
+) -> dict[str, Any]:
+    """The keys of a `Preprocess` that a model's settings stand for, in timm or torchvision.
 
-
-class Recipe(NamedTuple):
-    """timm's `_cfg` of a model, where it isn't the default."""
-
-    crop: float = 0.875
-    size: int | None = None  # None: the model's own.
-    normalization: str = "imagenet"
-    interpolation: str = "bicubic"
-    squash: bool = False
-
-
-# Of tf_efficientnet...: one for all tags but AdvProp's and 21k's, which normalise as "inception".
-TENSORFLOW = {
-    "b0": Recipe(),
-    "b1": Recipe(0.882),
-    "b2": Recipe(0.890),
-    "b3": Recipe(0.904),
-    "b4": Recipe(0.922),
-    "b5": Recipe(0.934),
-    "b6": Recipe(0.942),
-    "b7": Recipe(0.949),
-    "b8": Recipe(0.954),
-    "l2": Recipe(0.96),
-    "lite0": Recipe(0.875, None, "inception"),
-    "lite1": Recipe(0.882, None, "inception"),
-    "lite2": Recipe(0.890, None, "inception"),
-    "lite3": Recipe(0.904, 300, "inception", "bilinear"),
-    "lite4": Recipe(0.920, 380, "inception", "bilinear"),
-    "edgetpu-s": Recipe(0.875, None, "inception"),
-    "edgetpu-m": Recipe(0.882, None, "inception"),
-    "edgetpu-l": Recipe(0.904, None, "inception"),
-    "v2-b0": Recipe(),
-    "v2-b1": Recipe(0.882),
-    "v2-b2": Recipe(0.890),
-    "v2-b3": Recipe(0.904),
-    "v2-s": Recipe(1.0, None, "inception"),
-    "v2-m": Recipe(1.0, None, "inception", squash=True),
-    "v2-l": Recipe(1.0, None, "inception", squash=True),
-    "v2-xl": Recipe(1.0, None, "inception", squash=True),
-}
-# Of timm's own, of each model the tag that create_model loads. Those without weights have its
-# settings as well.
-OWN = {
-    **{name: recipe._replace(normalization="imagenet") for name, recipe in TENSORFLOW.items()},
-    "b1": Recipe(1.0, 288, "inception"),
-    "b2": Recipe(1.0, 288),
-    "b3": Recipe(1.0, 320),
-    "b4": Recipe(1.0, 384),
-    "b5": Recipe(1.0, 448, squash=True),
-    "lite3": Recipe(0.904, 300),
-    "lite4": Recipe(0.922, 380),
-    "v2-m": Recipe(1.0, 416),
-    "v2-l": Recipe(1.0, 480),
-    "v2-xl": Recipe(1.0, 512),
-}
-
-
-def preprocess(recipe: Recipe) -> dict[str, Any]:
-    """The keys of a Preprocess that timm's `create_transform` stands for."""
-    mean, std = NORMALIZATIONS[recipe.normalization]
-    sized = {} if recipe.size is None else {"resolution": recipe.size}
+    Args:
+      crop: side of the central square over the resized shorter side.
+      size: side of the square in pixels; None: the model's own.
+      normalization: a name in `config.NORMALIZATIONS`.
+      interpolation: Pillow's.
+      squash: whether the whole image is resized to a square instead.
+    """
     return {
-        **sized,
-        "crop_rule": "whole" if recipe.squash else "resize",
-        "crop_fraction": recipe.crop,
-        "interpolation": f"{recipe.interpolation}_pillow",
-        "mean": mean,
-        "std": std,
+        **({} if size is None else {"resolution": size}),
+        "crop_rule": "whole" if squash else "resize",
+        "crop_fraction": crop,
+        "interpolation": f"{interpolation}_pillow",
+        **NORMALIZED[normalization],
     }
 
 
+def _numbered(family: str, crops: tuple[float, ...], **others: Any) -> dict[str, dict[str, Any]]:
+    return {f"{family}{number}": recipe(crop, **others) for number, crop in enumerate(crops)}
+
+
+# For tf_efficientnet..., all tags but AdvProp's and ImageNet-21k's, which normalise as "inception".
+TENSORFLOW = {
+    **_numbered("b", (0.875, 0.882, 0.890, 0.904, 0.922, 0.934, 0.942, 0.949, 0.954)),
+    "l2": recipe(0.96),
+    **_numbered("lite", (0.875, 0.882, 0.890), normalization="inception"),
+    "lite3": recipe(0.904, 300, "inception", "bilinear"),
+    "lite4": recipe(0.920, 380, "inception", "bilinear"),
+    "edgetpu-s": recipe(0.875, None, "inception"),
+    "edgetpu-m": recipe(0.882, None, "inception"),
+    "edgetpu-l": recipe(0.904, None, "inception"),
+    **_numbered("v2-b", (0.875, 0.882, 0.890, 0.904)),
+    "v2-s": recipe(1.0, None, "inception"),
+    **dict.fromkeys(("v2-m", "v2-l", "v2-xl"), recipe(1.0, None, "inception", squash=True)),
+}
+# For timm's own: the tag that create_model loads, or the settings of a model without weights.
+OWN = {
+    **{model: values | NORMALIZED["imagenet"] for model, values in TENSORFLOW.items()},
+    "b1": recipe(1.0, 288, "inception"),
+    "b2": recipe(1.0, 288),
+    "b3": recipe(1.0, 320),
+    "b4": recipe(1.0, 384),
+    "b5": recipe(1.0, 448, squash=True),
+    "lite3": recipe(0.904, 300),
+    "lite4": recipe(0.922, 380),
+    "v2-m": recipe(1.0, 416),
+    "v2-l": recipe(1.0, 480),
+    "v2-xl": recipe(1.0, 512),
+}
+
+
 def model_of(architecture: str) -> str | None:
-    """Our name of a model by timm's, as in "tf_efficientnetv2_b0.in1k"; None: it isn't ours."""
+    """Our name of a model by timm's, as in "tf_efficientnetv2_b0.in1k"; None: we don't have it."""
     match = re.fullmatch(r"(?:tf_)?efficientnet(v2)?_(\w+?)(?:\..*)?", architecture)
     if not match:
         return None
@@ -129,28 +117,30 @@ def model_of(architecture: str) -> str | None:
     return name if name in VARIANTS else None
 
 
-def read_config(path: pathlib.Path) -> Facts | None:
-    """What a config.json as in timm's repositories says of the weights beside it.
+def read_config(path: pathlib.Path) -> dict[str, Any]:
+    """What a config.json as in timm's repositories states about the weights next to it.
 
-    The classes are told by the tag that names the data. None where the file is missing, or another
-    program's.
+    Returns:
+      model, origin, preprocess and classes, which follow from the tag that names the data; empty
+      where the file is missing, or another program's.
     """
     try:
         content = json.loads(path.read_text())
-        name, recipe = content["architecture"], content["pretrained_cfg"]
-        # Optional keys, of a file that isn't ours.
-        size = recipe.get("test_input_size") or recipe["input_size"]
-        data = re.search("in1k$|in21k$", recipe.get("tag") or "")
-        found = {
-            "resolution": size[-1],
-            "crop_rule": "whole" if recipe.get("crop_mode") == "squash" else "resize",
-            "crop_fraction": recipe.get("test_crop_pct") or recipe["crop_pct"],
-            "interpolation": f"{recipe['interpolation']}_pillow",
-            "mean": tuple(recipe["mean"]),
-            "std": tuple(recipe["std"]),
-        }
+        name, settings = content["architecture"], content["pretrained_cfg"]
+        # Optional keys, in a file that isn't ours.
+        size = settings.get("test_input_size") or settings["input_size"]
+        data = re.search("in1k$|in21k$", settings.get("tag") or "")
+        preprocess = recipe(
+            settings.get("test_crop_pct") or settings["crop_pct"],
+            size[-1],
+            interpolation=settings["interpolation"],
+            squash=settings.get("crop_mode") == "squash",
+        ) | {"mean": tuple(settings["mean"]), "std": tuple(settings["std"])}
     except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError):
-        return None
-    origin = "timm_tf" if name.startswith("tf_") else "timm"
-    classes = {"in1k": "imagenet", "in21k": "imagenet21k"}[data[0]] if data else None
-    return Facts(model=model_of(name), origin=origin, preprocess=found, classes=classes)
+        return {}
+    return {
+        "model": model_of(name),
+        "origin": "timm_tf" if name.startswith("tf_") else "timm",
+        "preprocess": preprocess,
+        "classes": {"in1k": "imagenet", "in21k": "imagenet21k"}[data[0]] if data else None,
+    }

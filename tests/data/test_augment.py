@@ -1,7 +1,6 @@
 """Augmentations against TensorFlow's images, against Pillow on photographs, and by their odds."""
 
 import collections
-import dataclasses
 import math
 import pickle
 
@@ -95,8 +94,8 @@ def test_operations_are_pillow_s(photographs, name, level):
     step = augment.make_step(name, level, PILLOW)
     rng = np.random.default_rng(level)
     for image in photographs:
-        arguments = step.draw(*step.arguments, rng) if step.draw else step.arguments
-        ours = step.function(image, *arguments)
+        arguments = step.draw(rng)
+        ours = augment.OPERATIONS[name].function(image, *arguments)
         theirs = np.asarray(IN_PILLOW[name](*arguments)(Image.fromarray(image)))
         difference = np.abs(ours.astype(int) - theirs)
         assert ours.dtype == np.uint8
@@ -120,11 +119,11 @@ def test_operations_are_tensorflow_s(key):
     name, _, level = key.partition(" ")
     level = int(level or 0)
     # Translations of the golden images are 12.5 pixels at level 10.
-    step = augment.make_step(name, abs(level), dataclasses.replace(REFERENCE, translate=12.5))
-    arguments = step.arguments
-    if step.draw:
+    step = augment.make_step(name, abs(level), REFERENCE._replace(translate=12.5))
+    arguments, operation = step.arguments, augment.OPERATIONS[name]
+    if operation.draw:
         arguments = (math.copysign(arguments[0], level),)
-    ours = step.function(golden["image"], *arguments)
+    ours = operation.function(golden["image"], *arguments)
     if name == "Sharpness":  # Its sums of thirteenths come out a float above or below a whole one.
         difference = np.abs(ours.astype(int) - golden[key])
         assert difference.max() <= max(1, arguments[0] - 1)
@@ -210,7 +209,7 @@ def test_posterize_s_shift(level, clamped, pillow):
 def test_solarize_s_threshold(level, no_op, wrap, photographs):
     image = photographs[0]
     for choice, threshold in (("no_op", no_op), ("wrap", wrap)):
-        quirks = dataclasses.replace(REFERENCE, solarize_threshold=choice)
+        quirks = REFERENCE._replace(solarize_threshold=choice)
         step = augment.make_step("Solarize", level, quirks)
         assert step.arguments == (threshold,)
         expected = np.where(image.astype(int) < threshold, image, 255 - image)
@@ -272,11 +271,11 @@ def test_randaugment_draws_with_replacement(always, expected):
 
 def test_signs_and_places_are_even():
     rng = np.random.default_rng(0)
-    signs = [augment.make_step("Rotate", 5, REFERENCE).draw(15.0, rng)[0] for _ in range(2000)]
+    signs = [augment.make_step("Rotate", 5, REFERENCE).draw(rng)[0] for _ in range(2000)]
     assert set(signs) == {15.0, -15.0}
     assert abs(np.mean(signs)) < 1.5
     white = np.full((20, 30, 3), 255, np.uint8)
-    step = augment.Step(augment.cutout, (1,), augment.make_step("Cutout", 5, REFERENCE).draw)
+    step = augment.Step("Cutout", (1,))
     hits = sum(step(white, rng) == 128 for _ in range(3000))[..., 0]
     # Squares of side 2, also about the pixels of the border: but in the last row and column, which
     # only one centre in two reaches, every pixel is covered by 4 centres of 600.
@@ -375,11 +374,11 @@ def test_erasing_with_noise_and_by_probability():
     ],
 )
 def test_values_that_mean_nothing_are_refused(key, value, message):
-    config = settings()
+    config = default.get_config()
     with config.ignore_type():
-        config[key] = value
+        config.augment[key] = value
     with pytest.raises(UserError, match=message):
-        augment.check_config(config)
+        default.validate(config)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from effnet_jax.data import restarts, turbojpeg
+from effnet_jax.data import turbojpeg
 from effnet_jax.data.crop import crop, random_box
 from effnet_jax.data.decode import decode_box, decode_image
 
@@ -72,13 +72,11 @@ def encode_photograph(kind: str, height: int = 241, width: int = 317) -> bytes:
     return encode(image, "JPEG", quality=85, **options)
 
 
-@pytest.mark.parametrize("way", ["turbojpeg", "neither", "restarts"])
+@pytest.mark.parametrize("way", ["turbojpeg", "whole"])
 @pytest.mark.parametrize("kind", JPEGS)
 def test_a_box_is_the_crop_of_the_whole(kind, way, monkeypatch):
     data = encode_photograph(kind)
     whole = decode_image(data)
-    if way == "restarts":
-        data = restarts.add(data)
     if way != "turbojpeg":
         monkeypatch.setattr(turbojpeg, "library", lambda: None)
     assert whole.shape == (241, 317, 3)
@@ -101,59 +99,8 @@ def test_boxes_are_decoded_alone_by_libturbojpeg():
     assert turbojpeg.decode_box(data, lambda height, width: (10, 20, 30, 40)).shape == (30, 40, 4)
 
 
-def without_index(marked: bytes) -> bytes:
-    layout = restarts.read_layout(marked)
-    return marked[: layout.index_at] + marked[layout.scan_at :]
-
-
-@pytest.mark.parametrize("kind", [kind for kind in JPEGS if kind != "CMYK"])
-@pytest.mark.parametrize("size", [(241, 317), (64, 31), (5, 7)])
-def test_restart_markers_change_no_pixel_and_let_a_crop_be_cut(kind, size):
-    data = encode_photograph(kind, *size)
-    marked = restarts.add(data)
-    np.testing.assert_array_equal(decode_image(marked), decode_image(data))
-    assert restarts.add(marked) == marked
-    part, box = restarts.cut(marked, lambda height, width: (2, 1, height - 3, width - 3))
-    assert box == (2, 1, size[0] - 3, size[1] - 3)  # Needs all of it.
-    if size == (241, 317):
-        assert part == without_index(marked)
-        part, box = restarts.cut(marked, lambda height, width: (100, 150, 40, 60))
-        assert len(part) < len(marked) / 3
-        assert decode_image(part).shape[0] <= 80
-
-
-def test_jpegs_that_are_not_cut():
-    def never(height, width):
-        raise AssertionError("a crop was chosen, which draws random numbers")
-
-    data = encode_photograph("4:2:0")
-    assert restarts.add(encode_photograph("CMYK")) == encode_photograph("CMYK")
-    marked = restarts.add(data)
-    lost = marked.index(b"\xff\xd3")
-    for other in (
-        data,
-        marked[:-100],
-        marked[:lost] + marked[lost + 2 :],
-        marked[:30],
-        b"\xff\xd8",
-        without_index(marked),
-    ):
-        assert restarts.cut(other, never) is None
-    index = restarts.read_layout(marked).index_at
-    shorter = (int.from_bytes(marked[index + 2 : index + 4], "big") - 1).to_bytes(2, "big")
-    odd = marked[: index + 2] + shorter + marked[index + 4 : -3] + marked[-2:]
-    for other in (marked[: index + 20] + b"\0\0" + marked[index + 22 :], odd):
-        assert restarts.cut(other, never) is None
-    flipped = marked[:lost] + b"\xfe" + marked[lost + 1 :]
-    assert restarts.cut(flipped, lambda height, width: (0, 0, height, width)) is None
-    with pytest.raises(ValueError, match=r"\w"):
-        restarts.add(data[: len(data) // 2])
-
-
-@pytest.mark.parametrize("marked", [False, True])
-def test_a_truncated_file_is_found_whatever_the_box(marked):
+def test_a_truncated_file_is_found_whatever_the_box():
     data = encode(photograph(200, 300), "JPEG", quality=85)
-    data = restarts.add(data) if marked else data
     for kept in (0.5, 0.9, 0.999):
         with pytest.raises(ValueError, match=r"\w"):
             decode_box(data[: int(len(data) * kept)], lambda height, width: (0, 0, 8, 8))

@@ -3,6 +3,7 @@
 import collections
 import concurrent.futures
 import contextlib
+import io
 import itertools
 import signal
 import threading
@@ -11,10 +12,18 @@ import time
 import numpy as np
 import psutil
 import pytest
+from PIL import Image
 
+from effnet_jax import config as default
 from effnet_jax import parallel
 from effnet_jax.data import pipeline, sources
 from effnet_jax.errors import UserError
+
+
+def encode(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 class Numbers:
@@ -23,17 +32,7 @@ class Numbers:
     classes = ("even", "odd")
 
     def __init__(self, count: int):
-        self._images = [self._encode(index) for index in range(count)]
-
-    @staticmethod
-    def _encode(index: int) -> bytes:
-        import io
-
-        from PIL import Image
-
-        buffer = io.BytesIO()
-        Image.fromarray(np.full((8, 8, 3), index, np.uint8)).save(buffer, "PNG")
-        return buffer.getvalue()
+        self._images = [encode(np.full((8, 8, 3), index, np.uint8)) for index in range(count)]
 
     def __len__(self):
         return len(self._images)
@@ -49,13 +48,15 @@ def record_of(batch) -> list[int]:
     return batch["image"][:, 0, 0, 0].tolist()
 
 
-@pytest.mark.parametrize("hosts", [1, 2, 4, 8])
-def test_each_record_once_an_epoch_on_any_number_of_hosts(tiny, hosts):
+@pytest.mark.parametrize("processes", [1, 2, 4, 8])
+def test_each_record_once_an_epoch_on_any_number_of_processes(tiny, processes):
     source, batch = Numbers(100), 8  # 100 / 8 is not whole: batches cross the ends of epochs.
     tiny.seed, tiny.batch_size = 3, batch
-    datasets = [pipeline.train_batches(source, tiny, 8, host, hosts) for host in range(hosts)]
+    datasets = [
+        pipeline.train_batches(source, tiny, 8, process, processes) for process in range(processes)
+    ]
     steps = [[record_of(dataset[step]) for dataset in datasets] for step in range(25)]
-    assert all(len(part) == batch // hosts for parts in steps for part in parts)
+    assert all(len(part) == batch // processes for parts in steps for part in parts)
     stream = list(itertools.chain(*(itertools.chain(*parts) for parts in steps)))
     first, second = stream[:100], stream[100:]
     assert sorted(first) == sorted(second) == list(range(100))
@@ -63,13 +64,13 @@ def test_each_record_once_an_epoch_on_any_number_of_hosts(tiny, hosts):
     assert first != sorted(first)
 
 
-@pytest.mark.parametrize("hosts", [2, 4, 8])
-def test_the_same_batches_with_the_same_augmentations_on_any_number_of_hosts(tiny, hosts):
+@pytest.mark.parametrize("processes", [2, 4, 8])
+def test_the_same_batches_with_the_same_augmentations_on_any_number_of_processes(tiny, processes):
     source = sources.open_source(tiny.data, "train")
     tiny.batch_size = 16
     tiny.augment.policy = "autoaugment"
     make = lambda *place: pipeline.train_batches(source, tiny, 16, *place)  # noqa: E731
-    whole, parts = make(), [make(host, hosts) for host in range(hosts)]
+    whole, parts = make(), [make(process, processes) for process in range(processes)]
     for step in (0, 1, 89, 90, 1000):  # 89 crosses the end of the first epoch.
         for key in ("image", "label", "mask"):
             together = np.concatenate([part[step][key] for part in parts])
@@ -114,15 +115,8 @@ def test_flips_are_half_and_can_be_off(tiny):
     ramp = np.tile(np.arange(8, dtype=np.uint8)[None, :, None] * 30, (8, 1, 3))
 
     class Ramp(Numbers):
-        def __init__(self):
-            super().__init__(4)
-            import io
-
-            from PIL import Image
-
-            buffer = io.BytesIO()
-            Image.fromarray(ramp).save(buffer, "PNG")
-            self._images = [buffer.getvalue()] * 4
+        def __init__(self):  # Shuffling takes longest for few records.
+            self._images = [encode(ramp)] * 1000
 
     for flip, low, high in ((True, 0.4, 0.6), (False, 0, 0)):
         tiny.preprocess.flip = flip
@@ -145,23 +139,23 @@ def test_images_cross_as_uint8(tiny):
 
 
 @pytest.mark.parametrize(
-    ("count", "batch", "hosts"), [(100, 8, 1), (100, 8, 4), (5, 8, 2), (16, 8, 2)]
+    ("count", "batch", "processes"), [(100, 8, 1), (100, 8, 4), (5, 8, 2), (16, 8, 2)]
 )
-def test_evaluation_pads_and_drops_nothing(tiny, count, batch, hosts):
+def test_evaluation_pads_and_drops_nothing(tiny, count, batch, processes):
     seen = collections.Counter()
     lengths = set()
-    for host in range(hosts):
+    for process in range(processes):
         tiny.eval_batch_size = batch
-        dataset = pipeline.eval_batches(Numbers(count), tiny, 8, host, hosts)
+        dataset = pipeline.eval_batches(Numbers(count), tiny, 8, process, processes)
         batches = list(dataset.read_ahead(tiny.data))
         lengths.add(len(batches))
         for part in batches:
-            assert len(part["mask"]) == batch // hosts
+            assert len(part["mask"]) == batch // processes
             kept = part["mask"] == 1
             seen.update(part["image"][kept, 0, 0, 0].tolist())
             assert not part["image"][~kept].any()
     assert seen == dict.fromkeys(range(count), 1)
-    assert lengths == {-(-count // batch)}  # The same number of steps on every host.
+    assert lengths == {-(-count // batch)}  # The same number of steps on every process.
 
 
 def broken(count: int, bad: int) -> Numbers:
@@ -171,12 +165,30 @@ def broken(count: int, bad: int) -> Numbers:
     return source
 
 
-@pytest.mark.parametrize("processes", [0, 2])
-def test_an_unreadable_record_is_named(tiny, processes):
+def test_an_unreadable_record_is_named(tiny):
     tiny.batch_size = 8
     batches = pipeline.train_batches(broken(32, 7), tiny, 8)
     with pytest.raises(UserError, match="cannot read number 7"):
-        list(batches.read_ahead(tiny.data, 0, 4, processes))
+        list(batches.read_ahead(tiny.data, 0, 4))
+
+
+def test_a_worker_process_makes_the_same_batches_and_names_an_unreadable_record(tiny, tmp_path):
+    paths = [tmp_path / f"{index}.png" for index in range(32)]
+    for index, path in enumerate(paths):
+        path.write_bytes(encode(np.full((8, 8, 3), index, np.uint8)))
+    # A source that a worker can make without this module and all that it imports.
+    source = sources.FolderSource(("one",), [(str(path), 0) for path in paths])
+    tiny.batch_size = 8  # One chunk.
+    batches = pipeline.train_batches(source, tiny, 8)
+    bad = record_of(batches[2])[3]
+    paths[bad].write_bytes(b"\xff\xd8broken")
+    ahead = batches.read_ahead(tiny.data, 0, 4, workers=1)
+    for step in range(2):
+        made = next(ahead)
+        for key, value in batches[step].items():
+            np.testing.assert_array_equal(made[key], value)
+    with pytest.raises(UserError, match=f"cannot read {paths[bad]}"):
+        list(ahead)
 
 
 def test_an_unreadable_record_is_skipped_where_asked(tiny, capsys):
@@ -215,17 +227,16 @@ def test_a_label_out_of_range_is_named(tiny):
 @pytest.mark.parametrize("size", [1, 7, 16, 48, 101])
 def test_chunks_make_whole_batches(tiny, size):
     tiny.batch_size = size
-    batches = pipeline.train_batches(Numbers(10), tiny, 8)
+    batches = pipeline.train_batches(Numbers(200), tiny, 8)
     for step, ahead in enumerate(batches.read_ahead(tiny.data, 2, 5)):
         assert len(ahead["label"]) == size
         for key, value in batches[2 + step].items():
             np.testing.assert_array_equal(ahead[key], value)
 
 
-@pytest.mark.parametrize("size", [24, 16])  # Two chunks, and one.
-def test_worker_processes_make_the_same_batches_whatever_signals_come(tiny, size):
+def test_worker_processes_make_the_same_batches_whatever_signals_come(tiny):
     source = sources.open_source(tiny.data, "train")
-    tiny.batch_size = size
+    tiny.batch_size = 24  # Two chunks.
     batches = pipeline.train_batches(source, tiny, 16)
     ended, sent = threading.Event(), []
 
@@ -240,7 +251,7 @@ def test_worker_processes_make_the_same_batches_whatever_signals_come(tiny, size
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         sending = pool.submit(send)
         try:
-            for step, ahead in enumerate(batches.read_ahead(tiny.data, 0, 8, processes=2)):
+            for step, ahead in enumerate(batches.read_ahead(tiny.data, 0, 8, workers=2)):
                 for key, value in batches[step].items():
                     np.testing.assert_array_equal(ahead[key], value)
         finally:
@@ -282,11 +293,17 @@ def test_memory_bounds_what_is_read_ahead(tiny):
     tiny.batch_size, size = 256, 64
     tiny.data.prefetch_gib = 0.01
     room = int(0.01 * 2**30 / (size * size * 3))
-    batches = pipeline.train_batches(Counting(100), tiny, size).read_ahead(tiny.data, 0, 100)
+    batches = pipeline.train_batches(Counting(100), tiny, size).read_ahead(tiny.data, 0, 8)
     next(batches)
-    time.sleep(0.5)
-    # Those in the bound, the batch in hand, the one that waits, and the one being put together.
+    end = time.monotonic() + 60
+    while len(made) < room:  # Until what is read ahead is all there.
+        assert time.monotonic() < end, len(made)
+        time.sleep(0.001)
+    # Those in the bound, the batches taken, the one that waits, and the one being put together.
     assert 256 < len(made) <= room + 3 * 256
+    for step, _ in enumerate(batches, 2):
+        assert len(made) <= room + (step + 2) * 256
+    assert len(made) == 8 * 256
 
 
 @pytest.mark.parametrize(
@@ -303,4 +320,4 @@ def test_memory_bounds_what_is_read_ahead(tiny):
 def test_impossible_preprocessing_is_refused(tiny, key, value, message):
     tiny.preprocess[key] = value
     with pytest.raises(UserError, match=message):
-        pipeline.check_config(tiny)
+        default.validate(tiny)

@@ -103,7 +103,7 @@ def test_tfds_that_is_not_there_gives_the_command(tmp_path):
     message = rf"tfds build mnist --data_dir={tmp_path} --file_format=array_record"
     with pytest.raises(UserError, match=message):
         sources.TfdsSource("mnist", str(tmp_path), "train")
-    message = rf"effnet_jax.tools.prepare_imagenet --from=DIR --data_dir={tmp_path}"
+    message = rf"effnet-jax prepare_imagenet --from=DIR --data_dir={tmp_path}"
     with pytest.raises(UserError, match=message):
         sources.TfdsSource("imagenet2012", str(tmp_path), "train")
     with pytest.raises(UserError, match="no directory"):

@@ -1,4 +1,4 @@
-"""A made-up ImageNet: tars, folders and TFRecord files of the real structure, of few images.
+"""A made-up ImageNet: tars and folders of the real structure, with few images.
 
 The images are cut from the photographs that scikit-image ships. They have five of ImageNet's
 classes, among them those of the first validation images, whose names and labels are the real ones.
@@ -11,10 +11,8 @@ import tarfile
 
 import numpy as np
 from PIL import Image
-from tensorboardX import record_writer
 
 from effnet_jax.imagenet import dataset as imagenet
-from effnet_jax.imagenet import shards
 
 PHOTOGRAPHS = (
     "astronaut.png",
@@ -68,6 +66,7 @@ def wnids() -> list[str]:
     return sorted(found)
 
 
+@functools.cache
 def make_images(truncated: bool = True) -> tuple[dict[str, dict[str, bytes]], dict[str, bytes]]:
     """Training images by class and file name, and validation images by file name, encoded."""
     classes = wnids()
@@ -132,37 +131,4 @@ def make_folder(folder: pathlib.Path, truncated: bool = True, flat: bool = True)
     for name, data in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(data)
-    return folder
-
-
-def make_tfrecord(folder: pathlib.Path) -> pathlib.Path:
-    """The same images, none of them truncated, as TFDS writes imagenet2012 by default."""
-    import tensorflow_datasets as tfds
-
-    train, validation = make_images(truncated=False)
-    splits = {
-        "train": [(wnid, *file) for wnid in train for file in train[wnid].items()],
-        "validation": [
-            (imagenet.class_names()[imagenet.validation_label(name, "")], name, data)
-            for name, data in validation.items()
-        ],
-    }
-    version = folder / "imagenet2012" / "5.1.0"
-    version.mkdir(parents=True)
-    infos = []
-    for split, examples in splits.items():
-        path = version / f"imagenet2012-{split}.tfrecord-00000-of-00001"
-        writer = record_writer.RecordWriter(str(path))
-        for wnid, name, data in examples:
-            example = {"image": data, "label": wnid, "file_name": name}
-            writer.write(shards.features().serialize_example(example))
-        writer.close()
-        infos.append(
-            tfds.core.SplitInfo(
-                name=split, shard_lengths=[len(examples)], num_bytes=path.stat().st_size
-            )
-        )
-    tfds.folder_dataset.write_metadata(
-        data_dir=version, features=shards.features(), split_infos=infos, check_data=False
-    )
     return folder

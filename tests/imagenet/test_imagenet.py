@@ -8,9 +8,9 @@ import pytest
 
 from configs import imagenet
 from effnet_jax.errors import UserError
-from effnet_jax.evaluation import checkpoint_of, evaluate
 from effnet_jax.imagenet import prepare, shards
-from effnet_jax.training import loop
+from effnet_jax.training import supervisor
+from tests.evaluating import evaluate_run
 from tests.imagenet import miniature
 
 
@@ -19,10 +19,10 @@ def data_dir(tmp_path_factory) -> pathlib.Path:
     """Prepared from tars with a CMYK image, a PNG and a truncated image, the last one dropped."""
     tars, data_dir = tmp_path_factory.mktemp("tars"), tmp_path_factory.mktemp("data")
     miniature.make_miniature(tars)
-    settings = shards.Settings(size="256", restart_markers=True)
+    settings = shards.Settings(size="256")
     with pytest.raises(UserError, match="damaged image"):
         prepare.prepare(tars, data_dir, settings, subset=True)
-    made = prepare.prepare(tars, data_dir, settings, drop=True, subset=True)
+    made = prepare.prepare(tars, data_dir, settings._replace(drop=True), subset=True)
     assert sorted(why for _, report in made for _, why in report.repaired) == [
         "CMYK JPEG",
         "RGB PNG",
@@ -32,11 +32,11 @@ def data_dir(tmp_path_factory) -> pathlib.Path:
 
 
 def tiny_imagenet(data_dir: pathlib.Path, recipe: str = "autoaugment"):
-    """Two epochs of ImageNet's recipe with the smallest network."""
-    config = imagenet.get_config(f"w=0.25,d=0.2,r=32,{recipe}")
+    """Two epochs of ImageNet's recipe with the smallest network; all runs compile one program."""
+    config = imagenet.get_config(f"efficientnet_v2,w=0.1,d=0.1,r=32,{recipe}")
     config.batch_size = config.eval_batch_size = 16
     config.epochs, config.eval_epochs, config.log_steps = 2.0, 1.0, 2
-    config.schedule.warmup_epochs = 0.0
+    config.schedule.name, config.schedule.warmup_epochs = "constant", 0.0
     config.optimizer.rmsprop.learning_rate = 0.128
     config.model.dtype = "float32"
     config.data.data_dir = str(data_dir)
@@ -46,19 +46,19 @@ def tiny_imagenet(data_dir: pathlib.Path, recipe: str = "autoaugment"):
 def test_prepare_train_evaluate(data_dir, tmp_path):
     config = tiny_imagenet(data_dir)
     assert config.augment.policy == "autoaugment"
-    state, scores = loop.train_and_evaluate(config, tmp_path)
+    state, scores = supervisor.train_and_evaluate(config, tmp_path)
     assert int(state.step) == 2 * 59 // 16
-    assert scores["raw_count"] == scores["ema_count"] == miniature.VALIDATION_IMAGES
+    assert scores["val/raw/count"] == scores["val/ema/count"] == miniature.VALIDATION_IMAGES
     classes = json.loads((tmp_path / "classes.json").read_text())
     assert len(classes) == 1000
-    result = evaluate(checkpoint_of(str(tmp_path), weights="ema"))
+    result = evaluate_run(tmp_path)
     assert result["count"] == miniature.VALIDATION_IMAGES
-    assert result["top1"] == scores["ema_top1"]
-    assert result["loss"] == pytest.approx(scores["ema_loss"], rel=1e-5)
+    assert result["top1"] == scores["val/ema/top1"]
+    assert result["loss"] == pytest.approx(scores["val/ema/loss"], rel=1e-5)
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     losses = [row["train_loss"] for row in rows if "train_loss" in row]
     assert losses[-1] < losses[0]  # From ln(1000) towards the five classes that there are.
-    held_out = evaluate(checkpoint_of(str(tmp_path)), data="imagenet_minival")
+    held_out = evaluate_run(tmp_path, data="imagenet_minival")
     assert held_out["count"] > 0
 
 
@@ -71,14 +71,14 @@ def test_a_truncated_image_stops_the_run_or_is_skipped(data_dir, tmp_path, capfd
     config.model.num_classes = 1000
     bad = next(path for path in (folder / "train").rglob(f"*_{miniature.TRUNCATED * 37}.JPEG"))
     with pytest.raises(UserError, match=bad.name):  # Before the first step, where it is looked at.
-        loop.train_and_evaluate(config, tmp_path / "checked")
+        supervisor.train_and_evaluate(config, tmp_path / "checked")
     config.data.check_images = 0
     with pytest.raises(UserError, match=rf"{bad.name}.*Last good checkpoint"):
-        loop.train_and_evaluate(config, tmp_path / "stopped")
+        supervisor.train_and_evaluate(config, tmp_path / "stopped")
     config.data.on_corrupt = "skip"
-    state, scores = loop.train_and_evaluate(config, tmp_path / "skipped")
+    state, scores = supervisor.train_and_evaluate(config, tmp_path / "skipped")
     assert int(state.step) == 2 * 60 // 16
-    assert np.isfinite(scores["ema_loss"])
+    assert np.isfinite(scores["val/ema/loss"])
     assert f"skipped: cannot read {bad}" in capfd.readouterr().err
     rows = map(json.loads, (tmp_path / "skipped/metrics.jsonl").read_text().splitlines())
     assert sum(row.get("skipped_images", 0) for row in rows) in (1, 2)
@@ -88,6 +88,6 @@ def test_synthetic_data_takes_the_pipeline_out(tmp_path):
     config = tiny_imagenet(tmp_path / "nothing here")
     config.data.synthetic = True
     config.epochs = 16 * 6 / 1_281_167
-    state, scores = loop.train_and_evaluate(config, tmp_path / "run")
+    state, scores = supervisor.train_and_evaluate(config, tmp_path / "run")
     assert int(state.step) == 6
-    assert scores["raw_count"] == 1000
+    assert scores["val/raw/count"] == 1000

@@ -1,15 +1,18 @@
-"""ImageNet prepared from tars, folders and TFDS copies, whole, and however often it was killed."""
+"""ImageNet prepared from tars, folders and a copy by TFDS, whole, and however often killed."""
 
 import csv
 import functools
 import hashlib
 import io
+import json
 import multiprocessing
+import multiprocessing.forkserver
 import os
 import pathlib
 import random
 import re
 import resource
+import shlex
 import shutil
 import signal
 import socket
@@ -22,17 +25,28 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from effnet_jax.data import sources, turbojpeg
+from effnet_jax import cli
+from effnet_jax.data import sources
 from effnet_jax.data.decode import decode_image
 from effnet_jax.errors import UserError
 from effnet_jax.imagenet import dataset as imagenet
 from effnet_jax.imagenet import prepare, shards
+from effnet_jax.run import files
 from effnet_jax.run.workers import heeding_ctrl_c
 from effnet_jax.tools import prepare_imagenet
-from tests.imagenet import miniature
+from tests.imagenet import miniature, victim
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-ORIGINAL = shards.Settings()
+ORIGINAL, DROP = shards.Settings(), shards.Settings(drop=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fork_server():
+    """Starts processes that have all modules imported already; so it has to be the first."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([victim.__name__, "cv2", "tensorflow_datasets"])
+    multiprocessing.forkserver.ensure_running()
+    return context
 
 
 @pytest.fixture(scope="module")
@@ -71,9 +85,16 @@ def repaired(data_dir: pathlib.Path) -> list[list[str]]:
         return list(csv.reader(file))[1:]
 
 
-def run_tool(*arguments: str, **options) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "effnet_jax.tools.prepare_imagenet", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, **options)
+def run_tool(*arguments: str) -> None:
+    prepare_imagenet.main(prepare_imagenet.PARSER.parse_args(list(arguments)))
+
+
+def as_tfrecord(data_dir: pathlib.Path, copy: pathlib.Path) -> pathlib.Path:
+    """A copy of a prepared data set that says it is stored as TFRecord; returns its folder."""
+    shutil.copytree(data_dir, copy)
+    info = prepare.places(copy)[0] / "dataset_info.json"
+    info.write_text(json.dumps({**json.loads(info.read_text()), "fileFormat": "tfrecord"}))
+    return info.parent
 
 
 # --- The order, and minival -----------------------------------------------------------------------
@@ -93,8 +114,13 @@ def test_order_is_python_2_s():
     assert digest == "c7050684747527374a5b3d733b391ca10db949da2eb8f5e9bce8dd42e7113721"
 
 
+def minival_images(images: int) -> int:
+    bounds = imagenet.shard_bounds("train", images)
+    return bounds[imagenet.minival_shards(len(bounds) - 1)]
+
+
 def test_minival_holds_what_the_reference_s_does():
-    assert imagenet.minival_images(1_281_167) == 25022
+    assert minival_images(1_281_167) == 25022
     bounds = imagenet.shard_bounds("train", 1_281_167)
     assert len(bounds) == 1025
     assert bounds[20] == 25022
@@ -111,8 +137,8 @@ def test_minival_of_a_part_ends_with_a_shard(images):
     assert bounds[-1] == images
     assert sizes.min() >= 1
     assert sizes.max() - sizes.min() <= 1
-    assert imagenet.minival_images(images) in bounds
-    assert 1 <= imagenet.minival_images(images) <= images / 7
+    assert minival_images(images) in bounds
+    assert 1 <= minival_images(images) <= images / 7
 
 
 def test_classes_are_imagenet_s():
@@ -150,7 +176,7 @@ def test_records_are_the_images_in_the_tars(prepared):
 
 def test_minival_is_the_first_of_train(prepared):
     minival, train = records(prepared, "minival"), records(prepared, "train")
-    assert len(minival) == imagenet.minival_images(60) == 7
+    assert len(minival) == minival_images(60) == 7
     assert minival == train[:7]
     assert records(prepared, "train[7:]") == train[7:]
     files = sorted(prepare.places(prepared)[0].glob("*-minival*"))
@@ -163,11 +189,9 @@ def test_this_program_reads_it(prepared):
     assert (len(source), source[0]["label"]) == (7, records(prepared, "minival")[0][1])
 
 
-@pytest.mark.parametrize("kind", ["flat folder", "folder", "tfrecord", "array_record"])
+@pytest.mark.parametrize("kind", ["flat folder", "folder", "array_record"])
 def test_every_input_gives_the_same_bytes(kind, prepared, tmp_path):
-    if kind == "tfrecord":
-        root = miniature.make_tfrecord(tmp_path / "in")
-    elif kind == "array_record":
+    if kind == "array_record":
         root = prepared
     else:
         root = miniature.make_folder(tmp_path / "in", truncated=False, flat=kind == "flat folder")
@@ -219,9 +243,6 @@ def test_sizes():
     png = miniature.encode(photograph, "PNG")
     resized, found = shards.fit(png, shards.Settings("256"))
     assert (decode_image(resized).shape, found) == ((256, 320, 3), "RGB PNG")
-    marked, found = shards.fit(data, shards.Settings(restart_markers=True))
-    assert (marked != data, found) == (True, None)
-    np.testing.assert_array_equal(decode_image(marked), decode_image(data))
 
 
 # --- What is refused ------------------------------------------------------------------------------
@@ -234,14 +255,16 @@ def test_counts_of_a_part_are_refused(tars, tmp_path):
     assert contents(tmp_path) == {}
     # Each class complete, but for one image.
     low, _ = imagenet.PER_CLASS["validation"]
-    items = [imagenet.Item("", label, "", 0, 0) for label in range(1000) for _ in range(low)]
+    items = [
+        imagenet.Item(f"{label} {n}", label, "", 0, 0) for label in range(1000) for n in range(low)
+    ]
     imagenet.check("validation", items)
     with pytest.raises(UserError, match=r"49,999 images.*49 images of n01440764, where 50"):
         imagenet.check("validation", items[1:])
 
 
 def test_checksums_are_compared_and_remembered(tars, tmp_path, monkeypatch):
-    monkeypatch.setattr(imagenet, "check", lambda split, items: None)
+    monkeypatch.setattr(imagenet, "check", lambda split, items, subset: None)
     with pytest.raises(
         UserError, match=r"img_train.tar has the MD5 \w+ .*1d675b47d978889d74fa0da5"
     ):
@@ -297,22 +320,31 @@ def test_inputs_that_are_not_imagenet(tars, prepared, tmp_path):
     (folder / "train" / "cats").mkdir()
     (folder / "train" / "cats" / "1.jpg").write_bytes(b"")
     fails(folder, r"train/cats: 'cats' is none of ImageNet's 1000 classes")
-    copy = miniature.make_tfrecord(tmp_path / "copy")
-    (file,) = copy.glob("*/*/*-train*")
-    data = file.read_bytes()
-    file.write_bytes(data[:-1000])
-    fails(copy, "ends early, at byte")
-    file.write_bytes(b"\1" + data[1:])
-    fails(copy, "damaged at byte 0")
     shutil.copytree(prepared, tmp_path / "records")
     file = next((tmp_path / "records").glob("*/*/*-train*"))
     data = file.read_bytes()
     file.write_bytes(data[:5000] + bytes(1000) + data[6000:])
     fails(tmp_path / "records", rf"{file.name} is damaged: .*; copy it again")
     file.write_bytes(data[:100_000])
-    fails(tmp_path / "records", rf"{file.name} holds 0 records and should hold .; copy it again")
+    fails(
+        tmp_path / "records", rf"{file.name} has 100,000 bytes, and 0 of its . records can be read"
+    )
     file.unlink()
     fails(tmp_path / "records", f"{file.name} is missing")
+
+
+def test_a_tfrecord_copy_is_to_be_converted(prepared, tmp_path):
+    version = as_tfrecord(prepared, tmp_path / "copy")
+    message = (
+        r"stored as tfrecord, not as ArrayRecord.*:\n  tfds convert_format "
+        rf"--out_file_format=array_record --dataset_version_dir={version} "
+        r"--out_dir=NEW_DIR/imagenet2012/5\.1\.0\n"
+    )
+    with pytest.raises(UserError, match=message):
+        sources.TfdsSource("imagenet2012", str(tmp_path / "copy"), "train")
+    with pytest.raises(UserError, match=message):
+        prepare.prepare(tmp_path / "copy", tmp_path / "out", ORIGINAL, subset=True)
+    assert contents(tmp_path / "out") == {}
 
 
 def test_a_disk_that_is_too_small(tars, tmp_path, monkeypatch):
@@ -340,16 +372,9 @@ def test_a_finished_set_is_kept(tars, prepared):
 
 
 def test_bad_flags():
-    result = run_tool("--from=a", "--data_dir=b", "--size=300")
-    assert result.returncode == 2
-    assert "--size" in result.stderr
-
-
-def test_restart_markers_need_their_library(monkeypatch):
-    monkeypatch.setattr(turbojpeg, "library", lambda: None)
-    monkeypatch.setattr(sys, "argv", ["", "--from=a", "--data_dir=b", "--restart_markers"])
-    with pytest.raises(UserError, match="pip install turbojpeg"):
-        prepare_imagenet.main()
+    for flag in ("--size=300", "--quality=0", "--processes=0"):
+        with pytest.raises(UserError, match=flag.partition("=")[0]):
+            run_tool("--from=a", "--data_dir=b", flag)
 
 
 # --- Damaged images -------------------------------------------------------------------------------
@@ -367,10 +392,10 @@ def test_a_damaged_image_stops_or_is_dropped(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:  # Stopped when it had dropped it, it isn't forgotten.
         patch.setattr(prepare, "_finish", lambda *_: sys.exit(3))
         with pytest.raises(SystemExit):
-            prepare.prepare(root, tmp_path / "out", ORIGINAL, drop=True, subset=True)
+            prepare.prepare(root, tmp_path / "out", DROP, subset=True)
     with pytest.raises(UserError, match=message):
         prepare.prepare(root, tmp_path / "out", ORIGINAL, subset=True)
-    made = prepare.prepare(root, tmp_path / "out", ORIGINAL, drop=True, subset=True)
+    made = prepare.prepare(root, tmp_path / "out", DROP, subset=True)
     assert [n for _, report in made for n, _ in report.dropped] == [name]
     stored = [file_name for file_name, _, _ in records(tmp_path / "out", "train")]
     files = sorted(n for wnid in miniature.make_images()[0].values() for n in wnid)
@@ -382,7 +407,7 @@ def test_a_shard_of_nothing_but_damaged_images(tmp_path):
     root = miniature.make_folder(tmp_path / "in", truncated=False)
     for path in sorted((root / "val").iterdir())[:2]:
         path.write_bytes(path.read_bytes()[:500])
-    prepare.prepare(root, tmp_path / "out", ORIGINAL, drop=True, subset=True)
+    prepare.prepare(root, tmp_path / "out", DROP, subset=True)
     assert len(records(tmp_path / "out", "validation")) == 8
     assert len(sources.TfdsSource("imagenet2012", str(tmp_path / "out"), "validation")) == 8
 
@@ -390,38 +415,15 @@ def test_a_shard_of_nothing_but_damaged_images(tmp_path):
 # --- Stopped, and going on ------------------------------------------------------------------------
 
 
-EVENTS = ("open", "os.rename", "os.link", "os.mkdir", "os.remove", "os.rmdir", "shutil.rmtree")
-
-
-def prepare_in_group(source, data_dir, began, processes, events, last_event) -> None:
-    """Prepares in a process group of its own, and counts what it does to files in `data_dir`.
-
-    Kills itself just before it does `last_event`, where there is to be one.
-    """
-    os.setsid()
-    sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - as long as the process.
-
-    def count(event: str, arguments: tuple) -> None:
-        if event in EVENTS and str(data_dir) in str(arguments):
-            events.value += 1
-            if events.value == last_event:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-    sys.addaudithook(count)
-    began.set()
-    prepare.prepare(source, data_dir, ORIGINAL, subset=True, processes=processes)
-
-
 @pytest.fixture(scope="module")
-def start(tars):
+def start(tars, fork_server):
     """Starts preparation in a process that has all modules imported already."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.data.test_prepare", "cv2", "tensorflow_datasets"])
+    context = fork_server
 
     def begin(data_dir: pathlib.Path, processes: int = 1, last_event: int = 0):
         began, events = context.Event(), context.Value("i", 0)
         arguments = (tars, data_dir, began, processes, events, last_event)
-        process = context.Process(target=prepare_in_group, args=arguments)
+        process = context.Process(target=victim.run, args=arguments)
         process.start()
         assert began.wait(60)
         process.events = events
@@ -504,33 +506,27 @@ def test_other_settings_or_images_are_refused(half_prepared, tars, tmp_path_fact
 
 
 def test_a_second_process_is_refused(half_prepared, tars):
-    holder = rf"by process {os.getpid()} on {re.escape(socket.gethostname())}; wait until it ends"
-    with prepare._locked(prepare.places(half_prepared)[1]):
-        result = run_tool(f"--from={tars}", f"--data_dir={half_prepared}", "--subset")
-        assert result.returncode == 2
-        assert re.search(rf"is being prepared {holder}", result.stderr)
-        with pytest.raises(UserError, match=rf"imagenet2012' is being prepared in .* {holder}"):
+    work = prepare.places(half_prepared)[1]
+    holder = rf"preparation \(process {os.getpid()} on host {re.escape(socket.gethostname())}\)"
+    message = rf"another {holder} is running in {work}; wait for it"
+    with files.Lock(work / "lock"):
+        with pytest.raises(UserError, match=message):
+            run_tool(f"--from={tars}", f"--data_dir={half_prepared}", "--subset")
+        with pytest.raises(UserError, match=message):
             sources.TfdsSource("imagenet2012", str(half_prepared), "train")
 
 
-def test_reading_what_is_half_prepared_gives_the_command_that_goes_on(half_prepared):
+def test_reading_what_is_half_prepared_gives_the_command_that_goes_on(half_prepared, capsys):
     with pytest.raises(UserError, match=r"is half prepared in .* Go on with:\n") as error:
         sources.TfdsSource("imagenet2012", str(half_prepared), "train")
-    command = str(error.value).partition("\n")[2].split()
-    assert command[:3] == ["python", "-m", "effnet_jax.tools.prepare_imagenet"]
-    result = run_tool(*command[3:], "--processes=1")
-    assert result.returncode == 0, result.stderr
-    assert "going on: 16 of 16 shards are there" in result.stderr
-    assert "repaired train" in result.stdout
-    assert f"--config.data.data_dir={half_prepared}" in result.stdout
-
-
-def test_a_tfrecord_copy_is_to_be_prepared_again(tmp_path):
-    miniature.make_tfrecord(tmp_path)
-    version = tmp_path / "imagenet2012" / "5.1.0"
-    message = rf"(?s)stored as tfrecord.*prepare_imagenet --from={version} --data_dir=NEW_DIR"
-    with pytest.raises(UserError, match=message):
-        sources.TfdsSource("imagenet2012", str(tmp_path), "train")
+    command = shlex.split(str(error.value).partition("\n")[2])
+    assert command[:2] == ["effnet-jax", "prepare_imagenet"]
+    capsys.readouterr()
+    run_tool(*command[2:], "--processes=1")
+    output = capsys.readouterr()
+    assert "going on: 16 of 16 shards are there" in output.err
+    assert "repaired train" in output.out
+    assert f"--config.data.data_dir={half_prepared}" in output.out
 
 
 def test_a_ctrl_c_whose_exception_was_lost_is_heeded_all_the_same():
@@ -547,33 +543,29 @@ def test_a_ctrl_c_whose_exception_was_lost_is_heeded_all_the_same():
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_ctrl_c_leaves_what_can_go_on(tars, prepared, tmp_path):
-    arguments = (f"--from={tars}", f"--data_dir={tmp_path}", "--subset", "--processes=2")
-    command = [sys.executable, "-m", "effnet_jax.tools.prepare_imagenet", *arguments]
+def test_ctrl_c_leaves_what_can_go_on_without_tensorflow(tars, prepared, tmp_path):
+    arguments = (f"--from={tars}", f"--data_dir={tmp_path}", "--subset")
+    command = [sys.executable, "-m", "effnet_jax", "prepare_imagenet", "--processes=2", *arguments]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    # Whoever runs the tests in the background of a shell has it ignored.
+    # It is ignored if the tests run in the background of a shell.
     heed = functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, preexec_fn=heed, **pipes)
-    # While the workers start, which takes a second: all their work takes no longer.
+    # While the workers start, which takes a second: all their work takes less.
     while process.poll() is None and not list(tmp_path.glob("*/*/data")):
         time.sleep(0.001)
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 75, errors
+    assert process.returncode == cli.INTERRUPTED == 75, errors
     assert errors.endswith("stopped by Ctrl-C; the same command goes on\n")
     assert "Traceback" not in errors
-    assert run_tool(*arguments).returncode == 0
-    assert contents(tmp_path) == contents(prepared)
-
-
-def test_tensorflow_is_not_imported(tars, tmp_path):
     code = (
-        "import pathlib, sys\n"
-        "from effnet_jax.data import prepare, shards, sources\n"
-        f"root, out = pathlib.Path({str(tars)!r}), pathlib.Path({str(tmp_path)!r})\n"
-        "prepare.prepare(root, out, shards.Settings(), subset=True)\n"
-        "sources.TfdsSource('imagenet2012', str(out), 'train')[0]\n"
+        "import sys\n"
+        "from effnet_jax.data import sources\n"
+        "from effnet_jax.tools import prepare_imagenet as tool\n"
+        f"tool.main(tool.PARSER.parse_args({[*arguments, '--processes=1']!r}))\n"
+        f"sources.TfdsSource('imagenet2012', {str(tmp_path)!r}, 'train')[0]\n"
         "print([name for name in sys.modules if name.partition('.')[0] == 'tensorflow'])\n"
     )
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert result.stdout.strip() == "[]", result.stderr
+    assert result.stdout.splitlines()[-1:] == ["[]"], result.stderr
+    assert contents(tmp_path) == contents(prepared)

@@ -105,6 +105,7 @@ def test_the_table_s_feature_sizes_are_the_module_s(base, stem_stride, stem):
 @pytest.mark.parametrize(
     ("base", "stages"),  # As many stages as have every kind of layer.
     [
+        ("efficientnet", 2),
         ("efficientnet_lite", 2),
         ("efficientnet_edgetpu", 2),
         ("efficientnet_v2", 4),
@@ -145,15 +146,15 @@ def test_every_parameter_gets_a_gradient(base, stages):
 
 
 def test_a_fresh_residual_block_passes_its_input_on():
-    block = resnet.architecture(50, Coefficients(0.125, 1.0, 32)).stages[0][1]
+    block = resnet.base(50).architecture(Coefficients(0.125, 1.0, 32)).stages[0][1]
     assert block.has_skip
-    parts = network.Parts(
+    factories = network.LayerFactories(
         conv=layers.Conv,
         depthwise=layers.DepthwiseConv,
         norm=functools.partial(layers.BatchNorm, train=False, momentum=0.9, epsilon=1e-3),
         act=jax.nn.relu,
     )
-    module = block.module(parts, name="block2")
+    module = block.module(factories, name="block2")
     x = np.random.default_rng(0).normal(size=(2, 3, 3, block.inputs)).astype("f")
     run = functools.partial(module.init_with_output, train=False)
     y, variables = jax.jit(run, compiler_options=QUICK)(jax.random.key(1), x)

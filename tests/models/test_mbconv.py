@@ -13,10 +13,10 @@ from jax import lax
 from effnet_jax import models
 from effnet_jax.models import init_variables, layers
 from effnet_jax.models.mbconv import FusedMBConv
-from effnet_jax.models.network import Parts
+from effnet_jax.models.network import LayerFactories
 from effnet_jax.models.operations import lax_depthwise_conv
 
-PARTS = Parts(
+FACTORIES = LayerFactories(
     conv=layers.Conv,
     depthwise=layers.DepthwiseConv,
     norm=functools.partial(layers.BatchNorm, train=False, momentum=0.9, epsilon=1e-3),
@@ -42,7 +42,7 @@ def test_a_fused_block_is_its_layers_in_order(expanded, stride, outputs, skip):
         kernel=3,
         expanded=expanded,
     )
-    module = block.module(PARTS, name="block1")
+    module = block.module(FACTORIES, name="block1")
     x = rng.normal(size=(2, 5, 5, 4)).astype("f")
     shapes = jax.eval_shape(functools.partial(module.init, train=False), jax.random.key(0), x)
     variables = jax.tree.map(lambda leaf: rng.uniform(0.5, 1.5, leaf.shape).astype("f"), shapes)

@@ -12,7 +12,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from effnet_jax.models import layers, operations
 
-SIZES = [(8, 8), (9, 9), (7, 10), (1, 1), (2, 3)]
+SIZES = [(8, 9), (7, 10), (1, 1), (2, 3)]
 
 
 def plain_depthwise(x, kernel, stride, padding="same"):
@@ -63,17 +63,17 @@ def test_depthwise_and_both_gradients_equal_lax_with_symmetric_padding(kernel):
     w = jax.random.normal(keys[1], (kernel, kernel, 1, 6))
     for height, width in [(8, 7), (1, 2)]:
         x = jax.random.normal(keys[0], (2, height, width, 6))
-        found, same, expected = (
+        found, expected = (
             jax.jit(functools.partial(value_and_grads, operation, stride=2))(x, w)
             for operation in (
                 functools.partial(operations.depthwise_conv, padding="symmetric"),
-                operations.depthwise_conv,
                 functools.partial(plain_depthwise, padding="symmetric"),
             )
         )
         for actual, right in zip(found, expected, strict=True):
             assert_close(actual, right)
-        assert not np.allclose(found[0], same[0])  # An even side tells the two apart.
+        same = plain_depthwise(x, w, 2)
+        assert not np.allclose(found[0], same)  # An even side tells the two apart.
 
 
 @pytest.mark.parametrize("size", [8, 9])
@@ -100,8 +100,11 @@ def test_symmetric_padding_of_convolutions(kernel, size):
 def test_depthwise_in_bfloat16():
     x = jax.random.normal(jax.random.key(0), (2, 16, 16, 8), jnp.bfloat16)
     w = jax.random.normal(jax.random.key(1), (5, 5, 1, 8), jnp.bfloat16)
-    ours = value_and_grads(operations.depthwise_conv, x, w, 1)
-    exact = value_and_grads(plain_depthwise, x.astype(jnp.float32), w.astype(jnp.float32), 1)
+    ours, exact = (
+        jax.jit(functools.partial(value_and_grads, operation, stride=1))
+        for operation in (operations.depthwise_conv, plain_depthwise)
+    )
+    ours, exact = ours(x, w), exact(x.astype(jnp.float32), w.astype(jnp.float32))
     for actual, expected in zip(ours, exact, strict=True):
         assert actual.dtype == jnp.bfloat16
         assert_close(actual.astype(jnp.float32), expected, 0.02)
@@ -145,7 +148,8 @@ def test_depthwise_over_a_sharded_batch_gathers_nothing():
     text = step.lower(x, w).compile().as_text()
     assert "all-gather" not in text
     assert "all-to-all" not in text
-    for actual, expected in zip(step(x, w), value_and_grads(plain_depthwise, x, w, 1), strict=True):
+    plain = jax.jit(functools.partial(value_and_grads, plain_depthwise, stride=1))
+    for actual, expected in zip(step(x, w), plain(x, w), strict=True):
         assert_close(actual, expected)
 
 

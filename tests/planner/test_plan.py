@@ -2,19 +2,18 @@
 
 import importlib.util
 import json
-import subprocess
-import sys
 
 import jax
 import pytest
 import rich.console
 from conftest import ROOT
 
-from effnet_jax import parallel
+from effnet_jax import cli, parallel
 from effnet_jax.errors import UserError
 from effnet_jax.imagenet import dataset as imagenet
 from effnet_jax.planner import plan as planner
 from effnet_jax.planner.plan import GIB
+from effnet_jax.tools import plan as command
 
 MADE = planner.Program(GIB, 1e12, 8.19e10, {"all-reduce": (3, 21_000_000)}, 0.1, "memory")
 
@@ -70,12 +69,23 @@ def test_a_missing_compiler_names_the_extra(monkeypatch):
         planner.topology_mesh("v5e:2x2")
 
 
-def test_the_command_ends_with_one_message():
-    command = [sys.executable, "-m", "effnet_jax.tools.plan", "--topology=v5e:5x5"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: unknown --topology=v5e:5x5; v5e has v5e:1x1")
-    assert done.stderr.count("\n") == 1
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--topology=v5e:5x5"], "error: unknown --topology=v5e:5x5; v5e has v5e:1x1"),
+        ([], "error: the following arguments are required: --topology"),
+        (["--topology=v5e:2x2", "--batch=8", "--batch_per_chip=2"], "error: argument --batch_per"),
+        (["--topology=v5e:2x2", "--search=speed"], "error: argument --search: invalid choice"),
+    ],
+)
+def test_the_command_ends_with_one_message(arguments, message, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit) as ended:
+        cli.run(command.main, command.PARSER, arguments)
+    errors = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert errors.startswith(message)
+    assert errors.count("\n") == 1
 
 
 def test_the_demand_is_read_from_the_compilers_errors():

@@ -1,5 +1,4 @@
 import json
-import sys
 
 import pytest
 
@@ -10,10 +9,9 @@ from tests.weights.stand_ins import in_format, write_pth
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
+def run(capsys):
     def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["convert", *map(str, arguments)])
-        convert.main()
+        convert.main(convert.PARSER.parse_args([*map(str, arguments)]))
         return capsys.readouterr().out
 
     return call

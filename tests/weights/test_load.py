@@ -19,7 +19,6 @@ from effnet_jax.models.efficientnet import VARIANTS
 from effnet_jax.weights import timm, torchvision
 from effnet_jax.weights.origins import NAMES
 from tests import golden_checkpoint
-from tests.conftest import ROOT
 from tests.weights.stand_ins import TINY, flat, in_format, random_weights, table, write_pth
 
 GIVEN = {"timm": "timm_tf"}  # Names that leave the origin open.
@@ -125,8 +124,11 @@ def test_every_format_gives_the_same_arrays_and_its_shapes_tell_the_model(tmp_pa
 def test_variants_are_told_by_their_shapes():
     names = NAMES["timm"]
     for model in ("b0", "b8", "lite3", "edgetpu-m", "v2-b3", "v2-xl"):
-        shapes = {names.of(array): names.shape(array) for array in table(model, 7)}
-        assert weights._config(None, None, names, shapes, "file")[0] == model
+        found = {
+            names.of(array): np.broadcast_to(np.float32(0), names.shape(array))
+            for array in table(model, 7)
+        }
+        assert weights._match(None, None, names, found, "file")[0] == model
 
 
 def test_our_names_without_our_metadata_leave_the_preprocessing_open(tmp_path):
@@ -180,7 +182,7 @@ def test_names_that_two_origins_share_are_not_guessed_at(tmp_path):
     path = write(tmp_path / "w.safetensors", in_format("timm", "b0"))
     with pytest.raises(UserError, match=r"origin timm_tf for TensorFlow's .* or timm for"):
         weights.load(path)
-    with pytest.raises(UserError, match="names of timm, and origin keras has those of keras"):
+    with pytest.raises(UserError, match="names of timm, and origin keras has the names of keras"):
         weights.load(path, origin="keras")
     own, ported = weights.load(path, origin="timm"), weights.load(path, origin="timm_tf")
     assert (own.config.padding, own.config.batch_norm_epsilon) == ("symmetric", 1e-5)
@@ -281,8 +283,8 @@ def test_preprocessing_may_be_overridden(tmp_path):
 
 
 def test_the_crops_of_torchvision_and_timm_are_what_they_state():
-    assert torchvision.preprocess(torchvision.RECIPES["b0"])["crop_fraction"] == 224 / 256
-    assert timm.preprocess(timm.TENSORFLOW["b7"])["crop_fraction"] == 0.949
+    assert torchvision.RECIPES["b0"]["crop_fraction"] == 224 / 256
+    assert timm.TENSORFLOW["b7"]["crop_fraction"] == 0.949
     assert set(timm.TENSORFLOW) == set(timm.OWN) == set(VARIANTS)
 
 
@@ -500,14 +502,20 @@ def test_a_run_of_ours_has_its_averages_classes_and_preprocessing():
     assert found.config.num_classes == 10
 
 
-def test_a_file_is_loaded_without_what_only_training_needs(tmp_path):
+def test_a_file_is_loaded_in_any_folder_without_what_only_training_needs(tmp_path, elsewhere):
     path = tmp_path / "w.safetensors"
     weights.save(path, random_weights())
     program = f"""
 import sys, effnet_jax
 assert not {{"jax", "flax", "numpy"}} & sys.modules.keys()
 effnet_jax.load({str(path)!r})
+from effnet_jax.tools import convert, predict
+convert.main(convert.PARSER.parse_args([{str(path)!r}, "--to=out", "--names=timm"]))
 heavy = "orbax grain tensorflow tensorflow_datasets torch tensorboardX sklearn matplotlib h5py"
 assert not set(heavy.split()) & sys.modules.keys(), set(heavy.split()) & sys.modules.keys()
+from effnet_jax.tools import summary
+summary.main(summary.PARSER.parse_args(["b0"]))
+assert "configs" not in sys.modules
 """
-    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
+    subprocess.run([sys.executable, "-c", program], check=True, **elsewhere)
+    check_equal(weights.load(elsewhere["cwd"] / "out"), random_weights())

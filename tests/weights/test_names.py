@@ -5,7 +5,7 @@ import pytest
 from effnet_jax import models
 from effnet_jax.errors import UserError
 from effnet_jax.weights import origins
-from effnet_jax.weights.names import arrays
+from effnet_jax.weights.names import list_arrays
 from effnet_jax.weights.origins import NAMES, ORIGINS
 from tests.conftest import GOLDEN, config_for, variable_shapes
 from tests.weights.stand_ins import table
@@ -38,7 +38,7 @@ def test_every_array_has_the_name_and_shape_that_each_format_gives_it(model):
 @pytest.mark.parametrize("model", ["lite2", "v2-b0", "resnet18", "mobilenet_v1"])
 def test_our_names_and_shapes_are_those_of_the_parameter_tree(model):
     config = config_for(model)
-    found = arrays(models.architecture(config))
+    found = list_arrays(models.architecture(config))
     assert {array.name: array.shape for array in found} == variable_shapes(config)
 
 

@@ -1,0 +1,53 @@
+"""Evaluates a run, or any weights, on a data set.
+
+As in: effnet-jax eval --workdir=DIR [--data=SET] [--step=N] [--weights=ema|raw]
+       effnet-jax eval --weights=FILE --data=SET (or --data_dir=FOLDER of images)
+
+Without --data, a run is evaluated on its own evaluation split. SET is in configs/evaluation:
+--data=imagenet_a, --data=imagenet_v2:topimages or --data=configs/evaluation/imagenet_a.py. Crop,
+resizing and normalisation are the weights' own; --model, --origin and --classes are as for convert,
+for a FILE that doesn't state them.
+The last line is a JSON object: top1, top5, loss, count, step, weights; for imagenet_c mce as well.
+"""
+
+import argparse
+import json
+import pathlib
+
+from effnet_jax import cli
+from effnet_jax.errors import UserError
+
+PARSER = cli.Parser(__doc__, joins=True)
+add = PARSER.add_argument
+add("--workdir", metavar="DIR", help="workdir of the run; its config is read from there")
+add("--step", type=int, help="of the checkpoint; by default the newest")
+add("--weights", default="ema", help="ema or raw, of a run; or a file, or hf://ORG/NAME")
+add("--data", metavar="SET", help="NAME or NAME:ARGUMENT of configs/evaluation, or FILE.py")
+add("--data_dir", metavar="DIR", help="where the data is; or a folder of images")
+add("--csv", metavar="FILE", help="add a row with result, run and machine to this file")
+for name in ("model", "origin", "classes"):
+    add(f"--{name}", help="of a FILE that doesn't state it")
+
+
+def main(args: argparse.Namespace) -> None:
+    of_run = args.weights in ("ema", "raw")
+    stated = {"model": args.model, "origin": args.origin, "classes": args.classes}
+    if of_run and args.workdir is None:
+        raise UserError("give --workdir=DIR, the folder of a run, or --weights=FILE of weights")
+    others = stated.values() if of_run else (args.workdir, args.step)
+    if any(value is not None for value in others):
+        raise UserError(
+            "--workdir and --step apply to runs; --model, --origin and --classes to weight files"
+        )
+    if not of_run and args.data is None and args.data_dir is None:
+        raise UserError("give --data=SET, or --data_dir=FOLDER of images, to evaluate weights on")
+    from effnet_jax import config, evaluation, weights
+
+    run, source = config.load(args.workdir) if of_run else None, args.workdir or args.weights
+    if args.step is not None:
+        source = pathlib.Path(source, "checkpoints", str(args.step))
+    found = weights.load(source, weights=args.weights if of_run else "ema", **stated)
+    chosen = evaluation.choose_data(found, run, args.data, args.data_dir)
+    result = evaluation.evaluate(found, chosen, args.weights, args.csv, args.processes)
+    if args.processes.is_first:
+        print(json.dumps(result))
