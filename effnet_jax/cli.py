@@ -53,8 +53,9 @@ def tune_process() -> None:
     if sys.platform == "linux" and "glibc.malloc.hugetlb" not in tunables:
         settings = {"GLIBC_TUNABLES": ":".join(filter(None, (tunables, huge_pages)))}
         # When a program comes out of the compilation cache, XLA's CPU backend logs kilobytes about
-        # two tuning flags that no processor "supports"; real failures are raised.
-        settings["TF_CPP_MIN_LOG_LEVEL"] = os.environ.get("TF_CPP_MIN_LOG_LEVEL", "3")
+        # two tuning flags that no processor "supports"; real failures are raised. JAX sets 1.
+        if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":
+            settings["TF_CPP_MIN_LOG_LEVEL"] = "3"
         sys.stdout.flush()
         os.execve(sys.executable, sys.orig_argv, {**os.environ, **settings})
 

@@ -1,1 +1,1 @@
-"""Commands: python -m effnet_jax.tools.NAME."""
+"""Commands: effnet-jax NAME, or python -m effnet_jax NAME."""

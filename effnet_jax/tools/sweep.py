@@ -25,7 +25,7 @@ from effnet_jax.sweeps.schedule import make_schedule
 
 def parser(doc: str) -> cli.Parser:
     """The flags of all commands that launch runs."""
-    parser = cli.Parser(doc, config="cluttered_digits")
+    parser = cli.Parser(doc, config="cluttered_digits", computes=False)
     add = parser.add_argument
     add("--workdir", required=True, metavar="DIR", help="where everything goes")
     add("--csv", type=pathlib.Path, help="table of results; by default DIR/results.csv")
