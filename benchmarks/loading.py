@@ -90,7 +90,7 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
     counted = steps * config.batch_size
     writers.say(f"{args.repeats} times {counted:,} images of {len(source):,}, {resolution} px")
     started = time.perf_counter()
-    ahead = batches.read_ahead(config.data, processes=config.data.processes)
+    ahead = batches.read_ahead(config.data, workers=config.data.processes)
     next(ahead)
     first = time.perf_counter() - started
     # What was made ahead of the count is not in it, and memory has grown to what it needs.

@@ -72,7 +72,7 @@ def use_array_record(info: Any) -> None:
     if "array_record" not in (each.value for each in info.alternative_file_formats):
         raise UserError(
             f"data set {info.full_name} in {info.data_dir} is stored as {info.file_format.value}, "
-            "not as ArrayRecord. With tensorflow, apache-beam and mlcroissant installed, add that by:\n"
+            "not as ArrayRecord. With tensorflow, apache-beam and mlcroissant installed, run:\n"
             "  tfds convert_format --num_workers=1 --out_file_format=array_record "
             f"--dataset_version_dir={info.data_dir}"
         )
