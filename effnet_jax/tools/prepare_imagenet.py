@@ -35,7 +35,14 @@ add("--quality", type=int, default=90, help="JPEG quality of images that are shr
 corrupt = "stop at a damaged image, or drop it (stop)"
 add("--on_corrupt", choices=("stop", "drop"), default="stop", help=corrupt)
 add("--subset", action="store_true", help="accept an incomplete ImageNet; don't check counts")
-add("--processes", type=int, default=len(available_cores()), help="by default one a core")
+add(
+    "--processes",
+    type=int,
+    default=len(available_cores()),
+    dest="workers",
+    metavar="N",
+    help="one a core",
+)
 
 
 def table(splits: dict[str, prepare.Made]) -> rich.table.Table:
@@ -57,12 +64,12 @@ def table(splits: dict[str, prepare.Made]) -> rich.table.Table:
 def main(args: argparse.Namespace) -> None:
     if not 1 <= args.quality <= 100:
         raise UserError(f"--quality={args.quality} is not between 1 and 100")
-    if args.processes < 1:
-        raise UserError(f"--processes={args.processes} is less than 1")
+    if args.workers < 1:
+        raise UserError(f"--processes={args.workers} is less than 1")
     source, data_dir, start = args.source.expanduser(), args.data_dir.expanduser(), time.time()
     settings = shards.Settings(args.size, args.quality, args.on_corrupt == "drop")
     try:
-        made = prepare.prepare(source, data_dir, settings, args.subset, args.processes)
+        made = prepare.prepare(source, data_dir, settings, args.subset, args.workers)
     except KeyboardInterrupt:
         raise Interrupted("stopped by Ctrl-C; the same command goes on") from None
     console = rich.console.Console(soft_wrap=True, highlight=False)
