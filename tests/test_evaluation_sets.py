@@ -208,6 +208,9 @@ def test_labels_go_to_the_outputs_of_their_names():
         def __getitem__(self, index):
             return {"image": b"", "label": self.labels[index]}
 
+        def describe(self, index):
+            return f"record {index}"
+
     source, said = Two(), []
     assert sources.with_classes(source, ("b", "d"), "val", said.append) is source and not said
     found = sources.with_classes(source, ("background", "a", "b", "c", "d"), "val", said.append)
@@ -335,7 +338,7 @@ def test_more_labels_than_fit_are_told(tmp_path):
     write_set(tmp_path, "few", "test", images, [[1, 2], [1, 2]], feature="labels")
     source = sources.TfdsSource("few", str(tmp_path), "test", "labels")
     assert source[0]["label"].tolist() == [1, 2] + [-1] * (sources.MOST_LABELS - 2)
-    with pytest.raises(ValueError, match="17 labels, and 16 are the most"):
+    with pytest.raises(ValueError, match="17 labels; at most 16"):
         [*sources.TfdsSource("many", str(tmp_path), "test", "labels")]
     with pytest.raises(UserError, match=r"needed are 'image' and a class 'label' \(config.data"):
         sources.TfdsSource("many", str(tmp_path), "test")
