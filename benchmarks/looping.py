@@ -29,7 +29,7 @@ from effnet_jax.data import sources
 from effnet_jax.errors import UserError
 from effnet_jax.run import environment, files
 from effnet_jax.training import clock
-from effnet_jax.training.loop import Programs
+from effnet_jax.training.loop import compile_step
 from effnet_jax.training.setup import Run, prepare
 from effnet_jax.training.state import TrainState
 from effnet_jax.training.supervisor import train_and_evaluate
@@ -106,7 +106,7 @@ def run_config(args: argparse.Namespace) -> ConfigDict:
 
 def shortest_loop(run: Run, state: TrainState, hook: WaitForStep) -> None:
     """Takes as many steps as a run has with its own program, and calls the hook after each."""
-    program, seed = Programs(run).at(1), np.uint32(run.config.seed)
+    program, seed = compile_step(run, run.stages[0]), np.uint32(run.config.seed)
     with contextlib.closing(run.batches(0, 0)) as batches:
         batch = next(batches)
     for step in range(run.total):
