@@ -77,12 +77,9 @@ V2_XL_STAGES = (
     Stage(kernel=3, stride=2, expand=6, filters=512, repeats=32),
     Stage(kernel=3, stride=1, expand=6, filters=640, repeats=8),
 )
-HEAD_FILTERS = 1280
-SQUEEZE_RATIO = 0.25  # Of the block's input filters, before the expansion.
-
-
-_squeezed = functools.partial(block_of, squeeze_ratio=SQUEEZE_RATIO)
-_family = functools.partial(Base, head_filters=HEAD_FILTERS, survival_probability=0.8)
+# The ratio is to the block's inputs, before the expansion.
+_squeezed = functools.partial(block_of, squeeze_ratio=0.25)
+_family = functools.partial(Base, head_filters=1280, survival_probability=0.8)
 # V2's code left out the rule of the 0.9, which B3 alone would notice.
 _v2 = functools.partial(
     _family, block=_squeezed, activation=swish, least=0.0, batch_norm_momentum=0.9

@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 
 from effnet_jax.models.mbconv import block_of
-from effnet_jax.models.network import Base, Block, LayerFactories, Stage
+from effnet_jax.models.network import Base, Block, Function, LayerFactories, Stage
 from effnet_jax.scaling import Layer
 
 # 4,231,976 parameters and 569 M multiply-adds at 224 pixels. The paper prints stride 2 in its last
@@ -43,30 +43,16 @@ class Separable(Block):
     """Depthwise 3x3, then pointwise, each with normalisation and activation."""
 
     def layers(self, size: int) -> list[Layer]:
-        name, inputs, size = self.name, self.inputs, -(-size // self.stride)
-        depthwise = f"{name}/depthwise", 3, self.stride, inputs, inputs, size
+        name, inputs, end = self.name, self.inputs, -(-size // self.stride)
         return [
-            Layer(*depthwise, groups=inputs, norm=True),
-            Layer(f"{name}/pointwise", 1, 1, inputs, self.outputs, size, norm=True),
+            Layer(f"{name}/depthwise", 3, self.stride, inputs, inputs, end, inputs, norm=True),
+            Layer(f"{name}/pointwise", 1, 1, inputs, self.outputs, end, norm=True),
         ]
 
-    def module(self, factories: LayerFactories, name: str) -> nn.Module:
-        return SeparableModule(factories, self, name=name)
-
-
-class SeparableModule(nn.Module):
-    """See `Separable`."""
-
-    factories: LayerFactories
-    spec: Separable
-
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        spec, make = self.spec, self.factories
-        x = make.depthwise(3, spec.stride, name="depthwise")(x)
+    def apply(self, make: LayerFactories, x: jax.Array, drop: Function) -> jax.Array:
+        x = make.depthwise(3, self.stride, name="depthwise")(x)
         x = make.act(make.norm(name="depthwise_norm")(x))
-        x = make.conv(spec.outputs, 1, name="pointwise")(x)
-        return make.act(make.norm(name="pointwise_norm")(x))
+        return make.act(make.conv_norm(x, "pointwise", 1, 1, self.outputs))
 
 
 def separable(row: Stage, rounded: Callable[[int], int], **block: Any) -> Separable:

@@ -15,16 +15,12 @@ import flax.linen as nn
 import jax
 
 from effnet_jax.errors import UserError
-from effnet_jax.models import layers
-from effnet_jax.models.network import Base, Block, LayerFactories, Stage, Stem
+from effnet_jax.models.network import Base, Block, Function, LayerFactories, Stage, Stem
 from effnet_jax.scaling import Layer
-
-LOWEST, DEEPEST = 18, 1001
-EXPANSION = 4  # Outputs of a bottleneck over its inner filters.
 
 
 class Form(NamedTuple):
-    """What a depth stands for."""
+    """The blocks, the stem and the stages of a depth."""
 
     bottleneck: bool
     small: bool  # The stem is one 3x3 convolution with stride 1, without pooling.
@@ -48,33 +44,12 @@ IMAGENET = {
     152: Form(True, False, _stages(64, 3, 8, 36, 3)),  # 60,192,808; 11.514 G
     200: Form(True, False, _stages(64, 3, 24, 36, 3)),  # 64,673,832 (arXiv 1603.05027, section 5)
 }
-
-
-def _form(depth: int) -> Form | None:
-    """The form of a depth, None where there is none."""
-    if not LOWEST <= depth <= DEEPEST:
-        return None
-    if depth in IMAGENET:
-        return IMAGENET[depth]
-    if depth >= 164 and (depth - 2) % 9 == 0:  # 3 stages of n blocks of 3 convolutions.
-        return Form(True, True, _stages(16, *[(depth - 2) // 9] * 3))
-    if (depth - 2) % 6 == 0:  # 3 stages of n blocks of 2.
-        return Form(False, True, _stages(16, *[(depth - 2) // 6] * 3))
-    return None
-
-
-def form(depth: int) -> Form:
-    """What ResNet-`depth` is; a UserError that names the nearest depths where it is nothing."""
-    found = _form(depth)
-    if found is None:
-        valid = [other for other in range(LOWEST, DEEPEST + 1) if _form(other)]
-        nearest = sorted(sorted(valid, key=lambda other: abs(other - depth))[:4])
-        raise UserError(
-            f"there is no ResNet with {depth} layers; the nearest are "
-            f"{', '.join(f'resnet{other}' for other in nearest)}. From {LOWEST} to {DEEPEST} there "
-            f"are {', '.join(map(str, IMAGENET))}, and for small images 6n + 2, and 9n + 2 from 164"
-        )
-    return found
+# By depth. The small forms have 3 stages of n blocks, each of 2 convolutions, or from 164 on of 3.
+FORMS = {
+    **{6 * n + 2: Form(False, True, _stages(16, n, n, n)) for n in range(3, 167)},
+    **{9 * n + 2: Form(True, True, _stages(16, n, n, n)) for n in range(18, 112)},
+    **IMAGENET,
+}
 
 
 class Convolution(NamedTuple):
@@ -92,9 +67,6 @@ class Residual(Block):
 
     Where the block changes size or channels, the input goes through a 1x1 convolution with
     normalisation first.
-
-    Attributes:
-      branch: its convolutions, in order.
     """
 
     branch: tuple[Convolution, ...]
@@ -111,52 +83,43 @@ class Residual(Block):
             channels = filters
         return rows
 
-    def module(self, factories: LayerFactories, name: str) -> nn.Module:
-        return ResidualModule(factories, self, name=name)
-
-
-class ResidualModule(nn.Module):
-    """See `Residual`."""
-
-    factories: LayerFactories
-    spec: Residual
-
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        spec, make, shortcut = self.spec, self.factories, x
-        if not spec.has_skip:
-            shortcut = make.conv(spec.outputs, 1, spec.stride, name="shortcut")(x)
-            shortcut = make.norm(name="shortcut_norm")(shortcut)
-        *before, last = spec.branch
-        for name, kernel, stride, filters in before:
-            x = make.conv(filters, kernel, stride, name=name)(x)
-            x = make.act(make.norm(name=f"{name}_norm")(x))
-        x = make.conv(last.filters, last.kernel, last.stride, name=last.name)(x)
-        x = make.norm(scale_init=nn.initializers.zeros, name=f"{last.name}_norm")(x)
-        if train:
-            x = layers.stochastic_depth(x, spec.survival, self.make_rng("stochastic_depth"))
-        return make.act(x + shortcut)
+    def apply(self, make: LayerFactories, x: jax.Array, drop: Function) -> jax.Array:
+        shortcut = x
+        if not self.has_skip:
+            shortcut = make.conv_norm(x, "shortcut", 1, self.stride, self.outputs)
+        *before, last = self.branch
+        for convolution in before:
+            x = make.act(make.conv_norm(x, *convolution))
+        x = make.conv_norm(x, *last, scale_init=nn.initializers.zeros)
+        return make.act(drop(x) + shortcut)
 
 
 def residual(
     row: Stage, rounded: Callable[[int], int], bottleneck: bool, stride: int, **block: Any
 ) -> Residual:
-    """A block of `row`; `block`: its name, inputs and survival. Width scales the inner filters."""
+    """A block of `row`, whose width scales the inner filters; see `Base.block`."""
     filters = rounded(row.filters)
+    branch = (Convolution("conv1", 3, stride, filters), Convolution("conv2", 3, 1, filters))
     if bottleneck:
         branch = (
             Convolution("reduce", 1, 1, filters),
             Convolution("spatial", 3, stride, filters),
-            Convolution("expand", 1, 1, EXPANSION * filters),
+            Convolution("expand", 1, 1, 4 * filters),
         )
-    else:
-        branch = (Convolution("conv1", 3, stride, filters), Convolution("conv2", 3, 1, filters))
     return Residual(stride=stride, branch=branch, outputs=branch[-1].filters, **block)
 
 
 def base(depth: int) -> Base:
     """ResNet-`depth`; a UserError that names the nearest depths where there is none."""
-    bottleneck, small, stages = form(depth)
+    if depth not in FORMS:
+        nearest = sorted(sorted(FORMS), key=lambda other: abs(other - depth))[:4]
+        raise UserError(
+            f"there is no ResNet with {depth} layers; the nearest are "
+            f"{', '.join(f'resnet{other}' for other in sorted(nearest))}. From {min(FORMS)} to "
+            f"{max(FORMS)} there are {', '.join(map(str, IMAGENET))}, and for small images 6n + 2, "
+            "and 9n + 2 from 164"
+        )
+    bottleneck, small, stages = FORMS[depth]
     filters = stages[0].filters
     return Base(
         stages=stages,

@@ -78,7 +78,7 @@ def program(scope: str, group: int = 1, parts: int = 1, sharded: bool = False) -
             out_shardings=(shardings, parallel.replicated(mesh)),
         )
         .lower(
-            parallel.laid_out(shapes, shardings),
+            parallel.abstract(shapes, shardings),
             parallel.abstract_batch(BATCH, SIZE, mesh),
             SEED,
         )
