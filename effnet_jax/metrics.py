@@ -24,15 +24,14 @@ def metric_sums(
     """Sums over a batch, of logits float32 [N, classes].
 
     Args:
-      labels: int32 [N]; or [N, K] where an image may show several classes, padded with -1. A
-        prediction is correct where it is any of them. Images without any are not counted, as by the
-        authors of such labels (arXiv 2006.07159).
+      labels: int32 [N]; or [N, K] where an image may show several classes, padded with -1. Any of
+        them is correct. Images without a label are not counted, as in arXiv 2006.07159.
       mask: float32 [N]: 0 for padding.
       choices: bool [classes]: the classes that a prediction may be; None: all.
 
     Returns:
-      images: how many are not masked; count: how many of these have a label; top1, top5: how many
-      predictions are correct; and, where labels are [N], loss: the cross-entropy over the choices.
+      images: those not masked; count: those that have a label; top1, top5: correct predictions;
+      and, where labels are [N], loss: the cross-entropy over the choices.
     """
     if choices is not None:
         # Finite, because the loss multiplies it by 0.
@@ -56,12 +55,10 @@ def metric_sums(
 def choose_classes(
     names: Sequence[str], classes: tuple[str, ...], outputs: int | None
 ) -> np.ndarray | None:
-    """Which of a model's outputs are classes in `names`, as bool [outputs]; None for all.
+    """Which of a model's `outputs` (None: one for each class) are in `names`, bool [outputs].
 
-    Args:
-      names: `config.data.eval_classes`; empty for all.
-      classes: of the data, by label.
-      outputs: how many the model has; None: one for each class.
+    Returns None for all where `names`, which is `config.data.eval_classes`, is empty. `classes` are
+    the data's, by label.
     """
     if not names:
         return None
@@ -78,11 +75,9 @@ def choose_classes(
 def mean_corruption_error(
     errors: Mapping[str, Sequence[float]], reference: Mapping[str, float]
 ) -> float:
-    """mCE (arXiv 1903.12261): the mean over corruptions of error / reference's error, a fraction.
+    """mCE (arXiv 1903.12261): the mean over corruptions of top-1 error / the reference's error.
 
-    Args:
-      errors: top-1 errors by corruption, one for each severity.
-      reference: error of the reference network by corruption: its mean over the severities.
+    `errors` has one for each severity; `reference` has the mean over severities. All are fractions.
     """
     return statistics.fmean(
         statistics.fmean(errors[corruption]) / reference[corruption] for corruption in reference

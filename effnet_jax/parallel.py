@@ -56,10 +56,8 @@ def state_sharding(shapes: PyTree, mesh: Mesh, sharded: bool) -> PyTree:
     arXiv 1910.02054). Everything else is whole on every device.
     """
     whole = jax.tree.map(lambda _: replicated(mesh), shapes)
-    if not sharded:
-        return whole
     split = {key: shard_largest_axis(getattr(shapes, key), mesh) for key in ("opt_state", "ema")}
-    return whole.replace(**split)
+    return whole.replace(**split) if sharded else whole
 
 
 def abstract(shapes: PyTree, shardings: PyTree) -> PyTree:
@@ -75,11 +73,11 @@ def check_batch(key: str, batch_size: int, devices: int, microbatches: int = 1) 
     """Raises UserError where a global batch can't be split evenly over devices and microbatches."""
     pieces = devices * microbatches
     if batch_size < 1 or batch_size % pieces:
-        near = max(1, round(batch_size / pieces)) * pieces
-        part = f" in {microbatches} microbatches each (config.accumulation_steps)"
+        nearest = max(1, round(batch_size / pieces)) * pieces
+        each = f" in {microbatches} microbatches each (config.accumulation_steps)"
         raise UserError(
             f"config.{key}={batch_size} is not divisible by {devices} devices"
-            f"{part if microbatches > 1 else ''}; the nearest that is: {near}"
+            f"{each if microbatches > 1 else ''}; the nearest that is: {nearest}"
         )
 
 
@@ -114,9 +112,6 @@ def abstract_batch(batch_size: int, resolution: int, mesh: Mesh) -> dict[str, ja
     }
 
 
-# ---- Scope of BatchNorm: the examples that share statistics in training
-
-
 def reference_shards(shards: int) -> int:
     """Shards that share statistics in the reference, where a shard is one core: one device here.
 
@@ -133,26 +128,21 @@ def reference_shards(shards: int) -> int:
     return together
 
 
-def examples_in_group(scope: str, group: int, examples: int, devices: int) -> int:
-    """How many consecutive examples share BatchNorm's statistics.
+def batch_norm_group(config: ConfigDict, devices: int) -> int:
+    """How many consecutive examples share BatchNorm's statistics in training.
 
-    Args:
-      scope: "global": all; "group": `group`; "reference": those of `reference_shards` devices.
-      examples: computed at a time on all devices: the batch, or a microbatch.
-
-    Raises:
-      UserError: the groups aren't whole, or are neither within a device nor whole devices.
+    Raises UserError where the groups of a batch, or of a microbatch, aren't whole, or are neither
+    within a device nor whole devices.
     """
+    scope, group = config.model.batch_norm_scope, config.model.batch_norm_group
+    examples = config.batch_size // config.accumulation_steps
     each = examples // devices
     if scope == "global":
         return examples
     if scope == "reference":
         return reference_shards(devices) * each
-    sizes = [
-        size
-        for size in range(1, examples + 1)
-        if examples % size == 0 and (each % size == 0 or size % each == 0)
-    ]
+    divisors = (size for size in range(1, examples + 1) if examples % size == 0)
+    sizes = [size for size in divisors if each % size == 0 or size % each == 0]
     if group not in sizes:
         nearest = min(sizes, key=lambda size: abs(size - group))
         raise UserError(
@@ -163,19 +153,12 @@ def examples_in_group(scope: str, group: int, examples: int, devices: int) -> in
     return group
 
 
-def batch_norm_group(config: ConfigDict, devices: int) -> int:
-    """`examples_in_group` of a whole config."""
-    model, examples = config.model, config.batch_size // config.accumulation_steps
-    return examples_in_group(model.batch_norm_scope, model.batch_norm_group, examples, devices)
-
-
 def describe_batch_norm(config: ConfigDict, devices: int) -> str:
-    """A line about a config's scope, for the start of a run; errors as above."""
-    count = config.accumulation_steps
+    """The scope that a config results in, as a line for the start of a run."""
+    count, scope = config.accumulation_steps, config.model.batch_norm_scope
+    group, examples = batch_norm_group(config, devices), config.batch_size // count
     part = f" at a time, in {count} microbatches" if count > 1 else ""
-    rule = {"global": "all", "group": "as set", "reference": "reference rule"}
+    rule = {"global": "all", "group": "as set", "reference": "reference rule"}[scope]
     return (
-        f"BatchNorm over groups of {batch_norm_group(config, devices)} of "
-        f"{config.batch_size // count} examples{part} "
-        f"({rule[config.model.batch_norm_scope]}, {devices} devices)"
+        f"BatchNorm over groups of {group} of {examples} examples{part} ({rule}, {devices} devices)"
     )

@@ -37,10 +37,7 @@ def compound(
     base_width: float = 1.0,
     base_depth: float = 1.0,
 ) -> Coefficients:
-    """The paper's equation 3 for any real phi; a negative phi gives networks below the base.
-
-    B1 to B7 are published roundings of this law; see `models.efficientnet.VARIANTS`.
-    """
+    """The paper's equation 3, for any real phi. B1 to B7 are published roundings of this law."""
     width, depth = base_width * beta**phi, base_depth * alpha**phi
     return Coefficients(width, depth, round(base_resolution * gamma**phi))
 
@@ -50,15 +47,14 @@ def dropout_rate(phi: float) -> float:
     return min(max(0.2 + 0.3 * phi / 7, 0.0), 0.5)
 
 
-def round_filters(filters: int, width: float, divisor: int = 8, least: float = 0.9) -> int:
-    """Scaled filters: the nearest multiple of `divisor`, or the next one above.
+def round_filters(filters: int, width: float, least: float = 0.9) -> int:
+    """Scaled filters: the nearest multiple of 8, or the next one if that is below `least` of them.
 
-    The latter where the nearest is below the fraction `least` of the scaled filters. Source:
-    tensorflow/tpu models/official/efficientnet/efficientnet_model.py, round_filters.
+    Source: tensorflow/tpu models/official/efficientnet/efficientnet_model.py, round_filters.
     """
     scaled = filters * width
-    rounded = max(divisor, int(scaled + divisor / 2) // divisor * divisor)
-    return rounded + divisor if rounded < least * scaled else rounded
+    rounded = max(8, int(scaled + 4) // 8 * 8)
+    return rounded + 8 if rounded < least * scaled else rounded
 
 
 def round_repeats(repeats: int, depth: float) -> int:
@@ -68,17 +64,14 @@ def round_repeats(repeats: int, depth: float) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """One convolution or dense layer, with everything that its cost depends on.
-
-    A dense layer, and a 1x1 convolution on a pooled feature map, have kernel 1 and size 1.
-    """
+    """One convolution or dense layer, with everything that its cost depends on."""
 
     name: str  # Slash-joined module path, as in the parameter tree.
-    kernel: int  # Side of the square kernel.
+    kernel: int  # Side of the square kernel; 1 for a dense layer.
     stride: int
     inputs: int
     outputs: int
-    size: int  # Side of the square output feature map.
+    size: int  # Side of the square output; 1 for a dense layer, or after pooling.
     groups: int = 1  # Of channels; `inputs` for a depthwise convolution.
     bias: bool = False
     norm: bool = False  # Whether a BatchNorm (scale, bias, running mean and variance) follows.
@@ -123,9 +116,8 @@ def candidates(
 ) -> list[tuple[float, float, float]]:
     """The grid of section 3.3, step 1: every (alpha, beta, gamma) that about doubles the cost.
 
-    On each axis the grid starts at 1 and has steps of `step`. Points stay where
-    alpha * beta**2 * gamma**2, by which phi = 1 multiplies the multiply-adds, is within `tolerance`
-    of `product`. Raises a UserError that names the nearest point where there are none.
+    Axes start at 1, in steps of `step`; alpha * beta**2 * gamma**2 is within `tolerance` of
+    `product`. Raises a UserError that names the nearest point where there are none.
     """
     if not (step > 0 and tolerance >= 0 and product > 1):
         raise UserError(

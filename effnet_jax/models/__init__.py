@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from effnet_jax import scaling
 from effnet_jax.errors import UserError, check_choice, near
-from effnet_jax.models import efficientnet, mobilenet, operations, resnet
+from effnet_jax.models import baselines, efficientnet, operations
 from effnet_jax.models.network import Architecture, Base, Network
 
 MOST_PHI = 20  # About 2 ** 20 times the base network's multiply-adds.
@@ -21,14 +21,14 @@ SCALE = (
     f"phi=(?P<phi>{NUMBER})|w=(?P<width>{NUMBER}),d=(?P<depth>{NUMBER}),r=(?P<resolution>[0-9]+)"
 )
 # `base` accepts every other ResNet as well, of which there are too many to list.
-BASES = {**efficientnet.FAMILIES, "mobilenet_v1": mobilenet.V1, "mobilenet_v2": mobilenet.V2}
-NAMES = (*BASES, *(f"resnet{depth}" for depth in resnet.IMAGENET))
+BASES = {**efficientnet.FAMILIES, **baselines.MOBILENETS}
+NAMES = (*BASES, *(f"resnet{depth}" for depth in baselines.RESNETS))
 
 
 def base(name: str) -> Base:
     """The base network of a name; a UserError with the near ones where there is none."""
     if match := re.fullmatch(RESNET, name):
-        return resnet.base(int(match[1]))
+        return baselines.resnet(int(match[1]))
     return BASES[check_choice("config.model.base", name, NAMES)]
 
 
@@ -47,17 +47,14 @@ def parse_variant(text: str) -> dict[str, Any]:
         name = variant.base
     elif "=" in name:
         name, comma, scale = "efficientnet", ",", text
+    match = re.fullmatch(SCALE, scale)
     is_base = name in BASES or re.fullmatch(RESNET, name)
-    if not is_base and name not in (*efficientnet.VARIANTS, "phi", "w", "d", "r"):
+    if not is_base or (comma and not match):
+        problem = "cannot read" if is_base or name in efficientnet.VARIANTS else "unknown"
         known = near(name, [*efficientnet.VARIANTS, *NAMES])
         raise UserError(
-            f"unknown model {text!r}; did you mean {known}, phi=1.5, or w=1.2,d=1.4,r=291?"
-        )
-    match = re.fullmatch(SCALE, scale)
-    if not is_base or (comma and not match):
-        raise UserError(
-            f"cannot read model {text!r}; write phi=1.5, or w=1.2,d=1.4,r=291, if need be after a "
-            "base network and a comma, as in resnet50,phi=1.5"
+            f"{problem} model {text!r}; did you mean {known}, phi=1.5, w=1.2,d=1.4,r=291, or one of "
+            "these two after a base network and a comma, as in resnet50,phi=1.5?"
         )
     found = base(name)
     values = {
@@ -72,9 +69,9 @@ def parse_variant(text: str) -> dict[str, Any]:
         return values | variant._asdict()
     if not match:
         return values | {"width": 1.0, "depth": 1.0, "resolution": found.resolution}
-    scaled = {key: value for key, value in match.groupdict().items() if value}
+    kinds = {"phi": float, "width": float, "depth": float, "resolution": int}
     try:
-        values |= {key: (int if key == "resolution" else float)(scaled[key]) for key in scaled}
+        values |= {key: kinds[key](value) for key, value in match.groupdict().items() if value}
     except ValueError:
         raise UserError(f"cannot read model {text!r}: a value is not a number") from None
     return values if values["phi"] is None else values | {"dropout": None}
@@ -98,9 +95,8 @@ def coefficients(config: ConfigDict) -> scaling.Coefficients:
             "config.model has both phi and width or depth, which contradict each other; "
             "choose the model as w=...,d=...,r=... to scale dimensions one by one"
         )
-    if phi is None:
-        scaled = scaling.Coefficients(width, depth, resolution)
-    else:
+    scaled = scaling.Coefficients(width, depth, resolution)
+    if phi is not None:
         _check("phi", phi, abs(phi) <= MOST_PHI, f"at least -{MOST_PHI} and at most {MOST_PHI}")
         law = ("alpha", "beta", "gamma", "base_resolution", "base_width", "base_depth")
         scaled = scaling.compound(phi, **{key: config[key] for key in law})

@@ -27,12 +27,11 @@ def depthwise_init(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> 
 
 
 def stochastic_depth(x: jax.Array, survival: float, key: jax.Array) -> jax.Array:
-    """Drops whole samples of a residual branch, [N, ...], and rescales those that stay.
+    """Drops whole samples of a residual branch, [N, H, W, C], and rescales those that stay.
 
     Source: tensorflow/tpu models/official/efficientnet/utils.py, drop_connect; arXiv 1603.09382.
     """
-    shape = (x.shape[0],) + (1,) * (x.ndim - 1)
-    kept = jnp.floor(survival + jax.random.uniform(key, shape, jnp.float32))
+    kept = jnp.floor(survival + jax.random.uniform(key, (len(x), 1, 1, 1), jnp.float32))
     return x * (kept / survival).astype(x.dtype)
 
 

@@ -7,6 +7,7 @@ block is a `Block`, which knows its cost and how its layers are connected.
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -62,8 +63,7 @@ class Block:
     def apply(self, make: LayerFactories, x: jax.Array, drop: Function) -> jax.Array:
         """x [N, h, w, inputs] -> [N, h / stride, w / stride, outputs], with sizes rounded up.
 
-        Called inside a `BlockModule`, which holds the parameters. `drop` is the stochastic depth
-        of a residual branch.
+        Called inside a `BlockModule`. `drop`: stochastic depth of a residual branch.
         """
         raise NotImplementedError
 
@@ -80,37 +80,29 @@ class Stem:
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """The scaled network as a table: the module is built from it, and the counts are taken from it."""
+    """The scaled network as a table, from which the module is built and its cost counted."""
 
     resolution: int  # Side of the square input image, in pixels.
     stem: Stem
     stages: tuple[tuple[Block, ...], ...]
     head_filters: int  # Of the 1x1 convolution before the pooling; 0: without it.
     num_classes: int
-    # After every normalisation but those that end a residual branch or a projection, and inside
-    # squeeze-excitation.
-    activation: Function
-
-    @property
-    def blocks(self) -> list[Block]:
-        return [block for blocks in self.stages for block in blocks]
+    activation: Function  # After normalisations, and inside squeeze-excitation.
 
     @property
     def total_stride(self) -> int:
-        strides = [block.stride for block in self.blocks]
+        strides = [block.stride for blocks in self.stages for block in blocks]
         return self.stem.stride * (2 if self.stem.pool else 1) * math.prod(strides)
 
     def layers(self) -> list[Layer]:
         """Every convolution and dense layer in order, named as in the parameter tree."""
-        stem = self.stem
-        size = -(-self.resolution // stem.stride)  # Either padding rounds up.
+        stem, size = self.stem, -(-self.resolution // self.stem.stride)  # Either padding rounds up.
         rows = [Layer("stem/conv", stem.kernel, stem.stride, 3, stem.filters, size, norm=True)]
         if stem.pool:
             size = -(-size // 2)
-        for block in self.blocks:
+        for block in itertools.chain(*self.stages):
             rows += block.layers(size)
-            size = -(-size // block.stride)
-        channels = self.blocks[-1].outputs
+            size, channels = -(-size // block.stride), block.outputs
         if self.head_filters:
             rows.append(Layer("head/conv", 1, 1, channels, self.head_filters, size, norm=True))
             channels = self.head_filters
@@ -174,7 +166,7 @@ class Base:
 
         stages, inputs, index = [], stem.filters, 0
         for number, (row, count) in enumerate(zip(self.stages, repeats, strict=True), 1):
-            blocks = []
+            stages.append([])
             for position in range(count):
                 block = self.block(
                     row,
@@ -184,13 +176,12 @@ class Base:
                     inputs=inputs,
                     survival=1 - (1 - survival_probability) * index / sum(repeats),
                 )
-                blocks.append(block)
+                stages[-1].append(block)
                 inputs, index = block.outputs, index + 1
-            stages.append(tuple(blocks))
         return Architecture(
             resolution=coefficients.resolution,
             stem=stem,
-            stages=tuple(stages),
+            stages=tuple(map(tuple, stages)),
             head_filters=self.head_filters and rounded(self.head_filters, head_width),
             num_classes=num_classes,
             activation=self.activation,
@@ -237,12 +228,10 @@ class Blocks(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        def run(module: nn.Module, x: jax.Array) -> jax.Array:
-            return module(x, train)
-
-        run = nn.remat(run) if self.remat and train else run
+        again = self.remat and train
+        module = nn.remat(BlockModule, static_argnums=2) if again else BlockModule
         for block in self.blocks:
-            x = run(BlockModule(self.factories, block, name=block.name.rpartition("/")[2]), x)
+            x = module(self.factories, block, name=block.name.rpartition("/")[2])(x, train)
         return x
 
 

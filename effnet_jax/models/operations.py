@@ -37,9 +37,7 @@ def lax_padding(k: int, padding: str) -> str | tuple[tuple[int, int], tuple[int,
 
 
 def _fold_rows(rows, h, terms):
-    """Sums the h rows of a feature map, computed in slabs, into ceil(h / terms) rows.
-
-    rows(start, stop) is [N, stop - start, W, C]; the sum is [N, ceil(h / terms), W, C].
+    """Sums rows(0, h), given as rows(start, stop) -> [N, stop - start, W, C], to ceil(h / terms).
 
     A sum over N, H and W is fast on CPU when most of it is this elementwise sum, which XLA
     vectorises and fuses with the computation of its terms. The barrier keeps it out of the slow
@@ -51,32 +49,29 @@ def _fold_rows(rows, h, terms):
     return lax.optimization_barrier(sum(slabs[:-1], jnp.pad(slabs[-1], missing)))
 
 
-def _folded(x):
-    """x [N, H, W, C] with its rows summed into ceil(H / SUM_TERMS), in float32."""
-    return _fold_rows(lambda a, b: x[:, a:b].astype(jnp.float32), x.shape[1], SUM_TERMS)
+def _sums(x, axes, keepdims=False, fold=True):
+    """Sums of x [N, H, W, C] over axes that include H, in float32."""
+
+    def cpu(x):
+        folded = _fold_rows(lambda a, b: x[:, a:b].astype(jnp.float32), x.shape[1], SUM_TERMS)
+        return folded.sum(axes, keepdims=keepdims)
+
+    def plain(x):
+        return x.astype(jnp.float32).sum(axes, keepdims=keepdims)
+
+    return lax.platform_dependent(x, cpu=cpu if fold else plain, default=plain)
 
 
 def channel_sums(x: Array) -> Array:
     """Sums of x [N, H, W, C] over N, H and W -> float32 [C]."""
-    return lax.platform_dependent(
-        x,
-        cpu=lambda x: _folded(x).sum((0, 1, 2)),
-        default=lambda x: x.astype(jnp.float32).sum((0, 1, 2)),
-    )
+    return _sums(x, (0, 1, 2))
 
 
 @jax.custom_vjp
 def spatial_mean(x: Array) -> Array:
     """Mean of x [N, H, W, C] over H and W -> [N, 1, 1, C]; sums in float32, returns x.dtype."""
-
-    def cpu(x):
-        return _folded(x).sum((1, 2), keepdims=True)
-
-    def plain(x):
-        return x.astype(jnp.float32).sum((1, 2), keepdims=True)
-
     # Below 32 rows the plain sum runs from cache, and is no slower.
-    total = lax.platform_dependent(x, cpu=cpu if x.shape[1] >= 32 else plain, default=plain)
+    total = _sums(x, (1, 2), keepdims=True, fold=x.shape[1] >= 32)
     return (total / (x.shape[1] * x.shape[2])).astype(x.dtype)
 
 
@@ -85,9 +80,6 @@ def _spatial_mean_bwd(x, dy):
 
 
 spatial_mean.defvjp(lambda x: (spatial_mean(x), x), _spatial_mean_bwd)
-
-
-# ---- Convolution
 
 
 def lax_conv(x: Array, kernel: Array, stride: int, padding: str, groups: int = 1) -> Array:
@@ -115,9 +107,6 @@ def pointwise_conv(x: Array, kernel: Array) -> Array:
     """
     y = x.reshape(-1, x.shape[-1]) @ kernel[0, 0]
     return y.reshape(*x.shape[:-1], -1)
-
-
-# ---- Depthwise convolution
 
 
 def _padded(x, k, stride, padding):
@@ -196,12 +185,11 @@ def depthwise_conv(x: Array, kernel: Array, stride: int, padding: str = "same") 
     h and w are H / stride and W / stride, rounded up. The gradient is written out because automatic
     differentiation of the shifted form moves several times the bytes.
     """
-    return lax.platform_dependent(
-        x,
-        kernel,
-        cpu=functools.partial(_shifted, stride=stride, padding=padding),
-        default=functools.partial(lax_depthwise_conv, stride=stride, padding=padding),
+    cpu, default = (
+        functools.partial(form, stride=stride, padding=padding)
+        for form in (_shifted, lax_depthwise_conv)
     )
+    return lax.platform_dependent(x, kernel, cpu=cpu, default=default)
 
 
 def _depthwise_bwd(stride, padding, residuals, dy):
@@ -210,16 +198,12 @@ def _depthwise_bwd(stride, padding, residuals, dy):
         return dx, _shifted_filter_grad(x, dy, kernel, stride, padding)
 
     def default(x, kernel, dy):
-        plain = functools.partial(lax_depthwise_conv, stride=stride, padding=padding)
-        return jax.vjp(plain, x, kernel)[1](dy)
+        return jax.vjp(lambda *args: lax_depthwise_conv(*args, stride, padding), x, kernel)[1](dy)
 
     return lax.platform_dependent(*residuals, dy, cpu=cpu, default=default)
 
 
 depthwise_conv.defvjp(lambda *args: (depthwise_conv(*args), args[:2]), _depthwise_bwd)
-
-
-# ---- BatchNorm
 
 
 def batch_norm_eval(
@@ -241,10 +225,9 @@ def batch_norm_train(
 ) -> tuple[Array, Array, Array]:
     """Normalises x [N, H, W, C] by its own mean and biased variance over N, H and W.
 
-    Returns y in x.dtype, and mean and var in float32 [C]. These two are for running averages: the
-    gradient ignores their cotangents. The variance is the mean squared distance from the mean (two
-    passes). It can't cancel, and on CPU it costs no more than E[x^2] - E[x]^2, because XLA does not
-    compute two sums in one pass there.
+    Returns y in x.dtype, and mean and var in float32 [C] for running averages: the gradient ignores
+    their cotangents. The variance takes a second pass for the squared distance from the mean. It
+    can't cancel, and XLA on CPU does not compute E[x^2] - E[x]^2 in one pass either.
 
     Inside `jax.shard_map` the statistics are also taken over the devices of the mesh axis `axis`,
     and the gradients of scale and bias cover this device's part of x.
@@ -285,9 +268,6 @@ def batch_norm_groups(
     each = jax.vmap(functools.partial(batch_norm_train, epsilon=epsilon), (0, None, None))
     y, mean, var = each(x.reshape(-1, group, *x.shape[1:]), scale, bias)
     return y.reshape(x.shape), mean.mean(0), var.mean(0)
-
-
-# ---- Activation
 
 
 @jax.custom_vjp
