@@ -14,7 +14,6 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from effnet_jax import config as config_lib
 from effnet_jax import models, parallel
 from effnet_jax.data import pipeline, sources
 from effnet_jax.data.preprocess import normalize
@@ -101,41 +100,6 @@ class Evaluator:
         return {**means, "count": count}
 
 
-def choose_data(
-    weights: Any, run: ConfigDict | None, data: str | None = None, data_dir: str | None = None
-) -> ConfigDict:
-    """A whole config for `evaluate`.
-
-    Args:
-      weights: as for `evaluate`; their model and preprocessing go into the config.
-      run: config of the run that trained them; None: unknown.
-      data: name for `config.load_evaluation_set`; None: the run's own split, or without a run a
-        folder of images, DIR/val/CLASS or DIR/CLASS.
-      data_dir: the folder, or where the data is if not where its config says.
-    """
-    config = (run or config_lib.get_config()).copy_and_resolve_references().unlock()
-    config.model = weights.config.copy_and_resolve_references()
-    for key in weights.preprocess.keys() & config.preprocess.keys():  # Resolution is the model's.
-        config.preprocess[key] = weights.preprocess[key]
-    config.corruptions, config.severities = ConfigDict(), ()
-    if run is None:
-        config.eval_batch_size = 32 * jax.device_count()
-    if data is not None:
-        chosen = config_lib.load_evaluation_set(data)
-        if chosen.data.data_dir is None and chosen.data.source == config.data.source:
-            chosen.data.data_dir = config.data.data_dir
-        config.preprocess.update(chosen.preprocess)
-        for key in ("data", "corruptions", "severities"):
-            config[key] = chosen[key]
-    elif run is None:
-        root = pathlib.Path(data_dir).resolve()
-        split = "val" if (root / "val").is_dir() else "."
-        config.data.update(source="folder", name=root.name, eval_split=split)
-    if data_dir is not None:
-        config.data.data_dir = data_dir
-    return config
-
-
 def _open_sources(config: ConfigDict, names: Sequence[str]) -> dict[str, Source]:
     """The evaluation splits of data sets by name; one UserError for all that can't be read."""
     found, errors = {}, {}
@@ -163,7 +127,7 @@ def evaluate(
 
     Args:
       weights: a `weights.Weights`; the classes of the data have to be among theirs, by name.
-      config: from `choose_data`.
+      config: from `experiments.choose_data`.
       label: of the weights in the result: ema, raw, or their file.
       csv: a file under results/ to add a row to, for each corruption and severity if there are any.
 

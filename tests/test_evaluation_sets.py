@@ -23,7 +23,8 @@ from effnet_jax.config import load_evaluation_set
 from effnet_jax.data import sources
 from effnet_jax.data.preprocess import normalize
 from effnet_jax.errors import UserError
-from effnet_jax.evaluation import choose_data, evaluate
+from effnet_jax.evaluation import evaluate
+from effnet_jax.experiments import choose_data
 from effnet_jax.metrics import choose_classes
 from effnet_jax.tools import eval as eval_tool
 from effnet_jax.training import setup, supervisor

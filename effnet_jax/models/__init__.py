@@ -53,8 +53,8 @@ def parse_variant(text: str) -> dict[str, Any]:
         problem = "cannot read" if is_base or name in efficientnet.VARIANTS else "unknown"
         known = near(name, [*efficientnet.VARIANTS, *NAMES])
         raise UserError(
-            f"{problem} model {text!r}; did you mean {known}, phi=1.5, w=1.2,d=1.4,r=291, or one of "
-            "these two after a base network and a comma, as in resnet50,phi=1.5?"
+            f"{problem} model {text!r}; did you mean {known}, phi=1.5, w=1.2,d=1.4,r=291, or one "
+            "of these two after a base network and a comma, as in resnet50,phi=1.5?"
         )
     found = base(name)
     values = {

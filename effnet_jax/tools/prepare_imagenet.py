@@ -19,13 +19,13 @@ import time
 import rich.console
 import rich.table
 
-from effnet_jax import cli
+from effnet_jax import cli, flags
 from effnet_jax.errors import Interrupted, UserError
 from effnet_jax.imagenet import dataset as imagenet
 from effnet_jax.imagenet import prepare, shards
 from effnet_jax.run.workers import available_cores
 
-PARSER = cli.Parser(__doc__, computes=False)
+PARSER = flags.Parser(__doc__, computes=False)
 add = PARSER.add_argument
 add("--from", required=True, type=pathlib.Path, metavar="DIR", dest="source")
 add("--data_dir", required=True, type=pathlib.Path, metavar="DIR")

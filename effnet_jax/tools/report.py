@@ -8,11 +8,11 @@ import argparse
 import pathlib
 import time
 
-from effnet_jax import cli
+from effnet_jax import cli, flags
 from effnet_jax.errors import UserError
 from effnet_jax.report import page, results
 
-PARSER = cli.Parser(__doc__, computes=False)
+PARSER = flags.Parser(__doc__, computes=False)
 PARSER.add_argument(
     "--results",
     nargs="+",
