@@ -1,13 +1,11 @@
 """Experiments by name: the files of configs/, wherever they are, and configs that were saved."""
 
 import importlib.util
-import inspect
 import pathlib
 import re
 from collections.abc import Callable
 from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 
 from effnet_jax import config as config_lib
@@ -79,62 +77,3 @@ def find(folder: str, what: str, name: str, function: str) -> Callable[..., Any]
     if not hasattr(module, function):
         raise UserError(f"{what} file {path} needs a function {function}")
     return getattr(module, function)
-
-
-def evaluation_set(name: str, split: str) -> ConfigDict:
-    """All keys of an evaluation set, a file of configs/evaluation, with the usual values.
-
-    Args:
-      name, split: of the data set in TFDS.
-    """
-    config = ConfigDict()
-    config.data = config_lib.get_config().data  # Replaces the run's.
-    config.data.update(name=name, eval_split=split)
-    config.preprocess = ConfigDict()  # What differs from the weights' own preprocessing.
-    # For a set of many, data.name/CORRUPTION_SEVERITY: the reference's error by corruption.
-    config.corruptions, config.severities = ConfigDict(), ()
-    return config
-
-
-def load_evaluation_set(name: str) -> ConfigDict:
-    """A file of configs/evaluation: "NAME", "NAME:ARGUMENT" or "FILE.py:ARGUMENT"."""
-    name, _, argument = name.partition(":")
-    make = find("evaluation", "evaluation set", name, "get_config")
-    if argument and not inspect.signature(make).parameters:
-        raise UserError(f"evaluation set {name!r} takes no argument; got {argument!r}")
-    return make(*filter(None, [argument]))
-
-
-def choose_data(
-    weights: Any, run: ConfigDict | None, data: str | None = None, data_dir: str | None = None
-) -> ConfigDict:
-    """A whole config for `evaluate`.
-
-    Args:
-      weights: as for `evaluate`; their model and preprocessing go into the config.
-      run: config of the run that trained them; None: unknown.
-      data: name for `load_evaluation_set`; None: the run's own split, or without a run a
-        folder of images, DIR/val/CLASS or DIR/CLASS.
-      data_dir: the folder, or where the data is if not where its config says.
-    """
-    config = (run or config_lib.get_config()).copy_and_resolve_references().unlock()
-    config.model = weights.config.copy_and_resolve_references()
-    for key in weights.preprocess.keys() & config.preprocess.keys():  # Resolution is the model's.
-        config.preprocess[key] = weights.preprocess[key]
-    config.corruptions, config.severities = ConfigDict(), ()
-    if run is None:
-        config.eval_batch_size = 32 * jax.device_count()
-    if data is not None:
-        chosen = load_evaluation_set(data)
-        if chosen.data.data_dir is None and chosen.data.source == config.data.source:
-            chosen.data.data_dir = config.data.data_dir
-        config.preprocess.update(chosen.preprocess)
-        for key in ("data", "corruptions", "severities"):
-            config[key] = chosen[key]
-    elif run is None:
-        root = pathlib.Path(data_dir).resolve()
-        split = "val" if (root / "val").is_dir() else "."
-        config.data.update(source="folder", name=root.name, eval_split=split)
-    if data_dir is not None:
-        config.data.data_dir = data_dir
-    return config

@@ -1,7 +1,6 @@
 """The loss, and what counts as correct: accuracy by one label or a set, errors under corruption."""
 
-import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -70,15 +69,3 @@ def choose_classes(
     chosen = np.zeros(outputs or len(classes), bool)
     chosen[[classes.index(name) for name in names]] = True
     return chosen
-
-
-def mean_corruption_error(
-    errors: Mapping[str, Sequence[float]], reference: Mapping[str, float]
-) -> float:
-    """mCE (arXiv 1903.12261): the mean over corruptions of top-1 error / the reference's error.
-
-    `errors` has one for each severity; `reference` has the mean over severities. All are fractions.
-    """
-    return statistics.fmean(
-        statistics.fmean(errors[corruption]) / reference[corruption] for corruption in reference
-    )

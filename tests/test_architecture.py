@@ -18,7 +18,7 @@ FLOORS = (
     ("evaluation",),
     ("training",),
     ("imagenet", "experiments"),
-    ("flags",),
+    ("flags", "evaluation_sets"),
     ("weights",),
     ("sweeps", "report", "planner"),
     ("tools", "__init__", "__main__"),

@@ -41,13 +41,13 @@ def main(args: argparse.Namespace) -> None:
         )
     if not of_run and args.data is None and args.data_dir is None:
         raise UserError("give --data=SET, or --data_dir=FOLDER of images, to evaluate weights on")
-    from effnet_jax import config, evaluation, experiments, weights
+    from effnet_jax import config, evaluation_sets, weights
 
     run, source = config.load(args.workdir) if of_run else None, args.workdir or args.weights
     if args.step is not None:
         source = pathlib.Path(source, "checkpoints", str(args.step))
     found = weights.load(source, weights=args.weights if of_run else "ema", **stated)
-    chosen = experiments.choose_data(found, run, args.data, args.data_dir)
-    result = evaluation.evaluate(found, chosen, args.weights, args.csv, args.processes)
+    chosen = evaluation_sets.choose_data(found, run, args.data, args.data_dir)
+    result = evaluation_sets.evaluate_set(found, chosen, args.weights, args.csv, args.processes)
     if args.processes.is_first:
         print(json.dumps(result))
