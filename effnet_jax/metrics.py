@@ -55,10 +55,10 @@ def metric_sums(
 def choose_classes(
     names: Sequence[str], classes: tuple[str, ...], outputs: int | None
 ) -> np.ndarray | None:
-    """Which of a model's `outputs` (None: one for each class) are in `names`, bool [outputs].
+    """Which of a model's `outputs` are classes in `names` (`config.data.eval_classes`), as bools.
 
-    Returns None for all where `names`, which is `config.data.eval_classes`, is empty. `classes` are
-    the data's, by label.
+    `classes` are the data's, by label. Without `outputs` there is one for each of them. Without
+    `names` the result is None, for all.
     """
     if not names:
         return None

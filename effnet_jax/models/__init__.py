@@ -53,8 +53,8 @@ def parse_variant(text: str) -> dict[str, Any]:
         problem = "cannot read" if is_base or name in efficientnet.VARIANTS else "unknown"
         known = near(name, [*efficientnet.VARIANTS, *NAMES])
         raise UserError(
-            f"{problem} model {text!r}; did you mean {known}, phi=1.5, w=1.2,d=1.4,r=291, or one of "
-            "these two after a base network and a comma, as in resnet50,phi=1.5?"
+            f"{problem} model {text!r}; did you mean {known}, phi=1.5, w=1.2,d=1.4,r=291, or one "
+            "of these two after a base network and a comma, as in resnet50,phi=1.5?"
         )
     found = base(name)
     values = {
@@ -95,8 +95,9 @@ def coefficients(config: ConfigDict) -> scaling.Coefficients:
             "config.model has both phi and width or depth, which contradict each other; "
             "choose the model as w=...,d=...,r=... to scale dimensions one by one"
         )
-    scaled = scaling.Coefficients(width, depth, resolution)
-    if phi is not None:
+    if phi is None:
+        scaled = scaling.Coefficients(width, depth, resolution)
+    else:
         _check("phi", phi, abs(phi) <= MOST_PHI, f"at least -{MOST_PHI} and at most {MOST_PHI}")
         law = ("alpha", "beta", "gamma", "base_resolution", "base_width", "base_depth")
         scaled = scaling.compound(phi, **{key: config[key] for key in law})
