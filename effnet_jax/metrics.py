@@ -34,8 +34,7 @@ def metric_sums(
       and, where labels are [N], loss: the cross-entropy over the choices.
     """
     if choices is not None:
-        # Finite, because the loss multiplies it by 0.
-        logits = jnp.where(choices, logits, jnp.finfo(logits.dtype).min)
+        logits = jnp.where(choices, logits, jnp.finfo(logits.dtype).min)  # 0 * -inf would be NaN.
     sets = labels.reshape(len(labels), -1)
     best = jax.lax.top_k(logits, min(5, logits.shape[-1]))[1]
     hits = (best[:, :, None] == sets[:, None, :]).any(-1)

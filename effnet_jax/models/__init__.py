@@ -135,10 +135,7 @@ def dropout(config: ConfigDict) -> float:
 
 
 def build(config: ConfigDict) -> Network:
-    """The module of `config.model`.
-
-    `module.apply(variables, images, train=...)` returns `(logits, features)`; see Network.
-    """
+    """The module of `config.model`; `apply(variables, images, train=...)` as in `Network`."""
     check_choice("config.model.dtype", config.dtype, ("float32", "bfloat16"))
     check_choice("config.model.remat", config.remat, ("none", "block"))
     check_choice("config.model.padding", config.padding, operations.PADDINGS)
