@@ -33,8 +33,7 @@ def metric_sums(
       and, where labels are [N], loss: the cross-entropy over the choices.
     """
     if choices is not None:
-        # Finite, because the loss multiplies it by 0.
-        logits = jnp.where(choices, logits, jnp.finfo(logits.dtype).min)
+        logits = jnp.where(choices, logits, jnp.finfo(logits.dtype).min)  # 0 * -inf would be NaN.
     sets = labels.reshape(len(labels), -1)
     best = jax.lax.top_k(logits, min(5, logits.shape[-1]))[1]
     hits = (best[:, :, None] == sets[:, None, :]).any(-1)
@@ -54,10 +53,10 @@ def metric_sums(
 def choose_classes(
     names: Sequence[str], classes: tuple[str, ...], outputs: int | None
 ) -> np.ndarray | None:
-    """Which of a model's `outputs` (None: one for each class) are in `names`, bool [outputs].
+    """Which of a model's `outputs` are classes in `names` (`config.data.eval_classes`), as bools.
 
-    Returns None for all where `names`, which is `config.data.eval_classes`, is empty. `classes` are
-    the data's, by label.
+    `classes` are the data's, by label. Without `outputs` there is one for each of them. Without
+    `names` the result is None, for all.
     """
     if not names:
         return None

@@ -112,27 +112,12 @@ def abstract_batch(batch_size: int, resolution: int, mesh: Mesh) -> dict[str, ja
     }
 
 
-def reference_shards(shards: int) -> int:
-    """Shards that share statistics in the reference, where a shard is one core: one device here.
-
-    Up to 8 each is alone, then groups of max(8, shards / 8). Source: tensorflow/tpu
-    models/official/efficientnet/utils.py, TpuBatchNormalization.
-    """
-    together = 1 if shards <= 8 else max(8, shards // 8)
-    if shards % together:
-        raise UserError(
-            f"config.model.batch_norm_scope='reference' has groups of {together} devices, and "
-            f"{shards} devices do not divide into them; use a multiple of 8 devices, or the scope "
-            "'group' or 'global'"
-        )
-    return together
-
-
 def batch_norm_group(config: ConfigDict, devices: int) -> int:
     """How many consecutive examples share BatchNorm's statistics in training.
 
-    Raises UserError where the groups of a batch, or of a microbatch, aren't whole, or are neither
-    within a device nor whole devices.
+    The scope "reference" is the rule of tensorflow/tpu models/official/efficientnet/utils.py,
+    TpuBatchNormalization, whose shards are devices here. Raises UserError where the groups of a
+    batch, or of a microbatch, aren't whole, or are neither within a device nor whole devices.
     """
     scope, group = config.model.batch_norm_scope, config.model.batch_norm_group
     examples = config.batch_size // config.accumulation_steps
@@ -140,7 +125,14 @@ def batch_norm_group(config: ConfigDict, devices: int) -> int:
     if scope == "global":
         return examples
     if scope == "reference":
-        return reference_shards(devices) * each
+        together = 1 if devices <= 8 else max(8, devices // 8)
+        if devices % together:
+            raise UserError(
+                f"config.model.batch_norm_scope='reference' has groups of {together} devices, and "
+                f"{devices} devices do not divide into them; use a multiple of 8 devices, or the "
+                "scope 'group' or 'global'"
+            )
+        return together * each
     divisors = (size for size in range(1, examples + 1) if examples % size == 0)
     sizes = [size for size in divisors if each % size == 0 or size % each == 0]
     if group not in sizes:

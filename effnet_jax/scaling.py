@@ -148,10 +148,10 @@ def candidates(
 
 
 def solve(cost_at: Callable[[float], int], target: float) -> float:
-    """The coefficient above 0 whose cost, which must not fall as it rises, is nearest to `target`.
+    """The coefficient above 0 whose cost is nearest to `target`; costs must rise with it.
 
-    Rounding makes a network's cost a staircase in each coefficient, so an equal cost is rarely
-    possible. The coefficient is rounded as far as its cost stays the same.
+    Rounding makes costs a staircase, so that an equal one is rarely possible. The coefficient is
+    rounded as far as its cost stays the same.
     """
     below, above = 0.01, 1.0
     while cost_at(above) <= target:

@@ -18,9 +18,9 @@ def test_the_reference_shares_over_an_eighth_of_the_shards_and_at_least_eight():
     # By hand from the rule in reference/official_training.json: none up to 8 shards, else groups of
     # max(8, shards // 8).
     shards = {1: 1, 2: 1, 8: 1, 16: 8, 32: 8, 64: 8, 128: 16, 256: 32, 512: 64, 1024: 128}
-    assert {count: parallel.reference_shards(count) for count in shards} == shards
+    assert {count: group_of("reference", 5, count, count) for count in shards} == shards
     with pytest.raises(UserError, match="groups of 8 devices, and 12 devices"):
-        parallel.reference_shards(12)
+        group_of("reference", 5, 12, 12)
 
 
 @pytest.mark.parametrize(

@@ -95,8 +95,9 @@ def coefficients(config: ConfigDict) -> scaling.Coefficients:
             "config.model has both phi and width or depth, which contradict each other; "
             "choose the model as w=...,d=...,r=... to scale dimensions one by one"
         )
-    scaled = scaling.Coefficients(width, depth, resolution)
-    if phi is not None:
+    if phi is None:
+        scaled = scaling.Coefficients(width, depth, resolution)
+    else:
         _check("phi", phi, abs(phi) <= MOST_PHI, f"at least -{MOST_PHI} and at most {MOST_PHI}")
         law = ("alpha", "beta", "gamma", "base_resolution", "base_width", "base_depth")
         scaled = scaling.compound(phi, **{key: config[key] for key in law})
@@ -134,10 +135,7 @@ def dropout(config: ConfigDict) -> float:
 
 
 def build(config: ConfigDict) -> Network:
-    """The module of `config.model`.
-
-    `module.apply(variables, images, train=...)` returns `(logits, features)`; see Network.
-    """
+    """The module of `config.model`; `apply(variables, images, train=...)` as in `Network`."""
     check_choice("config.model.dtype", config.dtype, ("float32", "bfloat16"))
     check_choice("config.model.remat", config.remat, ("none", "block"))
     check_choice("config.model.padding", config.padding, operations.PADDINGS)

@@ -3,11 +3,10 @@
 MobileNet: arXiv 1704.04861, Table 1; arXiv 1801.04381, Table 2. Both use ReLU6, as the authors'
 code does (tensorflow/models research/slim/nets, mobilenet_v1.py and mobilenet/).
 
-ResNet: arXiv 1512.03385, in two forms: the ImageNet form, and the small-image form of section 4.2,
-whose deepest members come from arXiv 1603.05027, section 5. All have the activation after the
-addition, as in the first paper. From later work: the stride of a bottleneck is in its 3x3
-convolution ("v1.5"), and the last normalisation of a branch starts at 0, so that a fresh block
-returns its input.
+ResNet: arXiv 1512.03385, in the ImageNet form, and in the small-image form of section 4.2, whose
+deepest members come from arXiv 1603.05027, section 5. From later work: the stride of a bottleneck
+is in its 3x3 convolution ("v1.5"), and the last normalisation of a branch starts at 0, so that a
+fresh block returns its input.
 """
 
 import dataclasses
@@ -23,18 +22,18 @@ from effnet_jax.models.mbconv import block_of
 from effnet_jax.models.network import Base, Block, Function, LayerFactories, Stage, Stem
 from effnet_jax.scaling import Layer
 
-# 4,231,976 parameters and 569 M multiply-adds at 224 pixels. The paper prints stride 2 in its last
-# row, whose sizes and counts are those of stride 1.
-MOBILENET_V1 = (
+# MobileNetV1: 4,231,976 parameters and 569 M multiply-adds at 224 pixels. The paper prints stride 2
+# in its last row, whose sizes and counts are those of stride 1.
+V1 = (
     Stage(stride=1, filters=64, repeats=1),
     Stage(stride=2, filters=128, repeats=2),
     Stage(stride=2, filters=256, repeats=2),
     Stage(stride=2, filters=512, repeats=6),
     Stage(stride=2, filters=1024, repeats=2),
 )
-# 3,504,872 parameters and 301 M multiply-adds. The block is EfficientNet's, which took it from
-# here, without squeeze-excitation.
-MOBILENET_V2 = (
+# MobileNetV2: 3,504,872 parameters and 301 M multiply-adds. EfficientNet's block comes from here;
+# squeeze-excitation is its addition.
+V2 = (
     Stage(kernel=3, stride=1, expand=1, filters=16, repeats=1),
     Stage(kernel=3, stride=2, expand=6, filters=24, repeats=2),
     Stage(kernel=3, stride=2, expand=6, filters=32, repeats=3),
@@ -69,11 +68,9 @@ def separable(row: Stage, rounded: Callable[[int], int], **block: Any) -> Separa
 
 _mobilenet = functools.partial(Base, activation=nn.relu6, dropout=0.2)
 MOBILENETS = {
-    "mobilenet_v1": _mobilenet(stages=MOBILENET_V1, block=separable),
+    "mobilenet_v1": _mobilenet(stages=V1, block=separable),
     # Its head is never narrower than the base's (section 5).
-    "mobilenet_v2": _mobilenet(
-        stages=MOBILENET_V2, block=block_of, head_filters=1280, narrow_head=False
-    ),
+    "mobilenet_v2": _mobilenet(stages=V2, block=block_of, head_filters=1280, narrow_head=False),
 }
 
 
@@ -162,7 +159,7 @@ RESNETS = {
     152: _resnet(3, 8, 36, 3, bottleneck=True),  # 60,192,808; 11.514 G
     200: _resnet(3, 24, 36, 3, bottleneck=True),  # 64,673,832 (arXiv 1603.05027, section 5)
 }
-# The small forms have 3 stages of n blocks, each of 2 convolutions, or from 164 layers on of 3.
+# The small forms have 3 stages of n blocks, of 2 convolutions each, or 3 from 164 layers on.
 DEPTHS = {
     **{6 * n + 2: _resnet(n, n, n, small=True) for n in range(3, 167)},
     **{9 * n + 2: _resnet(n, n, n, small=True, bottleneck=True) for n in range(18, 112)},

@@ -77,7 +77,6 @@ V2_XL_STAGES = (
     Stage(kernel=3, stride=2, expand=6, filters=512, repeats=32),
     Stage(kernel=3, stride=1, expand=6, filters=640, repeats=8),
 )
-# The ratio is to the block's inputs, before the expansion.
 _squeezed = functools.partial(block_of, squeeze_ratio=0.25)
 _family = functools.partial(Base, head_filters=1280, survival_probability=0.8)
 # V2's rounding has no rule of 0.9, which changes B3 alone.

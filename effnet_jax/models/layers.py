@@ -1,8 +1,7 @@
 """The layers that every network here is made of, with the reference's initialisers.
 
-Parameters and BatchNorm statistics are float32; `dtype` is for the computation. `padding` is one of
-`operations.PADDINGS`. Source of the initialisers: tensorflow/tpu
-models/official/efficientnet/efficientnet_model.py.
+Parameters and BatchNorm statistics are float32; `dtype` is for the computation. Initialisers:
+tensorflow/tpu models/official/efficientnet/efficientnet_model.py.
 """
 
 import functools
@@ -72,9 +71,8 @@ class DepthwiseConv(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (self.kernel, self.kernel, 1, x.shape[-1])
-        kernel = self.param("kernel", depthwise_init, shape, jnp.float32)
-        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
-        return self.operation(x, kernel, self.stride, self.padding)
+        kernel = self.param("kernel", depthwise_init, shape, jnp.float32).astype(self.dtype)
+        return self.operation(x.astype(self.dtype), kernel, self.stride, self.padding)
 
 
 class Dense(nn.Module):

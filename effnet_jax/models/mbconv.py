@@ -101,10 +101,8 @@ def block_of(
 
     `squeeze_ratio`: channels inside an MBConv's squeeze-excitation over `inputs`; 0: without it.
     """
-    kind = FusedMBConv
-    if not row.fused:
-        squeezed = max(1, int(inputs * squeeze_ratio)) if squeeze_ratio else 0
-        kind = functools.partial(MBConv, squeezed=squeezed)
+    squeezed = max(1, int(inputs * squeeze_ratio)) if squeeze_ratio else 0
+    kind = FusedMBConv if row.fused else functools.partial(MBConv, squeezed=squeezed)
     return kind(
         kernel=row.kernel,
         inputs=inputs,

@@ -63,7 +63,7 @@ class Block:
     def apply(self, make: LayerFactories, x: jax.Array, drop: Function) -> jax.Array:
         """x [N, h, w, inputs] -> [N, h / stride, w / stride, outputs], with sizes rounded up.
 
-        Called inside a `BlockModule`. `drop`: stochastic depth of a residual branch.
+        Called inside a `BlockModule`, with `drop` for the stochastic depth of a residual branch.
         """
         raise NotImplementedError
 
@@ -228,8 +228,7 @@ class Blocks(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        again = self.remat and train
-        module = nn.remat(BlockModule, static_argnums=2) if again else BlockModule
+        module = nn.remat(BlockModule, static_argnums=2) if self.remat and train else BlockModule
         for block in self.blocks:
             x = module(self.factories, block, name=block.name.rpartition("/")[2])(x, train)
         return x

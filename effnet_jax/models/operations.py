@@ -37,7 +37,7 @@ def lax_padding(k: int, padding: str) -> str | tuple[tuple[int, int], tuple[int,
 
 
 def _fold_rows(rows, h, terms):
-    """Sums rows(0, h), given as rows(start, stop) -> [N, stop - start, W, C], to ceil(h / terms).
+    """Sums h rows, from rows(start, stop) -> [N, stop - start, W, C], into ceil(h / terms).
 
     A sum over N, H and W is fast on CPU when most of it is this elementwise sum, which XLA
     vectorises and fuses with the computation of its terms. The barrier keeps it out of the slow
@@ -75,11 +75,10 @@ def spatial_mean(x: Array) -> Array:
     return (total / (x.shape[1] * x.shape[2])).astype(x.dtype)
 
 
-def _spatial_mean_bwd(x, dy):
-    return (jnp.broadcast_to(dy / (x.shape[1] * x.shape[2]), x.shape),)
-
-
-spatial_mean.defvjp(lambda x: (spatial_mean(x), x), _spatial_mean_bwd)
+spatial_mean.defvjp(
+    lambda x: (spatial_mean(x), x),
+    lambda x, dy: (jnp.broadcast_to(dy / (x.shape[1] * x.shape[2]), x.shape),),
+)
 
 
 def lax_conv(x: Array, kernel: Array, stride: int, padding: str, groups: int = 1) -> Array:
@@ -185,11 +184,12 @@ def depthwise_conv(x: Array, kernel: Array, stride: int, padding: str = "same") 
     h and w are H / stride and W / stride, rounded up. The gradient is written out because automatic
     differentiation of the shifted form moves several times the bytes.
     """
-    cpu, default = (
-        functools.partial(form, stride=stride, padding=padding)
-        for form in (_shifted, lax_depthwise_conv)
+    return lax.platform_dependent(
+        x,
+        kernel,
+        cpu=lambda x, kernel: _shifted(x, kernel, stride, padding),
+        default=lambda x, kernel: lax_depthwise_conv(x, kernel, stride, padding),
     )
-    return lax.platform_dependent(x, kernel, cpu=cpu, default=default)
 
 
 def _depthwise_bwd(stride, padding, residuals, dy):
