@@ -13,22 +13,13 @@ from effnet_jax.errors import UserError
 from effnet_jax.report import page, results
 
 PARSER = cli.Parser(__doc__, computes=False)
-PARSER.add_argument(
-    "--results",
-    nargs="+",
-    action="extend",
-    type=pathlib.Path,
-    metavar="PATH",
-    help="CSVs, or folders with CSVs at any depth; by default results",
-)
-PARSER.add_argument("--out", required=True, type=pathlib.Path, metavar="DIR")
-PARSER.add_argument(
-    "--evaluation",
-    default=results.EVALUATION,
-    metavar="NAME/WEIGHTS",
-    help="whose top-1 counts, say val/raw; by default %(default)s",
-)
-PARSER.add_argument("--data", metavar="NAME", help="show only this data set")
+add = PARSER.add_argument
+csvs = "CSVs, or folders with CSVs at any depth; by default results"
+add("--results", nargs="+", action="extend", type=pathlib.Path, metavar="PATH", help=csvs)
+add("--out", required=True, type=pathlib.Path, metavar="DIR", help="folder of the report")
+counts = "whose top-1 counts, say val/raw; by default %(default)s"
+add("--evaluation", default=results.EVALUATION, metavar="NAME/WEIGHTS", help=counts)
+add("--data", metavar="NAME", help="show only this data set")
 
 
 def check_out(out: pathlib.Path) -> None:
@@ -60,7 +51,3 @@ def main(args: argparse.Namespace) -> None:
     found = results.read(args.results or [pathlib.Path("results")], args.evaluation, args.data)
     write(args.out, page.make_files(found))
     print(f"{args.out / 'index.html'}: {len(found.runs)} runs, {time.perf_counter() - start:.1f} s")
-
-
-if __name__ == "__main__":
-    cli.run(main, PARSER)

@@ -11,7 +11,6 @@ import argparse
 import copy
 import pathlib
 
-import rich.console
 import rich.table
 from ml_collections import ConfigDict
 
@@ -19,7 +18,7 @@ from effnet_jax import cli, models
 from effnet_jax import config as config_lib
 from effnet_jax.errors import check_choice
 from effnet_jax.report import drawing, figures, results
-from effnet_jax.tools import sweep
+from effnet_jax.tools import show, sweep
 
 PARSER = sweep.parser(__doc__)
 add, same = PARSER.add_argument, argparse.BooleanOptionalAction
@@ -55,18 +54,15 @@ def ranking(points: list[results.Point]) -> rich.table.Table:
 
 
 def propose(config: ConfigDict, csv: pathlib.Path, evaluation: str, root: pathlib.Path) -> None:
-    """Ranks the candidates, prints the best, and writes root/scaling.json and root/search.png.
+    """Ranks the candidates in a grid's results, and writes root/scaling.json and root/search.png.
 
-    Args:
-      config: the experiment whose network was scaled.
-      csv: results of the grid.
-      evaluation: whose top-1 counts, as "val/ema".
-      root: the folder of the two files.
+    `config` is the experiment whose network was scaled; the top-1 of `evaluation`, say "val/ema",
+    counts.
     """
     found = results.read([csv], evaluation)
     points = sorted(found.points("the search", "grid"), key=lambda point: -point.mean)
     best = points[0].runs[0]
-    rich.console.Console().print(ranking(points))
+    show(ranking(points))
     figures.figure_grid(found).figure.savefig(root / "search.png", dpi=drawing.DPI)
     path = root / "scaling.json"
     config_lib.save(found_config(config, best), path)

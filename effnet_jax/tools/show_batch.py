@@ -41,7 +41,3 @@ def main(args: argparse.Namespace) -> None:
     except OSError as error:
         raise UserError(f"can't write to --out={args.out}: {error.strerror}") from None
     print(file)
-
-
-if __name__ == "__main__":
-    cli.run(main, PARSER)
