@@ -74,7 +74,8 @@ CHOICES = (
 )
 
 
-class Program(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Program:
     """A compiled step, for one device and one step."""
 
     state_bytes: int  # Parameters, statistics, averages and the optimizer's.
@@ -182,8 +183,7 @@ def with_data(config: ConfigDict) -> tuple[ConfigDict, int, str]:
         examples, classes = len(source), len(source.classes)
         origin = "found in the data"
     if config.model.num_classes is None:
-        with config.unlocked():
-            config.model.num_classes = classes
+        config.model.num_classes = classes
     return config, examples, f"{examples:,} training images, {classes:,} classes: {origin}"
 
 
@@ -265,9 +265,8 @@ def _figures(compiled: jax.stages.Compiled, chip: Chip, microbatches: int) -> tu
 
 def batch_unit(config: ConfigDict, devices: int) -> int:
     """What a batch is a multiple of: whole groups of BatchNorm in each microbatch and device."""
-    model = config.model
-    group = model.batch_norm_group if model.batch_norm_scope == "group" else 1
-    return devices * config.accumulation_steps * group
+    grouped = config.model.batch_norm_scope == "group"
+    return devices * config.accumulation_steps * (config.model.batch_norm_group if grouped else 1)
 
 
 def largest_batch(attempt: Callable[[int], Plan], start: int, unit: int) -> tuple[Plan, Plan]:
@@ -309,7 +308,6 @@ def largest_batch(attempt: Callable[[int], Plan], start: int, unit: int) -> tupl
 def to_json(planned: Plan) -> dict[str, Any]:
     """A plan's attributes, its speed and hours."""
     return dataclasses.asdict(planned) | {
-        "program": planned.program and planned.program._asdict(),
         "images_per_second_at_best": planned.images_per_second,
         "hours_at_best": planned.hours,
     }
@@ -328,10 +326,9 @@ def table(plans: Sequence[Plan]) -> rich.table.Table:
 def _column(planned: Plan) -> dict[str, str]:
     """The cells of a plan, by the name of the row; those of its speed only if it fits."""
     a_device = planned.batch_size // planned.devices
-    share = f"{planned.memory_bytes / planned.hbm_bytes:.0%}"
     chips = planned.devices // planned.devices_per_chip
-    memory = f"{planned.memory_bytes / GIB:.2f} of {planned.hbm_bytes / GIB:.2f} GiB, {share}"
-    made = planned.program
+    used, most, made = planned.memory_bytes, planned.hbm_bytes, planned.program
+    memory = f"{used / GIB:.2f} of {most / GIB:.2f} GiB, {used / most:.0%}"
     shown = {key: str(value) for key, value in planned.choices.items()} | {
         "chips": f"{chips}" if chips == planned.devices else f"{chips}, {planned.devices} devices",
         "batch": f"{planned.batch_size:,}, {a_device:,} a device",

@@ -22,15 +22,6 @@ add("--evaluation", default=results.EVALUATION, metavar="NAME/WEIGHTS", help=cou
 add("--data", metavar="NAME", help="show only this data set")
 
 
-def check_out(out: pathlib.Path) -> None:
-    """Raises UserError where writing would overwrite anything but an earlier report."""
-    index = out / "index.html"
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out={out} is a file; it should be a folder")
-    if index.exists() and f'content="{page.GENERATOR}"' not in index.read_text(errors="replace"):
-        raise UserError(f"{index} was not made by this command; choose another --out")
-
-
 def write(out: pathlib.Path, files: dict[str, bytes]) -> None:
     """Writes a report's files; removes those of an earlier report that this one lacks."""
     ours = {f"{key}.{kind}" for key in page.SECTIONS for kind in ("png", "csv")}
@@ -46,8 +37,11 @@ def write(out: pathlib.Path, files: dict[str, bytes]) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    start = time.perf_counter()
-    check_out(args.out)
+    start, index = time.perf_counter(), args.out / "index.html"
+    if args.out.exists() and not args.out.is_dir():
+        raise UserError(f"--out={args.out} is a file; it should be a folder")
+    if index.exists() and f'content="{page.GENERATOR}"' not in index.read_text(errors="replace"):
+        raise UserError(f"{index} was not made by this command; choose another --out")
     found = results.read(args.results or [pathlib.Path("results")], args.evaluation, args.data)
     write(args.out, page.make_files(found))
-    print(f"{args.out / 'index.html'}: {len(found.runs)} runs, {time.perf_counter() - start:.1f} s")
+    print(f"{index}: {len(found.runs)} runs, {time.perf_counter() - start:.1f} s")

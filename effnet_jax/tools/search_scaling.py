@@ -33,11 +33,10 @@ add("--evaluation", default=results.EVALUATION, metavar="NAME/WEIGHTS", help="wh
 def found_config(config: ConfigDict, best: results.Run) -> ConfigDict:
     """The experiment with the coefficients of `best`, in which phi = 0 is its own network."""
     base, dropout = models.coefficients(config.model), models.dropout(config.model)
+    values = {"phi": 0.0, "width": None, "depth": None, "resolution": None, "dropout": dropout}
+    values |= {key: getattr(best, key) for key in ("alpha", "beta", "gamma")}
     config = copy.deepcopy(config)
-    config.model.update(dict.fromkeys(("width", "depth", "resolution")))
-    config.model.update({key: getattr(best, key) for key in ("alpha", "beta", "gamma")})
-    config.model.update({f"base_{key}": value for key, value in vars(base).items()})
-    config.model.update({"phi": 0.0, "dropout": dropout})
+    config.model.update(values | {f"base_{key}": value for key, value in vars(base).items()})
     return config
 
 

@@ -37,8 +37,7 @@ FAMILIES["all"] = list(VARIANTS)
 def describe(name: str, num_classes: int, stem_stride: int, with_layers: bool) -> dict[str, Any]:
     """One model as a dict: width, depth, resolution and the exact counts."""
     config = config_lib.get_config(name).model
-    with config.unlocked():
-        config.num_classes, config.stem_stride = num_classes, stem_stride
+    config.num_classes, config.stem_stride = num_classes, stem_stride
     layers = models.architecture(config).layers()
     result = {"model": name, **vars(models.coefficients(config)), **counts(scaling.cost(layers))}
     if with_layers:
