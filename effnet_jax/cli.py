@@ -119,7 +119,7 @@ def run(main: Callable[[Any], None], parser: Any, arguments: list[str] | None = 
         if parser.joins:
             from effnet_jax.run.processes import join
 
-            processes = join(args.coordinator_address, args.num_processes, args.process_id)
+            address, count, index = args.coordinator_address, args.num_processes, args.process_id
+            args.processes = processes = join(address, count, index)
     with _exit_codes(processes):
-        args.processes = processes
         main(args)

@@ -31,11 +31,10 @@ for name in ("model", "origin", "classes"):
 
 def main(args: argparse.Namespace) -> None:
     of_run = args.weights in ("ema", "raw")
-    stated = {"model": args.model, "origin": args.origin, "classes": args.classes}
     if of_run and args.workdir is None:
         raise UserError("give --workdir=DIR, the folder of a run, or --weights=FILE of weights")
-    others = stated.values() if of_run else (args.workdir, args.step)
-    if any(value is not None for value in others):
+    of_file = (args.model, args.origin, args.classes)
+    if any(value is not None for value in (of_file if of_run else (args.workdir, args.step))):
         raise UserError(
             "--workdir and --step apply to runs; --model, --origin and --classes to weight files"
         )
@@ -46,8 +45,8 @@ def main(args: argparse.Namespace) -> None:
     run, source = config.load(args.workdir) if of_run else None, args.workdir or args.weights
     if args.step is not None:
         source = pathlib.Path(source, "checkpoints", str(args.step))
-    found = weights.load(source, weights=args.weights if of_run else "ema", **stated)
-    chosen = evaluation_sets.choose_data(found, run, args.data, args.data_dir)
-    result = evaluation_sets.evaluate_set(found, chosen, args.weights, args.csv, args.processes)
+    found = weights.load(source, *of_file, weights=args.weights if of_run else "ema")
+    data = evaluation_sets.choose_data(found, run, args.data, args.data_dir)
+    result = evaluation_sets.evaluate_set(found, data, args.weights, args.csv, args.processes)
     if args.processes.is_first:
         print(json.dumps(result))

@@ -10,8 +10,8 @@ import argparse
 import pathlib
 import re
 
-from effnet_jax import cli, flags
 from effnet_jax import config as config_lib
+from effnet_jax import flags
 from effnet_jax.data import sources
 from effnet_jax.data.decode import decode_image
 from effnet_jax.errors import UserError
@@ -41,7 +41,3 @@ def main(args: argparse.Namespace) -> None:
     except OSError as error:
         raise UserError(f"can't write to --out={args.out}: {error.strerror}") from None
     print(file)
-
-
-if __name__ == "__main__":
-    cli.run(main, PARSER)

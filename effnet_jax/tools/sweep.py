@@ -12,8 +12,6 @@ sweep: finished runs are kept, begun ones resume, failed ones are tried again.
 import argparse
 import pathlib
 
-import rich.console
-
 from effnet_jax import flags
 from effnet_jax.errors import RunsFailed
 from effnet_jax.run import writers
@@ -21,6 +19,7 @@ from effnet_jax.sweeps import launch as launching
 from effnet_jax.sweeps import watch
 from effnet_jax.sweeps.folder import Folder
 from effnet_jax.sweeps.schedule import make_schedule
+from effnet_jax.tools import show
 
 
 def parser(doc: str) -> flags.Parser:
@@ -34,7 +33,7 @@ def parser(doc: str) -> flags.Parser:
         "--parallel",
         type=flags.count,
         metavar="N",
-        help="runs at a time; default: a GPU or core each",
+        help="runs at a time (one a GPU or core)",
     )
     add("--slurm", default="", help="submitit's parameters, as in timeout_min=240,gpus_per_node=1")
     add("--dry_run", action="store_true", help="print the table of runs and stop")
@@ -56,10 +55,7 @@ def launch(args: argparse.Namespace, sweep: str) -> pathlib.Path | None:
     schedule = make_schedule(args.config, sweep, args.experiment)
     local = args.launcher == "local"
     shares = launching.slots(args.parallel) if local else []
-    console = rich.console.Console()
-    if not console.is_terminal:
-        console.width = 160  # A pipe or a file has no width; 80 columns would cut numbers.
-    console.print(watch.table(schedule, folder))
+    show(watch.table(schedule, folder))
     if minutes := watch.estimate(schedule, folder):
         writers.say(f"left: about {minutes / max(1, len(shares)):.0f} min, by the finished runs")
     if args.dry_run:
@@ -79,11 +75,9 @@ def launch(args: argparse.Namespace, sweep: str) -> pathlib.Path | None:
             failed = launching.follow(schedule, folder, jobs, csv)
     writers.say(f"results: {csv}")
     if failed:
-        lines = "\n".join(f"{name}: {why}; {folder.log(name)}" for name, why in failed.items())
-        raise RunsFailed(
-            f"{len(failed)} of {len(schedule)} runs failed; the same command tries them again\n"
-            + lines
-        )
+        text = f"{len(failed)} of {len(schedule)} runs failed; the same command tries them again"
+        lines = (f"\n{name}: {why}; {folder.log(name)}" for name, why in failed.items())
+        raise RunsFailed(text + "".join(lines))
     return csv
 
 
