@@ -1,1 +1,1 @@
-"""One file per experiment; default.py holds every key with its meaning."""
+"""One file for each experiment; effnet_jax/config.py has every key with its meaning."""

@@ -11,7 +11,7 @@ Argument:  a model, and with a comma one of four recipes, as in b0,baseline or b
            Models are b0 to b8, l2, phi=1.5, or w=1.4,d=1.8,r=380; lite0 to lite4, edgetpu-s, -m
            and -l; those of V2; or another base network, scaled or not: mobilenet_v1, mobilenet_v2,
            resnet18 to resnet1001, as in resnet50,phi=1.5.
-Data:      imagenet2012 in DIR, written by python -m effnet_jax.tools.prepare_imagenet, or by TFDS
+Data:      imagenet2012 in DIR, written by effnet-jax prepare_imagenet, or by TFDS
            as ArrayRecord. With the former, the reference's hold-out instead of the validation
            images: --config.data.train_split='train[25022:]' --config.data.eval_split=minival
 Hardware:  the reference trained on 32 or more TPU cores, batch 2048 or 4096; V2 on 32 TPUv3 cores,

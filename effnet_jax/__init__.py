@@ -6,10 +6,7 @@ __version__ = "0.1.0"
 
 
 def load(
-    source: str,
-    model: str | None = None,
-    origin: str | None = None,
-    classes: str | None = None,
+    source: str, model: str | None = None, origin: str | None = None, classes: str | None = None
 ) -> tuple[Any, dict[str, Any], Any]:
     """A network with its weights, ready to use.
 

@@ -19,11 +19,11 @@ from configs import digits
 from effnet_jax import config as config_lib
 from effnet_jax import models, weights
 from effnet_jax.checkpoint import Checkpoints
-from effnet_jax.config import load_evaluation_set
 from effnet_jax.data import sources
 from effnet_jax.data.preprocess import normalize
 from effnet_jax.errors import UserError
-from effnet_jax.evaluation import choose_data, evaluate
+from effnet_jax.evaluation_sets import choose_data, load_evaluation_set
+from effnet_jax.evaluation_sets import evaluate_set as evaluate
 from effnet_jax.metrics import choose_classes
 from effnet_jax.tools import eval as eval_tool
 from effnet_jax.training import setup, supervisor
@@ -208,6 +208,9 @@ def test_labels_go_to_the_outputs_of_their_names():
         def __getitem__(self, index):
             return {"image": b"", "label": self.labels[index]}
 
+        def describe(self, index):
+            return f"record {index}"
+
     source, said = Two(), []
     assert sources.with_classes(source, ("b", "d"), "val", said.append) is source and not said
     found = sources.with_classes(source, ("background", "a", "b", "c", "d"), "val", said.append)
@@ -239,7 +242,7 @@ def test_imagenet_c_is_relative_to_the_reference_and_takes_whole_images(run, tmp
     found.preprocess["crop_padding"] = 16
     path = tmp_path / "few_corruptions.py"
     path.write_text(
-        "from effnet_jax.config import load_evaluation_set\n\n\n"
+        "from effnet_jax.evaluation_sets import load_evaluation_set\n\n\n"
         "def get_config():\n"
         "    config = load_evaluation_set('imagenet_c')\n"
         "    with config.unlocked():\n"
@@ -335,7 +338,7 @@ def test_more_labels_than_fit_are_told(tmp_path):
     write_set(tmp_path, "few", "test", images, [[1, 2], [1, 2]], feature="labels")
     source = sources.TfdsSource("few", str(tmp_path), "test", "labels")
     assert source[0]["label"].tolist() == [1, 2] + [-1] * (sources.MOST_LABELS - 2)
-    with pytest.raises(ValueError, match="17 labels, and 16 are the most"):
+    with pytest.raises(ValueError, match="17 labels; at most 16"):
         [*sources.TfdsSource("many", str(tmp_path), "test", "labels")]
     with pytest.raises(UserError, match=r"needed are 'image' and a class 'label' \(config.data"):
         sources.TfdsSource("many", str(tmp_path), "test")

@@ -2,12 +2,12 @@
 
 Command:   python eval.py --workdir=runs/b0 --data=imagenet_minival [--data_dir=DIR]
 Data:      TFDS imagenet2012, split minival: 25,022 images. TFDS itself doesn't make this split;
-           python -m effnet_jax.tools.prepare_imagenet --from=DIR --data_dir=DIR does. The run must
+           effnet-jax prepare_imagenet --from=DIR --data_dir=DIR does. The run must
            have left them out of its training (config.data.train_split).
 Metric:    top-1 and top-5.
 """
 
-from effnet_jax.config import evaluation_set
+from effnet_jax.evaluation_sets import evaluation_set
 
 
 def get_config():

@@ -204,9 +204,8 @@ class Batches:
 
     def _make(self, number: int, images: np.ndarray | None = None) -> Batch:
         """Makes a chunk of this process in this thread; its images in `images` if that is given."""
-        positions = self.positions(number)
         images = self._empty(self._chunk) if images is None else images
-        loaded = [self._load(position, images[row]) for row, position in enumerate(positions)]
+        loaded = map(self._load, self.positions(number), images)
         labels, masks = zip(*loaded, strict=True)
         masks = np.array(masks, np.float32)
         return {"image": images, "label": np.array(labels, np.int32), "mask": masks}

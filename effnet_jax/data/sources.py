@@ -41,7 +41,7 @@ class Source(Protocol):
 def cache_dir() -> pathlib.Path:
     """Folder of prepared digits and compiled programs, in $XDG_CACHE_HOME or ~/.cache."""
     home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return pathlib.Path(home).expanduser() / "effnet_jax"
+    return pathlib.Path(home, "effnet_jax").expanduser()
 
 
 def _missing(name: str, data_dir: str) -> UserError:
@@ -65,16 +65,18 @@ def _missing(name: str, data_dir: str) -> UserError:
     return UserError(f"data set {name!r}: {where} (config.data.data_dir); {remedy}")
 
 
-def check_format(info: Any) -> None:
-    """Raises UserError with the command that converts a TFDS data set if it isn't ArrayRecord."""
-    if info.file_format.value != "array_record":
+def use_array_record(info: Any) -> None:
+    """Makes a TFDS data set read its ArrayRecord files; raises UserError if it has none."""
+    if info.file_format.value == "array_record":
+        return
+    if "array_record" not in (each.value for each in info.alternative_file_formats):
         raise UserError(
             f"data set {info.full_name} in {info.data_dir} is stored as {info.file_format.value}, "
-            "not as ArrayRecord. With TensorFlow and apache-beam installed, run:\n"
-            "  tfds convert_format --out_file_format=array_record "
-            f"--dataset_version_dir={info.data_dir} --out_dir=NEW_DIR/{info.full_name}\n"
-            "and use NEW_DIR instead"
+            "not as ArrayRecord. With tensorflow, apache-beam and mlcroissant installed, run:\n"
+            "  tfds convert_format --num_workers=1 --out_file_format=array_record "
+            f"--dataset_version_dir={info.data_dir}"
         )
+    info.set_file_format("array_record", override=True, override_if_initialized=True)
 
 
 def array_record(path: str) -> Any:
@@ -112,7 +114,7 @@ class TfdsSource:
             builder = tfds.core.read_only_builder.builder_from_files(name, data_dir=data_dir)
         except tfds.core.registered.DatasetNotFoundError:
             raise _missing(name, data_dir) from None
-        check_format(builder.info)
+        use_array_record(builder.info)
         features = builder.info.features
         known = {"image", label} <= set(features)
         labels = getattr(features[label], "feature", features[label]) if known else None

@@ -151,7 +151,7 @@ def _tfds(folder: pathlib.Path) -> Input:
         )
     if tuple(info.features["label"].names) != imagenet.class_names():
         raise UserError(f"the classes of {folder} are not ImageNet's 1000")
-    sources.check_format(info)
+    sources.use_array_record(info)
     splits = {}
     for split in (TRAIN, VALIDATION):
         instructions = info.splits[split].file_instructions

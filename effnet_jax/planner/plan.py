@@ -6,7 +6,6 @@ run. Its speed is only a bound: what arithmetic and memory of the chip allow, if
 time and data were always ready.
 """
 
-import collections
 import dataclasses
 import importlib.util
 import itertools
@@ -46,20 +45,13 @@ class Chip(NamedTuple):
     Speeds and shapes: cloud.google.com/tpu/docs/{v3,v4,v5e,tpu7x}; the last also has v5p and v6e.
     v2: Norrie et al. 2021, "The Design Process for Google's Training Chips: TPUv2 and TPUv3".
     Memory: what libtpu 0.0.42 lets a program use, a little less than the chip has.
-
-    Attributes:
-      hbm: memory that a program may use, GiB.
-      flops: peak bfloat16 FLOP/s.
-      bandwidth: peak bytes/s from and to memory.
-      devices: JAX devices of a chip, which share all this equally.
-      shapes: of its slices, separated by spaces; the three-dimensional ones up to 1024 chips.
     """
 
-    hbm: float
-    flops: float
-    bandwidth: float
-    devices: int
-    shapes: str
+    hbm: float  # Memory that a program may use, GiB.
+    flops: float  # Peak bfloat16 FLOP/s.
+    bandwidth: float  # Peak bytes/s from and to memory.
+    devices: int  # JAX devices of a chip, which share all this equally.
+    shapes: str  # Of its slices; the three-dimensional ones up to 1024 chips.
 
 
 CHIPS = {
@@ -82,67 +74,47 @@ CHOICES = (
 )
 
 
-class Program(NamedTuple):
-    """A compiled step, for one device and one step.
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A compiled step, for one device and one step."""
 
-    Attributes:
-      state_bytes: parameters, statistics, averages and the optimizer's.
-      flops: XLA's count.
-      moved_bytes: between chip and memory; the smaller of `program.memory_traffic` and XLA's count,
-        as both count some bytes too often.
-      collectives: kind -> (count, bytes of the results).
-      seconds_at_best, bound: of the step, and what limits it: "arithmetic" or "memory".
-    """
-
-    state_bytes: int
-    flops: float
-    moved_bytes: float
-    collectives: dict[str, tuple[int, int]]
+    state_bytes: int  # Parameters, statistics, averages and the optimizer's.
+    flops: float  # XLA's count.
+    moved_bytes: float  # Between chip and memory.
+    collectives: dict[str, tuple[int, int]]  # Count, and bytes of the results, by kind.
     seconds_at_best: float
-    bound: str
+    bound: str  # What limits the step: "arithmetic" or "memory".
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A run on a topology.
-
-    Attributes:
-      model, resolution, parameters: the network's name, pixels and size.
-      choices: values of CHOICES in the config, by key.
-      topology, devices, devices_per_chip: as in v5e:4x4, 16, 1.
-      batch_size: images a step, over all devices.
-      epochs, examples: of the whole recipe; examples are training images.
-      hbm_bytes: memory of a device that a program may use.
-      memory_bytes: what this program uses, with state and code, or asked for where it does not fit.
-      program: None where it does not fit.
-      compile_seconds: on the machine that planned.
-    """
+    """A run on a topology."""
 
     model: str
-    resolution: int
-    choices: dict[str, str | int | bool]
-    topology: str
+    resolution: int  # Pixels.
+    choices: dict[str, str | int | bool]  # Values of CHOICES in the config, by key.
+    topology: str  # As in v5e:4x4.
     devices: int
     devices_per_chip: int
-    batch_size: int
+    batch_size: int  # Images a step, over all devices.
     parameters: int
     epochs: float
-    examples: int
-    hbm_bytes: int
-    memory_bytes: int
-    program: Program | None
+    examples: int  # Training images.
+    hbm_bytes: int  # Memory of a device that a program may use.
+    memory_bytes: int  # What the program uses, with state and code, or asked for if it doesn't fit.
+    program: Program | None  # None if it doesn't fit.
     compile_seconds: float
 
     @property
     def images_per_second(self) -> float:
-        """Over all devices, at best; 0 where the program does not fit."""
+        """Over all devices, at best; 0 if the program does not fit."""
         return self.batch_size / self.program.seconds_at_best if self.program else 0.0
 
     @property
     def hours(self) -> float | None:
         """Of all epochs, at best: training steps alone, without evaluation or start."""
-        speed = self.images_per_second
-        return self.epochs * self.examples / speed / 3600 if speed else None
+        images = self.epochs * self.examples
+        return images / self.images_per_second / 3600 if self.program else None
 
 
 def roofline(flops: float, moved_bytes: float, chip: Chip) -> tuple[float, str]:
@@ -156,7 +128,7 @@ def roofline(flops: float, moved_bytes: float, chip: Chip) -> tuple[float, str]:
 
 
 def check_topology(name: str) -> Chip:
-    """The chip of a topology such as "v5e:4x4"; a UserError that lists the right names."""
+    """The chip of a topology such as "v5e:4x4"; a UserError lists the valid names."""
     generation, _, shape = name.partition(":")
     if generation not in CHIPS:
         known = "".join(f"\n  {key}: {chip.shapes}" for key, chip in CHIPS.items())
@@ -169,11 +141,7 @@ def check_topology(name: str) -> Chip:
 
 
 def topology_mesh(name: str) -> Mesh:
-    """`parallel.data_mesh` of a topology's devices, which are only descriptions.
-
-    Raises:
-      UserError: an unknown topology, or no libtpu.
-    """
+    """`parallel.data_mesh` of a topology's devices, which are only descriptions."""
     check_topology(name)
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(
@@ -204,7 +172,7 @@ def topology_mesh(name: str) -> Mesh:
 def with_data(config: ConfigDict) -> tuple[ConfigDict, int, str]:
     """A copy of the config with the number of classes; the number of images; a line about both.
 
-    ImageNet's numbers are known, and it need not be there; other data is opened.
+    ImageNet need not be there, as its numbers are known; other data is opened.
     """
     config = config.copy_and_resolve_references()
     if config.data.source == "tfds" and config.data.name.partition(":")[0] == imagenet.NAME:
@@ -215,8 +183,7 @@ def with_data(config: ConfigDict) -> tuple[ConfigDict, int, str]:
         examples, classes = len(source), len(source.classes)
         origin = "found in the data"
     if config.model.num_classes is None:
-        with config.unlocked():
-            config.model.num_classes = classes
+        config.model.num_classes = classes
     return config, examples, f"{examples:,} training images, {classes:,} classes: {origin}"
 
 
@@ -229,23 +196,26 @@ def demanded_bytes(message: str) -> int | None:
     return round(float(found[1]) * 1024 ** (" KMGT".index(found[2]))) if found else None
 
 
-def plan(config: ConfigDict, model_name: str, topology: str, examples: int) -> Plan:
+def plan(config: ConfigDict, name: str, topology: str, examples: int, batch_size: int) -> Plan:
     """Compiles the training step for a topology, which takes minutes.
 
     For progressive learning, the step is that of the largest images, as if all epochs had these.
 
     Args:
-      config: the whole config, with the number of classes known.
-      model_name: for people.
+      config: the whole config but for the batch size, with the number of classes known.
+      name: of the model, for people.
       topology: see `check_topology`.
       examples: training images in an epoch.
+      batch_size: images a step, over all devices.
     """
     chip, mesh = check_topology(topology), topology_mesh(topology)
+    config = config.copy_and_resolve_references()
+    config.batch_size = batch_size
     config_lib.validate(config, mesh.size)
     config = progressive.largest(config)
     model, optimizer, shapes = abstract_state(config, examples)
-    writers.say(f"compiling {model_name}, batch {config.batch_size:,}, for {topology} ...")
-    started = time.perf_counter()
+    writers.say(f"compiling {name}, batch {batch_size:,}, for {topology} ...")
+    start = time.perf_counter()
     try:
         compiled = lower_train_step(model, optimizer, shapes, config, mesh).compile()
         memory, made = _figures(compiled, chip, config.accumulation_steps)
@@ -253,16 +223,16 @@ def plan(config: ConfigDict, model_name: str, topology: str, examples: int) -> P
         memory, made = demanded_bytes(str(error)), None
         if memory is None:
             raise
-    seconds = time.perf_counter() - started
+    seconds = time.perf_counter() - start
     writers.say(f"... {'compiled' if made else 'does not fit'}: {seconds:.0f} s")
     return Plan(
-        model=model_name,
+        model=name,
         resolution=model.architecture.resolution,
         choices={key: operator.attrgetter(key)(config) for key in CHOICES},
         topology=topology,
         devices=mesh.size,
         devices_per_chip=chip.devices,
-        batch_size=config.batch_size,
+        batch_size=batch_size,
         parameters=sum(leaf.size for leaf in jax.tree.leaves(shapes.params)),
         epochs=config.epochs,
         examples=examples,
@@ -280,39 +250,36 @@ def _figures(compiled: jax.stages.Compiled, chip: Chip, microbatches: int) -> tu
     # `peak_memory_in_bytes` would be less: it leaves out gaps between arrays.
     arrays = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
     reserved = arrays - state + memory.generated_code_size_in_bytes
-    exchanged = collections.defaultdict(lambda: (0, 0))
+    exchanged = {}
     for each in program.collectives(text):
-        count, size = exchanged[each.kind]
+        count, size = exchanged.get(each.kind, (0, 0))
         times = microbatches if each.in_loop else 1
         exchanged[each.kind] = count + times, size + times * each.bytes
     # XLA counts for one device, and counts a loop's body once. The microbatches are a loop, and the
     # update outside it is small beside one microbatch's forward and backward pass.
     flops = microbatches * cost["flops"]
+    # Both count some bytes too often.
     moved = min(program.memory_traffic(text, microbatches), microbatches * cost["bytes accessed"])
-    made = Program(state, flops, moved, dict(exchanged), *roofline(flops, moved, chip))
-    return reserved, made
+    return reserved, Program(state, flops, moved, exchanged, *roofline(flops, moved, chip))
 
 
 def batch_unit(config: ConfigDict, devices: int) -> int:
     """What a batch is a multiple of: whole groups of BatchNorm in each microbatch and device."""
-    model = config.model
-    group = model.batch_norm_group if model.batch_norm_scope == "group" else 1
-    return devices * config.accumulation_steps * group
+    grouped = config.model.batch_norm_scope == "group"
+    return devices * config.accumulation_steps * (config.model.batch_norm_group if grouped else 1)
 
 
 def largest_batch(attempt: Callable[[int], Plan], start: int, unit: int) -> tuple[Plan, Plan]:
     """The plan with the largest batch that fits, and the one with the smallest that does not.
 
     Both were compiled, and they are within one unit, or 1/32, of each other. The first guesses
-    suppose that memory grows linearly with the batch; then the interval is halved.
+    suppose that memory grows linearly with the batch; then the interval is halved. A UserError
+    says that one unit does not fit.
 
     Args:
-      attempt: a batch size to its plan.
+      attempt: makes the plan of a batch size.
       start: the first batch.
       unit: what every batch is a multiple of; see `batch_unit`.
-
-    Raises:
-      UserError: one unit does not fit.
     """
     good, bad, batch = None, None, max(start // unit, 1) * unit
     for number in itertools.count(1):
@@ -341,7 +308,6 @@ def largest_batch(attempt: Callable[[int], Plan], start: int, unit: int) -> tupl
 def to_json(planned: Plan) -> dict[str, Any]:
     """A plan's attributes, its speed and hours."""
     return dataclasses.asdict(planned) | {
-        "program": planned.program and planned.program._asdict(),
         "images_per_second_at_best": planned.images_per_second,
         "hours_at_best": planned.hours,
     }
@@ -349,32 +315,31 @@ def to_json(planned: Plan) -> dict[str, Any]:
 
 def table(plans: Sequence[Plan]) -> rich.table.Table:
     """Plans side by side, for a person."""
-    first, columns = plans[0], [_column(each) for each in plans]
-    title = f"{first.model}, {first.resolution} px"
+    columns = [_column(each) for each in plans]
+    title = f"{plans[0].model}, {plans[0].resolution} px"
     result = rich.table.Table(title, *(each.topology for each in plans))
-    for key in CHOICES:
-        result.add_row(key, *(str(each.choices[key]) for each in plans))
-    for name in columns[0]:
-        result.add_row(name, *(column[name] for column in columns))
+    for name in max(columns, key=len):
+        result.add_row(name, *(column.get(name, "-") for column in columns))
     return result
 
 
 def _column(planned: Plan) -> dict[str, str]:
-    """The cells of a plan, by the name of the row."""
+    """The cells of a plan, by the name of the row; those of its speed only if it fits."""
     a_device = planned.batch_size // planned.devices
-    share = f"{planned.memory_bytes / planned.hbm_bytes:.0%}"
     chips = planned.devices // planned.devices_per_chip
-    memory = f"{planned.memory_bytes / GIB:.2f} of {planned.hbm_bytes / GIB:.2f} GiB, {share}"
-    shown = {
+    used, most, made = planned.memory_bytes, planned.hbm_bytes, planned.program
+    memory = f"{used / GIB:.2f} of {most / GIB:.2f} GiB, {used / most:.0%}"
+    shown = {key: str(value) for key, value in planned.choices.items()} | {
         "chips": f"{chips}" if chips == planned.devices else f"{chips}, {planned.devices} devices",
         "batch": f"{planned.batch_size:,}, {a_device:,} a device",
         "parameters": f"{planned.parameters:,}",
-        "memory a device": memory if planned.program else f"{memory}: DOES NOT FIT",
+        "memory a device": memory if made else f"{memory}: DOES NOT FIT",
     }
-    made = planned.program or Program(0, 0, 0, {}, 0, "")
+    if not made:
+        return shown
     kinds = made.collectives.items()
     exchanged = [f"{count} {kind}, {size / 1e6:.1f} MB" for kind, (count, size) in kinds]
-    speed = {
+    return shown | {
         "of it the state": f"{made.state_bytes / GIB:.2f} GiB",
         "FLOPs a step and device": f"{made.flops / 1e12:.3f} T",
         "bytes a step and device": f"{made.moved_bytes / 1e9:.2f} GB",
@@ -383,6 +348,5 @@ def _column(planned: Plan) -> dict[str, str]:
         "step, at best": f"{made.seconds_at_best * 1e3:.1f} ms, by {made.bound}",
         "images/s a chip, at best": f"{planned.images_per_second / chips:,.0f}",
         "images/s, at best": f"{planned.images_per_second:,.0f}",
-        f"{planned.epochs:g} epochs, at best": f"{planned.hours or 0:,.1f} hours",
+        f"{planned.epochs:g} epochs, at best": f"{planned.hours:,.1f} hours",
     }
-    return shown | (speed if planned.program else dict.fromkeys(speed, "-"))

@@ -27,26 +27,20 @@ CHANNEL = re.compile(r"\bchannel_id=(\d+)")
 
 
 class Collective(NamedTuple):
-    """One instruction that moves arrays between devices.
+    """One instruction that moves arrays between devices."""
 
-    Attributes:
-      kind: one of KINDS.
-      bytes: of its result, on one device; of several arrays where the compiler combined them.
-      in_loop: whether it is in the body of a loop, and so runs more than once.
-    """
-
-    kind: str
-    bytes: int
-    in_loop: bool
+    kind: str  # One of KINDS.
+    bytes: int  # Of its result, on one device; of several arrays if the compiler combined them.
+    in_loop: bool  # Whether it is in the body of a loop, and so runs more than once.
 
 
 class Instruction(NamedTuple):
-    """One line of a program; `calls`: (how, the computation), as in ("body", "region_1")."""
+    """One line of a program."""
 
     name: str
     shape: str
     operation: str
-    calls: list[tuple[str, str]]
+    calls: list[tuple[str, str]]  # How, and which computation: ("body", "region_1").
     line: str
 
 
@@ -69,11 +63,8 @@ def collectives(compiled_text: str) -> list[Collective]:
 
     An asynchronous one counts once: a `-start` and its `-done`, or one that is spread over several
     fusions of a TPU program, which then have the same channel. A collective in a loop is listed
-    once, whatever the number of trips.
-
-    Args:
-      compiled_text: HLO after optimisation, `jitted.lower(...).compile().as_text()`, of any
-        platform.
+    once, whatever the number of trips. `compiled_text` is `jitted.lower(...).compile().as_text()`,
+    of any platform.
     """
     computations, _ = _parse(compiled_text)
     everything = [each for instructions in computations.values() for each in instructions]
@@ -103,11 +94,7 @@ def memory_traffic(compiled_text: str, trips: int = 1) -> int:
     Each instruction reads its operands and writes its result once, with the padding of their tiles;
     arrays that the compiler keeps on the chip, in a layout with S(1), move nothing. XLA's own
     count, "bytes accessed", ignores that difference, but counts the part of an operand that a
-    fusion reads; here the whole operand counts.
-
-    Args:
-      compiled_text: as for `collectives`.
-      trips: of each loop.
+    fusion reads; here the whole operand counts. Each loop has `trips`.
     """
     computations, entry = _parse(compiled_text)
     total, left = 0, [(entry, 1)]
@@ -132,12 +119,10 @@ def memory_traffic(compiled_text: str, trips: int = 1) -> int:
 
 
 def _bytes(shape: str, padded: bool = False, in_memory: bool = False) -> int:
-    """Size of an array, or of all arrays in a tuple, from its text.
+    """Size of an array such as `f32[8,128]{1,0:T(8,128)S(1)}`, or of all arrays in a tuple.
 
-    Args:
-      shape: as in `f32[8,128]{1,0:T(8,128)S(1)}`.
-      padded: whether the padding of tiles counts.
-      in_memory: whether only arrays count that are not kept on the chip, with their padding.
+    If `padded`, with the padding of tiles; if `in_memory`, too, but only of arrays that are not
+    kept on the chip.
     """
     total = 0
     for kind, bits, dimensions, order, layout in ARRAY.findall(shape):

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from effnet_jax import cli, models, scaling
 from effnet_jax import config as config_lib
+from effnet_jax import experiments, flags, models, scaling
 from effnet_jax.data import sources
 from effnet_jax.errors import UserError
 
@@ -63,7 +63,7 @@ def expand(config: ConfigDict, sweep: str) -> Iterator[Run]:
     if re.match(r"[\w.]+=", sweep):
         return product(sweep)
     name, _, argument = sweep.partition(":")
-    return config_lib.find("sweeps", "sweep", name, "get_sweep")(config, argument)
+    return experiments.find("sweeps", "sweep", name, "get_sweep")(config, argument)
 
 
 def product(sweep: str) -> Iterator[Run]:
@@ -136,7 +136,7 @@ def apply(config: ConfigDict, run: Run) -> ConfigDict:
       UserError: an unknown key or bad value, or one that `progressive` would replace.
     """
     arguments = [f"--config.{key}={value}" for key, value in run.overrides.items()]
-    changed = cli.override(copy.deepcopy(config), arguments)
+    changed = flags.override(copy.deepcopy(config), arguments)
     for stages, key in config_lib.PROGRESSIVE.items():
         before, now = (operator.attrgetter(key)(each) for each in (config, changed))
         if changed.progressive[stages] and before != now:

@@ -17,10 +17,11 @@ import argparse
 import json
 import pathlib
 
-from effnet_jax import cli
+from effnet_jax import flags, weights
 from effnet_jax.errors import UserError
+from effnet_jax.trees import shapes_by_name
 
-PARSER = cli.Parser(__doc__, computes=False)
+PARSER = flags.Parser(__doc__, computes=False)
 PARSER.add_argument("source", metavar="SRC")
 PARSER.add_argument("--to", required=True, metavar="DIR|FILE")
 PARSER.add_argument("--model", help="as in b0, lite2, v2-s; by default detected by its shapes")
@@ -35,32 +36,20 @@ PARSER.add_argument("--json", action="store_true", help="JSON instead of lines")
 
 
 def main(args: argparse.Namespace) -> None:
-    args = vars(args)
-    path = pathlib.Path(args.pop("to")).expanduser()
+    path = pathlib.Path(args.to).expanduser()
     if path.suffix != ".safetensors":
         if path.suffix and not path.is_dir():
             raise UserError(f"--to={path}: give a folder, or a file that ends in .safetensors")
         path /= "model.safetensors"
-
-    from effnet_jax import weights
-    from effnet_jax.trees import shapes_by_name
-
-    names, overwrite, as_json = (args.pop(key) for key in ("names", "overwrite", "json"))
-    found = weights.load(**args)
-    weights.save(path, found, names, overwrite)
-    rows = {
-        "file": str(path),
-        "arrays": len(shapes_by_name(found.variables)),
-        "origin": found.origin,
-    }
+    keys = ("source", "model", "origin", "classes", "weights", "normalization", "resolution")
+    found = weights.load(**{key: getattr(args, key) for key in keys})
+    weights.save(path, found, args.names, args.overwrite)
+    rows = {"file": str(path), "arrays": len(shapes_by_name(found.variables))}
+    rows["origin"] = found.origin
     for key in ("base", "width", "depth", "padding", "batch_norm_epsilon"):
         rows[key] = found.config[key]
     rows |= {"classes": len(found.classes), **found.preprocess}
-    if as_json:
+    if args.json:
         print(json.dumps(rows))
     else:
         print("\n".join(f"{key}: {value}" for key, value in rows.items()))
-
-
-if __name__ == "__main__":
-    cli.run(main, PARSER)

@@ -14,10 +14,10 @@ import argparse
 import json
 import pathlib
 
-from effnet_jax import cli
+from effnet_jax import flags
 from effnet_jax.errors import UserError
 
-PARSER = cli.Parser(__doc__, joins=True)
+PARSER = flags.Parser(__doc__, joins=True)
 add = PARSER.add_argument
 add("--workdir", metavar="DIR", help="workdir of the run; its config is read from there")
 add("--step", type=int, help="of the checkpoint; by default the newest")
@@ -31,23 +31,22 @@ for name in ("model", "origin", "classes"):
 
 def main(args: argparse.Namespace) -> None:
     of_run = args.weights in ("ema", "raw")
-    stated = {"model": args.model, "origin": args.origin, "classes": args.classes}
     if of_run and args.workdir is None:
         raise UserError("give --workdir=DIR, the folder of a run, or --weights=FILE of weights")
-    others = stated.values() if of_run else (args.workdir, args.step)
-    if any(value is not None for value in others):
+    of_file = (args.model, args.origin, args.classes)
+    if any(value is not None for value in (of_file if of_run else (args.workdir, args.step))):
         raise UserError(
             "--workdir and --step apply to runs; --model, --origin and --classes to weight files"
         )
     if not of_run and args.data is None and args.data_dir is None:
         raise UserError("give --data=SET, or --data_dir=FOLDER of images, to evaluate weights on")
-    from effnet_jax import config, evaluation, weights
+    from effnet_jax import config, evaluation_sets, weights
 
     run, source = config.load(args.workdir) if of_run else None, args.workdir or args.weights
     if args.step is not None:
         source = pathlib.Path(source, "checkpoints", str(args.step))
-    found = weights.load(source, weights=args.weights if of_run else "ema", **stated)
-    chosen = evaluation.choose_data(found, run, args.data, args.data_dir)
-    result = evaluation.evaluate(found, chosen, args.weights, args.csv, args.processes)
+    found = weights.load(source, *of_file, weights=args.weights if of_run else "ema")
+    data = evaluation_sets.choose_data(found, run, args.data, args.data_dir)
+    result = evaluation_sets.evaluate_set(found, data, args.weights, args.csv, args.processes)
     if args.processes.is_first:
         print(json.dumps(result))

@@ -10,24 +10,27 @@ can't be read is reported on stderr, the others are classified, and the exit cod
 """
 
 import argparse
+import functools
 import itertools
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import rich.table
 
-from effnet_jax import cli
+from effnet_jax import flags
 from effnet_jax.errors import ImagesFailed
+from effnet_jax.tools import show
 
 BATCH = 16  # Most images in a batch.
-PARSER = cli.Parser(__doc__)
+PARSER = flags.Parser(__doc__)
 PARSER.add_argument("images", nargs="+", metavar="IMAGE")
 PARSER.add_argument("--weights", required=True, metavar="FILE|WORKDIR")
 for name in ("model", "origin", "classes"):
     PARSER.add_argument(f"--{name}", help="of weights that don't state it; see convert")
-PARSER.add_argument("--top", type=cli.count, default=5, help="classes of each image")
+PARSER.add_argument("--top", type=flags.count, default=5, help="classes of each image")
 PARSER.add_argument("--json", action="store_true", help="a line of JSON for each image")
 
 
@@ -57,26 +60,26 @@ def best(
     probabilities: np.ndarray, classes: Sequence[str], titles: dict[str, str], top: int
 ) -> list[dict[str, Any]]:
     """The most probable classes, best first."""
-    rows = []
-    for label in np.argsort(-probabilities, kind="stable")[:top].tolist():
-        name, probability = classes[label], round(float(probabilities[label]), 6)
-        row = {"label": label, "class": name, "name": titles.get(name, name)}
-        rows.append(row | {"probability": probability})
-    return rows
+    return [
+        {
+            "label": label,
+            "class": classes[label],
+            "name": titles.get(classes[label], classes[label]),
+            "probability": round(float(probabilities[label]), 6),
+        }
+        for label in np.argsort(-probabilities, kind="stable")[:top].tolist()
+    ]
 
 
-def show(results: Iterator[tuple[str, list[dict[str, Any]]]]) -> None:
-    """Prints a table with a section for each image."""
-    from rich import console, markup, table
-
-    shown = table.Table("image", "probability", "class", "")
+def table(results: Iterable[tuple[str, list[dict[str, Any]]]]) -> rich.table.Table:
+    """A section for each image."""
+    shown = rich.table.Table("image", "probability", "class", "")
     for path, rows in results:
         for number, row in enumerate(rows):
             name = "" if row["name"] == row["class"] else row["class"]
             cells = ("" if number else path, f"{row['probability']:.1%}", row["name"], name)
-            shown.add_row(*map(markup.escape, cells), end_section=row is rows[-1])
-    if shown.rows:  # A pipe or a file has no width; the default of 80 would cut names.
-        console.Console(width=None if sys.stdout.isatty() else 120).print(shown)
+            shown.add_row(*cells, end_section=row is rows[-1])
+    return shown
 
 
 def main(args: argparse.Namespace) -> None:
@@ -88,24 +91,19 @@ def main(args: argparse.Namespace) -> None:
 
     found = weights.load(args.weights, args.model, args.origin, args.classes)
     model, preprocess = models.build(found.config), Preprocess(**found.preprocess)
-    variables, bad = jax.device_put(found.variables), []
 
     @jax.jit
     def classify(variables, images):
         images = normalize(images, preprocess.mean, preprocess.std)
         return jax.nn.softmax(model.apply(variables, images, train=False)[0])
 
-    images = readable(args.images, preprocess.pixels, bad)
-    classified = classify_all(images, lambda batch: classify(variables, batch))
+    classify, bad = functools.partial(classify, jax.device_put(found.variables)), []
+    classified = classify_all(readable(args.images, preprocess.pixels, bad), classify)
     results = ((path, best(p, found.classes, titles(), args.top)) for path, p in classified)
     if args.json:
         for path, rows in results:
             print(json.dumps({"image": path, "predictions": rows}), flush=True)
-    else:
-        show(results)
+    elif (shown := table(results)).rows:
+        show(shown)
     if bad:
         raise ImagesFailed(f"{len(bad)} of {len(args.images)} images could not be read")
-
-
-if __name__ == "__main__":
-    cli.run(main, PARSER)

@@ -16,16 +16,16 @@ import pathlib
 import shlex
 import time
 
-import rich.console
 import rich.table
 
-from effnet_jax import cli
+from effnet_jax import flags
 from effnet_jax.errors import Interrupted, UserError
 from effnet_jax.imagenet import dataset as imagenet
 from effnet_jax.imagenet import prepare, shards
 from effnet_jax.run.workers import available_cores
+from effnet_jax.tools import show
 
-PARSER = cli.Parser(__doc__, computes=False)
+PARSER = flags.Parser(__doc__, computes=False)
 add = PARSER.add_argument
 add("--from", required=True, type=pathlib.Path, metavar="DIR", dest="source")
 add("--data_dir", required=True, type=pathlib.Path, metavar="DIR")
@@ -35,7 +35,7 @@ add("--quality", type=int, default=90, help="JPEG quality of images that are shr
 corrupt = "stop at a damaged image, or drop it (stop)"
 add("--on_corrupt", choices=("stop", "drop"), default="stop", help=corrupt)
 add("--subset", action="store_true", help="accept an incomplete ImageNet; don't check counts")
-add("--processes", type=int, default=len(available_cores()), help="by default one a core")
+add("--processes", type=flags.count, dest="workers", metavar="N", help="by default one a core")
 
 
 def table(splits: dict[str, prepare.Made]) -> rich.table.Table:
@@ -57,31 +57,24 @@ def table(splits: dict[str, prepare.Made]) -> rich.table.Table:
 def main(args: argparse.Namespace) -> None:
     if not 1 <= args.quality <= 100:
         raise UserError(f"--quality={args.quality} is not between 1 and 100")
-    if args.processes < 1:
-        raise UserError(f"--processes={args.processes} is less than 1")
     source, data_dir, start = args.source.expanduser(), args.data_dir.expanduser(), time.time()
+    workers = args.workers or len(available_cores())
     settings = shards.Settings(args.size, args.quality, args.on_corrupt == "drop")
     try:
-        made = prepare.prepare(source, data_dir, settings, args.subset, args.processes)
+        made = prepare.prepare(source, data_dir, settings, args.subset, workers)
     except KeyboardInterrupt:
         raise Interrupted("stopped by Ctrl-C; the same command goes on") from None
-    console = rich.console.Console(soft_wrap=True, highlight=False)
     splits = prepare.by_split(made)
-    console.print(table(splits))
+    show(table(splits))
     for shard, report in made:
         for done in ("repaired", "dropped"):
             for name, found in getattr(report, done):
-                console.print(f"{done} {shard.split} {name}: {found}", markup=False)
+                print(f"{done} {shard.split} {name}: {found}")
     held = sum(report.images for _, report in splits[imagenet.MINIVAL])
-    console.print(
+    print(
         f"{prepare.places(data_dir)[0]} in {time.time() - start:,.0f} s. Train on it with\n"
         "  python train.py --config=configs/imagenet.py:b0 "
         f"--config.data.data_dir={shlex.quote(str(data_dir))} --workdir=runs/b0\n"
         "and, to choose by minival, with\n"
-        f"  --config.data.train_split='train[{held}:]' --config.data.eval_split=minival",
-        markup=False,
+        f"  --config.data.train_split='train[{held}:]' --config.data.eval_split=minival"
     )
-
-
-if __name__ == "__main__":
-    cli.run(main, PARSER)

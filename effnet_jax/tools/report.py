@@ -8,36 +8,18 @@ import argparse
 import pathlib
 import time
 
-from effnet_jax import cli
+from effnet_jax import flags
 from effnet_jax.errors import UserError
 from effnet_jax.report import page, results
 
-PARSER = cli.Parser(__doc__, computes=False)
-PARSER.add_argument(
-    "--results",
-    nargs="+",
-    action="extend",
-    type=pathlib.Path,
-    metavar="PATH",
-    help="CSVs, or folders with CSVs at any depth; by default results",
-)
-PARSER.add_argument("--out", required=True, type=pathlib.Path, metavar="DIR")
-PARSER.add_argument(
-    "--evaluation",
-    default=results.EVALUATION,
-    metavar="NAME/WEIGHTS",
-    help="whose top-1 counts, say val/raw; by default %(default)s",
-)
-PARSER.add_argument("--data", metavar="NAME", help="show only this data set")
-
-
-def check_out(out: pathlib.Path) -> None:
-    """Raises UserError where writing would overwrite anything but an earlier report."""
-    index = out / "index.html"
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out={out} is a file; it should be a folder")
-    if index.exists() and f'content="{page.GENERATOR}"' not in index.read_text(errors="replace"):
-        raise UserError(f"{index} was not made by this command; choose another --out")
+PARSER = flags.Parser(__doc__, computes=False)
+add = PARSER.add_argument
+csvs = "CSVs, or folders with CSVs at any depth; by default results"
+add("--results", nargs="+", action="extend", type=pathlib.Path, metavar="PATH", help=csvs)
+add("--out", required=True, type=pathlib.Path, metavar="DIR", help="folder of the report")
+counts = "whose top-1 counts, say val/raw; by default %(default)s"
+add("--evaluation", default=results.EVALUATION, metavar="NAME/WEIGHTS", help=counts)
+add("--data", metavar="NAME", help="show only this data set")
 
 
 def write(out: pathlib.Path, files: dict[str, bytes]) -> None:
@@ -55,12 +37,11 @@ def write(out: pathlib.Path, files: dict[str, bytes]) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    start = time.perf_counter()
-    check_out(args.out)
+    start, index = time.perf_counter(), args.out / "index.html"
+    if args.out.exists() and not args.out.is_dir():
+        raise UserError(f"--out={args.out} is a file; it should be a folder")
+    if index.exists() and f'content="{page.GENERATOR}"' not in index.read_text(errors="replace"):
+        raise UserError(f"{index} was not made by this command; choose another --out")
     found = results.read(args.results or [pathlib.Path("results")], args.evaluation, args.data)
     write(args.out, page.make_files(found))
-    print(f"{args.out / 'index.html'}: {len(found.runs)} runs, {time.perf_counter() - start:.1f} s")
-
-
-if __name__ == "__main__":
-    cli.run(main, PARSER)
+    print(f"{index}: {len(found.runs)} runs, {time.perf_counter() - start:.1f} s")

@@ -11,15 +11,14 @@ import argparse
 import copy
 import pathlib
 
-import rich.console
 import rich.table
 from ml_collections import ConfigDict
 
-from effnet_jax import cli, models
 from effnet_jax import config as config_lib
+from effnet_jax import flags, models
 from effnet_jax.errors import check_choice
 from effnet_jax.report import drawing, figures, results
-from effnet_jax.tools import sweep
+from effnet_jax.tools import show, sweep
 
 PARSER = sweep.parser(__doc__)
 add, same = PARSER.add_argument, argparse.BooleanOptionalAction
@@ -27,18 +26,17 @@ add("--phi", type=float, default=1.0, help="scale of the candidates: 2^phi times
 add("--step", type=float, default=0.05, help="of the grid")
 add("--tolerance", type=float, default=0.1, help="of alpha * beta^2 * gamma^2 around 2")
 add("--equal", action=same, default=True, help="scale every candidate to the same multiply-adds")
-add("--seeds", type=cli.count, default=1, metavar="N", help="runs of each candidate")
+add("--seeds", type=flags.count, default=1, metavar="N", help="runs of each candidate")
 add("--evaluation", default=results.EVALUATION, metavar="NAME/WEIGHTS", help="whose top-1 counts")
 
 
 def found_config(config: ConfigDict, best: results.Run) -> ConfigDict:
     """The experiment with the coefficients of `best`, in which phi = 0 is its own network."""
     base, dropout = models.coefficients(config.model), models.dropout(config.model)
+    values = {"phi": 0.0, "width": None, "depth": None, "resolution": None, "dropout": dropout}
+    values |= {key: getattr(best, key) for key in ("alpha", "beta", "gamma")}
     config = copy.deepcopy(config)
-    config.model.update(dict.fromkeys(("width", "depth", "resolution")))
-    config.model.update({key: getattr(best, key) for key in ("alpha", "beta", "gamma")})
-    config.model.update({f"base_{key}": value for key, value in vars(base).items()})
-    config.model.update({"phi": 0.0, "dropout": dropout})
+    config.model.update(values | {f"base_{key}": value for key, value in vars(base).items()})
     return config
 
 
@@ -55,18 +53,15 @@ def ranking(points: list[results.Point]) -> rich.table.Table:
 
 
 def propose(config: ConfigDict, csv: pathlib.Path, evaluation: str, root: pathlib.Path) -> None:
-    """Ranks the candidates, prints the best, and writes root/scaling.json and root/search.png.
+    """Ranks the candidates in a grid's results, and writes root/scaling.json and root/search.png.
 
-    Args:
-      config: the experiment whose network was scaled.
-      csv: results of the grid.
-      evaluation: whose top-1 counts, as "val/ema".
-      root: the folder of the two files.
+    `config` is the experiment whose network was scaled; the top-1 of `evaluation`, say "val/ema",
+    counts.
     """
     found = results.read([csv], evaluation)
     points = sorted(found.points("the search", "grid"), key=lambda point: -point.mean)
     best = points[0].runs[0]
-    rich.console.Console().print(ranking(points))
+    show(ranking(points))
     figures.figure_grid(found).figure.savefig(root / "search.png", dpi=drawing.DPI)
     path = root / "scaling.json"
     config_lib.save(found_config(config, best), path)

@@ -10,24 +10,23 @@ mobilenet_v2, resnet18 to resnet1001. Or a whole family: v1, lite, edgetpu, v2; 
 """
 
 import argparse
-import dataclasses
 import json
 from typing import Any
 
-import rich.console
 import rich.table
 
-from effnet_jax import cli, models, scaling
 from effnet_jax import config as config_lib
+from effnet_jax import flags, models, scaling
 from effnet_jax.models.efficientnet import VARIANTS
 from effnet_jax.report import paper
+from effnet_jax.tools import show
 
-PARSER = cli.Parser(__doc__, computes=False)
+PARSER = flags.Parser(__doc__, computes=False)
 PARSER.add_argument("models", nargs="+", metavar="MODEL")
 PARSER.add_argument("--layers", action="store_true", help="also every layer with its shapes")
 PARSER.add_argument("--json", action="store_true", help="JSON instead of tables")
-PARSER.add_argument("--num_classes", type=cli.count, default=1000)
-PARSER.add_argument("--stem_stride", type=cli.count, default=2, help="1 for small images")
+PARSER.add_argument("--num_classes", type=flags.count, default=1000)
+PARSER.add_argument("--stem_stride", type=flags.count, default=2, help="1 for small images")
 
 # Words that stand for several models.
 FAMILIES = {word: [k for k in VARIANTS if k.startswith(word)] for word in ("lite", "edgetpu", "v2")}
@@ -38,18 +37,16 @@ FAMILIES["all"] = list(VARIANTS)
 def describe(name: str, num_classes: int, stem_stride: int, with_layers: bool) -> dict[str, Any]:
     """One model as a dict: width, depth, resolution and the exact counts."""
     config = config_lib.get_config(name).model
-    with config.unlocked():
-        config.num_classes, config.stem_stride = num_classes, stem_stride
+    config.num_classes, config.stem_stride = num_classes, stem_stride
     layers = models.architecture(config).layers()
-
-    def counts(counted: scaling.Layer | scaling.Cost) -> dict[str, int]:
-        return {key: getattr(counted, key) for key in ("parameters", "multiply_adds")}
-
-    scaled = dataclasses.asdict(models.coefficients(config))
-    result = {"model": name, **scaled, **counts(scaling.cost(layers))}
+    result = {"model": name, **vars(models.coefficients(config)), **counts(scaling.cost(layers))}
     if with_layers:
-        result["layers"] = [dataclasses.asdict(layer) | counts(layer) for layer in layers]
+        result["layers"] = [vars(layer) | counts(layer) for layer in layers]
     return result
+
+
+def counts(counted: scaling.Layer | scaling.Cost) -> dict[str, int]:
+    return {"parameters": counted.parameters, "multiply_adds": counted.multiply_adds}
 
 
 def model_table(
@@ -59,12 +56,17 @@ def model_table(
     columns = ("model", "width", "depth", "resolution", "parameters", "published", "multiply-adds")
     table = rich.table.Table(*columns, "published")
     for row in rows:
-        scale = [f"{row['width']:.4g}", f"{row['depth']:.4g}", str(row["resolution"])]
-        counts = [f"{row[key]:,}" for key in ("parameters", "multiply_adds")]
         printed = published.get(row["model"], {"params_M": "", "flops_B": ""})
-        parameters = printed["params_M"] and f"{printed['params_M']} M"
-        multiply_adds = printed["flops_B"] and f"{printed['flops_B']} B"
-        table.add_row(row["model"], *scale, counts[0], parameters, counts[1], multiply_adds)
+        table.add_row(
+            row["model"],
+            f"{row['width']:.4g}",
+            f"{row['depth']:.4g}",
+            str(row["resolution"]),
+            f"{row['parameters']:,}",
+            printed["params_M"] and f"{printed['params_M']} M",
+            f"{row['multiply_adds']:,}",
+            printed["flops_B"] and f"{printed['flops_B']} B",
+        )
     return table
 
 
@@ -86,18 +88,11 @@ def main(args: argparse.Namespace) -> None:
     if args.json:
         print(json.dumps(rows, indent=2))
         return
-    console = rich.console.Console()
-    if not console.is_terminal:
-        console.width = 120  # A pipe or a file has no width; the default of 80 would cut numbers.
     # Published figures are those of the published network alone.
     comparable = (args.num_classes, args.stem_stride) == (1000, 2)
     published = paper.published() if comparable else {}
-    console.print(model_table(rows, published))
+    show(model_table(rows, published))
     for line in paper.differences(published.keys() & set(names)):
-        console.print(line, highlight=False)
+        print(line)
     for row in rows if args.layers else ():
-        console.print(layer_table(row))
-
-
-if __name__ == "__main__":
-    cli.run(main, PARSER)
+        show(layer_table(row))

@@ -12,28 +12,27 @@ sweep: finished runs are kept, begun ones resume, failed ones are tried again.
 import argparse
 import pathlib
 
-import rich.console
-
-from effnet_jax import cli
+from effnet_jax import flags
 from effnet_jax.errors import RunsFailed
 from effnet_jax.run import writers
 from effnet_jax.sweeps import launch as launching
 from effnet_jax.sweeps.folder import Folder
 from effnet_jax.sweeps.schedule import make_schedule
+from effnet_jax.tools import show
 
 
-def parser(doc: str) -> cli.Parser:
+def parser(doc: str) -> flags.Parser:
     """The flags of all commands that launch runs."""
-    parser = cli.Parser(doc, config="cluttered_digits")
+    parser = flags.Parser(doc, config="cluttered_digits", computes=False)
     add = parser.add_argument
     add("--workdir", required=True, metavar="DIR", help="where everything goes")
     add("--csv", type=pathlib.Path, help="table of results; by default DIR/results.csv")
     add("--launcher", choices=("local", "slurm"), default="local", help="where the runs go")
     add(
         "--parallel",
-        type=cli.count,
+        type=flags.count,
         metavar="N",
-        help="runs at a time; default: a GPU or core each",
+        help="runs at a time (one a GPU or core)",
     )
     add("--slurm", default="", help="submitit's parameters, as in timeout_min=240,gpus_per_node=1")
     add("--dry_run", action="store_true", help="print the table of runs and stop")
@@ -55,10 +54,7 @@ def launch(args: argparse.Namespace, sweep: str) -> pathlib.Path | None:
     schedule = make_schedule(args.config, sweep, args.experiment)
     local = args.launcher == "local"
     shares = launching.slots(args.parallel) if local else []
-    console = rich.console.Console()
-    if not console.is_terminal:
-        console.width = 160  # A pipe or a file has no width; 80 columns would cut numbers.
-    console.print(folder.table(schedule))
+    show(folder.table(schedule))
     if minutes := folder.estimate(schedule):
         writers.say(f"left: about {minutes / max(1, len(shares)):.0f} min, by the finished runs")
     if args.dry_run:
@@ -78,11 +74,9 @@ def launch(args: argparse.Namespace, sweep: str) -> pathlib.Path | None:
             failed = launching.follow(schedule, folder, jobs, csv)
     writers.say(f"results: {csv}")
     if failed:
-        lines = "\n".join(f"{name}: {why}; {folder.log(name)}" for name, why in failed.items())
-        raise RunsFailed(
-            f"{len(failed)} of {len(schedule)} runs failed; the same command tries them again\n"
-            + lines
-        )
+        text = f"{len(failed)} of {len(schedule)} runs failed; the same command tries them again"
+        lines = (f"\n{name}: {why}; {folder.log(name)}" for name, why in failed.items())
+        raise RunsFailed(text + "".join(lines))
     return csv
 
 

@@ -109,7 +109,7 @@ def read(prefix: str) -> dict[str, np.ndarray]:
         raise UserError(
             f"{prefix} is a TensorFlow checkpoint, which only TensorFlow can read: pip install "
             "'effnet_jax[tensorflow]', if necessary in a separate environment for "
-            "python -m effnet_jax.tools.convert"
+            "effnet-jax convert"
         ) from None
     try:
         reader = tf.train.load_checkpoint(prefix)

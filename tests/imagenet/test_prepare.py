@@ -336,15 +336,21 @@ def test_inputs_that_are_not_imagenet(tars, prepared, tmp_path):
 def test_a_tfrecord_copy_is_to_be_converted(prepared, tmp_path):
     version = as_tfrecord(prepared, tmp_path / "copy")
     message = (
-        r"stored as tfrecord, not as ArrayRecord.*:\n  tfds convert_format "
-        rf"--out_file_format=array_record --dataset_version_dir={version} "
-        r"--out_dir=NEW_DIR/imagenet2012/5\.1\.0\n"
+        r"stored as tfrecord, not as ArrayRecord.*:\n  tfds convert_format --num_workers=1 "
+        rf"--out_file_format=array_record --dataset_version_dir={version}$"
     )
     with pytest.raises(UserError, match=message):
         sources.TfdsSource("imagenet2012", str(tmp_path / "copy"), "train")
     with pytest.raises(UserError, match=message):
         prepare.prepare(tmp_path / "copy", tmp_path / "out", ORIGINAL, subset=True)
     assert contents(tmp_path / "out") == {}
+    # As that command leaves it: with both kinds of files, and a word of it in the metadata.
+    info = version / "dataset_info.json"
+    values = {**json.loads(info.read_text()), "alternativeFileFormats": ["array_record"]}
+    info.write_text(json.dumps(values))
+    assert len(sources.TfdsSource("imagenet2012", str(tmp_path / "copy"), "train")) == 60
+    prepare.prepare(tmp_path / "copy", tmp_path / "out", ORIGINAL, subset=True)
+    assert records(tmp_path / "out", "train") == records(prepared, "train")
 
 
 def test_a_disk_that_is_too_small(tars, tmp_path, monkeypatch):

@@ -94,12 +94,11 @@ def test_every_stage_is_the_reference_s():
         assert size == sizes["head/conv"] == int(row["final_feature_res"])
 
 
-# Of each table, and of the variants of one table, the smallest and the largest.
-TABLES = ["b0", "l2", "lite0", "lite4", "edgetpu-s", "edgetpu-l"]
-V2_TABLES = ["v2-b0", "v2-b3", "v2-s", "v2-m", "v2-l", "v2-xl"]
+# A variant of each table; what the others count is compared with golden figures.
+TABLES = ["b0", "l2", "lite4", "edgetpu-l", "v2-b3", "v2-s", "v2-m", "v2-l", "v2-xl"]
 
 
-@pytest.mark.parametrize("name", [*TABLES, *V2_TABLES, "phi=-2.5", "w=0.7,d=2.3,r=111"])
+@pytest.mark.parametrize("name", [*TABLES, "w=0.7,d=2.3,r=111"])
 def test_the_table_counts_what_the_module_builds(name):
     spec = models.architecture(config_for(name))
     for blocks in spec.stages:  # From the second on they are the same, so that two are enough.

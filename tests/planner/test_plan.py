@@ -174,7 +174,7 @@ def test_a_plan_has_what_the_compiled_program_says(tiny, monkeypatch):
     monkeypatch.setattr(planner, "lower_train_step", lower)
     tiny.accumulation_steps = 4
     tiny.progressive.resolution = (24, 32, 16)
-    planned = planner.plan(tiny, "tiny", "v5e:2x4", 1437)
+    planned = planner.plan(tiny, "tiny", "v5e:2x4", 1437, batch_size=64)
     assert (planned.devices, planned.batch_size, planned.resolution) == (8, 64, 32)
     assert planned.program.state_bytes == 4000
     assert planned.program.collectives == {"all-reduce": (1, 4000)}

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from effnet_jax import weights
+from effnet_jax import cli, weights
 from effnet_jax.errors import UserError
 from effnet_jax.tools import convert
 from tests.weights.stand_ins import in_format, write_pth
@@ -17,10 +17,12 @@ def run(capsys):
     return call
 
 
-def test_a_pytorch_file_becomes_one_of_ours_and_of_timms(tmp_path, run):
+def test_a_pytorch_file_becomes_one_of_ours_and_of_timms(tmp_path, run, capsys):
     source = tmp_path / "lite0.pth"
     write_pth(source, in_format("lukemelas", "lite0", 1000))
-    told = json.loads(run(source, "--to", tmp_path / "out", "--classes=imagenet", "--json"))
+    flags = ["--to", str(tmp_path / "out"), "--classes=imagenet", "--json"]
+    cli.run(convert.main, convert.PARSER, [str(source), *flags])  # As the command does it.
+    told = json.loads(capsys.readouterr().out)
     assert told["file"] == str(tmp_path / "out" / "model.safetensors")
     assert (told["arrays"], told["origin"], told["padding"]) == (247, "lukemelas", "same")
     assert (told["classes"], told["crop_padding"], told["resolution"]) == (1000, 32, 224)

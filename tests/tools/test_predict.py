@@ -68,7 +68,7 @@ def test_a_workdir_has_its_own_preprocessing_and_classes(capsys, pictures):
 
 def test_exit_code_and_what_is_imported(pictures, elsewhere):
     """Nobody who asks what is in an image waits for what trains networks."""
-    command = [sys.executable, "-X", "importtime", "-m", "effnet_jax.tools.predict"]
+    command = [sys.executable, "-X", "importtime", "-m", "effnet_jax", "predict"]
     arguments = [str(pictures[1]), f"--weights={LITE0}", "--classes=imagenet"]
     done = subprocess.run([*command, *arguments], **elsewhere, capture_output=True, text=True)
     assert done.returncode == 1

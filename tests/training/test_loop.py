@@ -401,7 +401,7 @@ def test_errors_reach_the_user_without_a_traceback(tmp_path):
     fails("b8", f"--config={ROOT}/configs/imagenet.py:b9", command=train)
     fails("no config file nowhere.py", "--config=nowhere.py:b0", command=train)
     fails(
-        "effnet_jax.tools.prepare_imagenet --from",
+        "effnet-jax prepare_imagenet --from",
         f"--config={ROOT}/configs/imagenet.py",
         f"--config.data.data_dir={tmp_path}",
         command=train,
