@@ -13,17 +13,17 @@ import jax
 import numpy as np
 import rich.table
 
-from effnet_jax import cli, models
 from effnet_jax import config as config_lib
+from effnet_jax import flags, models
 from effnet_jax.run import environment, writers
 from effnet_jax.run.workers import available_cores
 
 # The models of Table 4 except GPipe's AmoebaNet, which is not implemented.
 MODELS = "b1,resnet152,b7"
 WARM_UP = 3
-PARSER = cli.Parser(__doc__)
+PARSER = flags.Parser(__doc__)
 PARSER.add_argument("--models", nargs="+", default=[MODELS], help="as for the summary, or b0,b1")
-PARSER.add_argument("--repeats", type=cli.count, default=20, help="timed runs of each model")
+PARSER.add_argument("--repeats", type=flags.count, default=20, help="timed runs of each model")
 
 
 def pin() -> None:

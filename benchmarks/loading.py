@@ -20,8 +20,8 @@ import numpy as np
 import psutil
 import rich.table
 
-from effnet_jax import cli, models
 from effnet_jax import config as config_lib
+from effnet_jax import flags, models
 from effnet_jax.data import pipeline, sources
 from effnet_jax.data.decode import decode_box
 from effnet_jax.report import drawing
@@ -32,9 +32,9 @@ T = TypeVar("T")
 PARTS = ("read", "decode", "augment", "batch")
 WARM_UP = 4096  # Images.
 SAMPLE = 256  # Images that are timed part by part.
-PARSER = cli.Parser(__doc__, config="imagenet:b0")
-PARSER.add_argument("--images", type=cli.count, default=4096, help="of a repeat, in whole batches")
-PARSER.add_argument("--repeats", type=cli.count, default=3)
+PARSER = flags.Parser(__doc__, config="imagenet:b0")
+PARSER.add_argument("--images", type=flags.count, default=4096, help="of a repeat, whole batches")
+PARSER.add_argument("--repeats", type=flags.count, default=3)
 PARSER.add_argument("--picture", type=pathlib.Path, default="runs/benchmark_data.png")
 
 

@@ -24,7 +24,7 @@ import rich.table
 from ml_collections import ConfigDict
 
 from configs import digits
-from effnet_jax import cli, models
+from effnet_jax import flags, models
 from effnet_jax.data import sources
 from effnet_jax.errors import UserError
 from effnet_jax.run import environment, files
@@ -37,12 +37,12 @@ from effnet_jax.training.supervisor import train_and_evaluate
 WARM_UP = 2  # Steps that are not counted: until then, on CPU, memory is still being faulted in.
 SAVE_EVERY = 100  # Steps between two saves, for the share of a save that is reported.
 COMPILED = "/jax/core/compile/backend_compile_duration"
-PARSER = cli.Parser(__doc__, joins=True)
+PARSER = flags.Parser(__doc__, joins=True)
 PARSER.add_argument("--model", default="b0", help="as for the summary")
-PARSER.add_argument("--batch", type=cli.count, default=16)
-PARSER.add_argument("--resolution", type=cli.count, help="by default the model's own")
+PARSER.add_argument("--batch", type=flags.count, default=16)
+PARSER.add_argument("--resolution", type=flags.count, help="by default the model's own")
 PARSER.add_argument("--dtype", default="float32")
-PARSER.add_argument("--repeats", type=cli.count, default=10, help="steps")
+PARSER.add_argument("--repeats", type=flags.count, default=10, help="steps")
 
 
 class WaitForStep:

@@ -13,8 +13,8 @@ import jax
 import numpy as np
 import rich.table
 
-from effnet_jax import cli, parallel
 from effnet_jax import config as config_lib
+from effnet_jax import flags, parallel
 from effnet_jax.evaluation import make_eval_step
 from effnet_jax.models import operations
 from effnet_jax.run import environment, writers
@@ -27,12 +27,12 @@ SEED = np.uint32(0)
 FORMS = {"ours": operations.depthwise_conv, "lax": operations.lax_depthwise_conv}
 
 
-PARSER = cli.Parser(__doc__)
+PARSER = flags.Parser(__doc__)
 PARSER.add_argument("--model", default="b0", help="as for the summary")
-PARSER.add_argument("--batch", type=cli.count, default=16)
-PARSER.add_argument("--resolution", type=cli.count, help="by default the model's own")
+PARSER.add_argument("--batch", type=flags.count, default=16)
+PARSER.add_argument("--resolution", type=flags.count, help="by default the model's own")
 PARSER.add_argument("--dtype", default="float32")
-PARSER.add_argument("--repeats", type=cli.count, default=5, help="pairs of timed batches")
+PARSER.add_argument("--repeats", type=flags.count, default=5, help="pairs of timed batches")
 
 
 class Timed:

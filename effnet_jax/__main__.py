@@ -1,7 +1,7 @@
 """The command `effnet-jax TOOL ...`, or python -m effnet_jax TOOL ...
 
-A tool is a module of effnet_jax/tools with a docstring, `PARSER` (a `cli.Parser`) and `main(args)`.
-It is imported only when it is called.
+A tool is a module of effnet_jax/tools with a docstring, a `flags.Parser` called PARSER, and
+`main(args)`. It is imported only when it is called.
 """
 
 import ast

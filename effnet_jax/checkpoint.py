@@ -32,7 +32,7 @@ from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers as policies
 
 from effnet_jax.errors import SaveFailed, UserError
-from effnet_jax.parallel import laid_out
+from effnet_jax.parallel import abstract
 from effnet_jax.run import files, manifest
 from effnet_jax.run.processes import ALONE, Alone, OtherFailed
 from effnet_jax.run.writers import say
@@ -200,7 +200,7 @@ class Checkpoints:
             there are checkpoints and none can be read.
         """
         self.settle()
-        item = laid_out(shapes, jax.tree.broadcast(sharding, shapes))
+        item = abstract(shapes, jax.tree.broadcast(sharding, shapes))
 
         def read(path: pathlib.Path) -> PyTree:
             _check_same(path, shapes_by_name(shapes))

@@ -11,14 +11,12 @@ stored: steps, the scaled learning rate, and width, depth and resolution from ph
 they are used, so that an override on the command line is never stale.
 """
 
-import importlib.util
-import inspect
 import json
 import math
 import operator
 import pathlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict, config_dict
@@ -338,21 +336,6 @@ def get_config(model: str = "b0") -> ConfigDict:
     return config
 
 
-def read(experiment: str) -> ConfigDict:
-    """The config of an experiment, or one that was saved.
-
-    Args:
-      experiment: NAME (of configs/) or FILE.py, with :ARGUMENT for its `get_config`; FILE.json or
-        a workdir, with :MODEL to scale the base network in it, as in scaling.json:phi=2.
-    """
-    name, _, argument = experiment.partition(":")
-    path = pathlib.Path(name).expanduser()
-    if path.suffix == ".json" or (path / FILE).is_file():
-        return rescale(load(path), argument) if argument else load(path)
-    function = find("", "config", name, "get_config")
-    return function(argument) if argument else function()
-
-
 def load(path: str | pathlib.Path) -> ConfigDict:
     """The config in a JSON file or in a workdir; a key that is newer than it has its default.
 
@@ -370,15 +353,6 @@ def load(path: str | pathlib.Path) -> ConfigDict:
         raise UserError(f"can't read a config from {path}: {error.strerror}") from None
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise UserError(f"{path} is no config that this program wrote: {error}") from None
-
-
-def rescale(config: ConfigDict, model: str) -> ConfigDict:
-    """The config with another scale of its own base network: a model's name, phi=2 or w=1.2,..."""
-    chosen = models.parse_variant(model)
-    if not re.match(r"(phi|[wdr])=", model) and chosen["base"] != config.model.base:
-        raise UserError(f"{model} is no {config.model.base}, which this config scales")
-    config.model.update({key: chosen[key] for key in ("phi", "width", "depth", "resolution")})
-    return config
 
 
 def _from_dict(values: dict[str, Any]) -> ConfigDict:
@@ -534,69 +508,3 @@ def _check_model(where: str, config: ConfigDict) -> None:
         models.build(model)
     except UserError as error:
         raise UserError(f"{where}{error}") from None
-
-
-def experiments() -> list[pathlib.Path]:
-    """Folders called configs where experiments are looked for by name: here, and in a checkout."""
-    checkout = pathlib.Path(__file__).resolve().parents[1]
-    roots = [pathlib.Path.cwd(), *([checkout] if (checkout / "train.py").is_file() else [])]
-    return [root / "configs" for root in roots if (root / "configs").is_dir()]
-
-
-def find(folder: str, what: str, name: str, function: str) -> Callable[..., Any]:
-    """`function` of the file configs/FOLDER/NAME.py, or of the file NAME where that ends in .py.
-
-    Args:
-      folder: under configs/; its files are the choices.
-      what: the kind of thing, for messages.
-      name: as on the command line.
-      function: its name.
-
-    Raises:
-      UserError: there is no such file, it doesn't load, or it lacks the function.
-    """
-    path = pathlib.Path(name).expanduser()
-    if path.suffix != ".py":
-        roots = [root / folder for root in experiments()]
-        known = {p.stem: p for root in reversed(roots) for p in root.glob("[!_]*.py")}
-        if not known:
-            raise UserError(
-                f"no {what} {name!r}: there is no folder configs/{folder} here; give a file, "
-                "NAME.py, or run in a checkout of effnet_jax"
-            )
-        path = known[check_choice(what, name, known)]
-    elif not path.is_file():
-        raise UserError(f"no {what} file {path}")
-    spec = importlib.util.spec_from_file_location(f"{folder}_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except (SyntaxError, ImportError) as error:
-        raise UserError(f"can't load {what} file {path}: {error}") from None
-    if not hasattr(module, function):
-        raise UserError(f"{what} file {path} needs a function {function}")
-    return getattr(module, function)
-
-
-def evaluation_set(name: str, split: str) -> ConfigDict:
-    """All keys of an evaluation set, a file of configs/evaluation, with the usual values.
-
-    Args:
-      name, split: of the data set in TFDS.
-    """
-    config = ConfigDict()
-    config.data = get_config().data  # Replaces the run's.
-    config.data.update(name=name, eval_split=split)
-    config.preprocess = ConfigDict()  # What differs from the weights' own preprocessing.
-    # For a set of many, data.name/CORRUPTION_SEVERITY: the reference's error by corruption.
-    config.corruptions, config.severities = ConfigDict(), ()
-    return config
-
-
-def load_evaluation_set(name: str) -> ConfigDict:
-    """A file of configs/evaluation: "NAME", "NAME:ARGUMENT" or "FILE.py:ARGUMENT"."""
-    name, _, argument = name.partition(":")
-    make = find("evaluation", "evaluation set", name, "get_config")
-    if argument and not inspect.signature(make).parameters:
-        raise UserError(f"evaluation set {name!r} takes no argument; got {argument!r}")
-    return make(*filter(None, [argument]))

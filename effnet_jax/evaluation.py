@@ -2,10 +2,7 @@
 
 import collections
 import copy
-import dataclasses
-import pathlib
-import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -14,14 +11,13 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from effnet_jax import config as config_lib
 from effnet_jax import models, parallel
 from effnet_jax.data import pipeline, sources
 from effnet_jax.data.preprocess import normalize
 from effnet_jax.data.sources import Source
 from effnet_jax.errors import Interrupted, UserError
-from effnet_jax.metrics import choose_classes, mean_corruption_error, metric_sums
-from effnet_jax.run import environment, files, writers
+from effnet_jax.metrics import choose_classes, metric_sums
+from effnet_jax.run import environment, writers
 from effnet_jax.run.processes import ALONE, Alone
 
 PyTree = Any
@@ -101,130 +97,34 @@ class Evaluator:
         return {**means, "count": count}
 
 
-def choose_data(
-    weights: Any, run: ConfigDict | None, data: str | None = None, data_dir: str | None = None
-) -> ConfigDict:
-    """A whole config for `evaluate`.
-
-    Args:
-      weights: as for `evaluate`; their model and preprocessing go into the config.
-      run: config of the run that trained them; None: unknown.
-      data: name for `config.load_evaluation_set`; None: the run's own split, or without a run a
-        folder of images, DIR/val/CLASS or DIR/CLASS.
-      data_dir: the folder, or where the data is if not where its config says.
-    """
-    config = (run or config_lib.get_config()).copy_and_resolve_references().unlock()
-    config.model = weights.config.copy_and_resolve_references()
-    for key in weights.preprocess.keys() & config.preprocess.keys():  # Resolution is the model's.
-        config.preprocess[key] = weights.preprocess[key]
-    config.corruptions, config.severities = ConfigDict(), ()
-    if run is None:
-        config.eval_batch_size = 32 * jax.device_count()
-    if data is not None:
-        chosen = config_lib.load_evaluation_set(data)
-        if chosen.data.data_dir is None and chosen.data.source == config.data.source:
-            chosen.data.data_dir = config.data.data_dir
-        config.preprocess.update(chosen.preprocess)
-        for key in ("data", "corruptions", "severities"):
-            config[key] = chosen[key]
-    elif run is None:
-        root = pathlib.Path(data_dir).resolve()
-        split = "val" if (root / "val").is_dir() else "."
-        config.data.update(source="folder", name=root.name, eval_split=split)
-    if data_dir is not None:
-        config.data.data_dir = data_dir
-    return config
-
-
-def _open_sources(config: ConfigDict, names: Sequence[str]) -> dict[str, Source]:
-    """The evaluation splits of data sets by name; one UserError for all that can't be read."""
-    found, errors = {}, {}
-    for name in names:
-        data = config.data.copy_and_resolve_references()
-        data.name = name
-        try:
-            found[name] = sources.open_source(data, data.eval_split)
-        except UserError as error:
-            errors[name] = error
-    for name, error in errors.items():
-        if len(errors) == 1:
-            raise error
-        raise UserError(
-            f"{len(errors)} of {len(names)} data sets can't be read: {', '.join(errors)}. "
-            f"The first: {error}\nWithout '/{name.rpartition('/')[2]}' it prepares all of them."
-        )
-    return found
-
-
 def evaluate(
-    weights: Any, config: ConfigDict, label: str, csv: str | None = None, processes: Alone = ALONE
-) -> dict[str, Any]:
-    """Evaluates weights on a data set, or on a set of corruptions.
+    weights: Any,
+    config: ConfigDict,
+    data: dict[str, Source],
+    processes: Alone = ALONE,
+    **facts: Any,
+) -> Iterator[tuple[str, Metrics]]:
+    """Evaluates weights on data sets, compiled once; yields the name and the metrics of each.
 
     Args:
       weights: a `weights.Weights`; the classes of the data have to be among theirs, by name.
-      config: from `choose_data`.
-      label: of the weights in the result: ema, raw, or their file.
-      csv: a file under results/ to add a row to, for each corruption and severity if there are any.
-
-    Returns:
-      top1, top5, loss, count, step, weights; without the loss where images have sets of labels. For
-      a set of corruptions: mce, top1 and error (both means; the error by corruption), count, step,
-      weights.
+      config: whole; its preprocessing is that of the weights.
+      data: by name. Each is closed after its evaluation: all together may be too many open files.
+      **facts: what else has to be the same on all processes.
     """
     processes.watch(config.processes)
-    mesh, name, split = parallel.data_mesh(), config.data.name, config.data.eval_split
-    parts = [f"{name}/{each}_{level}" for each in config.corruptions for level in config.severities]
-    found = {
-        part: sources.with_classes(source, weights.classes, split, writers.say)
-        for part, source in _open_sources(config, parts or [name]).items()
-    }
+    mesh, split = parallel.data_mesh(), config.data.eval_split
+    for name, source in data.items():
+        data[name] = sources.with_classes(source, weights.classes, split, writers.say)
     model = models.build(config.model)
-    evaluator = Evaluator(model, config, next(iter(found.values())), mesh, processes)
-    run = {"step": weights.step, "weights": label}
-
-    def facts() -> dict[str, Any]:
-        prints = {name: sources.fingerprint(source) for name, source in found.items()}
-        return environment.start_facts(config, prints) | run
-
-    processes.check_same("start", facts, config.processes.start_seconds)
+    evaluator = Evaluator(model, config, next(iter(data.values())), mesh, processes)
+    prints = {name: sources.fingerprint(source) for name, source in data.items()}
+    processes.check_same(
+        "start",
+        lambda: environment.start_facts(config, prints) | {"step": weights.step, **facts},
+        config.processes.start_seconds,
+    )
     variables = jax.device_put(weights.variables, parallel.replicated(mesh))
-    results = {}
-    for part in list(found):
-        # Taken out to close its files afterwards: all sets together may have too many to be open.
-        here = evaluator.on(found.pop(part))
-        results[part] = {**here(variables["params"], variables["batch_stats"]), **run}
-        if parts:
-            writers.say(f"{part}: top-1 {results[part]['top1']:.2%}")
-        if csv is not None and processes.is_first:
-            row = _row(config, f"{part}/{split}", weights, results[part])
-            files.append_csv(pathlib.Path(csv), [row])
-    if not parts:
-        return results[name]
-    errors = {
-        each: [1 - results[f"{name}/{each}_{level}"]["top1"] for level in config.severities]
-        for each in config.corruptions
-    }
-    return {
-        "mce": mean_corruption_error(errors, config.corruptions),
-        "top1": statistics.fmean(result["top1"] for result in results.values()),
-        "error": {each: statistics.fmean(values) for each, values in errors.items()},
-        "count": sum(result["count"] for result in results.values()),
-        **run,
-    }
-
-
-def _row(config: ConfigDict, data: str, weights: Any, result: Metrics) -> dict[str, Any]:
-    """A row of results: the data, the network, the run, the result and the machine."""
-    # Nobody knows how weights from elsewhere were trained.
-    training = config if weights.step is not None else dict.fromkeys(config)
-    return {
-        "data": data,
-        "phi": config.model.phi,
-        **dataclasses.asdict(models.coefficients(config.model)),
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(weights.variables["params"])),
-        **{key: training[key] for key in ("batch_size", "epochs", "seed")},
-        # The same columns for every data set.
-        **{key: result.get(key) for key in ("top1", "top5", "loss", "count", "step", "weights")},
-        **environment.describe_machine(),
-    }
+    for name in list(data):
+        here = evaluator.on(data.pop(name))
+        yield name, here(variables["params"], variables["batch_stats"])

@@ -1,5 +1,6 @@
-"""Devices: one `data` axis over all of them, and what is laid out how."""
+"""The mesh, one `data` axis over all devices, and the shardings of arrays over it."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,26 +15,26 @@ PyTree = Any
 
 
 def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """All devices in one axis, "data"; others than this run's where they are given."""
+    """All devices in one axis, "data"; by default this run's."""
     devices = jax.devices() if devices is None else devices
     return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The whole array on every device: parameters and all the rest of the state."""
+    """The whole array on every device, as for parameters."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def by_batch(mesh: Mesh) -> NamedSharding:
-    """Split over devices along the first axis: images, labels, mask."""
+    """Split over devices along the first axis, as for images, labels and mask."""
     return NamedSharding(mesh, PartitionSpec("data"))
 
 
-# Below so many numbers a device, a split saves less memory than its message costs time.
+# Below this many numbers a device, the time for communication outweighs the memory saved.
 LEAST_SPLIT = 1024
 
 
-def spread(shapes: PyTree, mesh: Mesh) -> PyTree:
+def shard_largest_axis(shapes: PyTree, mesh: Mesh) -> PyTree:
     """Shardings that split each array over the devices, along its longest axis that divides evenly.
 
     Small arrays, and those without such an axis, are whole on every device.
@@ -49,22 +50,18 @@ def spread(shapes: PyTree, mesh: Mesh) -> PyTree:
 
 
 def state_sharding(shapes: PyTree, mesh: Mesh, sharded: bool) -> PyTree:
-    """How a `TrainState` is laid out: a sharding for every array.
+    """A sharding for every array of a `TrainState` with these shapes.
 
-    Args:
-      shapes: of the state.
-      mesh: of the devices.
-      sharded: whether optimizer state and averages are `spread`; all else is whole on every device.
-        Source: ZeRO, stage 1 (arXiv 1910.02054).
+    If `sharded`, optimizer state and averages are split by `shard_largest_axis` (ZeRO, stage 1:
+    arXiv 1910.02054). Everything else is whole on every device.
     """
     whole = jax.tree.map(lambda _: replicated(mesh), shapes)
-    if not sharded:
-        return whole
-    return whole.replace(opt_state=spread(shapes.opt_state, mesh), ema=spread(shapes.ema, mesh))
+    split = {key: shard_largest_axis(getattr(shapes, key), mesh) for key in ("opt_state", "ema")}
+    return whole.replace(**split) if sharded else whole
 
 
-def laid_out(shapes: PyTree, shardings: PyTree) -> PyTree:
-    """Shapes with their shardings: one for all, or a tree of them as of the shapes."""
+def abstract(shapes: PyTree, shardings: PyTree) -> PyTree:
+    """Shapes with their shardings: one for all, or a tree of them."""
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         shapes,
@@ -76,15 +73,11 @@ def check_batch(key: str, batch_size: int, devices: int, microbatches: int = 1) 
     """Raises UserError where a global batch can't be split evenly over devices and microbatches."""
     pieces = devices * microbatches
     if batch_size < 1 or batch_size % pieces:
-        near = max(1, round(batch_size / pieces)) * pieces
-        of_each = (
-            f" in {microbatches} microbatches each (config.accumulation_steps)"
-            if microbatches > 1
-            else ""
-        )
+        nearest = max(1, round(batch_size / pieces)) * pieces
+        each = f" in {microbatches} microbatches each (config.accumulation_steps)"
         raise UserError(
-            f"config.{key}={batch_size} is not divisible by {devices} devices{of_each}; "
-            f"the nearest that is: {near}"
+            f"config.{key}={batch_size} is not divisible by {devices} devices"
+            f"{each if microbatches > 1 else ''}; the nearest that is: {nearest}"
         )
 
 
@@ -104,68 +97,45 @@ def check_processes(examples: int, split: str) -> None:
 
 
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """This host's part of a batch to its devices, as global arrays."""
-    sharding = by_batch(mesh)
-    return {
-        key: jax.make_array_from_process_local_data(sharding, value) for key, value in batch.items()
-    }
+    """Puts this process's part of a batch on its devices, as global arrays."""
+    put = functools.partial(jax.make_array_from_process_local_data, by_batch(mesh))
+    return {key: put(value) for key, value in batch.items()}
 
 
 def abstract_batch(batch_size: int, resolution: int, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of what `put_batch` returns for the pipeline's global batches."""
-    sharding = by_batch(mesh)
-    rows = {
-        "image": ((batch_size, resolution, resolution, 3), np.uint8),
-        "label": ((batch_size,), np.int32),
-        "mask": ((batch_size,), np.float32),
-    }
+    array = functools.partial(jax.ShapeDtypeStruct, sharding=by_batch(mesh))
     return {
-        key: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
-        for key, (shape, dtype) in rows.items()
+        "image": array((batch_size, resolution, resolution, 3), np.uint8),
+        "label": array((batch_size,), np.int32),
+        "mask": array((batch_size,), np.float32),
     }
 
 
-# ---- BatchNorm: over which examples of a batch it takes its statistics in training
+def batch_norm_group(config: ConfigDict, devices: int) -> int:
+    """How many consecutive examples share BatchNorm's statistics in training.
 
-
-def reference_shards(shards: int) -> int:
-    """Shards that share statistics in the reference, where a shard is one core: one device here.
-
-    Up to 8 each is alone, then groups of max(8, shards / 8). Source: tensorflow/tpu
-    models/official/efficientnet/utils.py, TpuBatchNormalization.
-
-    Raises:
-      UserError: there is no whole number of groups.
+    The scope "reference" is the rule of tensorflow/tpu models/official/efficientnet/utils.py,
+    TpuBatchNormalization, whose shards are devices here. Raises UserError where the groups of a
+    batch, or of a microbatch, aren't whole, or are neither within a device nor whole devices.
     """
-    together = 1 if shards <= 8 else max(8, shards // 8)
-    if shards % together:
-        raise UserError(
-            f"config.model.batch_norm_scope='reference' has groups of {together} devices, and "
-            f"{shards} devices do not divide into them; use a multiple of 8 devices, or the scope "
-            "'group' or 'global'"
-        )
-    return together
-
-
-def examples_in_group(scope: str, group: int, examples: int, devices: int) -> int:
-    """How many examples, one after the other, share BatchNorm's statistics.
-
-    Args:
-      scope: "global": all; "group": `group`; "reference": those of `reference_shards` devices.
-      group: `config.model.batch_norm_group`.
-      examples: computed at a time on all devices: the batch, over the steps of accumulation.
-      devices: that these divide evenly over.
-
-    Raises:
-      UserError: the groups aren't whole, or are neither within a device nor whole devices.
-    """
+    scope, group = config.model.batch_norm_scope, config.model.batch_norm_group
+    examples = config.batch_size // config.accumulation_steps
     each = examples // devices
     if scope == "global":
         return examples
     if scope == "reference":
-        return reference_shards(devices) * each
-    if examples % group or (each % group and group % each):
-        sizes = [size for size in range(1, examples + 1) if _fits(size, examples, each)]
+        together = 1 if devices <= 8 else max(8, devices // 8)
+        if devices % together:
+            raise UserError(
+                f"config.model.batch_norm_scope='reference' has groups of {together} devices, and "
+                f"{devices} devices do not divide into them; use a multiple of 8 devices, or the "
+                "scope 'group' or 'global'"
+            )
+        return together * each
+    divisors = (size for size in range(1, examples + 1) if examples % size == 0)
+    sizes = [size for size in divisors if each % size == 0 or size % each == 0]
+    if group not in sizes:
         nearest = min(sizes, key=lambda size: abs(size - group))
         raise UserError(
             f"config.model.batch_norm_group={group} does not divide the {each} examples that each "
@@ -175,24 +145,12 @@ def examples_in_group(scope: str, group: int, examples: int, devices: int) -> in
     return group
 
 
-def _fits(group: int, examples: int, each: int) -> bool:
-    return examples % group == 0 and (each % group == 0 or group % each == 0)
-
-
-def batch_norm_group(config: ConfigDict, devices: int) -> int:
-    """`examples_in_group` of a whole config."""
-    model, examples = config.model, config.batch_size // config.accumulation_steps
-    return examples_in_group(model.batch_norm_scope, model.batch_norm_group, examples, devices)
-
-
 def describe_batch_norm(config: ConfigDict, devices: int) -> str:
-    """The scope that a config comes to, as a line for the start of a run; errors as above."""
-    count = config.accumulation_steps
-    examples = config.batch_size // count
+    """The scope that a config results in, as a line for the start of a run."""
+    count, scope = config.accumulation_steps, config.model.batch_norm_scope
+    group, examples = batch_norm_group(config, devices), config.batch_size // count
     part = f" at a time, in {count} microbatches" if count > 1 else ""
-    rule = {"global": "all", "group": "as set", "reference": "reference rule"}
-    group = batch_norm_group(config, devices)
+    rule = {"global": "all", "group": "as set", "reference": "reference rule"}[scope]
     return (
-        f"BatchNorm over groups of {group} of {examples} examples{part} "
-        f"({rule[config.model.batch_norm_scope]}, {devices} devices)"
+        f"BatchNorm over groups of {group} of {examples} examples{part} ({rule}, {devices} devices)"
     )

@@ -21,17 +21,11 @@ ALPHA, BETA, GAMMA = 1.2, 1.1, 1.15  # Depth, width, resolution: section 3.3, st
 
 @dataclasses.dataclass(frozen=True)
 class Coefficients:
-    """How a base network is scaled.
+    """How a base network is scaled."""
 
-    Attributes:
-      width: multiplies every filter count.
-      depth: multiplies every stage's number of blocks.
-      resolution: side of the square input image, in pixels.
-    """
-
-    width: float
-    depth: float
-    resolution: int
+    width: float  # Multiplies every filter count.
+    depth: float  # Multiplies every stage's number of blocks.
+    resolution: int  # Side of the square input image, in pixels.
 
 
 def compound(
@@ -43,10 +37,7 @@ def compound(
     base_width: float = 1.0,
     base_depth: float = 1.0,
 ) -> Coefficients:
-    """The paper's equation 3 for any real phi; a negative phi gives networks below the base.
-
-    B1 to B7 are published roundings of this law; see `models.efficientnet.VARIANTS`.
-    """
+    """The paper's equation 3, for any real phi. B1 to B7 are published roundings of this law."""
     width, depth = base_width * beta**phi, base_depth * alpha**phi
     return Coefficients(width, depth, round(base_resolution * gamma**phi))
 
@@ -56,15 +47,14 @@ def dropout_rate(phi: float) -> float:
     return min(max(0.2 + 0.3 * phi / 7, 0.0), 0.5)
 
 
-def round_filters(filters: int, width: float, divisor: int = 8, least: float = 0.9) -> int:
-    """Scaled filters: the nearest multiple of `divisor`, or the next above if it is too small.
+def round_filters(filters: int, width: float, least: float = 0.9) -> int:
+    """Scaled filters: the nearest multiple of 8, or the next one if that is below `least` of them.
 
-    At least the fraction `least` of the scaled filters is left.
     Source: tensorflow/tpu models/official/efficientnet/efficientnet_model.py, round_filters.
     """
     scaled = filters * width
-    rounded = max(divisor, int(scaled + divisor / 2) // divisor * divisor)
-    return rounded + divisor if rounded < least * scaled else rounded
+    rounded = max(8, int(scaled + 4) // 8 * 8)
+    return rounded + 8 if rounded < least * scaled else rounded
 
 
 def round_repeats(repeats: int, depth: float) -> int:
@@ -74,30 +64,17 @@ def round_repeats(repeats: int, depth: float) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """One convolution or dense layer, with everything that its cost depends on.
+    """One convolution or dense layer, with everything that its cost depends on."""
 
-    A dense layer, and a 1x1 convolution on a pooled feature map, have kernel 1 and size 1.
-
-    Attributes:
-      name: slash-joined module path, as in the parameter tree.
-      kernel: side of the square kernel.
-      stride: step between outputs, 1 or more.
-      inputs, outputs: channels.
-      groups: channel groups; `inputs` for a depthwise convolution.
-      size: side of the square output feature map.
-      bias: whether the layer adds a bias.
-      norm: whether a batch normalisation (scale, bias, running mean and variance) follows.
-    """
-
-    name: str
-    kernel: int
+    name: str  # Slash-joined module path, as in the parameter tree.
+    kernel: int  # Side of the square kernel; 1 for a dense layer.
     stride: int
     inputs: int
     outputs: int
-    size: int
-    groups: int = 1
+    size: int  # Side of the square output; 1 for a dense layer, or after pooling.
+    groups: int = 1  # Of channels; `inputs` for a depthwise convolution.
     bias: bool = False
-    norm: bool = False
+    norm: bool = False  # Whether a BatchNorm (scale, bias, running mean and variance) follows.
 
     @property
     def weights(self) -> int:
@@ -139,13 +116,8 @@ def candidates(
 ) -> list[tuple[float, float, float]]:
     """The grid of section 3.3, step 1: every (alpha, beta, gamma) that about doubles the cost.
 
-    Args:
-      step: between neighbours on each axis, which begins at 1.
-      tolerance: how far alpha * beta**2 * gamma**2 may be from `product`.
-      product: the factor by which phi = 1 multiplies the multiply-adds.
-
-    Raises:
-      UserError: no point is near enough; the message names the nearest and its distance.
+    Axes start at 1, in steps of `step`; alpha * beta**2 * gamma**2 is within `tolerance` of
+    `product`. Raises a UserError that names the nearest point where there are none.
     """
     if not (step > 0 and tolerance >= 0 and product > 1):
         raise UserError(
@@ -157,31 +129,29 @@ def candidates(
         count = math.floor((most - 1) / step + 1e-9)
         return [round(1 + index * step, 10) for index in range(count + 1)]
 
+    def distance(point: tuple[float, float, float]) -> float:
+        return abs(point[0] * (point[1] * point[2]) ** 2 - product)
+
     alphas, others = axis(product + tolerance), axis((product + tolerance) ** 0.5)
     if len(alphas) * len(others) ** 2 > MOST_POINTS:
         raise UserError(f"a grid with step {step:g} has over {MOST_POINTS:,} points; take a larger")
     grid = list(itertools.product(alphas, others, others))
-    distances = [abs(alpha * (beta * gamma) ** 2 - product) for alpha, beta, gamma in grid]
-    found = [point for point, d in zip(grid, distances, strict=True) if d <= tolerance + 1e-9]
+    found = [point for point in grid if distance(point) <= tolerance + 1e-9]
     if not found:
-        nearest, point = min(zip(distances, grid, strict=True))
+        alpha, beta, gamma = nearest = min(grid, key=distance)
         raise UserError(
             f"no point of the grid with step {step:g} has alpha * beta^2 * gamma^2 within "
-            f"{tolerance:g} of {product:g}; the nearest, alpha={point[0]:g}, beta={point[1]:g}, "
-            f"gamma={point[2]:g}, is {nearest:.3g} off. Take a smaller step or a larger tolerance"
+            f"{tolerance:g} of {product:g}; the nearest, alpha={alpha:g}, beta={beta:g}, gamma="
+            f"{gamma:g}, is {distance(nearest):.3g} off. Take a smaller step or a larger tolerance"
         )
     return found
 
 
 def solve(cost_at: Callable[[float], int], target: float) -> float:
-    """The coefficient above 0 whose cost is nearest to `target`.
+    """The coefficient above 0 whose cost is nearest to `target`; costs must rise with it.
 
-    Rounding makes a network's cost a staircase in each coefficient, so an equal cost is rarely
-    possible. The value is rounded as far as its cost stays the same.
-
-    Args:
-      cost_at: multiply-adds at a coefficient; must not fall where the coefficient rises.
-      target: multiply-adds wanted.
+    Rounding makes costs a staircase, so that an equal one is rarely possible. The coefficient is
+    rounded as far as its cost stays the same.
     """
     below, above = 0.01, 1.0
     while cost_at(above) <= target:
@@ -190,6 +160,6 @@ def solve(cost_at: Callable[[float], int], target: float) -> float:
         middle = (below + above) / 2
         below, above = (middle, above) if cost_at(middle) <= target else (below, middle)
     found = min((below, above), key=lambda value: abs(cost_at(value) - target))
-    cost = cost_at(found)
+    found_cost = cost_at(found)
     rounded = (round(found, digits) for digits in range(1, 8))
-    return next((value for value in rounded if cost_at(value) == cost), found)
+    return next((value for value in rounded if cost_at(value) == found_cost), found)

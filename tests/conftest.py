@@ -2,8 +2,12 @@
 
 import os
 import pathlib
+import signal
 import sys
 import tempfile
+
+# A shell that starts the tests in the background has Ctrl-C ignored, here and in every child.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Before JAX starts. Sub-processes of tests that want one device drop the flags. Programs here run a
 # few times each: compiling them well takes longer than running them badly.

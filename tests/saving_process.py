@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from effnet_jax import checkpoint, cli
+from effnet_jax import checkpoint, cli, flags
 from effnet_jax import config as config_lib
 from effnet_jax.checkpoint import Checkpoints
 
@@ -74,6 +74,6 @@ def main(args) -> None:
 
 
 if __name__ == "__main__":
-    parser = cli.Parser(__doc__, joins=True)
+    parser = flags.Parser(__doc__, joins=True)
     parser.add_argument("--workdir", type=pathlib.Path)
     cli.run(main, parser)

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from effnet_jax import __main__ as command
-from effnet_jax import cli
+from effnet_jax import cli, experiments, flags
 from effnet_jax import config as config_lib
 from effnet_jax.errors import UserError
 
@@ -40,18 +40,18 @@ def test_an_unknown_tool_names_the_near_ones(monkeypatch, capsys):
 
 
 def test_flags_that_a_tool_does_not_have_are_one_message():
-    plain = cli.Parser("doc")
-    plain.add_argument("--count", type=cli.count)
+    plain = flags.Parser("doc")
+    plain.add_argument("--count", type=flags.count)
     assert plain.parse_args(["--count=3"]).count == 3
-    for flags, message in (
+    for given, message in (
         (["surplus"], "unexpected argument 'surplus'. Try --help"),
         (["--coun=3"], "unexpected argument '--coun=3'"),
         (["--count=0"], "argument --count: '0' should be a whole number, 1 or more"),
     ):
         with pytest.raises(UserError, match=message):
-            plain.parse_args(flags)
-    with_config = cli.Parser("doc", config="digits")
-    for flags, message in (
+            plain.parse_args(given)
+    with_config = flags.Parser("doc", config="digits")
+    for given, message in (
         (["surplus"], "unexpected argument 'surplus'"),
         (["--confg=digits"], "Unknown command line flag 'confg'. Did you mean: config"),
         (["--config=digist"], "unknown config 'digist'; did you mean: digits"),
@@ -60,11 +60,11 @@ def test_flags_that_a_tool_does_not_have_are_one_message():
         (["--config=imagenet:b9"], "unknown model 'b9'"),
     ):
         with pytest.raises(UserError, match=message):
-            with_config.parse_args(flags)
+            with_config.parse_args(given)
 
 
 def test_a_config_is_chosen_by_name_file_or_workdir_and_changed_by_flags(tmp_path, monkeypatch):
-    parser = cli.Parser("doc", config="digits")
+    parser = flags.Parser("doc", config="digits")
     args = parser.parse_args(
         ["--config.batch_size=7", "--config.model.phi=None", "--config.seed", "3"]
     )
@@ -79,6 +79,6 @@ def test_a_config_is_chosen_by_name_file_or_workdir_and_changed_by_flags(tmp_pat
         assert config_lib.changes(config_lib.to_dict(args.config), config_lib.to_dict(again)) == [
             "config.epochs: 40.0 -> 3.0"
         ]
-    monkeypatch.setattr(config_lib, "experiments", list)  # Not in a checkout.
+    monkeypatch.setattr(experiments, "experiments", list)  # Not in a checkout.
     with pytest.raises(UserError, match="give --config=FILE"):
         parser.parse_args([])

@@ -6,6 +6,7 @@ import textwrap
 import pytest
 
 from effnet_jax import config as config_lib
+from effnet_jax import experiments
 from effnet_jax.errors import UserError
 
 
@@ -90,7 +91,7 @@ def test_a_saved_config_is_read_back_and_a_newer_key_has_its_default(tmp_path):
     config_lib.save(config, path)
     for source in (path, tmp_path):
         assert config_lib.load(source) == config
-    assert config_lib.read(str(path)) == config
+    assert experiments.read(str(path)) == config
     values = json.loads(path.read_text())
     del values["ema"], values["data"]["threads"]
     path.write_text(json.dumps(values))
@@ -119,16 +120,16 @@ def test_experiments_are_found_by_name_here_and_in_a_checkout(tmp_path, monkeypa
     folder = tmp_path / "configs" / "sweeps"
     folder.mkdir(parents=True)
     (folder / "mine.py").write_text("def get_sweep(config, argument):\n    return argument\n")
-    assert config_lib.find("sweeps", "sweep", "mine", "get_sweep")(None, "x") == "x"
-    assert config_lib.find("sweeps", "sweep", "seeds", "get_sweep")  # The checkout's.
+    assert experiments.find("sweeps", "sweep", "mine", "get_sweep")(None, "x") == "x"
+    assert experiments.find("sweeps", "sweep", "seeds", "get_sweep")  # The checkout's.
     with pytest.raises(UserError, match=r"unknown sweep 'seed'; did you mean: seeds"):
-        config_lib.find("sweeps", "sweep", "seed", "get_sweep")
+        experiments.find("sweeps", "sweep", "seed", "get_sweep")
     with pytest.raises(UserError, match=r"no sweep file nowhere\.py"):
-        config_lib.find("sweeps", "sweep", "nowhere.py", "get_sweep")
+        experiments.find("sweeps", "sweep", "nowhere.py", "get_sweep")
     broken = folder / "broken.py"
     broken.write_text(textwrap.dedent("import nothing_by_this_name"))
     with pytest.raises(UserError, match=r"can't load sweep file .*broken\.py"):
-        config_lib.find("sweeps", "sweep", "broken", "get_sweep")
+        experiments.find("sweeps", "sweep", "broken", "get_sweep")
     broken.write_text("")
     with pytest.raises(UserError, match=r"broken\.py needs a function get_sweep"):
-        config_lib.find("sweeps", "sweep", str(broken), "get_sweep")
+        experiments.find("sweeps", "sweep", str(broken), "get_sweep")

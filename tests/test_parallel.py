@@ -7,13 +7,20 @@ from effnet_jax import parallel
 from effnet_jax.errors import UserError
 
 
+def group_of(scope: str, group: int, examples: int, devices: int) -> int:
+    config = default.get_config()
+    config.batch_size = examples
+    config.model.batch_norm_scope, config.model.batch_norm_group = scope, group
+    return parallel.batch_norm_group(config, devices)
+
+
 def test_the_reference_shares_over_an_eighth_of_the_shards_and_at_least_eight():
     # By hand from the rule in reference/official_training.json: none up to 8 shards, else groups of
     # max(8, shards // 8).
     shards = {1: 1, 2: 1, 8: 1, 16: 8, 32: 8, 64: 8, 128: 16, 256: 32, 512: 64, 1024: 128}
-    assert {count: parallel.reference_shards(count) for count in shards} == shards
+    assert {count: group_of("reference", 5, count, count) for count in shards} == shards
     with pytest.raises(UserError, match="groups of 8 devices, and 12 devices"):
-        parallel.reference_shards(12)
+        group_of("reference", 5, 12, 12)
 
 
 @pytest.mark.parametrize(
@@ -30,7 +37,7 @@ def test_the_reference_shares_over_an_eighth_of_the_shards_and_at_least_eight():
     ],
 )
 def test_examples_in_a_group(scope, group, examples, devices, expected):
-    assert parallel.examples_in_group(scope, group, examples, devices) == expected
+    assert group_of(scope, group, examples, devices) == expected
 
 
 @pytest.mark.parametrize(
@@ -43,7 +50,7 @@ def test_examples_in_a_group(scope, group, examples, devices, expected):
 )
 def test_groups_that_are_not_whole_are_refused(group, message):
     with pytest.raises(UserError, match=message):
-        parallel.examples_in_group("group", group, 256, 8)
+        group_of("group", group, 256, 8)
 
 
 def test_the_scope_is_reported():

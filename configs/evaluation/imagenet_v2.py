@@ -8,8 +8,8 @@ Data:      TFDS imagenet_v2/ARGUMENT, split test: 10,000 images.
 Metric:    top-1 and top-5.
 """
 
-from effnet_jax.config import evaluation_set
 from effnet_jax.errors import check_choice
+from effnet_jax.evaluation_sets import evaluation_set
 
 VARIANTS = ("matched-frequency", "threshold-0.7", "topimages")
 

@@ -26,7 +26,7 @@ STAGES = (
     Stage(kernel=3, stride=1, expand=6, filters=320, repeats=1),
 )
 EDGETPU_STAGES = (
-    # The stem has 32 filters; the reference expands by its table's 24 inputs all the same.
+    # The stem has 32 filters, but the reference expands the 24 inputs of its table.
     FusedStage(kernel=3, stride=1, expand=4, filters=24, repeats=1, expand_of=24, skip=False),
     FusedStage(kernel=3, stride=2, expand=8, filters=32, repeats=2),
     FusedStage(kernel=3, stride=2, expand=8, filters=48, repeats=4),
@@ -77,13 +77,9 @@ V2_XL_STAGES = (
     Stage(kernel=3, stride=2, expand=6, filters=512, repeats=32),
     Stage(kernel=3, stride=1, expand=6, filters=640, repeats=8),
 )
-HEAD_FILTERS = 1280
-SQUEEZE_RATIO = 0.25  # Of the block's input filters, before the expansion.
-
-
-_squeezed = functools.partial(block_of, squeeze_ratio=SQUEEZE_RATIO)
-_family = functools.partial(Base, head_filters=HEAD_FILTERS, survival_probability=0.8)
-# V2's code left out the rule of the 0.9, which B3 alone would notice.
+_squeezed = functools.partial(block_of, squeeze_ratio=0.25)
+_family = functools.partial(Base, head_filters=1280, survival_probability=0.8)
+# V2's rounding has no rule of 0.9, which changes B3 alone.
 _v2 = functools.partial(
     _family, block=_squeezed, activation=swish, least=0.0, batch_norm_momentum=0.9
 )

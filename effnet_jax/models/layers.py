@@ -1,6 +1,6 @@
 """The layers that every network here is made of, with the reference's initialisers.
 
-Parameters and BatchNorm statistics are float32; `dtype` is that of the computation. Initialisers:
+Parameters and BatchNorm statistics are float32; `dtype` is for the computation. Initialisers:
 tensorflow/tpu models/official/efficientnet/efficientnet_model.py.
 """
 
@@ -26,20 +26,16 @@ def depthwise_init(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> 
 
 
 def stochastic_depth(x: jax.Array, survival: float, key: jax.Array) -> jax.Array:
-    """Drops whole samples of a residual branch, [N, ...], and rescales those that stay.
+    """Drops whole samples of a residual branch, [N, H, W, C], and rescales those that stay.
 
     Source: tensorflow/tpu models/official/efficientnet/utils.py, drop_connect; arXiv 1603.09382.
     """
-    shape = (x.shape[0],) + (1,) * (x.ndim - 1)
-    kept = jnp.floor(survival + jax.random.uniform(key, shape, jnp.float32))
+    kept = jnp.floor(survival + jax.random.uniform(key, (len(x), 1, 1, 1), jnp.float32))
     return x * (kept / survival).astype(x.dtype)
 
 
 class Conv(nn.Module):
-    """Convolution; a 1x1 one is computed as the matrix product that it is.
-
-    `padding`: "same" or "symmetric", see `operations.PADDINGS`.
-    """
+    """Convolution; a 1x1 one is computed as a matrix product."""
 
     filters: int
     kernel: int
@@ -56,13 +52,7 @@ class Conv(nn.Module):
         if self.kernel == 1 and self.stride == 1:
             x = operations.pointwise_conv(x, kernel)
         else:
-            x = jax.lax.conv_general_dilated(
-                x,
-                kernel,
-                (self.stride,) * 2,
-                operations.lax_padding(self.kernel, self.padding),
-                dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            )
+            x = operations.lax_conv(x, kernel, self.stride, self.padding)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.filters,), jnp.float32)
             x = x + bias.astype(self.dtype)
@@ -81,9 +71,8 @@ class DepthwiseConv(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (self.kernel, self.kernel, 1, x.shape[-1])
-        kernel = self.param("kernel", depthwise_init, shape, jnp.float32)
-        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
-        return self.operation(x, kernel, self.stride, self.padding)
+        kernel = self.param("kernel", depthwise_init, shape, jnp.float32).astype(self.dtype)
+        return self.operation(x.astype(self.dtype), kernel, self.stride, self.padding)
 
 
 class Dense(nn.Module):
@@ -104,23 +93,15 @@ class BatchNorm(nn.Module):
     """Batch normalisation over all but the last axis; statistics in float32.
 
     Under jit over a batch that is sharded across devices, the statistics are those of the global
-    batch, or of groups of it. The running ones are then the means over the groups; the running
-    variance is the biased one, as in the reference.
-
-    Attributes:
-      train: normalise by the batch's statistics and update the running ones.
-      momentum: fraction of the running value that is kept at each update.
-      epsilon: added to the variance.
-      group: examples, one after the other, that share statistics; None: all.
-      axis: inside `jax.shard_map`, the mesh axis whose devices share statistics; None: none.
-      scale_init: of the scale; zeros let a residual block start as the identity.
+    batch, or of groups of it. The running statistics average over the groups; the running variance
+    is the biased one, as in the reference.
     """
 
-    train: bool
-    momentum: float
+    train: bool  # Normalise by the batch's statistics and update the running ones.
+    momentum: float  # Fraction of the running value that is kept at each update.
     epsilon: float
-    group: int | None = None
-    axis: str | None = None
+    group: int | None = None  # Consecutive examples that share statistics; None: all.
+    axis: str | None = None  # In `jax.shard_map`: the mesh axis whose devices share statistics.
     scale_init: nn.initializers.Initializer = nn.initializers.ones
 
     @nn.compact

@@ -1,15 +1,16 @@
 """What all families share: a network is a table of blocks, and one module builds any such table.
 
-A family's file holds its kinds of block and one `Base` for each base network: its table, and what
-comes with it. `Base.architecture` scales the table into an `Architecture`. A kind of block is a
-`Block`, which knows its cost, and the Flax module that it makes.
+A family's file holds its kinds of block and one `Base` for each base network: its table and the
+settings that come with it. `Base.architecture` scales the table into an `Architecture`. A kind of
+block is a `Block`, which knows its cost and how its layers are connected.
 """
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -19,43 +20,36 @@ from effnet_jax import scaling
 from effnet_jax.models import layers, operations
 from effnet_jax.scaling import Coefficients, Layer
 
+Function = Callable[[jax.Array], jax.Array]
+
 
 @dataclasses.dataclass(frozen=True)
 class LayerFactories:
-    """The layers that blocks are made of, with their settings bound, and the activation.
+    """The layers that blocks are made of, with their settings bound, and the activation."""
 
-    Attributes:
-      conv: `(filters, kernel, stride=1, use_bias=False, name=...)` -> module.
-      depthwise: `(kernel, stride=1, name=...)` -> module.
-      norm: `(name=...)` -> module.
-      act: any shape -> the same shape.
-    """
+    conv: Callable[..., nn.Module]  # Of (filters, kernel, stride=1, use_bias=False, name=...).
+    depthwise: Callable[..., nn.Module]  # Of (kernel, stride=1, name=...).
+    norm: Callable[..., nn.Module]  # Of (name=...).
+    act: Function
 
-    conv: Callable[..., nn.Module]
-    depthwise: Callable[..., nn.Module]
-    norm: Callable[..., nn.Module]
-    act: Callable[[jax.Array], jax.Array]
+    def conv_norm(
+        self, x: jax.Array, name: str, kernel: int, stride: int, filters: int, **norm: Any
+    ) -> jax.Array:
+        """Convolution NAME, then normalisation NAME_norm with the options `norm`."""
+        x = self.conv(filters, kernel, stride, name=name)(x)
+        return self.norm(name=f"{name}_norm", **norm)(x)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Block:
-    """One block after scaling and rounding; each kind of block adds what it needs.
+    """One block after scaling and rounding; each kind of block adds its own settings."""
 
-    Attributes:
-      name: slash-joined module path.
-      stride: of the whole block.
-      inputs, outputs: channels before and after the block.
-      survival: probability that the block is kept for a sample in training. Used only where the
-        block has a skip.
-      skip: False: no skip, whatever the shapes.
-    """
-
-    name: str
+    name: str  # Slash-joined module path.
     stride: int
-    inputs: int
+    inputs: int  # Channels before and after the block.
     outputs: int
-    survival: float
-    skip: bool = True
+    survival: float  # Probability that the residual branch is kept for a sample in training.
+    skip: bool = True  # False: no skip, whatever the shapes.
 
     @property
     def has_skip(self) -> bool:
@@ -63,13 +57,13 @@ class Block:
         return self.skip and self.stride == 1 and self.inputs == self.outputs
 
     def layers(self, size: int) -> list[Layer]:
-        """Its convolutions in order, for an input of `size` pixels a side."""
+        """The convolutions in order, for an input of `size` pixels a side."""
         raise NotImplementedError
 
-    def module(self, factories: LayerFactories, name: str) -> nn.Module:
-        """The Flax module: `(x [N, h, w, inputs], train) -> [N, h / stride, w / stride, outputs]`.
+    def apply(self, make: LayerFactories, x: jax.Array, drop: Function) -> jax.Array:
+        """x [N, h, w, inputs] -> [N, h / stride, w / stride, outputs], with sizes rounded up.
 
-        h / stride is rounded up.
+        Called inside a `BlockModule`, with `drop` for the stochastic depth of a residual branch.
         """
         raise NotImplementedError
 
@@ -86,23 +80,14 @@ class Stem:
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """The scaled network as a table: what the module builds and the counts are taken from.
+    """The scaled network as a table, from which the module is built and its cost counted."""
 
-    Attributes:
-      resolution: side of the square input image, in pixels.
-      stem: the first layer.
-      stages: blocks by stage.
-      head_filters: of the 1x1 convolution before the pooling; 0 where there is none.
-      num_classes: outputs of the classifier.
-      activation: after every normalisation but those that end a residual branch or a projection.
-    """
-
-    resolution: int
+    resolution: int  # Side of the square input image, in pixels.
     stem: Stem
     stages: tuple[tuple[Block, ...], ...]
-    head_filters: int
+    head_filters: int  # Of the 1x1 convolution before the pooling; 0: without it.
     num_classes: int
-    activation: Callable[[jax.Array], jax.Array]
+    activation: Function  # After normalisations, and inside squeeze-excitation.
 
     @property
     def total_stride(self) -> int:
@@ -111,15 +96,13 @@ class Architecture:
 
     def layers(self) -> list[Layer]:
         """Every convolution and dense layer in order, named as in the parameter tree."""
-        stem = self.stem
-        size = -(-self.resolution // stem.stride)  # Either padding rounds up.
+        stem, size = self.stem, -(-self.resolution // self.stem.stride)  # Either padding rounds up.
         rows = [Layer("stem/conv", stem.kernel, stem.stride, 3, stem.filters, size, norm=True)]
         if stem.pool:
             size = -(-size // 2)
-        for block in (block for blocks in self.stages for block in blocks):
+        for block in itertools.chain(*self.stages):
             rows += block.layers(size)
-            size = -(-size // block.stride)
-        channels = self.stages[-1][-1].outputs
+            size, channels = -(-size // block.stride), block.outputs
         if self.head_filters:
             rows.append(Layer("head/conv", 1, 1, channels, self.head_filters, size, norm=True))
             channels = self.head_filters
@@ -127,124 +110,82 @@ class Architecture:
 
 
 class Stage(NamedTuple):
-    """A row of a base network's table: `repeats` blocks, of which only the first has the stride.
-
-    A kind of block without an expansion, or with a fixed kernel, leaves those at their defaults.
-
-    Attributes:
-      filters: of the blocks' outputs; of a ResNet's, of their 3x3 convolutions.
-      expand: channels inside a block over its inputs.
-      expand_of: filters that `expand` multiplies; None: the block's inputs.
-      fused: whether expansion and depthwise convolution are one; see `mbconv.FusedMBConv`.
-      skip: whether the blocks have skips at all.
-    """
+    """A row of a base network's table: `repeats` blocks, of which only the first has the stride."""
 
     stride: int
-    filters: int
+    filters: int  # Outputs of the blocks; in a ResNet, outputs of their 3x3 convolutions.
     repeats: int
     kernel: int = 3
-    expand: int = 1
-    expand_of: int | None = None
-    fused: bool = False
+    expand: int = 1  # Channels inside a block over its inputs,
+    expand_of: int | None = None  # or over this.
+    fused: bool = False  # Whether the blocks are `mbconv.FusedMBConv`.
     skip: bool = True
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Base:
-    """A base network: its unscaled table, and the values in `config.model` that come with it.
-
-    Attributes:
-      stages: rows of the table.
-      block: `(row, round_filters, name=, stride=, inputs=, survival=)` -> a block of the row, where
-        `round_filters` scales and rounds the table's filters.
-      activation: after every normalisation but a projection's, and inside squeeze-excitation.
-      stem, head_filters: see `Architecture`.
-      fixed_ends: whether the stem, the head, and the repeats of the first and last stage are not
-        scaled.
-      narrow_head: whether a width below 1 also scales the head.
-      least: fraction of the scaled filters that rounding has to leave; see scaling.round_filters.
-      resolution: of the unscaled network, in pixels.
-      dropout: before the classifier; None: grows with phi (`scaling.dropout_rate`).
-      survival_probability: of the last block; 1: no stochastic depth.
-      batch_norm_momentum: fraction of the running statistics that is kept.
-      normalization: of the pixels, by its name in `config.NORMALIZATIONS`.
-    """
+    """A base network: its unscaled table, and the values in `config.model` that come with it."""
 
     stages: tuple[Stage, ...]
+    # `(row, round_filters, name=, stride=, inputs=, survival=)` -> a block of the row, where
+    # `round_filters` scales and rounds the table's filters.
     block: Callable[..., Block]
-    activation: Callable[[jax.Array], jax.Array]
+    activation: Function
     stem: Stem = Stem(filters=32)
     head_filters: int = 0
-    fixed_ends: bool = False
-    narrow_head: bool = True
-    least: float = 0.9
-    resolution: int = 224
-    dropout: float | None = None
-    survival_probability: float = 1.0
-    batch_norm_momentum: float = 0.99
-    normalization: str = "imagenet"
+    fixed_ends: bool = False  # Do not scale stem, head, and the first and last stage's repeats.
+    narrow_head: bool = True  # Scale the head by widths below 1 as well.
+    least: float = 0.9  # See scaling.round_filters.
+    resolution: int = 224  # Of the unscaled network, in pixels.
+    dropout: float | None = None  # Before the classifier; None: grows with phi.
+    survival_probability: float = 1.0  # Of the last block; 1: no stochastic depth.
+    batch_norm_momentum: float = 0.99  # Fraction of the running statistics that is kept.
+    normalization: str = "imagenet"  # Of the pixels, by its name in `config.NORMALIZATIONS`.
 
     def architecture(
         self,
         coefficients: Coefficients,
         num_classes: int = 1000,
         stem_stride: int = 2,
-        survival_probability: float | None = None,
+        survival_probability: float = 1.0,
     ) -> Architecture:
         """Scales and rounds the table.
 
-        Args:
-          coefficients: width, depth and resolution.
-          num_classes: outputs of the classifier.
-          stem_stride: 1: the stem is a 3x3 convolution with stride 1, for small images; 2: the
-            base network's own.
-          survival_probability: of the last block; by default the base network's.
+        With a `stem_stride` of 1 the stem is a 3x3 convolution with stride 1, for small images;
+        with 2 it is the base network's own. Block i of n, counted from 0, survives with probability
+        1 - (1 - survival_probability) * i / n.
         """
+        rounded = functools.partial(scaling.round_filters, least=self.least)
         width = 1.0 if self.fixed_ends else coefficients.width
-        filters = scaling.round_filters(self.stem.filters, width, least=self.least)
-        own = dataclasses.replace(self.stem, filters=filters)
-        head, head_width = self.head_filters, width if self.narrow_head else max(1.0, width)
-        return Architecture(
-            resolution=coefficients.resolution,
-            stem=Stem(filters, stride=1) if stem_stride == 1 else own,
-            stages=self._scaled_stages(coefficients, filters, survival_probability),
-            head_filters=head and scaling.round_filters(head, head_width, least=self.least),
-            num_classes=num_classes,
-            activation=self.activation,
-        )
-
-    def _scaled_stages(
-        self, coefficients: Coefficients, inputs: int, survival_probability: float | None
-    ) -> tuple[tuple[Block, ...], ...]:
-        """The blocks of every row, whose number is scaled and rounded up, after `inputs` channels.
-
-        Block i of n survives with probability 1 - (1 - survival_probability) * i / n, i counted
-        from 0 over the whole network.
-        """
-        rounded = functools.partial(
-            scaling.round_filters, width=coefficients.width, least=self.least
-        )
+        head_width = width if self.narrow_head else max(1.0, width)
+        stem = self.stem if stem_stride == 2 else Stem(self.stem.filters, stride=1)
+        stem = dataclasses.replace(stem, filters=rounded(stem.filters, width))
         repeats = [scaling.round_repeats(row.repeats, coefficients.depth) for row in self.stages]
         if self.fixed_ends:
             repeats[0], repeats[-1] = self.stages[0].repeats, self.stages[-1].repeats
-        if survival_probability is None:
-            survival_probability = self.survival_probability
-        stages, index = [], 0
+
+        stages, inputs, index = [], stem.filters, 0
         for number, (row, count) in enumerate(zip(self.stages, repeats, strict=True), 1):
-            blocks = []
+            stages.append([])
             for position in range(count):
                 block = self.block(
                     row,
-                    rounded,
+                    functools.partial(rounded, width=coefficients.width),
                     name=f"stage{number}/block{position + 1}",
                     stride=row.stride if position == 0 else 1,
                     inputs=inputs,
                     survival=1 - (1 - survival_probability) * index / sum(repeats),
                 )
-                blocks.append(block)
+                stages[-1].append(block)
                 inputs, index = block.outputs, index + 1
-            stages.append(tuple(blocks))
-        return tuple(stages)
+        return Architecture(
+            resolution=coefficients.resolution,
+            stem=stem,
+            stages=tuple(map(tuple, stages)),
+            head_filters=self.head_filters and rounded(self.head_filters, head_width),
+            num_classes=num_classes,
+            activation=self.activation,
+        )
 
 
 class ConvNormAct(nn.Module):
@@ -252,13 +193,30 @@ class ConvNormAct(nn.Module):
 
     factories: LayerFactories
     filters: int
-    kernel: int
-    stride: int
+    kernel: int = 1
+    stride: int = 1
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         x = self.factories.conv(self.filters, self.kernel, self.stride, name="conv")(x)
         return self.factories.act(self.factories.norm(name="norm")(x))
+
+
+class BlockModule(nn.Module):
+    """Holds the parameters of a block; see `Block.apply`."""
+
+    factories: LayerFactories
+    block: Block
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        def drop(x: jax.Array) -> jax.Array:
+            if not train:
+                return x
+            key = self.make_rng("stochastic_depth")
+            return layers.stochastic_depth(x, self.block.survival, key)
+
+        return self.block.apply(self.factories, x, drop)
 
 
 class Blocks(nn.Module):
@@ -270,58 +228,37 @@ class Blocks(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        def run(module: nn.Module, x: jax.Array) -> jax.Array:
-            return module(x, train)
-
-        run = nn.remat(run) if self.remat and train else run
+        module = nn.remat(BlockModule, static_argnums=2) if self.remat and train else BlockModule
         for block in self.blocks:
-            x = run(block.module(self.factories, name=block.name.rpartition("/")[2]), x)
+            x = module(self.factories, block, name=block.name.rpartition("/")[2])(x, train)
         return x
 
 
 class Network(nn.Module):
-    """The network of an `Architecture`.
-
-    Attributes:
-      architecture: the scaled table.
-      dropout: rate between pooling and classifier.
-      momentum, epsilon: of batch normalisation; momentum is the fraction of the running value kept.
-      dtype: of the computation; parameters and statistics stay float32.
-      padding: of every convolution and pooling, same or symmetric; see `operations.PADDINGS`.
-      depthwise_conv: the operation of the depthwise layers, `(x, kernel, stride, padding) -> y`.
-      zero_classifier: whether the classifier's weights start at 0, not at the reference's values.
-      remat: whether a block's inside is computed again for the gradient, instead of kept.
-      batch_norm_group, batch_norm_axis: who shares statistics in training; see `layers.BatchNorm`.
-    """
+    """The network of an `Architecture`."""
 
     architecture: Architecture
-    dropout: float = 0.2
-    momentum: float = 0.99
+    dropout: float = 0.2  # Rate between pooling and classifier.
+    momentum: float = 0.99  # Of BatchNorm; see `layers.BatchNorm`.
     epsilon: float = 1e-3
-    dtype: jnp.dtype = jnp.float32
-    padding: str = "same"
+    dtype: jnp.dtype = jnp.float32  # Of the computation; parameters and statistics stay float32.
+    padding: str = "same"  # Of every convolution and pooling; see `operations.PADDINGS`.
     depthwise_conv: Callable[..., jax.Array] = operations.depthwise_conv
-    zero_classifier: bool = False
-    remat: bool = False
+    zero_classifier: bool = False  # Start the classifier at 0, not at the reference's values.
+    remat: bool = False  # Compute the inside of a block again for its gradient.
     batch_norm_group: int | None = None
     batch_norm_axis: str | None = None
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Runs the network.
+        """Returns logits [N, num_classes] in float32, and features, of images [N, H, W, 3].
 
-        Args:
-          images: normalised images, [N, H, W, 3].
-          train: batch statistics, dropout and stochastic depth are on. Needs the random streams
-            "dropout" and "stochastic_depth", and "batch_stats" mutable.
-
-        Returns:
-          Logits [N, num_classes] in float32, and the features by name: stem (after its pooling),
-          stage1, stage2 and so on, and head where there is one, as [N, h, w, C], pre_logits as
-          [N, C].
+        The features are stem (after its pooling), stage1, stage2 and so on, and head where there is
+        one, [N, h, w, C], and pre_logits, [N, C]. Training needs the random streams "dropout" and
+        "stochastic_depth", and "batch_stats" mutable.
         """
         spec, settings = self.architecture, {"dtype": self.dtype, "padding": self.padding}
-        factories = LayerFactories(
+        make = LayerFactories(
             conv=functools.partial(layers.Conv, **settings),
             depthwise=functools.partial(
                 layers.DepthwiseConv, **settings, operation=self.depthwise_conv
@@ -338,15 +275,15 @@ class Network(nn.Module):
         )
         features = {}
         x, stem = images.astype(self.dtype), spec.stem
-        x = ConvNormAct(factories, stem.filters, stem.kernel, stem.stride, name="stem")(x)
+        x = ConvNormAct(make, stem.filters, stem.kernel, stem.stride, name="stem")(x)
         if stem.pool:
             x = nn.max_pool(x, (3, 3), (2, 2), operations.lax_padding(3, self.padding))
         features["stem"] = x
         for number, blocks in enumerate(spec.stages, 1):
-            x = Blocks(factories, blocks, self.remat, name=f"stage{number}")(x, train)
+            x = Blocks(make, blocks, self.remat, name=f"stage{number}")(x, train)
             features[f"stage{number}"] = x
         if spec.head_filters:
-            x = ConvNormAct(factories, spec.head_filters, 1, 1, name="head")(x)
+            x = ConvNormAct(make, spec.head_filters, name="head")(x)
             features["head"] = x
         x = operations.spatial_mean(x)[:, 0, 0, :]
         features["pre_logits"] = x

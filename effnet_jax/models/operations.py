@@ -1,10 +1,9 @@
 """The layer arithmetic of EfficientNet in forms that XLA compiles well on every platform.
 
 TPU and GPU get the plain operations. XLA on CPU needs help in three places: its depthwise
-convolution is far below what memory allows, its sums over N, H and W run one element at a time,
+convolution is far slower than memory allows, its sums over N, H and W run one element at a time,
 and it writes out intermediate results that are cheaper to compute again. `lax.platform_dependent`
-picks the form when a function is lowered, so that code compiled for a TPU holds no trace of the
-CPU form.
+chooses the form when a function is lowered, so code for a TPU has no trace of the CPU form.
 """
 
 import functools
@@ -13,14 +12,14 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-# Terms of one unrolled sum over rows. With fewer of them, the partial sums are large and dominate
-# the time; XLA CPU stops vectorising plain sums above 8, but not products.
+# Terms of one unrolled sum over rows. With fewer terms the partial sums are large and dominate the
+# time. XLA CPU stops vectorising plain sums above 8 terms, but not products.
 SUM_TERMS = 8
 PRODUCT_TERMS = 14
 
 # Zeros around an image. TensorFlow's "SAME": as few as are needed, an odd one at the bottom and
-# right. PyTorch's: (k - 1) // 2 on every side. Both leave ceil(size / stride) pixels where k is
-# odd, and differ where the stride is 2 and the size even: weights belong to one of them.
+# right. PyTorch's: (k - 1) // 2 on every side. With odd k both leave ceil(size / stride) pixels.
+# They differ where the stride is 2 and the size even, so weights fit only one of them.
 PADDINGS = ("same", "symmetric")
 
 
@@ -38,14 +37,11 @@ def lax_padding(k: int, padding: str) -> str | tuple[tuple[int, int], tuple[int,
 
 
 def _fold_rows(rows, h, terms):
-    """Sums the h rows of a feature map, given by slabs, into ceil(h / terms) rows.
+    """Sums h rows, from rows(start, stop) -> [N, stop - start, W, C], into ceil(h / terms).
 
-    rows(start, stop) is [N, stop - start, W, C]; the sum is [N, ceil(h / terms), W, C].
-
-    A sum over N, H and W is fast on CPU when most of it is this: an elementwise sum, which is
-    vectorised and fused with whatever computes its terms. The barrier keeps the slow reduction of
-    the little that is left from swallowing it. N isn't summed here, so that a sharded batch needs
-    no communication.
+    A sum over N, H and W is fast on CPU when most of it is this elementwise sum, which XLA
+    vectorises and fuses with the computation of its terms. The barrier keeps it out of the slow
+    reduction that follows. N isn't summed here, so a sharded batch needs no communication.
     """
     size = -(-h // terms)
     slabs = [rows(start, min(start + size, h)) for start in range(0, h, size)]
@@ -53,62 +49,71 @@ def _fold_rows(rows, h, terms):
     return lax.optimization_barrier(sum(slabs[:-1], jnp.pad(slabs[-1], missing)))
 
 
-def channel_sums(x: Array) -> Array:
-    """Sums of x [N, H, W, C] over N, H and W -> float32 [C]."""
+def _sums(x, axes, keepdims=False, fold=True):
+    """Sums of x [N, H, W, C] over axes that include H, in float32."""
 
     def cpu(x):
         folded = _fold_rows(lambda a, b: x[:, a:b].astype(jnp.float32), x.shape[1], SUM_TERMS)
-        return folded.sum((0, 1, 2))
+        return folded.sum(axes, keepdims=keepdims)
 
-    return lax.platform_dependent(
-        x, cpu=cpu, default=lambda x: x.astype(jnp.float32).sum((0, 1, 2))
-    )
+    def plain(x):
+        return x.astype(jnp.float32).sum(axes, keepdims=keepdims)
+
+    return lax.platform_dependent(x, cpu=cpu if fold else plain, default=plain)
+
+
+def channel_sums(x: Array) -> Array:
+    """Sums of x [N, H, W, C] over N, H and W -> float32 [C]."""
+    return _sums(x, (0, 1, 2))
 
 
 @jax.custom_vjp
 def spatial_mean(x: Array) -> Array:
     """Mean of x [N, H, W, C] over H and W -> [N, 1, 1, C]; sums in float32, returns x.dtype."""
-
-    def cpu(x):
-        folded = _fold_rows(lambda a, b: x[:, a:b].astype(jnp.float32), x.shape[1], SUM_TERMS)
-        return folded.sum((1, 2), keepdims=True)
-
-    def plain(x):
-        return x.astype(jnp.float32).sum((1, 2), keepdims=True)
-
-    # Below this size the plain sum runs from cache, and is no slower.
-    total = lax.platform_dependent(x, cpu=cpu if x.shape[1] >= 32 else plain, default=plain)
+    # Below 32 rows the plain sum runs from cache, and is no slower.
+    total = _sums(x, (1, 2), keepdims=True, fold=x.shape[1] >= 32)
     return (total / (x.shape[1] * x.shape[2])).astype(x.dtype)
 
 
-def _spatial_mean_bwd(x, dy):
-    return (jnp.broadcast_to(dy / (x.shape[1] * x.shape[2]), x.shape),)
+spatial_mean.defvjp(
+    lambda x: (spatial_mean(x), x),
+    lambda x, dy: (jnp.broadcast_to(dy / (x.shape[1] * x.shape[2]), x.shape),),
+)
 
 
-spatial_mean.defvjp(lambda x: (spatial_mean(x), x), _spatial_mean_bwd)
-
-
-# ---- Depthwise convolution
-
-
-def lax_depthwise_conv(x: Array, kernel: Array, stride: int, padding: str = "same") -> Array:
-    """The plain form of `depthwise_conv`: a grouped convolution. Right everywhere, slow on CPU."""
+def lax_conv(x: Array, kernel: Array, stride: int, padding: str, groups: int = 1) -> Array:
+    """XLA's convolution of x [N, H, W, Cin] with kernel [k, k, Cin / groups, Cout]."""
     return lax.conv_general_dilated(
         x,
         kernel,
         (stride, stride),
         lax_padding(len(kernel), padding),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=x.shape[-1],
+        feature_group_count=groups,
     )
 
 
-def _padded(x, k, stride, padding):
-    """x [N, H, W, C] with its zeros around it.
+def lax_depthwise_conv(x: Array, kernel: Array, stride: int, padding: str = "same") -> Array:
+    """The plain form of `depthwise_conv`: correct everywhere, slow on CPU."""
+    return lax_conv(x, kernel, stride, padding, groups=x.shape[-1])
 
-    The forward pass and the filter gradient both call this, on the same x: XLA then keeps the
-    padded array alone and never writes x itself. The barrier keeps x's producer (BatchNorm, swish)
-    from being computed again for each of the k*k taps.
+
+def pointwise_conv(x: Array, kernel: Array) -> Array:
+    """1x1 convolution: x [N, H, W, Cin], kernel [1, 1, Cin, Cout] -> [N, H, W, Cout].
+
+    A product of two matrices. In the four-dimensional form the filter gradient contracts three axes
+    of x at once, for which XLA CPU writes a transposed copy first: twice the time.
+    """
+    y = x.reshape(-1, x.shape[-1]) @ kernel[0, 0]
+    return y.reshape(*x.shape[:-1], -1)
+
+
+def _padded(x, k, stride, padding):
+    """x [N, H, W, C] with zeros around it.
+
+    The forward pass and the filter gradient both pad the same x, so XLA keeps only the padded array
+    and never writes x itself. The barrier keeps x's producer (BatchNorm, swish) from being computed
+    again for each of the k*k taps.
     """
     h, w = (_zeros(size, k, stride, padding) for size in x.shape[1:3])
     return lax.optimization_barrier(jnp.pad(x, ((0, 0), h, w, (0, 0))))
@@ -131,9 +136,8 @@ def _shifted(x, kernel, stride, padding):
 def _shifted_input_grad(dy, kernel, stride, padding, h, w):
     """Gradient for x [N, h, w, C], as shifted multiply-adds of dy.
 
-    With stride 2 the even and odd rows and columns of x see different taps: each of the four
-    phases is a sum over its own quarter of the taps, where a dilated dy would multiply zeros three
-    times out of four.
+    With stride 2 the even and odd rows and columns of x see different taps, so each of the four
+    phases sums its own quarter of the taps. A dilated dy would multiply by 0 three times in four.
     """
     k = kernel.shape[0]
     (top, _), (left, _) = (_zeros(size, k, stride, padding) for size in (h, w))
@@ -162,39 +166,30 @@ def _shifted_filter_grad(x, dy, kernel, stride, padding):
     _, h, w, _ = dy.shape
     x, dy = _padded(x, k, stride, padding), lax.optimization_barrier(dy)
 
-    def products(i, j):
+    def tap_sum(i, j):
         def rows(start, stop):
             shifted = _tap(x, i + start * stride, j, stride, stop - start, w)
             return dy[:, start:stop].astype(jnp.float32) * shifted.astype(jnp.float32)
 
-        return rows
+        return _fold_rows(rows, h, PRODUCT_TERMS).sum((0, 1, 2))
 
-    sums = [
-        _fold_rows(products(i, j), h, PRODUCT_TERMS).sum((0, 1, 2))
-        for i in range(k)
-        for j in range(k)
-    ]
+    sums = [tap_sum(i, j) for i in range(k) for j in range(k)]
     return jnp.stack(sums).reshape(kernel.shape).astype(kernel.dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def depthwise_conv(x: Array, kernel: Array, stride: int, padding: str = "same") -> Array:
-    """Depthwise convolution, one filter for each channel.
+    """Depthwise convolution: x [N, H, W, C], kernel [k, k, 1, C] with k odd -> [N, h, w, C].
 
-    x [N, H, W, C], kernel [k, k, 1, C] with k odd -> [N, ceil(H / stride), ceil(W / stride), C].
-    The gradient is written out because automatic differentiation of the shifted form moves several
-    times the bytes.
+    h and w are H / stride and W / stride, rounded up. The gradient is written out because automatic
+    differentiation of the shifted form moves several times the bytes.
     """
     return lax.platform_dependent(
         x,
         kernel,
-        cpu=functools.partial(_shifted, stride=stride, padding=padding),
-        default=functools.partial(lax_depthwise_conv, stride=stride, padding=padding),
+        cpu=lambda x, kernel: _shifted(x, kernel, stride, padding),
+        default=lambda x, kernel: lax_depthwise_conv(x, kernel, stride, padding),
     )
-
-
-def _depthwise_fwd(x, kernel, stride, padding):
-    return depthwise_conv(x, kernel, stride, padding), (x, kernel)
 
 
 def _depthwise_bwd(stride, padding, residuals, dy):
@@ -203,29 +198,12 @@ def _depthwise_bwd(stride, padding, residuals, dy):
         return dx, _shifted_filter_grad(x, dy, kernel, stride, padding)
 
     def default(x, kernel, dy):
-        plain = functools.partial(lax_depthwise_conv, stride=stride, padding=padding)
-        return jax.vjp(plain, x, kernel)[1](dy)
+        return jax.vjp(lambda *args: lax_depthwise_conv(*args, stride, padding), x, kernel)[1](dy)
 
     return lax.platform_dependent(*residuals, dy, cpu=cpu, default=default)
 
 
-depthwise_conv.defvjp(_depthwise_fwd, _depthwise_bwd)
-
-
-# ---- Pointwise convolution
-
-
-def pointwise_conv(x: Array, kernel: Array) -> Array:
-    """1x1 convolution: x [N, H, W, Cin], kernel [1, 1, Cin, Cout] -> [N, H, W, Cout].
-
-    A product of two matrices: contracting x's three axes at once, as the filter gradient of the
-    four-dimensional form does, makes XLA CPU write a transposed copy first, which doubles the time.
-    """
-    y = x.reshape(-1, x.shape[-1]) @ kernel[0, 0]
-    return y.reshape(*x.shape[:-1], -1)
-
-
-# ---- BatchNorm
+depthwise_conv.defvjp(lambda *args: (depthwise_conv(*args), args[:2]), _depthwise_bwd)
 
 
 def batch_norm_eval(
@@ -237,7 +215,7 @@ def batch_norm_eval(
 
 
 def _over_devices(sums, axis):
-    """Sums over the devices of a mesh axis; as they are where there is none."""
+    """Sums over the devices of a mesh axis; unchanged without an axis."""
     return sums if axis is None else lax.psum(sums, axis)
 
 
@@ -247,13 +225,12 @@ def batch_norm_train(
 ) -> tuple[Array, Array, Array]:
     """Normalises x [N, H, W, C] by its own mean and biased variance over N, H and W.
 
-    Returns y in x.dtype, and mean and var in float32 [C]. These two are for running averages: the
-    gradient takes their cotangents as zero. The variance is the mean squared distance from the mean
-    (two passes): it can't cancel, and on CPU it costs no more than E[x^2] - E[x]^2, since XLA
-    doesn't compute two sums in one pass there.
+    Returns y in x.dtype, and mean and var in float32 [C] for running averages: the gradient ignores
+    their cotangents. The variance takes a second pass for the squared distance from the mean. It
+    can't cancel, and XLA on CPU does not compute E[x^2] - E[x]^2 in one pass either.
 
-    Inside `jax.shard_map`, `axis` names the mesh axis over whose devices the statistics are taken
-    as well. The gradients of scale and bias are then those of this device's part of x.
+    Inside `jax.shard_map` the statistics are also taken over the devices of the mesh axis `axis`,
+    and the gradients of scale and bias cover this device's part of x.
     """
     count = _over_devices(x.size // x.shape[-1], axis)
     mean = _over_devices(channel_sums(x), axis) / count
@@ -286,25 +263,22 @@ def batch_norm_groups(
 ) -> tuple[Array, Array, Array]:
     """`batch_norm_train` of each `group` consecutive examples; mean and var are means over groups.
 
-    Where x is sharded by examples and no group is on two devices, nothing is sent between them.
+    Where x is sharded by examples and every group is on one device, the devices send nothing.
     """
     each = jax.vmap(functools.partial(batch_norm_train, epsilon=epsilon), (0, None, None))
     y, mean, var = each(x.reshape(-1, group, *x.shape[1:]), scale, bias)
     return y.reshape(x.shape), mean.mean(0), var.mean(0)
 
 
-# ---- Activation
-
-
 @jax.custom_vjp
 def swish(x: Array) -> Array:
-    """x * sigmoid(x), any shape. Only x is kept for the gradient, not the sigmoid."""
+    """x * sigmoid(x), any shape. The gradient keeps only x, not the sigmoid."""
     return x * jax.nn.sigmoid(x)
 
 
 def _swish_bwd(x, dy):
     # The sigmoid by tanh: written as in the forward pass, XLA would see that the two are equal and
-    # keep the forward one in memory until here, which on CPU costs more than computing it.
+    # keep the first in memory until here, which on CPU costs more than to compute it again.
     gate = 0.5 * jnp.tanh(0.5 * x) + 0.5
     return (dy * (gate + x * gate * (1 - gate)),)
 

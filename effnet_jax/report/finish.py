@@ -8,7 +8,8 @@ from typing import Any
 import rich.box
 import rich.table
 
-from effnet_jax.run import curves, files, writers
+from effnet_jax.report import curves
+from effnet_jax.run import files, writers
 from effnet_jax.training.clock import CATEGORIES, FILE, REPEATED
 
 

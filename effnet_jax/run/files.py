@@ -20,15 +20,6 @@ BEAT = 5.0  # Seconds between two signs of life of a lock's holder.
 PATIENCE = 30.0  # Without one for so long, a holder on another machine counts as dead.
 
 
-def read_classes(workdir: str | pathlib.Path) -> tuple[str, ...]:
-    """Names of the classes that a workdir was trained on, by label."""
-    path = pathlib.Path(workdir) / "classes.json"
-    try:
-        return tuple(read_json(path))
-    except (OSError, ValueError) as error:
-        raise UserError(f"can't read the names of the classes from {path}: {error}") from None
-
-
 def read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
     """Rows of a .jsonl file, none where it is missing; a line cut short by a crash is left out."""
     rows = []

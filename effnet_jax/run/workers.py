@@ -17,10 +17,8 @@ def available_cores() -> list[int]:
     return list(range(os.cpu_count() or 1))
 
 
-def end_with_parent(*ignored: signal.Signals) -> None:
-    """Makes a worker process end when its parent does, and ignore the signals `ignored`."""
-    for number in ignored:
-        signal.signal(number, signal.SIG_IGN)
+def end_with_parent() -> None:
+    """Makes a worker process end when its parent does."""
     parent = multiprocessing.parent_process()
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from effnet_jax import cli, models, scaling
 from effnet_jax import config as config_lib
+from effnet_jax import experiments, flags, models, scaling
 from effnet_jax.data import sources
 from effnet_jax.errors import UserError
 
@@ -69,7 +69,7 @@ def expand(config: ConfigDict, sweep: str) -> Iterator[Run]:
     if re.match(r"[\w.]+=", sweep):
         return product(sweep)
     name, _, argument = sweep.partition(":")
-    return config_lib.find("sweeps", "sweep", name, "get_sweep")(config, argument)
+    return experiments.find("sweeps", "sweep", name, "get_sweep")(config, argument)
 
 
 def product(sweep: str) -> Iterator[Run]:
@@ -138,7 +138,7 @@ def compound(
 def apply(config: ConfigDict, run: Run) -> ConfigDict:
     """A copy of the config with a run's overrides, each read by the type of the config's own."""
     arguments = [f"--config.{key}={value}" for key, value in run.overrides.items()]
-    return cli.override(copy.deepcopy(config), arguments)
+    return flags.override(copy.deepcopy(config), arguments)
 
 
 def multiply_adds(config: ConfigDict, overrides: dict[str, Any]) -> int:

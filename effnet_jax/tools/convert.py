@@ -17,11 +17,11 @@ import argparse
 import json
 import pathlib
 
-from effnet_jax import cli, weights
+from effnet_jax import flags, weights
 from effnet_jax.errors import UserError
 from effnet_jax.trees import shapes_by_name
 
-PARSER = cli.Parser(__doc__, computes=False)
+PARSER = flags.Parser(__doc__, computes=False)
 PARSER.add_argument("source", metavar="SRC")
 PARSER.add_argument("--to", required=True, metavar="DIR|FILE")
 PARSER.add_argument("--model", help="as in b0, lite2, v2-s; by default detected by its shapes")

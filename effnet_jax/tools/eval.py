@@ -14,10 +14,10 @@ import argparse
 import json
 import pathlib
 
-from effnet_jax import cli
+from effnet_jax import flags
 from effnet_jax.errors import UserError
 
-PARSER = cli.Parser(__doc__, joins=True)
+PARSER = flags.Parser(__doc__, joins=True)
 add = PARSER.add_argument
 add("--workdir", metavar="DIR", help="workdir of the run; its config is read from there")
 add("--step", type=int, help="of the checkpoint; by default the newest")
@@ -40,13 +40,13 @@ def main(args: argparse.Namespace) -> None:
         )
     if not of_run and args.data is None and args.data_dir is None:
         raise UserError("give --data=SET, or --data_dir=FOLDER of images, to evaluate weights on")
-    from effnet_jax import config, evaluation, weights
+    from effnet_jax import config, evaluation_sets, weights
 
     run, source = config.load(args.workdir) if of_run else None, args.workdir or args.weights
     if args.step is not None:
         source = pathlib.Path(source, "checkpoints", str(args.step))
     found = weights.load(source, *of_file, weights=args.weights if of_run else "ema")
-    data = evaluation.choose_data(found, run, args.data, args.data_dir)
-    result = evaluation.evaluate(found, data, args.weights, args.csv, args.processes)
+    data = evaluation_sets.choose_data(found, run, args.data, args.data_dir)
+    result = evaluation_sets.evaluate_set(found, data, args.weights, args.csv, args.processes)
     if args.processes.is_first:
         print(json.dumps(result))

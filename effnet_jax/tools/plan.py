@@ -13,17 +13,17 @@ import argparse
 import functools
 import json
 
-from effnet_jax import cli
 from effnet_jax import config as config_lib
+from effnet_jax import flags
 from effnet_jax.planner import plan as planner
 from effnet_jax.run import writers
 from effnet_jax.tools import show
 
-PARSER = cli.Parser(__doc__, config="imagenet", computes=False)
+PARSER = flags.Parser(__doc__, config="imagenet", computes=False)
 PARSER.add_argument("--topology", required=True, help="as in v5e:4x4; several with commas")
 sizes = PARSER.add_mutually_exclusive_group()
-sizes.add_argument("--batch", type=cli.count, metavar="N", help="instead of config.batch_size")
-sizes.add_argument("--batch_per_chip", type=cli.count, metavar="N", help="the same for each chip")
+sizes.add_argument("--batch", type=flags.count, metavar="N", help="instead of config.batch_size")
+sizes.add_argument("--batch_per_chip", type=flags.count, metavar="N", help="the same for each chip")
 PARSER.add_argument("--search", choices=["batch"], help="find the largest batch that fits")
 PARSER.add_argument("--json", action="store_true", help="a list of objects instead of a table")
 

@@ -20,17 +20,17 @@ from typing import Any
 import numpy as np
 import rich.table
 
-from effnet_jax import cli
+from effnet_jax import flags
 from effnet_jax.errors import ImagesFailed
 from effnet_jax.tools import show
 
 BATCH = 16  # Most images in a batch.
-PARSER = cli.Parser(__doc__)
+PARSER = flags.Parser(__doc__)
 PARSER.add_argument("images", nargs="+", metavar="IMAGE")
 PARSER.add_argument("--weights", required=True, metavar="FILE|WORKDIR")
 for name in ("model", "origin", "classes"):
     PARSER.add_argument(f"--{name}", help="of weights that don't state it; see convert")
-PARSER.add_argument("--top", type=cli.count, default=5, help="classes of each image")
+PARSER.add_argument("--top", type=flags.count, default=5, help="classes of each image")
 PARSER.add_argument("--json", action="store_true", help="a line of JSON for each image")
 
 

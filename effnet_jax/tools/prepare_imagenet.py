@@ -18,14 +18,14 @@ import time
 
 import rich.table
 
-from effnet_jax import cli
+from effnet_jax import flags
 from effnet_jax.errors import Interrupted, UserError
 from effnet_jax.imagenet import dataset as imagenet
 from effnet_jax.imagenet import prepare, shards
 from effnet_jax.run.workers import available_cores
 from effnet_jax.tools import show
 
-PARSER = cli.Parser(__doc__, computes=False)
+PARSER = flags.Parser(__doc__, computes=False)
 add = PARSER.add_argument
 add("--from", required=True, type=pathlib.Path, metavar="DIR", dest="source")
 add("--data_dir", required=True, type=pathlib.Path, metavar="DIR")
@@ -35,7 +35,7 @@ add("--quality", type=int, default=90, help="JPEG quality of images that are shr
 corrupt = "stop at a damaged image, or drop it (stop)"
 add("--on_corrupt", choices=("stop", "drop"), default="stop", help=corrupt)
 add("--subset", action="store_true", help="accept an incomplete ImageNet; don't check counts")
-add("--processes", type=cli.count, dest="workers", metavar="N", help="by default one a core")
+add("--processes", type=flags.count, dest="workers", metavar="N", help="by default one a core")
 
 
 def table(splits: dict[str, prepare.Made]) -> rich.table.Table:

@@ -14,8 +14,8 @@ import pathlib
 import rich.table
 from ml_collections import ConfigDict
 
-from effnet_jax import cli, models
 from effnet_jax import config as config_lib
+from effnet_jax import flags, models
 from effnet_jax.errors import check_choice
 from effnet_jax.report import drawing, figures, results
 from effnet_jax.tools import show, sweep
@@ -26,7 +26,7 @@ add("--phi", type=float, default=1.0, help="scale of the candidates: 2^phi times
 add("--step", type=float, default=0.05, help="of the grid")
 add("--tolerance", type=float, default=0.1, help="of alpha * beta^2 * gamma^2 around 2")
 add("--equal", action=same, default=True, help="scale every candidate to the same multiply-adds")
-add("--seeds", type=cli.count, default=1, metavar="N", help="runs of each candidate")
+add("--seeds", type=flags.count, default=1, metavar="N", help="runs of each candidate")
 add("--evaluation", default=results.EVALUATION, metavar="NAME/WEIGHTS", help="whose top-1 counts")
 
 

@@ -10,19 +10,19 @@ import argparse
 import pathlib
 import re
 
-from effnet_jax import cli
 from effnet_jax import config as config_lib
+from effnet_jax import flags
 from effnet_jax.data import sources
 from effnet_jax.data.decode import decode_image
 from effnet_jax.errors import UserError
 from effnet_jax.report import drawing, pictures
 from effnet_jax.training import progressive
 
-PARSER = cli.Parser(__doc__, config="digits", computes=False)
+PARSER = flags.Parser(__doc__, config="digits", computes=False)
 add = PARSER.add_argument
 add("--out", required=True, type=pathlib.Path, metavar="DIR", help="folder for the PNG")
-add("--images", type=cli.count, default=6, help="rows: images, spread over the training split")
-add("--epochs", type=cli.count, default=6, help="columns: epochs, after the image as it is stored")
+add("--images", type=flags.count, default=6, help="rows: images, spread over the training split")
+add("--epochs", type=flags.count, default=6, help="columns: epochs, after the stored image")
 
 
 def main(args: argparse.Namespace) -> None:

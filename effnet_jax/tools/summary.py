@@ -15,18 +15,18 @@ from typing import Any
 
 import rich.table
 
-from effnet_jax import cli, models, scaling
 from effnet_jax import config as config_lib
+from effnet_jax import flags, models, scaling
 from effnet_jax.models.efficientnet import VARIANTS
 from effnet_jax.report import paper
 from effnet_jax.tools import show
 
-PARSER = cli.Parser(__doc__, computes=False)
+PARSER = flags.Parser(__doc__, computes=False)
 PARSER.add_argument("models", nargs="+", metavar="MODEL")
 PARSER.add_argument("--layers", action="store_true", help="also every layer with its shapes")
 PARSER.add_argument("--json", action="store_true", help="JSON instead of tables")
-PARSER.add_argument("--num_classes", type=cli.count, default=1000)
-PARSER.add_argument("--stem_stride", type=cli.count, default=2, help="1 for small images")
+PARSER.add_argument("--num_classes", type=flags.count, default=1000)
+PARSER.add_argument("--stem_stride", type=flags.count, default=2, help="1 for small images")
 
 # Words that stand for several models.
 FAMILIES = {word: [k for k in VARIANTS if k.startswith(word)] for word in ("lite", "edgetpu", "v2")}

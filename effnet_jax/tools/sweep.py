@@ -12,7 +12,7 @@ sweep: finished runs are kept, begun ones resume, failed ones are tried again.
 import argparse
 import pathlib
 
-from effnet_jax import cli
+from effnet_jax import flags
 from effnet_jax.errors import RunsFailed
 from effnet_jax.run import writers
 from effnet_jax.sweeps import launch as launching
@@ -22,16 +22,16 @@ from effnet_jax.sweeps.schedule import make_schedule
 from effnet_jax.tools import show
 
 
-def parser(doc: str) -> cli.Parser:
+def parser(doc: str) -> flags.Parser:
     """The flags of all commands that launch runs."""
-    parser = cli.Parser(doc, config="cluttered_digits", computes=False)
+    parser = flags.Parser(doc, config="cluttered_digits", computes=False)
     add = parser.add_argument
     add("--workdir", required=True, metavar="DIR", help="where everything goes")
     add("--csv", type=pathlib.Path, help="table of results; by default DIR/results.csv")
     add("--launcher", choices=("local", "slurm"), default="local", help="where the runs go")
     add(
         "--parallel",
-        type=cli.count,
+        type=flags.count,
         metavar="N",
         help="runs at a time (one a GPU or core)",
     )

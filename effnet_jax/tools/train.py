@@ -10,9 +10,9 @@ several machines, run the same command on each: see README.md.
 import argparse
 import pathlib
 
-from effnet_jax import cli
+from effnet_jax import flags
 
-PARSER = cli.Parser(__doc__, config="digits", joins=True)
+PARSER = flags.Parser(__doc__, config="digits", joins=True)
 PARSER.add_argument("--workdir", metavar="DIR", help="by default runs/NAME of the experiment")
 
 

@@ -104,7 +104,9 @@ def make_train_step(
             rngs,
         )
         if config.optimizer.sharded:  # Each device updates its share, whatever a compiler prefers.
-            grads = jax.lax.with_sharding_constraint(grads, parallel.spread(grads, mesh))
+            grads = jax.lax.with_sharding_constraint(
+                grads, parallel.shard_largest_axis(grads, mesh)
+            )
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
 
@@ -144,7 +146,7 @@ def lower_train_step(
       config: the whole config.
     """
     shardings = parallel.state_sharding(shapes, mesh, config.optimizer.sharded)
-    state = parallel.laid_out(shapes, shardings)
+    state = parallel.abstract(shapes, shardings)
     batch = parallel.abstract_batch(config.batch_size, model.architecture.resolution, mesh)
     step = make_train_step(model, optimizer, config, mesh)
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, parallel.replicated(mesh)))

@@ -13,7 +13,7 @@ from effnet_jax import config as default
 from effnet_jax import models, scaling
 from effnet_jax.data.preprocess import normalize
 from effnet_jax.errors import UserError
-from effnet_jax.models import efficientnet, init_variables, layers, network, resnet
+from effnet_jax.models import baselines, efficientnet, init_variables, layers, network
 from effnet_jax.models.operations import lax_depthwise_conv
 from effnet_jax.scaling import Coefficients
 
@@ -146,7 +146,7 @@ def test_every_parameter_gets_a_gradient(base, stages):
 
 
 def test_a_fresh_residual_block_passes_its_input_on():
-    block = resnet.base(50).architecture(Coefficients(0.125, 1.0, 32)).stages[0][1]
+    block = baselines.resnet(50).architecture(Coefficients(0.125, 1.0, 32)).stages[0][1]
     assert block.has_skip
     factories = network.LayerFactories(
         conv=layers.Conv,
@@ -154,7 +154,7 @@ def test_a_fresh_residual_block_passes_its_input_on():
         norm=functools.partial(layers.BatchNorm, train=False, momentum=0.9, epsilon=1e-3),
         act=jax.nn.relu,
     )
-    module = block.module(factories, name="block2")
+    module = network.BlockModule(factories, block, name="block2")
     x = np.random.default_rng(0).normal(size=(2, 3, 3, block.inputs)).astype("f")
     run = functools.partial(module.init_with_output, train=False)
     y, variables = jax.jit(run, compiler_options=QUICK)(jax.random.key(1), x)

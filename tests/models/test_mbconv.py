@@ -13,7 +13,7 @@ from jax import lax
 from effnet_jax import models
 from effnet_jax.models import init_variables, layers
 from effnet_jax.models.mbconv import FusedMBConv
-from effnet_jax.models.network import LayerFactories
+from effnet_jax.models.network import BlockModule, LayerFactories
 from effnet_jax.models.operations import lax_depthwise_conv
 
 FACTORIES = LayerFactories(
@@ -42,7 +42,7 @@ def test_a_fused_block_is_its_layers_in_order(expanded, stride, outputs, skip):
         kernel=3,
         expanded=expanded,
     )
-    module = block.module(FACTORIES, name="block1")
+    module = BlockModule(FACTORIES, block, name="block1")
     x = rng.normal(size=(2, 5, 5, 4)).astype("f")
     shapes = jax.eval_shape(functools.partial(module.init, train=False), jax.random.key(0), x)
     variables = jax.tree.map(lambda leaf: rng.uniform(0.5, 1.5, leaf.shape).astype("f"), shapes)

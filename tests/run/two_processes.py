@@ -4,7 +4,7 @@ import time
 
 from ml_collections import ConfigDict
 
-from effnet_jax import cli
+from effnet_jax import cli, flags
 from effnet_jax.errors import ProcessLost, UserError
 from effnet_jax.run import processes as processes_lib
 
@@ -71,6 +71,6 @@ def main(args) -> None:
 
 
 if __name__ == "__main__":
-    parser = cli.Parser(__doc__, joins=True)
+    parser = flags.Parser(__doc__, joins=True)
     parser.add_argument("--case")
     cli.run(main, parser)

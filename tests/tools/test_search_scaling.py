@@ -5,8 +5,7 @@ import csv
 import pytest
 
 from configs import cluttered_digits
-from effnet_jax import config as config_lib
-from effnet_jax import models
+from effnet_jax import experiments, models
 from effnet_jax.errors import UserError
 from effnet_jax.sweeps.folder import Folder
 from effnet_jax.sweeps.schedule import make_schedule
@@ -46,11 +45,11 @@ def test_the_best_mean_becomes_a_config_that_phi_scales(tmp_path, capsys, monkey
     assert "leads the next by 7.50%; its spread over seeds is 1.41%" in out
     assert (tmp_path / "search.png").stat().st_size > 10_000
 
-    again = config_lib.read(f"{tmp_path}/scaling.json").model
+    again = experiments.read(f"{tmp_path}/scaling.json").model
     assert again.phi == 0
     base = models.coefficients(config.model)
     assert models.coefficients(again) == base  # phi = 0 is the network that was scaled.
-    again = config_lib.read(f"{tmp_path}/scaling.json:phi=2").model
+    again = experiments.read(f"{tmp_path}/scaling.json:phi=2").model
     scaled = models.coefficients(again)
     assert scaled.width == pytest.approx(base.width * 1.2**2)
     assert scaled.depth == pytest.approx(base.depth)

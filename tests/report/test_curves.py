@@ -2,7 +2,7 @@
 
 from matplotlib.figure import Figure
 
-from effnet_jax.run import curves
+from effnet_jax.report import curves
 
 
 def test_every_evaluation_has_its_curve(tmp_path, monkeypatch):

@@ -1,0 +1,169 @@
+"""Evaluation sets: data to evaluate weights on, chosen by name, and the rows of results."""
+
+import dataclasses
+import inspect
+import pathlib
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from effnet_jax import config as config_lib
+from effnet_jax import experiments, models
+from effnet_jax.data import sources
+from effnet_jax.data.sources import Source
+from effnet_jax.errors import UserError
+from effnet_jax.evaluation import Metrics, evaluate
+from effnet_jax.run import environment, files, writers
+from effnet_jax.run.processes import ALONE, Alone
+
+
+def evaluation_set(name: str, split: str) -> ConfigDict:
+    """All keys of an evaluation set, a file of configs/evaluation, with the usual values.
+
+    Args:
+      name, split: of the data set in TFDS.
+    """
+    config = ConfigDict()
+    config.data = config_lib.get_config().data  # Replaces the run's.
+    config.data.update(name=name, eval_split=split)
+    config.preprocess = ConfigDict()  # What differs from the weights' own preprocessing.
+    # For a set of many, data.name/CORRUPTION_SEVERITY: the reference's error by corruption.
+    config.corruptions, config.severities = ConfigDict(), ()
+    return config
+
+
+def load_evaluation_set(name: str) -> ConfigDict:
+    """A file of configs/evaluation: "NAME", "NAME:ARGUMENT" or "FILE.py:ARGUMENT"."""
+    name, _, argument = name.partition(":")
+    make = experiments.find("evaluation", "evaluation set", name, "get_config")
+    if argument and not inspect.signature(make).parameters:
+        raise UserError(f"evaluation set {name!r} takes no argument; got {argument!r}")
+    return make(*filter(None, [argument]))
+
+
+def choose_data(
+    weights: Any, run: ConfigDict | None, data: str | None = None, data_dir: str | None = None
+) -> ConfigDict:
+    """A whole config for `evaluate_set`.
+
+    Args:
+      weights: as for `evaluate_set`; their model and preprocessing go into the config.
+      run: config of the run that trained them; None: unknown.
+      data: name for `load_evaluation_set`; None: the run's own split, or without a run a
+        folder of images, DIR/val/CLASS or DIR/CLASS.
+      data_dir: the folder, or where the data is if not where its config says.
+    """
+    config = (run or config_lib.get_config()).copy_and_resolve_references().unlock()
+    config.model = weights.config.copy_and_resolve_references()
+    for key in weights.preprocess.keys() & config.preprocess.keys():  # Resolution is the model's.
+        config.preprocess[key] = weights.preprocess[key]
+    config.corruptions, config.severities = ConfigDict(), ()
+    if run is None:
+        config.eval_batch_size = 32 * jax.device_count()
+    if data is not None:
+        chosen = load_evaluation_set(data)
+        if chosen.data.data_dir is None and chosen.data.source == config.data.source:
+            chosen.data.data_dir = config.data.data_dir
+        config.preprocess.update(chosen.preprocess)
+        for key in ("data", "corruptions", "severities"):
+            config[key] = chosen[key]
+    elif run is None:
+        root = pathlib.Path(data_dir).resolve()
+        split = "val" if (root / "val").is_dir() else "."
+        config.data.update(source="folder", name=root.name, eval_split=split)
+    if data_dir is not None:
+        config.data.data_dir = data_dir
+    return config
+
+
+def _open_sources(config: ConfigDict, names: Sequence[str]) -> dict[str, Source]:
+    """The evaluation splits of data sets by name; one UserError for all that can't be read."""
+    found, errors = {}, {}
+    for name in names:
+        data = config.data.copy_and_resolve_references()
+        data.name = name
+        try:
+            found[name] = sources.open_source(data, data.eval_split)
+        except UserError as error:
+            errors[name] = error
+    for name, error in errors.items():
+        if len(errors) == 1:
+            raise error
+        raise UserError(
+            f"{len(errors)} of {len(names)} data sets can't be read: {', '.join(errors)}. "
+            f"The first: {error}\nWithout '/{name.rpartition('/')[2]}' it prepares all of them."
+        )
+    return found
+
+
+def evaluate_set(
+    weights: Any, config: ConfigDict, label: str, csv: str | None = None, processes: Alone = ALONE
+) -> dict[str, Any]:
+    """Evaluates weights on a data set, or on a set of corruptions.
+
+    Args:
+      weights: as for `evaluation.evaluate`.
+      config: from `choose_data`.
+      label: of the weights in the result: ema, raw, or their file.
+      csv: a file under results/ to add a row to, for each corruption and severity if there are any.
+
+    Returns:
+      top1, top5, loss, count, step, weights; without the loss where images have sets of labels. For
+      a set of corruptions: mce, top1 and error (both means; the error by corruption), count, step,
+      weights.
+    """
+    name, split = config.data.name, config.data.eval_split
+    parts = [f"{name}/{each}_{level}" for each in config.corruptions for level in config.severities]
+    found = _open_sources(config, parts or [name])
+    run, results = {"step": weights.step, "weights": label}, {}
+    for part, result in evaluate(weights, config, found, processes, weights=label):
+        results[part] = {**result, **run}
+        if parts:
+            writers.say(f"{part}: top-1 {result['top1']:.2%}")
+        if csv is not None and processes.is_first:
+            row = _row(config, f"{part}/{split}", weights, results[part])
+            files.append_csv(pathlib.Path(csv), [row])
+    if not parts:
+        return results[name]
+    errors = {
+        each: [1 - results[f"{name}/{each}_{level}"]["top1"] for level in config.severities]
+        for each in config.corruptions
+    }
+    return {
+        "mce": mean_corruption_error(errors, config.corruptions),
+        "top1": statistics.fmean(result["top1"] for result in results.values()),
+        "error": {each: statistics.fmean(values) for each, values in errors.items()},
+        "count": sum(result["count"] for result in results.values()),
+        **run,
+    }
+
+
+def mean_corruption_error(
+    errors: Mapping[str, Sequence[float]], reference: Mapping[str, float]
+) -> float:
+    """mCE (arXiv 1903.12261): the mean over corruptions of top-1 error / the reference's error.
+
+    `errors` has one for each severity; `reference` has the mean over severities. All are fractions.
+    """
+    return statistics.fmean(
+        statistics.fmean(errors[corruption]) / reference[corruption] for corruption in reference
+    )
+
+
+def _row(config: ConfigDict, data: str, weights: Any, result: Metrics) -> dict[str, Any]:
+    """A row of results: the data, the network, the run, the result and the machine."""
+    # Nobody knows how weights from elsewhere were trained.
+    training = config if weights.step is not None else dict.fromkeys(config)
+    return {
+        "data": data,
+        "phi": config.model.phi,
+        **dataclasses.asdict(models.coefficients(config.model)),
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(weights.variables["params"])),
+        **{key: training[key] for key in ("batch_size", "epochs", "seed")},
+        # The same columns for every data set.
+        **{key: result.get(key) for key in ("top1", "top5", "loss", "count", "step", "weights")},
+        **environment.describe_machine(),
+    }

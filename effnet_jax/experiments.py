@@ -1,0 +1,79 @@
+"""Experiments by name: the files of configs/, wherever they are, and configs that were saved."""
+
+import importlib.util
+import pathlib
+import re
+from collections.abc import Callable
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from effnet_jax import config as config_lib
+from effnet_jax import models
+from effnet_jax.errors import UserError, check_choice
+
+
+def read(experiment: str) -> ConfigDict:
+    """The config of an experiment, or one that was saved.
+
+    Args:
+      experiment: NAME (of configs/) or FILE.py, with :ARGUMENT for its `get_config`; FILE.json or
+        a workdir, with :MODEL to scale the base network in it, as in scaling.json:phi=2.
+    """
+    name, _, argument = experiment.partition(":")
+    path = pathlib.Path(name).expanduser()
+    if path.suffix == ".json" or (path / config_lib.FILE).is_file():
+        return rescale(config_lib.load(path), argument) if argument else config_lib.load(path)
+    function = find("", "config", name, "get_config")
+    return function(argument) if argument else function()
+
+
+def rescale(config: ConfigDict, model: str) -> ConfigDict:
+    """The config with another scale of its own base network: a model's name, phi=2 or w=1.2,..."""
+    chosen = models.parse_variant(model)
+    if not re.match(r"(phi|[wdr])=", model) and chosen["base"] != config.model.base:
+        raise UserError(f"{model} is no {config.model.base}, which this config scales")
+    config.model.update({key: chosen[key] for key in ("phi", "width", "depth", "resolution")})
+    return config
+
+
+def experiments() -> list[pathlib.Path]:
+    """Folders called configs where experiments are looked for by name: here, and in a checkout."""
+    checkout = pathlib.Path(__file__).resolve().parents[1]
+    roots = [pathlib.Path.cwd(), *([checkout] if (checkout / "train.py").is_file() else [])]
+    return [root / "configs" for root in roots if (root / "configs").is_dir()]
+
+
+def find(folder: str, what: str, name: str, function: str) -> Callable[..., Any]:
+    """`function` of the file configs/FOLDER/NAME.py, or of the file NAME where that ends in .py.
+
+    Args:
+      folder: under configs/; its files are the choices.
+      what: the kind of thing, for messages.
+      name: as on the command line.
+      function: its name.
+
+    Raises:
+      UserError: there is no such file, it doesn't load, or it lacks the function.
+    """
+    path = pathlib.Path(name).expanduser()
+    if path.suffix != ".py":
+        roots = [root / folder for root in experiments()]
+        known = {p.stem: p for root in reversed(roots) for p in root.glob("[!_]*.py")}
+        if not known:
+            raise UserError(
+                f"no {what} {name!r}: there is no folder configs/{folder} here; give a file, "
+                "NAME.py, or run in a checkout of effnet_jax"
+            )
+        path = known[check_choice(what, name, known)]
+    elif not path.is_file():
+        raise UserError(f"no {what} file {path}")
+    spec = importlib.util.spec_from_file_location(f"{folder}_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except (SyntaxError, ImportError) as error:
+        raise UserError(f"can't load {what} file {path}: {error}") from None
+    if not hasattr(module, function):
+        raise UserError(f"{what} file {path} needs a function {function}")
+    return getattr(module, function)
