@@ -434,17 +434,6 @@ def stages(config: ConfigDict) -> list[ConfigDict]:
     return result or [config]
 
 
-def check_overrides(config: ConfigDict, changed: ConfigDict) -> None:
-    """Raises UserError where a change to a config has no effect, because stages replace it."""
-    for key, replaced in PROGRESSIVE.items():
-        before, now = (operator.attrgetter(replaced)(each) for each in (config, changed))
-        if changed.progressive[key] and before != now:
-            raise UserError(
-                f"config.{replaced}={now} would train with config.progressive.{key}="
-                f"{changed.progressive[key]} all the same; set that to '()'"
-            )
-
-
 def validate(config: ConfigDict, devices: int | None = None) -> None:
     """Raises a UserError that names the first key whose value can't work, before any compute.
 

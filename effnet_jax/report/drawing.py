@@ -1,4 +1,4 @@
-"""The style of the figures: legible on a phone, and without colour."""
+"""The style of the figures, which are legible on a phone and without colour."""
 
 import itertools
 import math
@@ -65,16 +65,13 @@ def label_axes(axes: Axes, cost: str, values: Sequence[float], accuracy: str = "
 def draw_points(
     axes: Axes, points: Sequence[Point], cost: str, colour: str, marker: str, line: bool = True
 ) -> None:
-    """Draws means with a bar of one standard deviation, and every seed as a small dot.
+    """Draws means over `cost`, with bars of one standard deviation, and each seed as a small dot.
 
-    Args:
-      points: those of one line, in the order in which it joins them.
-      cost: the attribute on the x axis, "multiply_adds" or "parameters".
-      line: whether to join the points.
+    `cost` is an attribute of the points, "multiply_adds" or "parameters"; `line` joins the points.
     """
     x, y = [getattr(point, cost) for point in points], [100 * point.mean for point in points]
-    join = "-" if line else "none"
-    form = {"color": colour, "linestyle": join, "marker": marker, "markersize": 6, "zorder": 3}
+    form = {"color": colour, "marker": marker, "markersize": 6, "zorder": 3}
+    form["linestyle"] = "-" if line else "none"
     dots = [(getattr(p, cost), 100 * top1) for p in points if p.n > 1 for top1 in p.top1]
     if dots:
         bars = [math.nan if point.sd is None else 100 * point.sd for point in points]
@@ -85,17 +82,10 @@ def draw_points(
 
 
 def write(axes: Axes, text: str, place: tuple, right: float, up: float, colour: str) -> None:
-    """Writes next to a place; `right` and `up` are offsets in points, 0 to the right is centred."""
-    axes.annotate(
-        text,
-        place,
-        xytext=(right, up),
-        textcoords="offset points",
-        ha="center" if not right else "left" if right > 0 else "right",
-        va="bottom" if up > 0 else "top",
-        fontsize=SMALL,
-        color=colour,
-    )
+    """Writes next to a place, `right` and `up` of it in points; 0 to the right is centred."""
+    side = "left" if right > 0 else "right" if right else "center"
+    form = {"ha": side, "va": "bottom" if up > 0 else "top", "fontsize": SMALL, "color": colour}
+    axes.annotate(text, place, xytext=(right, up), textcoords="offset points", **form)
 
 
 def annotate(
@@ -108,35 +98,23 @@ def annotate(
 
 
 def reference_marks(
-    axes: Axes,
-    marks: Sequence[tuple[float, float, str]],
-    line: bool = False,
-    centred: bool = False,
+    axes: Axes, marks: Sequence[tuple], line: bool = False, centred: bool = False
 ) -> None:
-    """Draws the paper's points, in grey and hollow, with their names.
+    """Draws the paper's points, (x, y in percent, name or ""), in grey and hollow.
 
-    Args:
-      marks: (x, y in percent, name or "").
-      line: whether they make a curve.
-      centred: write names above or below, for plots with little room at the side.
+    `line` joins them; `centred` writes names above or below, where there is no room at the side.
     """
-    if not marks:
-        return
     x, y, _ = zip(*marks, strict=True)
     form = {"marker": "o" if line else "x", "linestyle": "--" if line else ""}
     axes.plot(x, y, color=REFERENCE, markerfacecolor="white", markersize=5, zorder=1, **form)
-    for across, height, name in marks:
+    sign = 1 if line else -1  # Curves rise to the right, so there is room at the left.
+    for *place, name in marks:
         if name:
-            sign = 1 if line else -1  # Curves rise to the right, so there is room at the left.
-            write(axes, name, (across, height), 0 if centred else -5 * sign, 4 * sign, REFERENCE)
+            write(axes, name, place, 0 if centred else -5 * sign, 4 * sign, REFERENCE)
 
 
 def label_ends(axes: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
-    """Writes names of lines at the right border, near their last points and clear of each other.
-
-    Args:
-      ends: (y, name, colour) of each line's last point.
-    """
+    """Writes names of lines at the right border, near their ends, (y, name, colour), and apart."""
     low, high = axes.get_ylim()
     height = axes.figure.get_size_inches()[1] / len({a.get_position().y0 for a in axes.figure.axes})
     gap = 1.5 * TEXT / (72 * 0.8 * height)  # Of the axes' height, which is about 0.8 of the place.

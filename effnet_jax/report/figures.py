@@ -1,4 +1,4 @@
-"""The paper's figures, from results: one function each.
+"""The paper's figures, from results: a function for each.
 
 Costs on the axes are counted from the networks, never the multiples that were asked for.
 """
@@ -18,7 +18,6 @@ COSTS = {"multiply_adds": "multiply-adds", "parameters": "parameters"}
 # The other networks of Table 2 whose names find room.
 NAMED_PEERS = ("ResNet-50", "ResNet-152", "Inception-v3", "Inception-ResNet-v2", "ResNeXt-101")
 NAMED_PEERS += ("SENet", "AmoebaNet-C", "GPipe")
-NAMES = {"compound_paper": "paper's comp."}
 
 
 class Drawn(NamedTuple):
@@ -51,19 +50,16 @@ def table2_rows() -> list[dict[str, Any]]:
     """Table 2: EfficientNets at counted costs, others at those that the paper prints."""
     result = []
     for row in paper.read("table2"):
-        name = row["model"]
-        if name.startswith("EfficientNet"):
-            cost = paper.counted(*efficientnet.VARIANTS[name[-2:].lower()][:4])
-            costs = {key: getattr(cost, key) for key in COSTS}
+        series, _, label = row["model"].partition("-B")
+        if series == "EfficientNet":
+            cost = paper.counted(*efficientnet.VARIANTS[f"b{label}"][:4])
+            parameters, multiply_adds = cost.parameters, cost.multiply_adds
         else:
-            printed = {"parameters": ("params_M", 1e6), "multiply_adds": ("flops_B", 1e9)}
-            costs = {
-                key: round(float(row[column]) * size)
-                for key, (column, size) in printed.items()
-                if row[column]
-            }
-        series = "EfficientNet" if name.startswith("EfficientNet") else "others"
-        result.append(paper_row(series, name, "imagenet", row["top1"], **costs))
+            series = "others"
+            parameters = round(1e6 * float(row["params_M"] or 0)) or ""
+            multiply_adds = round(1e9 * float(row["flops_B"] or 0)) or ""
+        costs = {"parameters": parameters, "multiply_adds": multiply_adds}
+        result.append(paper_row(series, row["model"], "imagenet", row["top1"], **costs))
     return result
 
 
@@ -80,7 +76,6 @@ def curve(results: Results, what: str, cost: str) -> Drawn:
     """Compound scaling against a cost: figures 1 and 5."""
     points = by_cost(results.points(what, "phi"))
     drawn, caption = rows(points), describe(points)
-    xs = [getattr(point, cost) for point in points]
     figure, axes = drawing.new_figure(4.6)
     if points and not paper.is_imagenet(points[0].data):
         caption += f" The paper's points are not here: its accuracies are not on {points[0].data}."
@@ -89,7 +84,6 @@ def curve(results: Results, what: str, cost: str) -> Drawn:
         drawn += reference
         ours = marks([row for row in reference if row["series"] == "EfficientNet"], cost)
         peers = marks([row for row in reference if row["series"] == "others"], cost)
-        xs += [x for x, *_ in ours + peers]
         named = [(x, y, name if name in NAMED_PEERS else "") for x, y, name in peers]
         drawing.reference_marks(axes, named)
         drawing.reference_marks(axes, [(x, y, name[-2:]) for x, y, name in ours], line=True)
@@ -98,12 +92,11 @@ def curve(results: Results, what: str, cost: str) -> Drawn:
             "(crosses) at the costs that the paper prints."
         )
         caption += "" if points else " Ours: not run."
-    if points:
-        colour, marker = drawing.style("compound")
-        drawing.draw_points(axes, points, cost, colour, marker)
-        for point in points:
-            drawing.annotate(axes, point, cost, point.label, colour, below=True, right=6)
-    drawing.label_axes(axes, COSTS[cost], xs)
+    colour, marker = drawing.style("compound")
+    drawing.draw_points(axes, points, cost, colour, marker)
+    for point in points:
+        drawing.annotate(axes, point, cost, point.label, colour, below=True, right=6)
+    drawing.label_axes(axes, COSTS[cost], [row[cost] for row in drawn if row[cost]])
     axes.margins(x=0.12, y=0.12)
     return Drawn(figure, caption.strip(), drawn)
 
@@ -118,11 +111,9 @@ def figure3(results: Results) -> Drawn | None:
     points = [p for p in results.points("figure 3", *kinds) if p.series in kinds]
     if not points:
         return None
-    run = {point.series for point in points}
-    present = [kind for kind in kinds if kind in run]
-    height, form = 0.4 + 3.2 * len(present), {"sharey": True, "squeeze": False}
-    figure, panels = drawing.new_figure(height, len(present), **form)
-    for axes, kind in zip(panels.flat, present, strict=True):
+    present = [kind for kind in kinds if any(point.series == kind for point in points)]
+    figure, _ = drawing.new_figure(0.4 + 3.2 * len(present), len(present), sharey=True)
+    for axes, kind in zip(figure.axes, present, strict=True):
         line = by_cost([point for point in points if point.series == kind])
         colour, marker = drawing.style(kind)
         drawing.draw_points(axes, line, "multiply_adds", colour, marker)
@@ -131,8 +122,9 @@ def figure3(results: Results) -> Drawn | None:
         costs = [point.multiply_adds for point in line]
         drawing.label_axes(axes, f"multiply-adds, {kind} alone", costs)
         axes.margins(x=0.1, y=0.15)
-    missing = ", ".join(kind for kind in kinds if kind not in run)
-    caption = describe(points) + (f" Not run: {missing}." if missing else "")
+    caption = describe(points)
+    if missing := [kind for kind in kinds if kind not in present]:
+        caption += f" Not run: {', '.join(missing)}."
     return Drawn(figure, caption, rows(points))
 
 
@@ -144,7 +136,8 @@ def lines(axes: Axes, points: Sequence[Point], start: Sequence[Point] = ()) -> N
         line = [*start, *by_cost([point for point in points if point.series == name])]
         colour, marker = drawing.style(name, number)
         drawing.draw_points(axes, line, "multiply_adds", colour, marker)
-        ends.append((100 * line[-1].mean, NAMES.get(name, name), colour))
+        shown = "paper's comp." if name == "compound_paper" else name
+        ends.append((100 * line[-1].mean, shown, colour))
     if start:
         drawing.draw_points(axes, start, "multiply_adds", "black", "o", line=False)
         drawing.annotate(axes, start[0], "multiply_adds", "base", "black", below=True)
@@ -175,13 +168,13 @@ def figure8(results: Results) -> Drawn | None:
     low = start[0].mean - 0.1 if start else 0.0
     fallen = {point.series for point in points if point.mean < low}
     near = [point for point in points if point.series not in fallen]
-    panels = [points, near] if fallen and len(near) > 1 else [points]
+    panels, caption = [points], describe(points)
+    if fallen and len(near) > 1:
+        panels.append(near)
+        caption += f" Below, the same without {', '.join(sorted(fallen))}."
     figure, _ = drawing.new_figure(3.9 * len(panels), len(panels))
     for axes, shown in zip(figure.axes, panels, strict=True):
         lines(axes, shown, start)
-    caption = describe(points)
-    if len(panels) > 1:
-        caption += f" Below, the same without {', '.join(sorted(fallen))}."
     if any(point.series == "compound_paper" for point in points):
         caption += (
             " Compound scaling by the coefficients found here, and by the paper's 1.2, 1.1, 1.15."
@@ -235,11 +228,10 @@ def figure6(results: Results) -> Drawn:
         drawing.reference_marks(axes, ours, line=True)
         heights = [y for _, y, _ in peers + ours]
         points = by_cost(results.transfer("figure 6", tfds_name))
-        if points:
-            drawing.draw_points(axes, points, "parameters", *drawing.style("compound"))
-            heights += [100 * top1 for point in points for top1 in point.top1]
-            drawn = rows(points) + drawn
-            captions.append(f"{name}: {describe(points)}")
+        drawing.draw_points(axes, points, "parameters", *drawing.style("compound"))
+        heights += [100 * top1 for point in points for top1 in point.top1]
+        drawn = rows(points) + drawn
+        captions += [f"{name}: {describe(points)}"] if points else []
         axes.set_title(name, fontsize=drawing.TEXT)
         sizes = [point.parameters for point in points]
         drawing.label_axes(axes, "parameters", [*sizes, 1e6, 1.5e9], "accuracy (%)")

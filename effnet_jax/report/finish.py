@@ -2,6 +2,8 @@
 
 import collections
 import contextlib
+import itertools
+import math
 import pathlib
 from typing import Any
 
@@ -14,13 +16,7 @@ from effnet_jax.training.clock import CATEGORIES, FILE, REPEATED
 
 
 def show(workdir: str | pathlib.Path, step: int, scores: dict[str, float]) -> None:
-    """Prints a finished run's scores and where its time went, and draws its curves.
-
-    Args:
-      workdir: of the run.
-      step: its last.
-      scores: as from `train_and_evaluate`.
-    """
+    """Prints a finished run's last step, scores and where its time went, and draws its curves."""
     workdir = pathlib.Path(workdir).expanduser()
     path, rows = workdir / "curves.png", files.read_rows(workdir / FILE)
     with contextlib.suppress(OSError):  # A full disk, after all that counts is saved.
@@ -44,39 +40,29 @@ def result_table(scores: dict[str, float], title: str) -> rich.table.Table:
 
 
 def account(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Seconds by category, of all processes together; and "downtime", between two of them.
-
-    Args:
-      rows: of goodput.jsonl, in order.
-    """
+    """Seconds by category over all starts in goodput.jsonl, and "downtime" between the starts."""
     total = collections.Counter(dict.fromkeys((*CATEGORIES, "downtime"), 0.0))
-    windows, end = [], None  # What may yet turn out to be rework; the last sign of life.
-    for row in rows:
+    back = math.inf  # The earliest step that a later start or roll-back went back to.
+    for row in reversed(rows):
+        for name, seconds in row["seconds"].items():
+            total["rework" if row["step"] > back and name in REPEATED else name] += seconds
         if "event" in row:
-            for window in windows:
-                if window["step"] > row["step"]:
-                    vain = {name: window["seconds"].get(name, 0.0) for name in REPEATED}
-                    total.subtract(vain)
-                    total["rework"] += sum(vain.values())
-            windows = [window for window in windows if window["step"] <= row["step"]]
-        if row.get("event") == "start" and end is not None:
-            total["downtime"] += max(0.0, row["time"] - sum(row["seconds"].values()) - end)
-        total.update(row["seconds"])
-        windows.append(row)
-        end = row["time"]
+            back = min(back, row["step"])
+    for before, row in itertools.pairwise(rows):
+        if row.get("event") == "start":
+            begun = row["time"] - sum(row["seconds"].values())
+            total["downtime"] += max(0.0, begun - before["time"])
     return dict(total)
 
 
 def time_table(rows: list[dict[str, Any]]) -> rich.table.Table:
-    """Time and share by category, from the run's first start on; the goodput is its title."""
+    """Time and share by category since the run's first start; the title has the goodput."""
     seconds = account(rows)
     downtime = seconds.pop("downtime")
     whole = sum(seconds.values()) or 1.0
     events = collections.Counter(row.get("event") for row in rows)
-    title = (
-        f"goodput {seconds['step'] / whole:.1%}: {events['start']} start(s), "
-        f"{events['rollback']} roll-back(s)"
-    )
+    happened = f"{events['start']} start(s), {events['rollback']} roll-back(s)"
+    title = f"goodput {seconds['step'] / whole:.1%}: {happened}"
     result = rich.table.Table("", "seconds", "share", title=title, box=rich.box.SIMPLE_HEAD)
     for key, name in CATEGORIES.items():
         result.add_row(name, f"{seconds[key]:,.1f}", f"{seconds[key] / whole:.1%}")

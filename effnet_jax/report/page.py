@@ -23,24 +23,21 @@ def missing(key: str, results: Results) -> list[str]:
     if key == "table4":
         command = "python -m benchmarks latency --csv=results/benchmark_latency.csv"
         return [] if results.latency else [command]
-    transfer = key in ("figure6", "table5")
-    shown = [run for run in results.runs if transfer or results.data in (None, run.data)]
-    if transfer:
-        shown = [run for run in shown if run.data.split("/")[0] in paper.transfer().values()]
-    elif key == "table2":
-        shown = [run for run in shown if paper.is_imagenet(run.data)]
-    run = {run.kind for run in shown}
-    commands = []
-    for sweep in SECTIONS[key].get("sweeps", ()):
-        name = bare_name(sweep)
-        config = "configs/imagenet.py" if name == "phi" else "configs/cluttered_digits.py"
-        config = "CONFIG_OF_A_DATA_SET" if transfer else config
-        if name not in run:
-            commands.append(
-                f"effnet-jax sweep --config={config} --sweep={sweep} "
-                f"--workdir=runs/{name} --csv=results/{name}.csv"
-            )
-    return commands
+    if key in ("figure6", "table5"):
+        names = paper.transfer().values()
+        run = {run.kind for run in results.runs if run.data.partition("/")[0] in names}
+    else:
+        shown = [run for run in results.runs if results.data in (None, run.data)]
+        run = {run.kind for run in shown if key != "table2" or paper.is_imagenet(run.data)}
+    section = SECTIONS[key]
+    config = section.get("config", "configs/cluttered_digits.py")
+    sweeps = {bare_name(sweep): sweep for sweep in section.get("sweeps", ())}
+    return [
+        f"effnet-jax sweep --config={config} --sweep={sweep} "
+        f"--workdir=runs/{name} --csv=results/{name}.csv"
+        for name, sweep in sweeps.items()
+        if name not in run
+    ]
 
 
 def csv_bytes(columns: Iterable[str], rows: Iterable[Sequence[object]]) -> bytes:

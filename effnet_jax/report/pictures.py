@@ -14,7 +14,7 @@ CELL = 1.1  # Inches: the space of one picture.
 
 
 class Few:
-    """Some records of a source, evenly spaced; their labels are their positions among them."""
+    """At most `count` records of a source, evenly spaced; their labels number them from 0."""
 
     def __init__(self, source: sources.Source, count: int):
         self._source = source
@@ -33,10 +33,10 @@ class Few:
 
 def versions(source: Few, config: ConfigDict, epochs: int) -> list[np.ndarray]:
     """The images of the first epochs as training gets them: uint8 [n, r, r, 3] for each epoch."""
-    resolution = models.coefficients(config.model).resolution
     # One batch is one epoch, in an order of its own, which the labels undo.
     config = config.copy_and_resolve_references()
     config.batch_size = len(source)
+    resolution = models.coefficients(config.model).resolution
     every = pipeline.train_batches(source, config, resolution)
     batches = (every[epoch] for epoch in range(epochs))
     return [batch["image"][np.argsort(batch["label"])] for batch in batches]
@@ -45,17 +45,10 @@ def versions(source: Few, config: ConfigDict, epochs: int) -> list[np.ndarray]:
 def draw(
     originals: Sequence[np.ndarray], epochs: Sequence[np.ndarray], names: Sequence[str], title: str
 ) -> matplotlib.figure.Figure:
-    """The page: a row for each record, with the original before its versions.
-
-    Args:
-      originals: uint8 [h, w, 3] each, of any size.
-      epochs: uint8 [n, r, r, 3] for each epoch.
-      names: of the records.
-      title: of the page.
-    """
+    """A row of pictures for each record: the original, uint8 [h, w, 3], then its `versions`."""
     columns = [list(originals), *epochs]
-    figure = matplotlib.figure.Figure(layout="constrained")
-    figure.set_size_inches(CELL * len(columns), CELL * (len(originals) + 0.5))
+    size = CELL * len(columns), CELL * (len(originals) + 0.5)
+    figure = matplotlib.figure.Figure(size, layout="constrained")
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
     figure.suptitle(title, fontsize=drawing.TEXT)
     grid = figure.subplots(len(originals), len(columns), squeeze=False)
@@ -73,10 +66,8 @@ def draw(
 def title(name: str, config: ConfigDict) -> str:
     """A page's title: the recipe and its augmentations on the host."""
     augment = config.augment
-    text = augment.policy if augment.policy != "none" else "no policy"
+    text = f"{name}: {augment.policy if augment.policy != 'none' else 'no policy'}"
     if augment.policy == "randaugment":
         layers, magnitude = augment.randaugment_layers, augment.randaugment_magnitude
         text += f", {layers} layers of magnitude {magnitude:g}"
-    if augment.erase_probability:
-        text += f"; erasing {augment.erase_probability:.0%}"
-    return f"{name}: {text}"
+    return text + (f"; erasing {rate:.0%}" if (rate := augment.erase_probability) else "")

@@ -4,13 +4,14 @@ A results file is a CSV with one row for each finished run, as sweeps write it. 
 only in their seed make one `Point`. Accuracies are fractions.
 """
 
+import collections
 import csv
 import dataclasses
+import itertools
 import operator
 import pathlib
 import re
 import statistics
-from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -29,7 +30,7 @@ def bare_name(sweep: str) -> str:
 
 
 class Run(NamedTuple):
-    """One row: the columns that tables and figures need, and scores by name ("val/ema/top1")."""
+    """One row: the columns that a report needs, and scores by name ("val/ema/top1")."""
 
     sweep: str
     series: str
@@ -52,7 +53,7 @@ class Run(NamedTuple):
     device: str
     commit: str
     time: str
-    scores: dict[str, float | None]
+    scores: dict[str, float]
 
     @property
     def kind(self) -> str:
@@ -69,10 +70,7 @@ def whole(text: str) -> int:
 
 COLUMNS = {name: kind for name, kind in Run.__annotations__.items() if name != "scores"}
 PARSERS = {str: str, int: whole, float: float}
-PARSERS |= {
-    int | None: lambda text: whole(text) if text else None,
-    float | None: lambda text: float(text) if text else None,
-}
+PARSERS[float | None] = lambda text: float(text) if text else None
 
 
 class Point(NamedTuple):
@@ -80,9 +78,7 @@ class Point(NamedTuple):
 
     Attributes:
       data: the data set, with the name of the evaluation unless that is "val".
-      evaluation: whose accuracy counts, say "val/ema".
-      runs: by seed.
-      top1: the accuracy of each run.
+      evaluation: whose accuracy `top1` is, say "val/ema".
     """
 
     series: str
@@ -113,9 +109,7 @@ class Results:
     """Everything that a report is made from.
 
     Attributes:
-      runs: on every data set.
       latency: rows of the latency benchmark, as text.
-      files: those that were read.
       evaluation: whose accuracy counts, as NAME/WEIGHTS.
       data: the only data set to show; None shows all.
       repeated: number of rows left out because a newer one has the same seed and settings.
@@ -129,26 +123,23 @@ class Results:
     repeated: int = 0
 
     def points(self, what: str, *kinds: str) -> list[Point]:
-        """The points of some kinds of sweep, in the order of the files.
-
-        Args:
-          what: the figure or table that needs them, for messages: "figure 8".
-          kinds: bare names of sweeps.
+        """The points of some kinds of sweep (`bare_name`), in the order of the files.
 
         Raises:
           UserError: they have several data sets, or runs of one point differ by more than seed.
+            It names `what` needs the points, say "figure 8".
         """
         runs = [r for r in self.runs if r.kind in kinds and self.data in (None, r.data)]
-        sets = Counter(run.data for run in runs)
+        sets = collections.Counter(run.data for run in runs)
         if len(sets) > 1:
             listed = ", ".join(f"{name} ({count} runs)" for name, count in sets.items())
             raise UserError(
                 f"{what} would mix results of different data sets: {listed}. Choose one with "
                 "--data=NAME, or name only its files with --results"
             )
-        groups: dict[tuple[str, ...], list[Run]] = {}
+        groups = collections.defaultdict(list)
         for run in runs:
-            groups.setdefault((run.kind, run.series, run.label), []).append(run)
+            groups[run.kind, run.series, run.label].append(run)
         return [self._point(what, group) for group in groups.values()]
 
     def _point(self, what: str, runs: list[Run]) -> Point:
@@ -162,8 +153,8 @@ class Results:
                     "Name only the files that belong together with --results"
                 )
         top1, count = f"{self.evaluation}/top1", f"{self.evaluation}/count"
-        if any(run.scores.get(key) is None for run in runs for key in (top1, count)):
-            known = {k.rpartition("/")[0] for k, v in first.scores.items() if v is not None}
+        if not all({top1, count} <= run.scores.keys() for run in runs):
+            known = {key.rpartition("/")[0] for key in first.scores}
             others = ", ".join(sorted(known - {self.evaluation})) or "none"
             raise UserError(f"{where} lack {top1} or {count}; there is --evaluation={others}")
         name = self.evaluation.partition("/")[0]
@@ -186,23 +177,18 @@ def describe(points: Sequence[Point]) -> str:
         return ""
 
     def span(values: Sequence[float], digits: str = "g") -> str:
-        low, high = min(values), max(values)
-        return f"{low:{digits}}" if low == high else f"{low:{digits}} to {high:{digits}}"
+        return " to ".join(f"{value:{digits}}" for value in sorted({min(values), max(values)}))
 
     first, runs = points[0], [run for point in points for run in point.runs]
-    images = [run.scores[f"{first.evaluation}/count"] for run in runs]
     kind = "averaged (EMA)" if first.evaluation.endswith("/ema") else "raw"
-    spread = "One run a point (n = 1), so that the spread is not known."
-    if max(point.n for point in points) > 1:
-        spread = (
-            f"{span([point.n for point in points])} seeds a point: means, bars of one sample "
-            "standard deviation, a dot for each seed."
-        )
-    return (
-        f"Top-1 of the {kind} weights on {first.data} ({span(images, ',')} images), after "
-        f"{span([run.epochs for run in runs])} epochs at batch "
-        f"{span([run.batch_size for run in runs])}. {spread}"
-    )
+    images = span([run.scores[f"{first.evaluation}/count"] for run in runs], ",")
+    epochs, batch = span([run.epochs for run in runs]), span([run.batch_size for run in runs])
+    made = f"Top-1 of the {kind} weights on {first.data} ({images} images)"
+    made += f", after {epochs} epochs at batch {batch}."
+    if max(point.n for point in points) == 1:
+        return f"{made} One run a point (n = 1), so that the spread is not known."
+    bars = "means, bars of one sample standard deviation, a dot for each seed."
+    return f"{made} {span([point.n for point in points])} seeds a point: {bars}"
 
 
 def find_files(paths: Sequence[pathlib.Path]) -> dict[pathlib.Path, bool]:
@@ -218,31 +204,28 @@ def find_files(paths: Sequence[pathlib.Path]) -> dict[pathlib.Path, bool]:
 
 def parse(row: dict[str, str], place: str) -> Run:
     """A row as a run; `place` is its file and line, for messages."""
-    scores = {
-        name: int | None if name.endswith("/count") else float | None
-        for name in filter(None, row)
-        if name.count("/") == 2
-    }
+    cells = {name: (text or "").strip() for name, text in row.items() if name}
+    scores = [name for name in cells if name.count("/") == 2 and cells[name]]
     values = {}
-    for name, kind in (COLUMNS | scores).items():
+    for name in (*COLUMNS, *scores):
+        kind = COLUMNS.get(name, int if name.endswith("/count") else float)
         try:
-            values[name] = PARSERS[kind]((row[name] or "").strip())
+            values[name] = PARSERS[kind](cells[name])
         except ValueError:
-            raise UserError(f"{place}: {name} is {row[name]!r}, no number") from None
+            raise UserError(f"{place}: {name} is {cells[name]!r}, no number") from None
+        if name.endswith("/top1") and not 0 <= values[name] <= 1:
+            raise UserError(f"{place}: {name} is {values[name]}; accuracies are fractions, 0 to 1")
     scores = {name: values.pop(name) for name in scores}
-    for name, value in scores.items():
-        if name.endswith("/top1") and value is not None and not 0 <= value <= 1:
-            raise UserError(f"{place}: {name} is {value}; accuracies are fractions, 0 to 1")
     return Run(**values, scores=scores)
 
 
-def read_file(path: pathlib.Path) -> tuple[Sequence[str], list[tuple[str, dict[str, str]]]]:
+def read_file(path: pathlib.Path) -> tuple[Sequence[str], list[tuple[dict[str, str], str]]]:
     """The columns of a CSV, and its rows with their place for messages."""
     try:
         with open(path, newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
-            columns = reader.fieldnames or ()
-            return columns, [(f"{path}, line {reader.line_num}", row) for row in reader]
+            rows = [(row, f"{path}, line {reader.line_num}") for row in reader]
+            return reader.fieldnames or (), rows
     except (OSError, UnicodeError, csv.Error) as error:
         raise UserError(f"can't read {path}: {error}") from None
 
@@ -250,7 +233,7 @@ def read_file(path: pathlib.Path) -> tuple[Sequence[str], list[tuple[str, dict[s
 def read(
     paths: Sequence[pathlib.Path], evaluation: str = EVALUATION, data: str | None = None
 ) -> Results:
-    """Everything under `paths`.
+    """The results under `paths`.
 
     A file with other columns is ignored in a folder, and an error if it was named itself. Of
     several runs with the same seed and settings, which are no independent measurements, the newest
@@ -260,22 +243,16 @@ def read(
       UserError: a missing or unreadable file, a named file with other columns, an impossible value,
         or a `data` that no run has.
     """
-    settings = operator.attrgetter("kind", "series", "label", "data", "seed", *SETTINGS)
-    runs: dict[tuple, Run] = {}
-    latency, files, total = [], [], 0
+    parsed, latency, files = [], [], []
     for path, named in find_files(paths).items():
         columns, rows = read_file(path)
         missing = [name for name in COLUMNS if name not in columns]
         if not any(name.endswith("/top1") for name in columns):
             missing.append(f"{evaluation}/top1")
         if not missing:
-            total += len(rows)
-            for place, row in rows:
-                run = parse(row, place)
-                earlier = runs.get(settings(run), run)
-                runs[settings(run)] = run if run.time >= earlier.time else earlier
+            parsed += itertools.starmap(parse, rows)
         elif set(LATENCY) <= set(columns):
-            latency += [row for _, row in rows]
+            latency += [row for row, _ in rows]
         elif named:
             raise UserError(
                 f"{path} is no table of results of a sweep: it has no column {missing[0]!r}"
@@ -283,8 +260,11 @@ def read(
         else:
             continue
         files.append(path)
-    sets = {run.data for run in runs.values()}
+    settings = operator.attrgetter("kind", "series", "label", "data", "seed", *SETTINGS)
+    newest = {settings(run): run for run in sorted(parsed, key=operator.attrgetter("time"))}
+    runs = tuple(newest[key] for key in dict.fromkeys(map(settings, parsed)))
+    sets = {run.data for run in runs}
     if data is not None and data not in sets:
         raise UserError(f"no results have --data={data}; there are: {near(data, sets) or 'none'}")
-    repeated = total - len(runs)
-    return Results(tuple(runs.values()), tuple(latency), tuple(files), evaluation, data, repeated)
+    repeated = len(parsed) - len(runs)
+    return Results(runs, tuple(latency), tuple(files), evaluation, data, repeated)

@@ -1,4 +1,4 @@
-"""The paper's tables, next to counted costs and measured results: one function each.
+"""The paper's tables, with counted costs and measured results: a function for each.
 
 Measured figures are rounded against us: accuracies and speed-ups down, spreads and times up. The
 CSVs of the figures have them unrounded.
@@ -51,7 +51,7 @@ def accuracy(point: Point) -> tuple[str, str, str]:
 
 
 def stage_rows(spec: network.Architecture) -> list[tuple[str, int, int, int]]:
-    """Operator, input size, channels and layers of each row of Table 1, from the built table."""
+    """Operator, input size, channels and layers of each row of Table 1."""
     kernel = f"{spec.stem.kernel}x{spec.stem.kernel}"
     rows = [(f"Conv{kernel}", spec.resolution, spec.stem.filters, 1)]
     size = next(layer.size for layer in spec.layers() if layer.name == "stem/conv")
@@ -77,19 +77,16 @@ def table1(_: Results) -> Table:
         other = f"{row['operator']}, k{row['kernel']}, {', '.join(printed)}"
         cells = (f"{size} x {size}", *counts, "the same" if same else other)
         rows.append((row["stage"], operator, *cells))
-    same = "Every row's operator, input size, channels and layers are the paper's."
-    caption = f"{differ} rows differ from the paper's." if differ else same
-    columns = ("stage", "operator", "resolution", "channels", "layers", "paper")
-    return Table(columns, rows, caption)
+    caption = "Every row's operator, input size, channels and layers are the paper's."
+    if differ:
+        caption = f"{differ} rows differ from the paper's."
+    return Table(("stage", "operator", "resolution", "channels", "layers", "paper"), rows, caption)
 
 
 def table2(results: Results) -> Table:
     points = results.points("table 2", "phi")
-    comparable = {
-        (point.label, point.parameters, point.multiply_adds): point
-        for point in points
-        if paper.is_imagenet(point.data)
-    }
+    comparable = [point for point in points if paper.is_imagenet(point.data)]
+    ours = {(point.label, point.parameters, point.multiply_adds): point for point in comparable}
     timm = {row["model"]: row["top1"] for row in paper.read("timm")}
     used, rows = [], []
     for row in paper.read("table2"):
@@ -98,8 +95,8 @@ def table2(results: Results) -> Table:
             continue
         label = name[-2:].lower()
         cost = paper.counted(*efficientnet.VARIANTS[label][:4])
-        point = comparable.get((label, cost.parameters, cost.multiply_adds))
-        used += [point] if point else []
+        if point := ours.get((label, cost.parameters, cost.multiply_adds)):
+            used.append(point)
         counts = (f"{cost.parameters:,}", f"{row['params_M']} M")
         counts += (f"{cost.multiply_adds:,}", f"{row['flops_B']} B")
         rows.append((name[-2:], *counts, percent(point), row["top1"], timm[name]))
@@ -107,8 +104,7 @@ def table2(results: Results) -> Table:
     if points and not used:
         caption = f"Our runs of these models on {points[0].data} are not comparable, so not here."
     columns = ("model", "parameters", "paper", "multiply-adds", "paper")
-    columns += ("top-1, ours", "paper", "timm")
-    return Table(columns, rows, caption)
+    return Table((*columns, "top-1, ours", "paper", "timm"), rows, caption)
 
 
 BASES = {"MobileNetV1": "mobilenet_v1", "MobileNetV2": "mobilenet_v2", "ResNet-50": "resnet50"}
@@ -117,17 +113,16 @@ SCALED = ("coefficients", "multiply-adds", "paper", "top-1, paper", "top-1, ours
 SCALED += ("multiply-adds of our runs",)
 
 
-def scaled_cells(
-    base: str, row: dict[str, str], flops: str, top1: str, point: Point | None
-) -> tuple[str, ...]:
-    """The columns SCALED of a row of Table 3 or 7; `flops` and `top1` are the paper's."""
+def scaled_cells(base: str, row: dict[str, str], point: Point | None) -> tuple[str, ...]:
+    """The columns SCALED of a row of Table 3 or 7; `row` is the paper's."""
     d, w, r = (
         default if row[key] == NOT_STATED else float(row[key] or 1)
         for key, default in zip("dwr", COMPOUND, strict=True)
     )
     counted = f"{paper.counted(base, w, d, round(224 * r)).multiply_adds / 1e9:.3f} B"
     ours = f"{point.multiply_adds:,}" if point else NOT_RUN
-    return f"d={d:g}, w={w:g}, r={r:g}", counted, f"{flops} B", top1, percent(point), ours
+    printed = (f"{row['flops_B']} B", row["top1"])
+    return f"d={d:g}, w={w:g}, r={r:g}", counted, *printed, percent(point), ours
 
 
 def measured(points: Sequence[Point]) -> str:
@@ -143,7 +138,7 @@ def table3(results: Results) -> Table:
     rows = []
     for row in paper.read("table3"):
         base, scale = BASES[row["base_model"]], row["scaling"]
-        cells = scaled_cells(base, row, row["flops_B"], row["top1"], points.get((base, scale)))
+        cells = scaled_cells(base, row, points.get((base, scale)))
         rows.append((row["base_model"], scale, *cells))
     return Table(("base", "scaling", *SCALED), rows, measured([*points.values()]))
 
@@ -152,8 +147,8 @@ def table7(results: Results) -> Table:
     points = {point.series: point for point in results.points("table 7", "table7")}
     rows = []
     for row in paper.read("table7"):
-        name, printed = row["model"], (row["flops_B_paper"], row["top1_paper"])
-        rows.append((name, *scaled_cells("efficientnet", row, *printed, points.get(name))))
+        name = row["model"]
+        rows.append((name, *scaled_cells("efficientnet", row, points.get(name))))
     return Table(("model", *SCALED), rows, measured([*points.values()]))
 
 
@@ -163,9 +158,8 @@ MACHINE = ("batch", "dtype", "threads", "jax", "jaxlib", "device", "cpus", "pyth
 
 def table4(results: Results) -> Table:
     """The newest row of each model, and how much faster it is if the same machine ran both."""
-    newest: dict[str, dict[str, str]] = {}
-    for row in sorted(results.latency, key=lambda row: row.get("time") or ""):
-        newest[row["model"]] = row
+    by_time = sorted(results.latency, key=lambda row: row.get("time") or "")
+    newest = {row["model"]: row for row in by_time}
     printed = {row["model"]: row for row in paper.read("table4")}
     others = {name: name for name in newest if name not in LATENCY_MODELS.values()}
     names = {name: LATENCY_MODELS.get(name) for name in printed} | others
@@ -203,15 +197,8 @@ def table5(results: Results) -> Table:
             cells += [row[who], row[f"{who}_acc"], f"{size} M" if size else NOT_STATED]
         rows.append((*cells, "; ".join(map(percent, named)) or NOT_RUN))
     caption = " ".join(f"Ours: {describe([point])}" for point in used)
-    columns = ("data set", "against", "peer", "accuracy", "parameters")
-    columns += ("EfficientNet", "accuracy, paper", "parameters", "accuracy, ours")
-    return Table(columns, rows, caption)
-
-
-def multiple(point: Point) -> float:
-    """The multiple that a run of `methods` aimed at, by its label: 4 for "4x (w=1.9)"."""
-    found = re.match(r"[0-9.]+(?=x)", point.label)
-    return float(found[0]) if found else 0.0
+    columns = ("data set", "against", "peer", "accuracy", "parameters", "EfficientNet")
+    return Table((*columns, "accuracy, paper", "parameters", "accuracy, ours"), rows, caption)
 
 
 def table_methods(results: Results) -> Table | None:
@@ -220,8 +207,13 @@ def table_methods(results: Results) -> Table | None:
     if not points:
         return None
     base = next((point for point in points if point.series == "base"), None)
+
+    def order(point: Point) -> tuple:
+        multiple = re.findall(r"^[0-9.]+(?=x)", point.label)  # "4" of "4x (w=1.9)".
+        return point != base, [float(text) for text in multiple], -point.mean
+
     rows = []
-    for point in sorted(points, key=lambda p: (p.series != "base", multiple(p), -p.mean)):
+    for point in sorted(points, key=order):
         relative = f"{point.multiply_adds / base.multiply_adds:.3f}x" if base else ""
         cost = (f"{point.multiply_adds:,}", relative, f"{point.parameters:,}")
         minutes = up(sum(run.train_minutes for run in point.runs) / point.n, 1)

@@ -1,4 +1,4 @@
-"""The folder of a sweep: configs, logs and workdirs of its runs, and the table of results.
+"""The folder of a sweep: configs, logs and workdirs of its runs, their state and their results.
 
 DIR/configs/NAME.json   the run's whole config, written before it starts
 DIR/runs/NAME/          its workdir
@@ -13,6 +13,8 @@ import io
 import pathlib
 import re
 from typing import Any
+
+import rich.table
 
 from effnet_jax import config as config_lib
 from effnet_jax.errors import UserError
@@ -62,7 +64,7 @@ class Folder:
         return files.Lock(self.root / "lock", "sweep")
 
     def outcome(self, name: str, error: str | None) -> str:
-        """How a run ended: its scores, or the end of its log without XLA's own lines."""
+        """How a run ended: its scores, or the end of its log without XLA's lines."""
         if not error:
             done = self.done(name)
             scores = "  ".join(f"{key} {done[key]:.2%}" for key in done if key.endswith("/top1"))
@@ -85,14 +87,14 @@ class Folder:
         values = writers.read_scores(self.workdir(name), rows[-1]["step"])
         values |= {"train_minutes": round(seconds / 60, 3)}
         values |= {"wall_minutes": round(wall_seconds / 60, 3), "threads": threads}
-        values |= {key: run["versions"][key] for key in ("jax", "jaxlib")}
-        values |= {key: run[key] for key in ("device", "devices", "cpus", "python", "commit")}
-        files.write_json(self.workdir(name) / "done.json", {**values, "time": run["time"]})
+        run |= run["versions"]
+        machine = ("jax", "jaxlib", "device", "devices", "cpus", "python", "commit", "time")
+        values |= {key: run[key] for key in machine}
+        files.write_json(self.workdir(name) / "done.json", values)
 
     def write_results(self, schedule: list[Scheduled], path: pathlib.Path) -> None:
         """Writes a row for each finished run, in the order of the schedule, to a CSV file."""
-        done = {scheduled.run.name: self.done(scheduled.run.name) for scheduled in schedule}
-        rows = [each.row() | done[each.run.name] for each in schedule if done[each.run.name]]
+        rows = [each.row() | done for each in schedule if (done := self.done(each.run.name))]
         text = io.StringIO()
         if rows:
             columns = dict.fromkeys(key for row in rows for key in row)
@@ -104,3 +106,44 @@ class Folder:
             files.write_atomically(path, text.getvalue())
         except OSError as error:
             raise UserError(f"can't write to --csv={path}: {error.strerror}") from None
+
+    def table(self, schedule: list[Scheduled]) -> rich.table.Table:
+        """The runs with their scale, cost and state: finished, begun or to do."""
+        first = schedule[0].training_cost
+        times = sum(scheduled.training_cost for scheduled in schedule) / first
+        title = f"{len(schedule)} runs in {self.root}, together {times:.1f} times the first's cost"
+        names = ("run", "width", "depth", "pixels", "seed", "parameters", "multiply-adds", "cost")
+        result = rich.table.Table(*names, "state", title=title)
+        for scheduled in schedule:
+            scale, name = scheduled.coefficients, scheduled.run.name
+            begun = "begun" if self.workdir(name).exists() else "to do"
+            sizes = (f"{scale.width:.4g}", f"{scale.depth:.4g}", str(scale.resolution))
+            costs = (f"{scheduled.cost.parameters:,}", f"{scheduled.cost.multiply_adds:,}")
+            relative = f"{scheduled.training_cost / first:.2f}x"
+            state = "finished" if self.done(name) else begun
+            result.add_row(name, *sizes, str(scheduled.config.seed), *costs, relative, state)
+        return result
+
+    def estimate(self, schedule: list[Scheduled]) -> float | None:
+        """Minutes that the runs to do take one after another; None before the first is finished.
+
+        A run's time is taken to grow with its cost, at the rate of all finished runs together.
+        """
+        minutes = done_cost = left = 0.0
+        for scheduled in schedule:
+            if done := self.done(scheduled.run.name):
+                minutes += done["wall_minutes"]
+                done_cost += scheduled.training_cost
+            else:
+                left += scheduled.training_cost
+        return minutes / done_cost * left if done_cost else None
+
+    def progress(self, schedule: list[Scheduled], pending: list[str]) -> str:
+        """The state of a sweep in one line; `pending` runs have not ended."""
+        text = f"{len(schedule) - len(pending)} of {len(schedule)} runs ended"
+        if minutes := self.estimate(schedule):
+            text += f", {minutes:.0f} min left of one run after another"
+        for name in pending:
+            if rows := writers.read_metrics(self.workdir(name)):
+                text += f"; {name} at epoch {rows[-1]['epoch']:.1f}"
+        return text

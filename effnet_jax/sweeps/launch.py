@@ -15,12 +15,14 @@ from collections.abc import Iterator
 from concurrent import futures
 from typing import Any, NamedTuple
 
+import submitit
+
 from effnet_jax import cli
 from effnet_jax.errors import Interrupted, UserError
 from effnet_jax.run import files, writers
 from effnet_jax.run.signals import Signals
 from effnet_jax.run.workers import available_cores
-from effnet_jax.sweeps import child, watch
+from effnet_jax.sweeps import child
 from effnet_jax.sweeps.folder import Folder
 from effnet_jax.sweeps.schedule import Scheduled
 
@@ -49,11 +51,10 @@ class Slot(NamedTuple):
 
 def visible_gpus() -> list[str]:
     """The GPUs that runs can be given, by number; none where JAX has no CUDA."""
-    if not any(map(importlib.util.find_spec, ("jax_cuda12_plugin", "jax_cuda13_plugin"))):
-        return []
-    if "CUDA_VISIBLE_DEVICES" in os.environ:
+    has_cuda = any(map(importlib.util.find_spec, ("jax_cuda12_plugin", "jax_cuda13_plugin")))
+    if has_cuda and "CUDA_VISIBLE_DEVICES" in os.environ:
         return [gpu for gpu in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if gpu]
-    if not shutil.which("nvidia-smi"):
+    if not has_cuda or not shutil.which("nvidia-smi"):
         return []
     lines = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True).stdout
     return [str(number) for number in range(len(lines.splitlines()))]
@@ -117,8 +118,6 @@ class Job:
 
     def checkpoint(self) -> Any:
         """Called by submitit before a preemption or time limit: saves, and asks to be requeued."""
-        import submitit
-
         self.stop()
         # A signal handler calls this during the process's own wait(), which would block another.
         with contextlib.suppress(ChildProcessError, AttributeError):
@@ -160,27 +159,24 @@ def slurm(
     The context is a job of each run, by name. `parameters` are submitit's, as in
     "timeout_min=240,gpus_per_node=1".
     """
-    import submitit
-
     ids = folder.root / "jobs.json"
     known = files.read_json(ids) if ids.exists() else {}
     try:
         executor = submitit.AutoExecutor(folder.root / "slurm", cluster="slurm")
         given = dict(part.split("=", 1) for part in parameters.split(",") if part)
-        values = {key: int(value) if value.isdecimal() else value for key, value in given.items()}
+        given = {key: int(value) if value.isdecimal() else value for key, value in given.items()}
         limit = {"slurm_array_parallelism": parallel} if parallel else {}
-        executor.update_parameters(**values, **limit)
+        executor.update_parameters(**given, **limit)
     except (RuntimeError, NameError, TypeError, ValueError, AssertionError) as error:
         raise UserError(
             f"SLURM can't be used here, or not with --slurm={parameters!r}: {error}. The parameters"
             " are submitit's, as in timeout_min=240,gpus_per_node=1; --launcher=local needs none"
         ) from None
-    found = {name: known[name] for name in names if name in known}
-    jobs = {name: executor.job_class(executor.folder, job_id) for name, job_id in found.items()}
-    jobs = {name: job for name, job in jobs.items() if not job.done()}
+    earlier = {n: executor.job_class(executor.folder, known[n]) for n in names if n in known}
+    jobs = {name: job for name, job in earlier.items() if not job.done()}
     with executor.batch():
-        left = [name for name in names if name not in jobs]
-        jobs |= {name: executor.submit(Job(str(folder.root), name)) for name in left}
+        for name in [name for name in names if name not in jobs]:
+            jobs[name] = executor.submit(Job(str(folder.root), name))
     files.write_json(ids, known | {name: job.job_id for name, job in jobs.items()})
     yield jobs
 
@@ -210,7 +206,7 @@ def follow(
                     "do; run the same command again to go on"
                 )
             if time.monotonic() - shown > EVERY:
-                text, shown = watch.progress(schedule, folder, list(pending)), time.monotonic()
+                text, shown = folder.progress(schedule, list(pending)), time.monotonic()
                 status.update(text) if writers.ON_TERMINAL else writers.say(text)
             time.sleep(0.1)
     return {name: error for name, error in errors.items() if error}

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import operator
 import re
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
@@ -18,10 +19,10 @@ class Run(NamedTuple):
     """One run of a sweep.
 
     Attributes:
-      name: of its folder, unlike all others of the sweep.
-      series: the curve of a figure that it belongs to, say "width".
-      label: what sets it apart in its curve, say "w=1.4"; runs that differ by seed alone share it.
-      overrides: what it changes in the config, by dotted key, say {"model.width": 1.4}.
+      name: names its folder, and is unique in the sweep.
+      series: its curve in a figure, say "width".
+      label: its point on the curve, say "w=1.4"; runs that differ by seed alone share it.
+      overrides: values that it changes in the config, by dotted key, say {"model.width": 1.4}.
     """
 
     name: str
@@ -48,20 +49,13 @@ class Scheduled(NamedTuple):
     def row(self) -> dict[str, Any]:
         """The columns of the table of results that are known before the run."""
         config, model = self.config, self.config.model
-        return {
-            "config": self.experiment,
-            "sweep": self.sweep,
-            **{key: getattr(self.run, key) for key in ("name", "series", "label")},
-            "data": f"{config.data.name}/{config.data.eval_split}",
-            "seed": config.seed,
-            **{key: model[key] for key in ("base", "phi", "alpha", "beta", "gamma")},
-            "width": round(self.coefficients.width, 6),
-            "depth": round(self.coefficients.depth, 6),
-            "resolution": self.coefficients.resolution,
-            "parameters": self.cost.parameters,
-            "multiply_adds": self.cost.multiply_adds,
-            **{key: config[key] for key in ("epochs", "batch_size")},
-        }
+        row = {"config": self.experiment, "sweep": self.sweep, **self.run._asdict()}
+        del row["overrides"]
+        row |= {"data": f"{config.data.name}/{config.data.eval_split}", "seed": config.seed}
+        row |= {key: model[key] for key in ("base", "phi", "alpha", "beta", "gamma")}
+        row |= {key: round(value, 6) for key, value in vars(self.coefficients).items()}
+        row |= {"parameters": self.cost.parameters, "multiply_adds": self.cost.multiply_adds}
+        return row | {"epochs": config.epochs, "batch_size": config.batch_size}
 
 
 def expand(config: ConfigDict, sweep: str) -> Iterator[Run]:
@@ -73,7 +67,7 @@ def expand(config: ConfigDict, sweep: str) -> Iterator[Run]:
 
 
 def product(sweep: str) -> Iterator[Run]:
-    """Every combination of the values of keys, as in "optimizer.sgd.momentum=0.8,0.9 seed=0,1"."""
+    """A run for each combination of values, as in "optimizer.sgd.momentum=0.8,0.9 seed=0,1"."""
     choices = {}
     for part in filter(None, _split(sweep, " ")):
         key, equals, values = part.partition("=")
@@ -136,9 +130,21 @@ def compound(
 
 
 def apply(config: ConfigDict, run: Run) -> ConfigDict:
-    """A copy of the config with a run's overrides, each read by the type of the config's own."""
+    """A copy of the config with a run's overrides, each read by the type of the config's own.
+
+    Raises:
+      UserError: an unknown key or bad value, or one that `progressive` would replace.
+    """
     arguments = [f"--config.{key}={value}" for key, value in run.overrides.items()]
-    return flags.override(copy.deepcopy(config), arguments)
+    changed = flags.override(copy.deepcopy(config), arguments)
+    for stages, key in config_lib.PROGRESSIVE.items():
+        before, now = (operator.attrgetter(key)(each) for each in (config, changed))
+        if changed.progressive[stages] and before != now:
+            raise UserError(
+                f"config.{key}={now} would train with config.progressive.{stages}="
+                f"{changed.progressive[stages]} all the same; set that to '()'"
+            )
+    return changed
 
 
 def multiply_adds(config: ConfigDict, overrides: dict[str, Any]) -> int:
@@ -158,16 +164,14 @@ def make_schedule(config: ConfigDict, sweep: str, experiment: str = "") -> list[
     if config.model.num_classes is None:  # The costs depend on it.
         source = sources.open_source(config.data, config.data.train_split)
         config.model.num_classes = len(source.classes)
-    schedule, seen = [], set()
+    schedule = []
     for run in expand(config, sweep):
         if not re.fullmatch(r"[A-Za-z0-9_.=+-]+", run.name) or run.name.startswith("."):
             raise UserError(f"run name {run.name!r} can't be the name of a folder")
-        if run.name in seen:
+        if run.name in (each.run.name for each in schedule):
             raise UserError(f"sweep {sweep!r} has two runs with the name {run.name!r}")
-        seen.add(run.name)
         try:
             changed = apply(config, run)
-            config_lib.check_overrides(config, changed)
             config_lib.validate(changed)
             coefficients = models.coefficients(changed.model)
             cost = scaling.cost(models.architecture(changed.model).layers())

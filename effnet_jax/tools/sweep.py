@@ -16,7 +16,6 @@ from effnet_jax import flags
 from effnet_jax.errors import RunsFailed
 from effnet_jax.run import writers
 from effnet_jax.sweeps import launch as launching
-from effnet_jax.sweeps import watch
 from effnet_jax.sweeps.folder import Folder
 from effnet_jax.sweeps.schedule import make_schedule
 from effnet_jax.tools import show
@@ -50,8 +49,8 @@ def launch(args: argparse.Namespace, sweep: str) -> pathlib.Path | None:
     schedule = make_schedule(args.config, sweep, args.experiment)
     local = args.launcher == "local"
     shares = launching.slots(args.parallel) if local else []
-    show(watch.table(schedule, folder))
-    if minutes := watch.estimate(schedule, folder):
+    show(folder.table(schedule))
+    if minutes := folder.estimate(schedule):
         writers.say(f"left: about {minutes / max(1, len(shares)):.0f} min, by the finished runs")
     if args.dry_run:
         return None

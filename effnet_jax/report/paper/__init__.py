@@ -31,8 +31,7 @@ def differences(names: Container[str]) -> list[str]:
     """Why printed figures of these models differ from counted ones: a line for each reason."""
     lines = []
     for row in read("differences"):
-        concerned = [name for name in row["models"].split() if name in names]
-        if concerned:
+        if concerned := [name for name in row["models"].split() if name in names]:
             lines.append(f"{', '.join(concerned)}: {row['note']}")
     return lines
 
