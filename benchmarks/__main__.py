@@ -14,11 +14,10 @@ import json
 import pathlib
 import sys
 
-import rich.console
-
 from benchmarks import latency, loading, looping, throughput
 from effnet_jax import cli
 from effnet_jax.run import files
+from effnet_jax.tools import show
 
 # Each has PARSER, `measure(args)`, which returns rows, and `show(rows)`, a table of them.
 BENCHMARKS = {"model": throughput, "latency": latency, "data": loading, "loop": looping}
@@ -38,7 +37,7 @@ def report(name: str, args: argparse.Namespace) -> None:
     if args.json:
         print(json.dumps(rows, indent=2))
     else:
-        rich.console.Console().print(BENCHMARKS[name].show(rows))
+        show(BENCHMARKS[name].show(rows))
 
 
 def main() -> None:

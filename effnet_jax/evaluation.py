@@ -101,8 +101,8 @@ def evaluate(
     weights: Any,
     config: ConfigDict,
     data: dict[str, Source],
+    label: str = "",
     processes: Alone = ALONE,
-    **facts: Any,
 ) -> Iterator[tuple[str, Metrics]]:
     """Evaluates weights on data sets, compiled once; yields the name and the metrics of each.
 
@@ -110,7 +110,7 @@ def evaluate(
       weights: a `weights.Weights`; the classes of the data have to be among theirs, by name.
       config: whole; its preprocessing is that of the weights.
       data: by name. Each is closed after its evaluation: all together may be too many open files.
-      **facts: what else has to be the same on all processes.
+      label: of the weights; the same on all processes.
     """
     processes.watch(config.processes)
     mesh, split = parallel.data_mesh(), config.data.eval_split
@@ -121,7 +121,7 @@ def evaluate(
     prints = {name: sources.fingerprint(source) for name, source in data.items()}
     processes.check_same(
         "start",
-        lambda: environment.start_facts(config, prints) | {"step": weights.step, **facts},
+        lambda: environment.start_facts(config, prints) | {"step": weights.step, "weights": label},
         config.processes.start_seconds,
     )
     variables = jax.device_put(weights.variables, parallel.replicated(mesh))

@@ -119,7 +119,7 @@ def evaluate_set(
     parts = [f"{name}/{each}_{level}" for each in config.corruptions for level in config.severities]
     found = _open_sources(config, parts or [name])
     run, results = {"step": weights.step, "weights": label}, {}
-    for part, result in evaluate(weights, config, found, processes, weights=label):
+    for part, result in evaluate(weights, config, found, label, processes):
         results[part] = {**result, **run}
         if parts:
             writers.say(f"{part}: top-1 {result['top1']:.2%}")

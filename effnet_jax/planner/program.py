@@ -105,7 +105,7 @@ def memory_traffic(compiled_text: str, trips: int = 1) -> int:
             arguments = line.partition(f" {operation}(")[2].partition(")")[0]
             operands = re.findall(r"%([\w.\-]+)", arguments)
             read = sum(sizes.get(each, 0) for each in operands)
-            sizes[name] = _bytes(shape, in_memory=True)
+            sizes[name] = _bytes(shape, padded=True, on_chip=False)
             again = times * trips if operation == "while" else times
             left += [(to, again) for how, to in calls if how in EXECUTED or operation == "call"]
             if operation.endswith("-start"):
@@ -118,18 +118,17 @@ def memory_traffic(compiled_text: str, trips: int = 1) -> int:
     return total
 
 
-def _bytes(shape: str, padded: bool = False, in_memory: bool = False) -> int:
+def _bytes(shape: str, padded: bool = False, on_chip: bool = True) -> int:
     """Size of an array such as `f32[8,128]{1,0:T(8,128)S(1)}`, or of all arrays in a tuple.
 
-    If `padded`, with the padding of tiles; if `in_memory`, too, but only of arrays that are not
-    kept on the chip.
+    If `padded`, with the padding of tiles; unless `on_chip`, without arrays kept on the chip.
     """
     total = 0
     for kind, bits, dimensions, order, layout in ARRAY.findall(shape):
-        if in_memory and re.search(r"S\([1-9]", layout):
+        if not on_chip and re.search(r"S\([1-9]", layout):
             continue
         lengths = [int(length) for length in re.findall(r"\d+", dimensions)]
-        if (padded or in_memory) and (tile := re.match(r"T\(([\d,]+)\)", layout)):
+        if padded and (tile := re.match(r"T\(([\d,]+)\)", layout)):
             minor_first = [int(axis) for axis in order.split(",") if axis]
             for axis, unit in zip(minor_first, map(int, tile[1].split(",")[::-1]), strict=False):
                 lengths[axis] = -(-lengths[axis] // unit) * unit

@@ -28,12 +28,7 @@ def parser(doc: str) -> flags.Parser:
     add("--workdir", required=True, metavar="DIR", help="where everything goes")
     add("--csv", type=pathlib.Path, help="table of results; by default DIR/results.csv")
     add("--launcher", choices=("local", "slurm"), default="local", help="where the runs go")
-    add(
-        "--parallel",
-        type=flags.count,
-        metavar="N",
-        help="runs at a time (one a GPU or core)",
-    )
+    add("--parallel", type=flags.count, metavar="N", help="runs at a time (one a GPU or core)")
     add("--slurm", default="", help="submitit's parameters, as in timeout_min=240,gpus_per_node=1")
     add("--dry_run", action="store_true", help="print the table of runs and stop")
     return parser

@@ -155,8 +155,11 @@ def test_the_table_has_a_column_for_each_plan():
     assert rows["step, at best"][0] == "100.0 ms, by memory"
     assert rows["images/s a chip, at best"][0] == "1,280"
     assert rows["350 epochs, at best"] == ["24.3 hours", "-"]
-    rows = json.loads(json.dumps([planner.to_json(fake(512, 17 * GIB))]))
-    assert rows[0]["program"] is None
+    plans = [fake(512, 17 * GIB), fake(512, GIB)]
+    missing, made = json.loads(json.dumps([planner.to_json(each) for each in plans]))
+    assert missing["program"] is None and missing["hours_at_best"] is None
+    assert made["program"]["collectives"] == {"all-reduce": [3, 21_000_000]}
+    assert made["images_per_second_at_best"] == 5120
 
 
 def test_a_plan_has_what_the_compiled_program_says(tiny, monkeypatch):

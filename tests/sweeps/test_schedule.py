@@ -7,7 +7,7 @@ import pytest
 
 from configs import cluttered_digits
 from effnet_jax import config as default
-from effnet_jax import models, scaling
+from effnet_jax import experiments, models, scaling
 from effnet_jax.errors import UserError
 from effnet_jax.sweeps import schedule
 from effnet_jax.sweeps.schedule import Run, make_schedule
@@ -325,16 +325,16 @@ def test_a_saved_config_comes_back_whole_and_scales_from_its_own_base(tmp_path):
     config.model.update({"alpha": 1.3, "beta": 1.1, "gamma": 1.1, "dropout": 0.0})
     path = tmp_path / "scaling.json"
     path.write_text(config.to_json_best_effort())
-    again = default.read(str(path))
+    again = experiments.read(str(path))
     assert json.loads(again.to_json_best_effort()) == json.loads(path.read_text())
     assert again.is_locked
-    scaled = default.read(f"{path}:phi=2").model
+    scaled = experiments.read(f"{path}:phi=2").model
     assert models.coefficients(scaled).width == pytest.approx(0.5 * 1.1**2)
     assert models.coefficients(scaled).depth == pytest.approx(0.3 * 1.3**2)
     assert models.coefficients(scaled).resolution == pytest.approx(60.5, abs=0.5)  # 50 * 1.1^2
     assert scaled.dropout == 0.0
-    assert default.read(f"{path}:b3").model.width == 1.2
+    assert experiments.read(f"{path}:b3").model.width == 1.2
     with pytest.raises(UserError, match="lite3 is no efficientnet"):
-        default.read(f"{path}:lite3")
+        experiments.read(f"{path}:lite3")
     with pytest.raises(UserError, match="can't read a config"):
-        default.read(str(tmp_path / "none.json"))
+        experiments.read(str(tmp_path / "none.json"))

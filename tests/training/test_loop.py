@@ -22,6 +22,7 @@ from effnet_jax import config as config_lib
 from effnet_jax.checkpoint import FOLDER, Checkpoints
 from effnet_jax.errors import Interrupted, NonFiniteLossError, UserError
 from effnet_jax.run import files, writers
+from effnet_jax.tools import train as train_tool
 from effnet_jax.training import step as training_step
 from effnet_jax.training import supervisor
 from effnet_jax.training.state import abstract_state
@@ -378,9 +379,9 @@ def test_a_workdir_of_another_architecture_shows_the_difference(uninterrupted, t
 
 
 def test_errors_reach_the_user_without_a_traceback(tmp_path):
-    def fails(message, *arguments, command=COMMAND):
+    def fails(message, *command):
         process = subprocess.run(
-            [*command, f"--workdir={tmp_path / 'new'}", *arguments],
+            [sys.executable, *map(str, command), f"--workdir={tmp_path / 'new'}"],
             env=environment(),
             cwd=tmp_path,
             capture_output=True,
@@ -392,19 +393,25 @@ def test_errors_reach_the_user_without_a_traceback(tmp_path):
         assert "Traceback" not in process.stderr
         assert not (tmp_path / "new").exists()
 
-    train = COMMAND[:2]
-    fails("unknown config key", "--config.optimiser.name=sgd")
-    fails("config.py has every key", "--config.xyzzy=1", command=train)
-    fails("two numbers", "--config.preprocess.crop_area=3")
-    fails("learning_rate", "--config.optimizer.rmsprop.learning_rat=1")
-    fails("batch_size", "--config.batch_size=many")
-    fails("b8", f"--config={ROOT}/configs/imagenet.py:b9", command=train)
-    fails("no config file nowhere.py", "--config=nowhere.py:b0", command=train)
-    fails(
-        "effnet-jax prepare_imagenet --from",
-        f"--config={ROOT}/configs/imagenet.py",
-        f"--config.data.data_dir={tmp_path}",
-        command=train,
-    )
-    fails("unexpected argument", "digits", command=train)
-    fails("no run in", command=[sys.executable, str(ROOT / "eval.py")])
+    imagenet = f"--config={ROOT}/configs/imagenet.py"
+    missing = f"--config.data.data_dir={tmp_path}"
+    fails("effnet-jax prepare_imagenet --from", ROOT / "train.py", imagenet, missing)
+    fails("no run in", ROOT / "eval.py")
+    fails("unknown config key", ROOT / "train.py", "--config.optimiser.name=sgd")
+
+
+@pytest.mark.parametrize(
+    ("message", "arguments"),
+    [
+        ("config.py has every key", ["--config.xyzzy=1"]),
+        ("two numbers", ["--config.preprocess.crop_area=3"]),
+        ("learning_rate", ["--config.optimizer.rmsprop.learning_rat=1"]),
+        ("batch_size", ["--config.batch_size=many"]),
+        ("b8", [f"--config={ROOT}/configs/imagenet.py:b9"]),
+        (r"no config file nowhere\.py", ["--config=nowhere.py:b0"]),
+        ("unexpected argument", ["digits"]),
+    ],
+)
+def test_wrong_flags_are_refused_with_the_remedy(message, arguments):
+    with pytest.raises(UserError, match=message):
+        config_lib.validate(train_tool.PARSER.parse_args(arguments).config)
