@@ -33,8 +33,8 @@ def random_key(seed: int | jax.Array, purpose: str, step: int | jax.Array) -> ja
 def make_gradients(model: nn.Module, config: ConfigDict, mesh: Mesh) -> Callable[..., PyTree]:
     """The loss and its gradient, in microbatches where `accumulation_steps` asks for them.
 
-    `((params, batch_stats, count), batch, rngs) -> ((loss, (correct, batch_stats)), gradients)`, for
-    a batch of normalised images and target distributions, of which `count` are not masked.
+    `((params, batch_stats, count), batch, rngs) -> ((loss, (correct, batch_stats)), gradients)`,
+    for a batch of normalised images and target distributions, of which `count` are not masked.
     """
     count = config.accumulation_steps
     group = parallel.batch_norm_group(config, mesh.size)
