@@ -21,7 +21,7 @@ from effnet_jax.data import sources
 from effnet_jax.errors import UserError
 from effnet_jax.evaluation import Evaluator
 from effnet_jax.run.processes import ALONE, Alone
-from effnet_jax.training import setup, workdir_files
+from effnet_jax.training import setup
 from effnet_jax.training.clock import Clock
 from tests.evaluating import evaluate_run, random_values
 
@@ -84,7 +84,7 @@ def trained(tmp_path_factory):
     config = digits.get_config(TINY)
     config.eval_batch_size = 128
     run, rng = setup.prepare(config, workdir, ALONE, Clock()), np.random.default_rng(0)
-    workdir_files.write(workdir, run.config, run.source.classes, run.shapes, 0)
+    run.write_files(0)
     with Checkpoints(workdir, run.config.checkpoint) as checkpoints:
         for step in (5, 11):
             state = jax.tree.map(lambda leaf: random_values(rng, leaf), run.shapes)

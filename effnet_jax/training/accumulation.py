@@ -22,13 +22,11 @@ def in_microbatches(
     each device has.
 
     Args:
-      function: `(fixed, batch, keys) -> sums`, of a microbatch on one device.
+      function: `(fixed, batch, keys) -> sums`, of a microbatch on one device. The result takes the
+        same: `fixed` whole on every device, `batch` split by example, and keys from which each
+        device and microbatch derives its own.
       count: microbatches that a device's examples divide into.
       members: consecutive devices that `function` may sum over, as axis MEMBER.
-
-    Returns:
-      A function of the same arguments: `fixed` whole on every device, `batch` split by example,
-      and keys from which each device and microbatch derives its own.
     """
     axes = ("group", MEMBER)
     devices = Mesh(mesh.devices.reshape(-1, members), axes, axis_types=(AxisType.Auto,) * 2)
@@ -44,8 +42,7 @@ def in_microbatches(
         def add(total: PyTree, each: tuple[jax.Array, PyTree]) -> tuple[PyTree, None]:
             return jax.tree.map(jnp.add, total, run(*each)), None
 
-        split = jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), batch)
-        each = (jnp.arange(count), split)
+        each = jnp.arange(count), jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), batch)
         shapes = jax.eval_shape(run, *jax.tree.map(lambda x: x[0], each))
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
         return lax.psum(lax.scan(add, zeros, each)[0], axes)

@@ -11,22 +11,13 @@ from effnet_jax.run.writers import say
 from effnet_jax.training.state import TrainState
 from effnet_jax.trees import path_name, shapes_by_name
 
-CLASSIFIER = "params/classifier/"
-
 
 def init_from(state: TrainState, config: ConfigDict, processes: Alone) -> TrainState:
     """The state with the weights of `config.init_from`, if any; step and optimizer stay fresh.
 
-    Weights and averages both start at these weights. A classifier for other classes keeps its fresh
-    values.
-
-    Args:
-      state: fresh.
-      config: `config.checkpoint`.
-      processes: of the run.
-
-    Raises:
-      UserError: there is no checkpoint, or it is of another model.
+    `config` is `config.checkpoint`. Weights and averages both start at these weights. A classifier
+    for other classes keeps its fresh values. Raises UserError where there is no checkpoint, or one
+    of another model.
     """
     if config.init_from is None:
         return state
@@ -40,7 +31,7 @@ def init_from(state: TrainState, config: ConfigDict, processes: Alone) -> TrainS
     fresh = {"params": state.params, "batch_stats": state.batch_stats}
     saved, wanted = shapes_by_name(weights), shapes_by_name(fresh)
     other = differing(saved, wanted)
-    if not all(name.startswith(CLASSIFIER) for name in other):
+    if not all(name.startswith("params/classifier/") for name in other):
         raise UserError(
             f"config.checkpoint.init_from={config.init_from} has the weights of another model:\n"
             f"{describe_difference(saved, wanted, other)}"

@@ -61,15 +61,17 @@ def train(
                 row = {"rollbacks": rollbacks, "skipped_steps": skipped, **meter.window()}
                 _log(run, step, row, writers, checkpoints)
 
-            # Also asked before what comes next is compiled: a signal then can wait for minutes.
-            due = run.due(step)
-            if not (due or run.is_saved(step) or stopped()):
+            # A signal is also heeded here, before the next stage is compiled, which takes minutes.
+            if not (run.due(step) or run.is_saved(step) or stopped()):
                 continue
             meter.check()  # A state that is not finite never becomes a checkpoint.
             scores = {}
             with contextlib.suppress(Interrupted):  # Saved without scores.
-                scores = _evaluate(run, step, state, due, writers, stopped)
-            _save(run, step, state, scores, checkpoints)
+                scores = _evaluate(run, state, writers, stopped)
+            run.processes.at("save", step)
+            with clock.spent("checkpoint"):
+                checkpoints.save(step, state, scores or None)
+            clock.write()
             if stopped():
                 raise Interrupted(f"after step {step} of {total}; saved in {run.workdir}")
     return state, scores
@@ -93,30 +95,26 @@ def _scores_at_start(
     run: Run, state: TrainState, writers: Writers, stopped: Callable[[], bool]
 ) -> Scores:
     """The evaluations due at the step resumed from: a signal may have come before them."""
-    start, seconds = int(state.step), run.config.processes.start_seconds
+    start = int(state.step)
     if not (due := run.due(start)):
         return {}
     known = run.processes.as_first(
-        "evaluation", lambda: writers_lib.read_scores(run.workdir, start), seconds
+        "evaluation",
+        lambda: writers_lib.read_scores(run.workdir, start),
+        run.config.processes.start_seconds,
     )
     if {key.partition("/")[0] for key in known} >= set(due):
         return known
     try:
-        return _evaluate(run, start, state, due, writers, stopped)
+        return _evaluate(run, state, writers, stopped)
     except Interrupted:
         raise Interrupted(f"in the evaluation after step {start}, which is saved") from None
 
 
-def _evaluate(
-    run: Run,
-    step: int,
-    state: TrainState,
-    due: list[str],
-    writers: Writers,
-    stopped: Callable[[], bool],
-) -> Scores:
+def _evaluate(run: Run, state: TrainState, writers: Writers, stopped: Callable[[], bool]) -> Scores:
+    step = int(state.step)
     with run.clock.spent("evaluation"):
-        scores = run.evaluate(state, due, stopped)
+        scores = run.evaluate(state, run.due(step), stopped)
         if scores:
             writers.scalars(step, {"epoch": run.epoch(step), **scores})
     return scores
@@ -133,10 +131,3 @@ def _log(
     run.clock.write()
     if alarm := checkpoints.alarm(step, run.save_every):
         writers.text(alarm)
-
-
-def _save(run: Run, step: int, state: TrainState, scores: Scores, checkpoints: Checkpoints) -> None:
-    run.processes.at("save", step)
-    with run.clock.spent("checkpoint"):
-        checkpoints.save(step, state, scores or None)
-    run.clock.write()

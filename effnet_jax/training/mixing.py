@@ -17,9 +17,7 @@ def is_mixing(config: ConfigDict) -> bool:
 def box_weights(key: jax.Array, areas: jax.Array, height: int, width: int) -> jax.Array:
     """Weights [N, height, width, 1]: 0 in a box around a random point of the image, 1 elsewhere.
 
-    Args:
-      areas: [N], fraction of the image that a box covers before it is cut off at the edges.
-      height, width: of the image, in pixels.
+    `areas` [N] are the fractions of the image that the boxes cover, before its edges cut them off.
     """
     inside = []
     for axis_key, length in zip(jax.random.split(key), (height, width), strict=True):
@@ -36,11 +34,8 @@ def mix(
 ) -> tuple[jax.Array, jax.Array]:
     """Mixes a batch with its own reverse; where mixup and cutmix are on, an image gets either.
 
-    Args:
-      images: [N, H, W, 3], normalised.
-      targets: [N, classes].
-      mask: [N]; an image that doesn't count is mixed with no other.
-      config: `config.augment`.
+    Images are [N, H, W, 3], normalised; targets [N, classes]; `config` is `config.augment`. An
+    image that `mask` [N] leaves out is mixed with no other.
     """
     count, height, width = images.shape[:3]
     choice_key, mixup_key, cutmix_key, box_key = jax.random.split(key, 4)

@@ -53,7 +53,7 @@ def ema_decay(decay: float, updates: jax.Array) -> jax.Array:
 
 
 def multipliers(rules: Sequence[tuple[str, float]], params: PyTree, what: str) -> PyTree:
-    """A number for every parameter: that of the first rule that matches its whole name.
+    """The multiplier of each parameter: that of the first rule that matches its whole name.
 
     Args:
       rules: (regular expression over the slash-joined name, multiplier).
@@ -63,28 +63,23 @@ def multipliers(rules: Sequence[tuple[str, float]], params: PyTree, what: str) -
     Raises:
       UserError: a parameter that no rule covers, or a rule that matches nothing at all.
     """
-    uncovered, used = [], set()
 
-    def choose(path: tuple, _: Any) -> float:
-        name = path_name(path)
-        for index, (pattern, multiplier) in enumerate(rules):
-            if re.fullmatch(pattern, name):
-                used.add(index)
-                return float(multiplier)
-        uncovered.append(name)
-        return 0.0
+    def first_match(path: tuple, _: Any) -> int:
+        matches = (re.fullmatch(pattern, path_name(path)) for pattern, _ in rules)
+        return next((index for index, match in enumerate(matches) if match), len(rules))
 
-    chosen = jax.tree_util.tree_map_with_path(choose, params)
-    if uncovered:
+    chosen = jax.tree.map_with_path(first_match, params)
+    leaves = jax.tree.leaves_with_path(chosen)
+    if uncovered := [path_name(path) for path, index in leaves if index == len(rules)]:
         shown = ", ".join(uncovered[:5])
         raise UserError(
             f"{what}: no rule covers {len(uncovered)} parameters ({shown} ...); "
             "end the rules with ('.*', 1.0)"
         )
-    unused = [pattern for index, (pattern, _) in enumerate(rules[:-1]) if index not in used]
-    if unused:
-        raise UserError(f"{what}: rule {unused[0]!r} is the first match of no parameter")
-    return chosen
+    if unused := set(range(len(rules) - 1)).difference(jax.tree.leaves(chosen)):
+        pattern = rules[min(unused)][0]
+        raise UserError(f"{what}: rule {pattern!r} is the first match of no parameter")
+    return jax.tree.map(lambda index: float(rules[index][1]), chosen)
 
 
 def build_optimizer(
@@ -93,12 +88,7 @@ def build_optimizer(
     """The optimizer of `config.optimizer`.
 
     For rmsprop and sgd the weight decay is an L2 term of the loss, 0.5 * rate * sum(w**2), that
-    goes through the optimizer with the gradient; for adamw it is decoupled.
-
-    Args:
-      config: `config.optimizer`.
-      schedule: learning rate by step.
-      params: parameters, or their shapes.
+    goes through the optimizer with the gradient; for adamw it is decoupled. `params` may be shapes.
     """
     own = config[config.name]
     decays, rates = (

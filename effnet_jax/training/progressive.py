@@ -23,10 +23,8 @@ class Stage:
 
     Attributes:
       number: from 1.
-      start_epoch, end_epoch: of the run.
       first, last: steps; those that the stage trains are first + 1 to last.
       config: the whole config, as it is in this stage.
-      model: of that config.
     """
 
     number: int
@@ -62,12 +60,8 @@ def largest(config: ConfigDict) -> ConfigDict:
 def stages(config: ConfigDict, examples: int) -> list[Stage]:
     """A run's stages; a single one where `config.progressive` has none.
 
-    Args:
-      config: the whole config, with the number of classes known.
-      examples: records in an epoch.
-
-    Raises:
-      UserError: a stage has no step.
+    For the whole config, with the number of classes known, and the records in an epoch. Raises
+    UserError where a stage has no step.
     """
     each = config_lib.stages(config)
     count, epochs = len(each), config.epochs
@@ -94,9 +88,8 @@ def steps_left(stages: Sequence[Stage], step: int) -> float:
     """How many steps as long as `step` the rest of the run takes, if a pixel takes as long."""
     pixels = after(stages, step - 1)[0].resolution ** 2
     return sum(
-        (stage.last - max(step, stage.first)) * stage.resolution**2 / pixels
+        max(0, stage.last - max(step, stage.first)) * stage.resolution**2 / pixels
         for stage in stages
-        if stage.last > step
     )
 
 

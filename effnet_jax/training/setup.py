@@ -3,8 +3,11 @@
 import dataclasses
 import functools
 import itertools
+import json
+import operator
 import os
 import pathlib
+import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -22,25 +25,20 @@ from effnet_jax.data import pipeline, sources
 from effnet_jax.data.sources import Source
 from effnet_jax.errors import UserError
 from effnet_jax.evaluation import Evaluator
-from effnet_jax.run import environment, writers
+from effnet_jax.run import environment, files
 from effnet_jax.run.processes import Alone
-from effnet_jax.training import fine_tune, progressive, workdir_files
+from effnet_jax.run.writers import say
+from effnet_jax.training import fine_tune, progressive
 from effnet_jax.training import optimizer as optimizers
 from effnet_jax.training.clock import Clock
 from effnet_jax.training.progressive import Stage
 from effnet_jax.training.state import TrainState, abstract_state, fresh_state
 from effnet_jax.training.step import random_key
+from effnet_jax.trees import shapes_by_name
 
 Scores = dict[str, float | int]
-
-
-@dataclasses.dataclass(frozen=True)
-class Evaluation:
-    """One of `config.evaluations`: its evaluator, which weights it takes, every how many steps."""
-
-    evaluator: Evaluator
-    weights: tuple[str, ...]
-    every: int
+# A run's place in its data follows from these and the step: a run that resumes has to keep them.
+KEPT = ("seed", "batch_size", "data.source", "data.name", "data.train_split")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +51,7 @@ class Run:
       schedule: learning rate by step.
       shapes, shardings: of the state.
       stages: one, or those of progressive learning.
+      evaluators, every: of each of `config.evaluations`, and the steps between two evaluations.
       total, save_every: steps of the run, and between two saves.
     """
 
@@ -67,7 +66,8 @@ class Run:
     shapes: TrainState
     shardings: Any
     stages: list[Stage]
-    evaluations: dict[str, Evaluation]
+    evaluators: dict[str, Evaluator]
+    every: dict[str, int]
     total: int
     save_every: int
     clock: Clock
@@ -86,18 +86,17 @@ class Run:
         """The evaluations after a step: all at the end, and none just before it."""
         return [
             name
-            for name, each in self.evaluations.items()
+            for name, every in self.every.items()
             if step == self.total
-            or (step and step % each.every == 0 and self.total - step >= each.every // 2)
+            or (step and step % every == 0 and self.total - step >= every // 2)
         ]
 
     def evaluate(self, state: TrainState, names: list[str], stopped: Callable[[], bool]) -> Scores:
         """Results of the evaluations `names`, as NAME/WEIGHTS/METRIC; raises Interrupted."""
         scores = {}
         for name in names:
-            each = self.evaluations[name]
-            for weights in each.weights:
-                result = each.evaluator(*state.weights(weights), should_stop=stopped)
+            for weights in self.config.evaluations[name].weights:
+                result = self.evaluators[name](*state.weights(weights), should_stop=stopped)
                 scores |= {f"{name}/{weights}/{key}": value for key, value in result.items()}
         return scores
 
@@ -109,15 +108,13 @@ class Run:
         """
         place, data = (self.processes.index, self.processes.count), self.config.data
         for stage in progressive.after(self.stages, step):
-            first = max(step, stage.first)
+            first, last = max(step, stage.first) + skipped, stage.last + skipped
             made = pipeline.train_batches(self.source, stage.config, stage.resolution, *place)
             if data.synthetic:
-                batch = parallel.put_batch(made[0], self.mesh)
-                yield from itertools.repeat(batch, stage.last - first)
-                continue
-            span = first + skipped, stage.last + skipped
-            for batch in made.read_ahead(data, *span, data.processes):
-                yield parallel.put_batch(batch, self.mesh)
+                yield from itertools.repeat(parallel.put_batch(made[0], self.mesh), last - first)
+            else:
+                for batch in made.read_ahead(data, first, last, data.processes):
+                    yield parallel.put_batch(batch, self.mesh)
 
     def newest_state(self, checkpoints: Checkpoints) -> TrainState:
         """The state of the newest checkpoint, or a fresh one where there is none."""
@@ -139,6 +136,34 @@ class Run:
             parallel.describe_batch_norm(self.config, self.mesh.size),
             *progressive.describe(self.stages),
         ]
+
+    def write_files(self, step: int) -> None:
+        """Writes config.json, classes.json, parameters.csv, and a line of runs.jsonl.
+
+        A config that differs from the last one is kept as config_until_step_N.json.
+        """
+        path, config = self.workdir / config_lib.FILE, self.config
+        if path.exists():
+            old = json.loads(path.read_text())
+            if changes := config_lib.changes(old, config_lib.to_dict(config)):
+                say("resuming with a changed config:\n  " + "\n  ".join(changes))
+                os.replace(path, self.workdir / f"config_until_step_{step}.json")
+        config_lib.save(config, path)
+        classes = json.dumps(self.source.classes)
+        files.write_atomically(self.workdir / "classes.json", f"{classes}\n")
+        lines = ["name,shape,weight_decay_multiplier,learning_rate_multiplier"]
+        params = self.shapes.params
+        decided = [
+            jax.tree.leaves(optimizers.multipliers(config.optimizer[key], params, key))
+            for key in ("weight_decay_rules", "learning_rate_rules")
+        ]
+        for (name, shape), decay, rate in zip(
+            shapes_by_name(params).items(), *decided, strict=True
+        ):
+            lines.append(f"{name},{'x'.join(map(str, shape))},{decay:g},{rate:g}")
+        files.write_atomically(self.workdir / "parameters.csv", "\n".join(lines) + "\n")
+        with open(self.workdir / "runs.jsonl", "a") as file:
+            file.write(json.dumps({"start_step": step, **environment.describe_run()}) + "\n")
 
 
 def prepare(config: ConfigDict, workdir: pathlib.Path, processes: Alone, clock: Clock) -> Run:
@@ -166,12 +191,6 @@ def prepare(config: ConfigDict, workdir: pathlib.Path, processes: Alone, clock: 
             f"batch_size={config.batch_size}"
         )
 
-    def evaluation(name: str, entry: ConfigDict) -> Evaluation:
-        own = config_lib.for_evaluation(config, name)
-        epochs = config.eval_epochs if entry.epochs is None else entry.epochs
-        evaluator = Evaluator(model, own, evaluated[name], mesh, processes)
-        return Evaluation(evaluator, entry.weights, max(1, to_steps(epochs)))
-
     run = Run(
         config=config,
         workdir=workdir,
@@ -184,14 +203,21 @@ def prepare(config: ConfigDict, workdir: pathlib.Path, processes: Alone, clock: 
         shapes=shapes,
         shardings=parallel.state_sharding(shapes, mesh, config.optimizer.sharded),
         stages=progressive.stages(config, len(source)),
-        evaluations={name: evaluation(name, entry) for name, entry in config.evaluations.items()},
+        evaluators={
+            name: Evaluator(model, config_lib.for_evaluation(config, name), each, mesh, processes)
+            for name, each in evaluated.items()
+        },
+        every={
+            name: max(1, to_steps(config.eval_epochs if each.epochs is None else each.epochs))
+            for name, each in config.evaluations.items()
+        },
         total=total,
         save_every=max(1, to_steps(config.checkpoint.save_epochs)),
         clock=clock,
     )
     for checked in (*evaluated.values(), *([source] if config.data.on_corrupt == "stop" else [])):
         pipeline.check_images(checked, config.data.check_images, config.data.threads)
-    workdir_files.check(workdir, config, processes)
+    _check_workdir(workdir, config, processes)
 
     def facts() -> dict[str, Any]:
         data = {"train": source, **evaluated}
@@ -203,13 +229,44 @@ def prepare(config: ConfigDict, workdir: pathlib.Path, processes: Alone, clock: 
     return run
 
 
+def _check_workdir(workdir: pathlib.Path, config: ConfigDict, processes: Alone) -> None:
+    """Makes the workdir; raises UserError where this run may not, or can't, write to it."""
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"--workdir={workdir} is a file")
+    content = [  # What more there is than a failed start leaves.
+        path
+        for path in workdir.glob("*")
+        if path.name != files.RUN_LOCK and not (path.is_dir() and not any(path.iterdir()))
+    ]
+    if config.checkpoint.resume == "never" and processes.is_first and content:
+        raise UserError(
+            f"--workdir={workdir} is not empty and config.checkpoint.resume is 'never'; give an "
+            "empty one, or --config.checkpoint.resume=auto to resume what is there"
+        )
+    if (workdir / config_lib.FILE).exists():
+        old = config_lib.load(workdir)
+        for key in KEPT:
+            before, now = (operator.attrgetter(key)(each) for each in (old, config))
+            if before != now:
+                raise UserError(
+                    f"the run in {workdir} has config.{key}={before}, and now it is {now}: its "
+                    "place in the data would be lost. Keep the value, or give another --workdir"
+                )
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=workdir):
+            pass
+    except OSError as error:
+        raise UserError(f"can't write to --workdir={workdir}: {error.strerror}") from None
+
+
 def _evaluation_source(config: ConfigDict, name: str, train: Source) -> Source:
     """The records of an evaluation; where they are its own, its classes may be some of train's."""
     data = config_lib.for_evaluation(config, name).data
     source = sources.open_source(data, data.eval_split)
     parallel.check_processes(len(source), f"evaluation {name!r}")
     if config.evaluations[name].data:
-        return sources.with_classes(source, train.classes, data.eval_split, writers.say)
+        return sources.with_classes(source, train.classes, data.eval_split, say)
     sources.check_classes(source.classes, train.classes, data.eval_split)
     return source
 

@@ -23,12 +23,10 @@ class TrainState:
     batch t + skipped.
 
     Attributes:
-      step: updates done, int32.
-      params, batch_stats: of the model, float32.
-      opt_state: optax state.
+      step: updates done.
       ema: running averages of params and batch_stats, under these names.
-      skipped: batches that roll-backs have passed over, int32.
-      rollbacks: how many there were, int32.
+      skipped: batches that roll-backs have passed over.
+      rollbacks: how many there were.
     """
 
     step: jax.Array
@@ -76,15 +74,14 @@ def fresh_state(
 def abstract_state(config: ConfigDict, examples: int) -> tuple[nn.Module, Any, TrainState]:
     """Model, optimizer and the state's shapes; builds no arrays.
 
-    Args:
-      config: the whole config, with the number of classes known.
-      examples: training records in an epoch, on which the schedule depends.
+    For the whole config, with the number of classes known, and the training records in an epoch.
     """
     model = models.build(config.model)
     resolution = model.architecture.resolution
     key = jax.eval_shape(lambda: jax.random.key(0))
     variables = jax.eval_shape(lambda key: models.init_variables(model, resolution, key), key)
-    schedule = learning_rate(config, examples)
-    optimizer = build_optimizer(config.optimizer, schedule, variables["params"])
+    optimizer = build_optimizer(
+        config.optimizer, learning_rate(config, examples), variables["params"]
+    )
     shapes = jax.eval_shape(lambda key: init_state(model, optimizer, resolution, key), key)
     return model, optimizer, shapes

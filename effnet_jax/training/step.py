@@ -21,8 +21,7 @@ from effnet_jax.training.optimizer import ema_decay
 from effnet_jax.training.state import TrainState
 
 PyTree = Any
-Batch = dict[str, jax.Array]
-Metrics = dict[str, jax.Array]
+Arrays = dict[str, jax.Array]  # A batch, or the metrics of a step.
 
 
 def random_key(seed: int | jax.Array, purpose: str, step: int | jax.Array) -> jax.Array:
@@ -34,9 +33,8 @@ def random_key(seed: int | jax.Array, purpose: str, step: int | jax.Array) -> ja
 def make_gradients(model: nn.Module, config: ConfigDict, mesh: Mesh) -> Callable[..., PyTree]:
     """The loss and its gradient, in microbatches where `accumulation_steps` asks for them.
 
-    Returns:
-      `((params, batch_stats, count), batch, rngs) -> ((loss, (correct, batch_stats)), gradients)`,
-      for a batch of normalised images and target distributions, of which `count` are not masked.
+    `((params, batch_stats, count), batch, rngs) -> ((loss, (correct, batch_stats)), gradients)`,
+    for a batch of normalised images and target distributions, of which `count` are not masked.
     """
     count = config.accumulation_steps
     group = parallel.batch_norm_group(config, mesh.size)
@@ -47,7 +45,7 @@ def make_gradients(model: nn.Module, config: ConfigDict, mesh: Mesh) -> Callable
     else:
         model = model.clone(batch_norm_group=group)
 
-    def gradients(weights: PyTree, batch: Batch, rngs: dict[str, jax.Array]) -> PyTree:
+    def gradients(weights: PyTree, batch: Arrays, rngs: Arrays) -> PyTree:
         params, batch_stats, examples = weights
 
         def loss_fn(params):
@@ -65,7 +63,7 @@ def make_gradients(model: nn.Module, config: ConfigDict, mesh: Mesh) -> Callable
         return gradients
     summed = in_microbatches(gradients, count, mesh, members)
 
-    def accumulated(weights: PyTree, batch: Batch, rngs: dict[str, jax.Array]) -> PyTree:
+    def accumulated(weights: PyTree, batch: Arrays, rngs: Arrays) -> PyTree:
         (loss, (correct, batch_stats)), grads = summed(weights, batch, rngs)
         # All else is a sum; these are the running statistics after each microbatch.
         batch_stats = jax.tree.map(lambda x: x / (count * mesh.size), batch_stats)
@@ -76,20 +74,18 @@ def make_gradients(model: nn.Module, config: ConfigDict, mesh: Mesh) -> Callable
 
 def make_train_step(
     model: nn.Module, optimizer: optax.GradientTransformation, config: ConfigDict, mesh: Mesh
-) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]:
-    """The step for a model and an optimizer, the whole config and the run's mesh; not jitted.
+) -> Callable[[TrainState, Arrays, jax.Array], tuple[TrainState, Arrays]]:
+    """The training step for the whole config and the run's mesh; not jitted.
 
-    Returns:
-      A function of the state, a batch (image uint8 [N, H, W, 3], label int32 [N], mask
-      float32 [N]) and the run's seed (uint32; an argument, so that runs over seeds share one
-      compiled program). Its metrics are loss and correct, summed over the batch, their count, the
-      norm of the gradient without weight decay, and that of the new weights and BatchNorm
-      statistics, which is finite only if they all are.
+    Its batch is image uint8 [N, H, W, 3], label int32 [N] and mask float32 [N]. The seed is an
+    argument, so that runs over seeds share one compiled program. Metrics are loss and correct,
+    summed over the batch, their count, the norm of the gradient without weight decay, and the norm
+    of the new weights and BatchNorm statistics, which is finite only if they all are.
     """
     gradients = make_gradients(model, config, mesh)
     preprocess, smoothing = config.preprocess, config.loss.label_smoothing
 
-    def train_step(state: TrainState, batch: Batch, seed: jax.Array) -> tuple[TrainState, Metrics]:
+    def train_step(state: TrainState, batch: Arrays, seed: jax.Array) -> tuple[TrainState, Arrays]:
         streams = ("dropout", "stochastic_depth")
         rngs = {name: random_key(seed, name, state.step) for name in streams}
         images = normalize(batch["image"], preprocess.mean, preprocess.std)
@@ -98,15 +94,12 @@ def make_train_step(
             key = random_key(seed, "mixing", state.step)
             images, targets = mix(images, targets, batch["mask"], config.augment, key)
         count = batch["mask"].sum()
-        (loss, (correct, batch_stats)), grads = gradients(
-            (state.params, state.batch_stats, count),
-            {**batch, "image": images, "target": targets},
-            rngs,
-        )
+        weights = state.params, state.batch_stats, count
+        batch = {**batch, "image": images, "target": targets}
+        (loss, (correct, batch_stats)), grads = gradients(weights, batch, rngs)
         if config.optimizer.sharded:  # Each device updates its share, whatever a compiler prefers.
-            grads = jax.lax.with_sharding_constraint(
-                grads, parallel.shard_largest_axis(grads, mesh)
-            )
+            shares = parallel.shard_largest_axis(grads, mesh)
+            grads = jax.lax.with_sharding_constraint(grads, shares)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
 
@@ -139,11 +132,8 @@ def lower_train_step(
 ) -> jax.stages.Lowered:
     """The training step as a run executes it, lowered for the devices of a mesh.
 
-    The state is donated. The devices need not exist: the planner's are descriptions.
-
-    Args:
-      model, optimizer, shapes: see `state.abstract_state`.
-      config: the whole config.
+    For the results of `state.abstract_state`. The state is donated. The devices need not exist:
+    the planner's are descriptions.
     """
     shardings = parallel.state_sharding(shapes, mesh, config.optimizer.sharded)
     state = parallel.abstract(shapes, shardings)

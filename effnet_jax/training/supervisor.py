@@ -15,7 +15,6 @@ from effnet_jax.errors import Interrupted, NonFiniteLossError, UserError
 from effnet_jax.run import files, writers
 from effnet_jax.run.processes import ALONE, Alone
 from effnet_jax.run.signals import Signals
-from effnet_jax.training import workdir_files
 from effnet_jax.training.clock import Clock
 from effnet_jax.training.loop import Hook, compile_step, train
 from effnet_jax.training.setup import Run, Scores, prepare
@@ -34,12 +33,6 @@ def train_and_evaluate(
 
     After a loss that is not finite, with `config.nonfinite.action="rollback"`, the loop is called
     again from the newest checkpoint, past the data of the steps since.
-
-    Args:
-      config: see config.py.
-      workdir: for checkpoints, metrics and config.
-      hooks: called after each step.
-      processes: as from `processes.join`.
 
     Returns:
       The final state, and the last evaluations by name: val/raw/top1, val/ema/count and so on.
@@ -78,17 +71,14 @@ def train_and_evaluate(
                 state = None  # Before there is another.
                 state = _roll_back(run, bad, skipped, rollbacks, checkpoints)
             except Interrupted as error:
-                _wait(run, checkpoints)
+                with clock.spent("checkpoint"):
+                    checkpoints.wait()
                 raise Interrupted(f"stopped by {signals.name} {error}. {AGAIN}") from None
             except UserError as error:  # An image that can't be read.
                 raise UserError(f"{error}. {_last_good(run, checkpoints)}") from None
-        _wait(run, checkpoints)
+        with clock.spent("checkpoint"):
+            checkpoints.wait()
     return state, scores
-
-
-def _wait(run: Run, checkpoints: Checkpoints) -> None:
-    with run.clock.spent("checkpoint"):
-        checkpoints.wait()
 
 
 def _open_run(run: Run, start: int) -> None:
@@ -102,7 +92,7 @@ def _open_run(run: Run, start: int) -> None:
             f"config.epochs={run.config.epochs:g}; raise it, or give another --workdir"
         )
     if run.processes.is_first:
-        workdir_files.write(run.workdir, run.config, run.source.classes, run.shapes, start)
+        run.write_files(start)
     run.clock.open(run.workdir, start)
     for line in run.describe(start):
         writers.say(line)
@@ -115,18 +105,12 @@ def _last_good(run: Run, checkpoints: Checkpoints) -> str:
 
 
 def _roll_back(
-    run: Run,
-    bad: NonFiniteLossError,
-    skipped: int,
-    rollbacks: int,
-    checkpoints: Checkpoints,
+    run: Run, bad: NonFiniteLossError, skipped: int, rollbacks: int, checkpoints: Checkpoints
 ) -> TrainState:
-    """The state of the newest checkpoint, told to skip the data of the steps since.
+    """The state of the newest checkpoint, which skips the data of the steps since.
 
-    Counted from the state that went bad: the checkpoint may be older than an earlier roll-back.
-
-    Raises:
-      NonFiniteLossError: the config does not allow (another) roll-back.
+    `skipped` and `rollbacks` are those of the state that went bad: the checkpoint may be older than
+    an earlier roll-back. Raises `bad` again where the config does not allow another roll-back.
     """
     position, allowed = bad.step + skipped, run.config.nonfinite.max_rollbacks
     if run.config.nonfinite.action == "stop" or rollbacks >= allowed:
