@@ -106,21 +106,25 @@ def _members(file: BinaryIO, start: int, end: int) -> Iterator[tuple[str, int, i
 
 def _tar(split: str, path: pathlib.Path) -> list[Item]:
     """The images of a tar: in training of the tars of classes inside it."""
-    items = []
     try:
         with open(path, "rb") as file:
-            for name, start, size in _members(file, 0, path.stat().st_size):
-                if split == VALIDATION:
-                    label = imagenet.validation_label(name, str(path))
-                    items.append(Item(name, label, str(path), start, size))
-                    continue
-                label = imagenet.label_of(name.removesuffix(".tar"), f"{name} in {path}")
-                inner = _members(file, start, start + size)
-                items += [Item(image, label, str(path), *place) for image, *place in inner]
+            members = _members(file, 0, path.stat().st_size)
+            if split == TRAIN:
+                return list(_in_classes(file, path, members))
+            labeled = ((imagenet.validation_label(m[0], str(path)), *m) for m in members)
+            return [Item(name, label, str(path), *place) for label, name, *place in labeled]
     except BrokenTar as error:
         error.split, error.path = split, path
         raise
-    return items
+
+
+def _in_classes(
+    file: BinaryIO, path: pathlib.Path, tars: Iterator[tuple[str, int, int]]
+) -> Iterator[Item]:
+    for name, start, size in tars:
+        label = imagenet.label_of(name.removesuffix(".tar"), f"{name} in {path}")
+        for image, *place in _members(file, start, start + size):
+            yield Item(image, label, str(path), *place)
 
 
 def _folder(folder: pathlib.Path) -> list[Item]:

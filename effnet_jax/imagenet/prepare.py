@@ -82,11 +82,8 @@ def prepare(
             if final.exists():  # An earlier process was killed, or ended a moment ago.
                 shutil.rmtree(work)
                 raise exists
-            try:
+            with _removed_unless_begun(work):
                 shards = _begin(source, work, settings, subset)
-            finally:
-                if not (work / "state.json").exists():
-                    shutil.rmtree(work)
             made = _make(shards, work, settings, processes, check)
             _finish(work, made, settings)
             os.rename(work / "data", final)
@@ -94,6 +91,15 @@ def prepare(
     except OSError as error:
         raise UserError(f"{error.filename or work}: {error.strerror}") from None
     return made
+
+
+@contextlib.contextmanager
+def _removed_unless_begun(work: Path) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        if not (work / "state.json").exists():
+            shutil.rmtree(work)
 
 
 def _begin(source: Path, work: Path, settings: Settings, subset: bool) -> list[Shard]:

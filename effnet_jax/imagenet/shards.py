@@ -115,9 +115,7 @@ def _write(path: pathlib.Path, items: list[Item], settings: Settings) -> Report:
             except UserError:  # The file can't be read, which says nothing about the image.
                 raise
             except ValueError as error:
-                if not settings.drop:
-                    raise _damaged(item, str(error)) from None
-                dropped.append((item.file_name, str(error)))
+                dropped.append(_dropped(item, str(error), settings))
                 continue
             if found:
                 repaired.append((item.file_name, found))
@@ -130,6 +128,13 @@ def _write(path: pathlib.Path, items: list[Item], settings: Settings) -> Report:
     except RuntimeError as error:  # The writer's: the disk is full.
         raise UserError(f"can't write {path}: {error}") from None
     return Report(images, path.stat().st_size, repaired, dropped)
+
+
+def _dropped(item: Item, why: str, settings: Settings) -> tuple[str, str]:
+    """A damaged image and why, for the report; raises UserError unless such images are left out."""
+    if not settings.drop:
+        raise _damaged(item, why)
+    return item.file_name, why
 
 
 def _damaged(item: Item, why: str) -> UserError:

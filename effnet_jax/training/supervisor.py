@@ -71,14 +71,17 @@ def train_and_evaluate(
                 state = None  # Before there is another.
                 state = _roll_back(run, bad, skipped, rollbacks, checkpoints)
             except Interrupted as error:
-                with clock.spent("checkpoint"):
-                    checkpoints.wait()
+                _wait(run, checkpoints)
                 raise Interrupted(f"stopped by {signals.name} {error}. {AGAIN}") from None
             except UserError as error:  # An image that can't be read.
                 raise UserError(f"{error}. {_last_good(run, checkpoints)}") from None
-        with clock.spent("checkpoint"):
-            checkpoints.wait()
+        _wait(run, checkpoints)
     return state, scores
+
+
+def _wait(run: Run, checkpoints: Checkpoints) -> None:
+    with run.clock.spent("checkpoint"):
+        checkpoints.wait()
 
 
 def _open_run(run: Run, start: int) -> None:
