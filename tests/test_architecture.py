@@ -98,7 +98,7 @@ def test_functions_stay_small(path):
 
 
 def test_the_package_does_not_grow():
-    # The aim is 6,500 lines for the spine and 11,500 for the package: lower these, never raise them.
+    # The aim is 6,500 lines for the spine and 11,500 for the package: only lower these numbers.
     lines = {path: path.read_text().count("\n") for path in FILES}
     spine = sum(count for path, count in lines.items() if room(path) in SPINE)
     assert spine <= 7050
