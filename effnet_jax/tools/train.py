@@ -4,7 +4,7 @@ As in: effnet-jax train --config=configs/imagenet.py:b0 --workdir=DIR [--config.
 
 The same command with the same workdir resumes where it stopped. Exit codes: 0 done, 2 bad input,
 3 the loss was not finite, 75 interrupted and saved, 130 Ctrl-C with nothing to save. To train on
-several machines, run the same command on each: see README.md.
+several machines, run the same command on each: see docs/processes.md.
 """
 
 import argparse
