@@ -18,7 +18,6 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import cv2
 import grain
@@ -31,7 +30,7 @@ from effnet_jax.data.crop import Box
 from effnet_jax.data.decode import decode_box, decode_image
 from effnet_jax.data.preprocess import Preprocess
 from effnet_jax.data.resizing import resize
-from effnet_jax.data.sources import Source
+from effnet_jax.data.sources import Record, Source
 from effnet_jax.errors import UserError
 from effnet_jax.run.workers import end_with_parent, held_back
 
@@ -42,7 +41,7 @@ Load = Callable[[int, np.ndarray], tuple[int | np.ndarray, bool]]
 CHUNK = 16  # Images that one thread makes in a row, at most.
 
 
-def read(source: Source, index: int) -> dict[str, Any]:
+def read(source: Source, index: int) -> Record:
     """The encoded image and label of a record; raises ValueError or OSError if it is damaged."""
     record = source[index]
     label, classes = record["label"], len(source.classes)
@@ -70,9 +69,8 @@ def check_images(source: Source, count: int, threads: int) -> None:
             raise error_for(source, index, error) from None
 
     indices = np.unique(np.linspace(0, len(source) - 1, min(count, len(source)), dtype=int))
-    with concurrent.futures.ThreadPoolExecutor(max(1, threads)) as pool:
-        for _ in pool.map(check, indices.tolist()):
-            pass
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        list(pool.map(check, indices.tolist()))
 
 
 class TrainImages:
@@ -146,34 +144,21 @@ class EvalImages:
 
 def concatenate(chunks: Sequence[Batch]) -> Batch:
     """Chunks in a row as a batch; images that lie in one array already are not copied."""
-    batch = {
-        key: np.concatenate([chunk[key] for chunk in chunks]) for key in chunks[0] if key != "image"
-    }
-    images = [chunk["image"] for chunk in chunks]
+    batch = {key: [chunk[key] for chunk in chunks] for key in chunks[0]}
+    images = batch.pop("image")
     whole = images[0].base  # For images from worker processes it is their memory.
     together = isinstance(whole, np.ndarray) and len(whole) == sum(map(len, images))
     if not together or any(image.base is not whole for image in images):
         whole = np.concatenate(images)
-    return {"image": whole, **batch}
-
-
-def start_worker(index: int, count: int) -> None:
-    """Called in each worker process, which ends with this one."""
-    end_with_parent()
+    return {"image": whole, **{key: np.concatenate(parts) for key, parts in batch.items()}}
 
 
 class Batches:
     """This process's share of every batch: `batches[step]`, or `batches.read_ahead(...)`.
 
     A share of n images has image uint8 [n, resolution, resolution, 3], label int32 and mask
-    float32 [n]; label is [n, MOST_LABELS] where the source has sets of labels.
-
-    Args:
-      load: makes the image at a position.
-      resolution: side of the images, in pixels.
-      batch_size: global batch; a multiple of `processes`.
-      length: number of batches; None for no end.
-      process, processes: index of this process, and the number of them.
+    float32 [n]; label is [n, MOST_LABELS] where the source has sets of labels. `batch_size` is the
+    global one, a multiple of `processes`; `length` is the number of batches, None for no end.
     """
 
     def __init__(
@@ -193,22 +178,18 @@ class Batches:
     def __len__(self) -> int:
         return self._length  # Raises TypeError if there is no end.
 
-    def positions(self, chunk: int) -> range:
-        """Positions in the stream of a chunk of this process."""
-        step, part = divmod(chunk, self._per_batch)
-        first = step * self._global + self._process * self._local + part * self._chunk
-        return range(first, first + self._chunk)
-
     def _empty(self, count: int) -> np.ndarray:
         return np.empty((count, self._resolution, self._resolution, 3), np.uint8)
 
     def _make(self, number: int, images: np.ndarray | None = None) -> Batch:
         """Makes a chunk of this process in this thread; its images in `images` if that is given."""
         images = self._empty(self._chunk) if images is None else images
-        loaded = map(self._load, self.positions(number), images)
-        labels, masks = zip(*loaded, strict=True)
-        masks = np.array(masks, np.float32)
-        return {"image": images, "label": np.array(labels, np.int32), "mask": masks}
+        step, part = divmod(number, self._per_batch)
+        first = step * self._global + self._process * self._local + part * self._chunk
+        positions = range(first, first + self._chunk)
+        labels, masks = zip(*map(self._load, positions, images), strict=True)
+        label, mask = np.array(labels, np.int32), np.array(masks, np.float32)
+        return {"image": images, "label": label, "mask": mask}
 
     def _make_in_place(self) -> Callable[[int], Batch]:
         """A `_make` of images that lie in their batch already, so they needn't be copied."""
@@ -231,27 +212,23 @@ class Batches:
     ) -> Iterator[Batch]:
         """Iterates `self[start:stop]` in order, read ahead by threads or by worker processes.
 
-        Args:
-          config: `config.data`, with limits for what is ready or in work. In addition, one batch is
-            put together and one waits.
-          start, stop: steps; None for the end.
-          workers: number of processes, of `config.threads` threads each; 0: threads of this one.
+        `config.data` limits what is ready or in work; in addition, one batch is put together and
+        one waits. Each of `workers` processes has `config.threads` threads; 0: threads of this one.
         """
         stop = self._length if stop is None else stop
-        first = start * self._per_batch
         last = 2**62 if stop is None else stop * self._per_batch
-        chunk_bytes = self._chunk * self._resolution**2 * 3
-        most = int(config.prefetch_gib * 2**30 / chunk_bytes)
+        most = int(config.prefetch_gib * 2**30 / (self._chunk * self._resolution**2 * 3))
         ahead = min(config.prefetch_batches * self._per_batch, most)
         ahead = max(1, ahead // max(1, workers))
         options = grain.ReadOptions(min(config.threads, ahead), ahead)
+        numbers = grain.MapDataset.range(start * self._per_batch, last)
         make = self._make if workers else self._make_in_place()
-        chunks = grain.MapDataset.range(first, last).map(make).to_iter_dataset(options)
+        chunks = numbers.map(make).to_iter_dataset(options)
         if workers:
             if not flags.FLAGS.is_parsed():  # Grain asks a flag; a notebook has none.
                 flags.FLAGS.mark_as_parsed()
             options = grain.MultiprocessingOptions(workers)
-            chunks = chunks.mp_prefetch(options, start_worker)
+            chunks = chunks.mp_prefetch(options, lambda index, count: end_with_parent())
         batches = chunks.batch(self._per_batch, batch_fn=concatenate)
         made = iter(grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=1))
         with held_back(signal.SIGINT, signal.SIGTERM):  # All processes of a job get them at once.
