@@ -20,13 +20,13 @@ def random_box(
     area: tuple[float, float],
     aspect: tuple[float, float],
     rng: np.random.Generator,
+    min_covered: float = 0.1,
 ) -> Box | None:
     """A crop of random area and aspect at a random place, or None where none of ten tries fits.
 
-    As TensorFlow's sample_distorted_bounding_box with the whole image as the object, of which a
-    crop covers at least a tenth: the aspect, width over height, is uniform between the two given;
-    then the height is, between those that give the smallest and the largest `area`, as fractions
-    of the image.
+    As TensorFlow's sample_distorted_bounding_box with the whole image as the object: the `aspect`,
+    width over height, is uniform, then the height is uniform between those that give the smallest
+    and the largest `area`. This and `min_covered` are fractions of the image.
     """
     for _ in range(10):
         ratio = rng.uniform(*aspect)
@@ -37,7 +37,7 @@ def random_box(
         crop_width = round(crop_height * ratio)
         covered = crop_height * crop_width / (height * width)
         fits = 0 < crop_height <= height and 0 < crop_width <= width
-        if fits and max(area[0], 0.1) <= covered <= area[1]:
+        if fits and max(area[0], min_covered) <= covered <= area[1]:
             top = int(rng.integers(0, height - crop_height + 1))
             left = int(rng.integers(0, width - crop_width + 1))
             return top, left, crop_height, crop_width

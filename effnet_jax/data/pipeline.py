@@ -12,6 +12,7 @@ memory that is read ahead is bounded, however large a batch is.
 """
 
 import concurrent.futures
+import contextlib
 import functools
 import signal
 import sys
@@ -52,21 +53,23 @@ def read(source: Source, index: int) -> Record:
     return record
 
 
-def error_for(source: Source, index: int, error: Exception) -> UserError:
-    """The error as a UserError that names the record."""
-    if isinstance(error, UserError):
-        return error
-    return UserError(f"cannot read {source.describe(index)}: {error}")
+@contextlib.contextmanager
+def naming(source: Source, index: int) -> Iterator[None]:
+    """Makes what is raised for a record that can't be read a UserError that names it."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (ValueError, OSError) as error:
+        raise UserError(f"cannot read {source.describe(index)}: {error}") from None
 
 
 def check_images(source: Source, count: int, threads: int) -> None:
     """Decodes `count` evenly spaced images; raises a UserError that names a bad one."""
 
     def check(index: int) -> None:
-        try:
+        with naming(source, index):
             decode_image(read(source, index)["image"])
-        except (ValueError, OSError) as error:
-            raise error_for(source, index, error) from None
 
     indices = np.unique(np.linspace(0, len(source) - 1, min(count, len(source)), dtype=int))
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
@@ -94,13 +97,13 @@ class TrainImages:
     def __call__(self, position: int, out: np.ndarray) -> tuple[int, bool]:
         index, rng, record = self.index(position), self.random(position), None
         try:
-            record = read(self._source, index)
-            image = decode_box(record["image"], functools.partial(self.box, len(out), rng))
-        except (ValueError, OSError) as error:
-            named = error_for(self._source, index, error)
+            with naming(self._source, index):
+                record = read(self._source, index)
+                image = decode_box(record["image"], functools.partial(self.box, len(out), rng))
+        except UserError as error:
             if not self._skips or record is None:  # A wrong label or a lost disk is never skipped.
-                raise named from None
-            print(f"skipped: {named}", file=sys.stderr, flush=True)
+                raise
+            print(f"skipped: {error}", file=sys.stderr, flush=True)
             out[:] = 0
             return 0, False
         self.distort(image, rng, out)
@@ -122,24 +125,6 @@ class TrainImages:
         if self._augment.erase_probability > 0:
             image = augment.erase(image, self._augment, self._preprocess.mean, rng)
         out[:] = image
-
-
-class EvalImages:
-    """A `Load` of evaluation images: those of the records in order, then black ones."""
-
-    def __init__(self, source: Source, preprocess: Preprocess):
-        self._source, self._preprocess = source, preprocess
-
-    def __call__(self, position: int, out: np.ndarray) -> tuple[int | np.ndarray, bool]:
-        if position >= len(self._source):
-            out[:] = 0
-            return read(self._source, 0)["label"], False  # For its shape.
-        try:
-            record = read(self._source, position)
-            out[:] = self._preprocess.pixels(record["image"])
-        except (ValueError, OSError) as error:
-            raise error_for(self._source, position, error) from None
-        return record["label"], True
 
 
 def concatenate(chunks: Sequence[Batch]) -> Batch:
@@ -186,8 +171,8 @@ class Batches:
         images = self._empty(self._chunk) if images is None else images
         step, part = divmod(number, self._per_batch)
         first = step * self._global + self._process * self._local + part * self._chunk
-        positions = range(first, first + self._chunk)
-        labels, masks = zip(*map(self._load, positions, images), strict=True)
+        loaded = map(self._load, range(first, first + self._chunk), images)
+        labels, masks = zip(*loaded, strict=True)
         label, mask = np.array(labels, np.int32), np.array(masks, np.float32)
         return {"image": images, "label": label, "mask": mask}
 
@@ -255,6 +240,16 @@ def eval_batches(
     The last is padded with black images whose mask is 0, so every process runs the same number of
     steps and every record counts.
     """
+    preprocess = Preprocess.from_config(config.preprocess, resolution)
+
+    def load(position: int, out: np.ndarray) -> tuple[int | np.ndarray, bool]:
+        if position >= len(source):
+            out[:] = 0
+            return read(source, 0)["label"], False  # For its shape.
+        with naming(source, position):
+            record = read(source, position)
+            out[:] = preprocess.pixels(record["image"])
+        return record["label"], True
+
     length = -(-len(source) // config.eval_batch_size)
-    load = EvalImages(source, Preprocess.from_config(config.preprocess, resolution))
     return Batches(load, resolution, config.eval_batch_size, length, process, processes)

@@ -9,8 +9,8 @@ import hashlib
 import io
 import os
 import pathlib
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -23,14 +23,21 @@ MOST_LABELS = 16  # Of one image; ImageNet ReaL has at most 9.
 Record = dict[str, bytes | int | np.ndarray]
 
 
-class Source(Protocol):
-    """One split of a data set; `describe` names a record for a message."""
+class Source:
+    """A split of a data set: `classes`, names by label, and random access to its records."""
 
-    classes: tuple[str, ...]  # Names by label.
+    def __init__(self, classes: tuple[str, ...], records: Sequence):
+        self.classes, self._records = classes, records
 
-    def __len__(self) -> int: ...
-    def __getitem__(self, index: int) -> Record: ...
-    def describe(self, index: int) -> str: ...
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> Record:
+        raise NotImplementedError
+
+    def describe(self, index: int) -> str:
+        """Names a record for a message."""
+        raise NotImplementedError
 
 
 def cache_dir() -> pathlib.Path:
@@ -42,8 +49,7 @@ def cache_dir() -> pathlib.Path:
 def _missing(name: str, data_dir: str) -> UserError:
     """The error for a data set that is not in `data_dir`, with the command that prepares it.
 
-    A preparation works in DATA_DIR/NAME/VERSION.incomplete, where it has a lock and, in state.json,
-    the command that continues it.
+    A preparation has a lock, and its command, in DATA_DIR/NAME/VERSION.incomplete.
     """
     dataset = name.partition(":")[0]
     for state in pathlib.Path(data_dir, dataset).glob("*.incomplete/state.json"):
@@ -90,13 +96,11 @@ def check_files(instructions: list[Any]) -> None:
         with contextlib.suppress(RuntimeError):
             records = array_record(path).num_records()
         if records != expected:
-            raise UserError(
-                f"{path} has {os.path.getsize(path):,} bytes, and {records} of its {expected} "
-                "records can be read; copy or prepare the data set again"
-            )
+            found = f"{path} has {os.path.getsize(path):,} bytes, and {records} of its {expected}"
+            raise UserError(f"{found} records can be read; copy or prepare the data set again")
 
 
-class TfdsSource:
+class TfdsSource(Source):
     """A split of a TFDS data set that is stored as ArrayRecord; needs no TensorFlow."""
 
     def __init__(self, name: str, data_dir: str | None, split: str, label: str = "label"):
@@ -117,20 +121,18 @@ class TfdsSource:
                 f"data set {name!r} has the features {', '.join(features)}; needed are 'image' "
                 f"and a class {label!r} (config.data.label), or a sequence of them"
             )
-        self.classes, self._label, self._name = tuple(labels.names), label, f"{name}/{split}"
         decoders = {"image": tfds.decode.SkipDecoding()}
         try:
             instructions = builder.info.splits[split].file_instructions
-            self._records = builder.as_data_source(split, decoders=decoders)
+            records = builder.as_data_source(split, decoders=decoders)
         except (KeyError, ValueError) as error:
             raise UserError(
                 f"no split {split!r} in data set {name!r}, which has "
                 f"{', '.join(sorted(builder.info.splits))} ({str(error).partition(chr(10))[0]})"
             ) from None
         check_files(instructions)
-
-    def __len__(self) -> int:
-        return len(self._records)
+        super().__init__(tuple(labels.names), records)
+        self._label, self._name = label, f"{name}/{split}"
 
     def __getitem__(self, index: int) -> Record:
         record = self._records[index]
@@ -153,10 +155,8 @@ def digits_source(name: str, data_dir: str | None, split: str) -> TfdsSource:
     """
     check_choice("config.data.name", name, ("digits", "cluttered_digits"))
     if data_dir and not os.path.isdir(os.path.join(data_dir, name)):
-        raise UserError(
-            f"no {name} in {data_dir} (config.data.data_dir); without that key they are made in "
-            f"{cache_dir()}"
-        )
+        where = f"no {name} in {data_dir} (config.data.data_dir)"
+        raise UserError(f"{where}; without that key they are made in {cache_dir()}")
     if data_dir:
         return TfdsSource(name, data_dir, split)
     import tensorflow_datasets as tfds
@@ -173,27 +173,20 @@ def digits_source(name: str, data_dir: str | None, split: str) -> TfdsSource:
             builder.download_and_prepare()
     except OSError as error:
         if not os.path.isdir(builder.data_dir):  # Otherwise another run was faster.
-            raise UserError(
-                f"can't write {name} to {data_dir} ({error.strerror}); set XDG_CACHE_HOME"
-            ) from None
+            where = f"{data_dir} ({error.strerror})"
+            raise UserError(f"can't write {name} to {where}; set XDG_CACHE_HOME") from None
     return TfdsSource(name, data_dir, split)
 
 
-class FolderSource:
-    """Image files in one folder per class; the sorted folder names are the classes."""
-
-    def __init__(self, classes: tuple[str, ...], paths: list[tuple[str, int]]):
-        self.classes, self._paths = classes, paths
-
-    def __len__(self) -> int:
-        return len(self._paths)
+class FolderSource(Source):
+    """Image files, given by path and label."""
 
     def __getitem__(self, index: int) -> Record:
-        path, label = self._paths[index]
+        path, label = self._records[index]
         return {"image": pathlib.Path(path).read_bytes(), "label": label}
 
     def describe(self, index: int) -> str:
-        return self._paths[index][0]
+        return self._records[index][0]
 
 
 def is_image(name: str) -> bool:
@@ -214,7 +207,7 @@ def list_classes(folder: pathlib.Path) -> dict[str, list[str]]:
             f"{folder} has {len(found)} class folders, and at least 2 are needed: "
             "DIR/CLASS/*.jpg, or DIR/train/CLASS/*.jpg and DIR/val/CLASS/*.jpg"
         )
-    if empty := [name for name, files in found.items() if not files]:
+    if empty := [name for name, paths in found.items() if not paths]:
         raise UserError(
             f"no JPEG or PNG file in {folder / empty[0]} and {len(empty) - 1} other class folders; "
             "remove the empty folder or add images"
@@ -236,10 +229,10 @@ def folder_source(config: ConfigDict, split: str) -> FolderSource:
     if (root / split).is_dir():
         by_class = list_classes(root / split)
     elif (root / config.train_split).is_dir() or (root / config.eval_split).is_dir():
+        folders = sorted(entry.name for entry in root.iterdir() if entry.is_dir())
         raise UserError(
             f"{root} has no folder {split!r}; give --config.data.train_split and "
-            "--config.data.eval_split out of: "
-            + ", ".join(sorted(entry.name for entry in root.iterdir() if entry.is_dir()))
+            f"--config.data.eval_split out of: {', '.join(folders)}"
         )
     else:
         by_class = {
@@ -263,18 +256,14 @@ def _held_out(folder: pathlib.Path, paths: list[str], share: float, evaluation: 
     return [path for path, step in zip(paths, np.diff(counts), strict=True) if step == evaluation]
 
 
-class Synthetic:
+class Synthetic(Source):
     """`count` records of 1000 classes, all of the same grey image."""
 
-    classes = tuple(f"class{label:03d}" for label in range(1000))
-
     def __init__(self, count: int):
+        super().__init__(tuple(f"class{label:03d}" for label in range(1000)), range(count))
         pixels = io.BytesIO()
         Image.new("RGB", (500, 375), (128, 128, 128)).save(pixels, "JPEG")
-        self._image, self._count = pixels.getvalue(), count
-
-    def __len__(self) -> int:
-        return self._count
+        self._image = pixels.getvalue()
 
     def __getitem__(self, index: int) -> Record:
         return {"image": self._image, "label": index % len(self.classes)}
@@ -308,20 +297,17 @@ def fingerprint(source: Source, most: int = 32) -> str:
     return f"{len(source)} records {digest.hexdigest()[:16]}"
 
 
-class Relabeled:
+class Relabeled(Source):
     """A source with the labels that its classes have in a longer list of classes."""
 
     def __init__(self, source: Source, classes: tuple[str, ...]):
-        self._source, self.classes = source, classes
+        super().__init__(classes, source)
         self.describe = source.describe
         labels = {name: label for label, name in enumerate(classes)}
         self._labels = np.array([labels[name] for name in source.classes], np.int32)
 
-    def __len__(self) -> int:
-        return len(self._source)
-
     def __getitem__(self, index: int) -> Record:
-        record = self._source[index]
+        record = self._records[index]
         label = np.asarray(record["label"])
         if label.max() >= len(self._labels):
             raise ValueError(f"label {label} is out of range, there are {len(self._labels)}")
@@ -354,9 +340,9 @@ def check_classes(found: tuple[str, ...], expected: tuple[str, ...], split: str)
     Labels are positions in the sorted class names, so one missing folder would shift them all.
     """
     if found != expected:
-        missing = sorted(set(expected) - set(found))[:5]
-        added = sorted(set(found) - set(expected))[:5]
+        missing = ", ".join(sorted(set(expected) - set(found))[:5]) or "none"
+        added = ", ".join(sorted(set(found) - set(expected))[:5]) or "none"
         raise UserError(
             f"split {split!r} has {len(found)} classes and training has {len(expected)}; "
-            f"missing: {', '.join(missing) or 'none'}; added: {', '.join(added) or 'none'}"
+            f"missing: {missing}; added: {added}"
         )
