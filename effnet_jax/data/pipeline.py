@@ -3,9 +3,8 @@
 Position p of the endless stream of records is record `permutation(seed, epoch)[p mod n]` of epoch
 `p // n`: each record once an epoch, in a new order every epoch. The global batch at step t holds
 the positions [t * B, (t + 1) * B), and each process has its equal share of them in order. What is
-random about an image follows from the seed and its position. So the same images with the same
-augmentations come in the same order whatever the number of processes. There is no iterator state:
-a run that starts at step t asks for the batches from t on.
+random about an image follows from the seed and its position. So the stream is the same whatever
+the number of processes, and a run that starts at step t asks for the batches from t on.
 
 Threads share the work on a batch by chunks of a few images: the first batch comes soon, and the
 memory that is read ahead is bounded, however large a batch is.
@@ -95,13 +94,14 @@ class TrainImages:
         return np.random.Generator(np.random.Philox(key=(self._seed, position)))
 
     def __call__(self, position: int, out: np.ndarray) -> tuple[int, bool]:
-        index, rng, record = self.index(position), self.random(position), None
+        index, rng = self.index(position), self.random(position)
+        with naming(self._source, index):  # A wrong label or a lost disk is never skipped.
+            record = read(self._source, index)
         try:
             with naming(self._source, index):
-                record = read(self._source, index)
                 image = decode_box(record["image"], functools.partial(self.box, len(out), rng))
         except UserError as error:
-            if not self._skips or record is None:  # A wrong label or a lost disk is never skipped.
+            if not self._skips:
                 raise
             print(f"skipped: {error}", file=sys.stderr, flush=True)
             out[:] = 0
@@ -189,8 +189,8 @@ class Batches:
         return make
 
     def __getitem__(self, step: int) -> Batch:
-        chunks = range(step * self._per_batch, (step + 1) * self._per_batch)
-        return concatenate([self._make(number) for number in chunks])
+        first = step * self._per_batch
+        return concatenate([self._make(first + part) for part in range(self._per_batch)])
 
     def read_ahead(
         self, config: ConfigDict, start: int = 0, stop: int | None = None, workers: int = 0

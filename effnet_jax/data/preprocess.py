@@ -100,11 +100,11 @@ class Preprocess:
         square = (self.resolution, self.resolution)
         if self.crop_rule == "resize":
             whole = decode_image(image) if isinstance(image, bytes) else image
-            shape, shorter = whole.shape[:2], self._shorter_side
-            height, width = (shorter * side // min(shape) for side in shape)
-            resized = resize(whole, (height, width), self.interpolation)
+            sides = whole.shape[:2]
+            shape = tuple(self._shorter_side * side // min(sides) for side in sides)
             # As torchvision rounds: halves to even.
-            place = (round((side - self.resolution) / 2) for side in (height, width))
+            place = (round((side - self.resolution) / 2) for side in shape)
+            resized = resize(whole, shape, self.interpolation)
             return np.ascontiguousarray(crop.crop(resized, (*place, *square)))
         if isinstance(image, bytes):
             return resize(decode_box(image, self.box), square, self.interpolation)
