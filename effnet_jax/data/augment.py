@@ -22,7 +22,6 @@ cv2.setNumThreads(0)
 
 Policy = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
-MAX_LEVEL = 10
 FILL = 128  # Colour of pixels from outside the image, and of cutout.
 IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 # cv2 rounds to the nearest and the reference truncates. With this added cv2 truncates too; it is
@@ -34,53 +33,37 @@ GREY_WEIGHTS = np.array([[0.2989, 0.587, 0.114]], np.float32) * np.float32(255.5
 SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], np.float32) / 13
 
 
-def _truncate(values: np.ndarray) -> np.ndarray:
-    return np.clip(values, 0, 255).astype(np.uint8)
-
-
-def _blend_table(start: int, factor: float) -> np.ndarray:
-    """Every pixel value blended with the constant `start`: uint8 [256]."""
-    difference = np.arange(256, dtype=np.float32) - np.float32(start)
-    return _truncate(np.float32(start) + np.float32(factor) * difference)
-
-
 def _blend(start: np.ndarray, image: np.ndarray, factor: float) -> np.ndarray:
     """start + factor * (image - start); a factor above 1 goes beyond the image."""
     return cv2.addWeighted(image, factor, start, 1 - factor, TRUNCATE)
 
 
-def _look_up(image: np.ndarray, table: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """Maps each channel through the uint8 [256] that `table` computes from it."""
+def _by_channel(table: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
+    """An operation: it maps each channel through the uint8 [256] that `table` computes from it."""
     # One by one: at 224 px this takes 50 us, and cv2.LUT with tables of three channels 90.
-    return cv2.merge([cv2.LUT(plane, table(plane)) for plane in cv2.split(image)])
+    return lambda image: cv2.merge([cv2.LUT(plane, table(plane)) for plane in cv2.split(image)])
 
 
-def _stretching(plane: np.ndarray) -> np.ndarray:
+@_by_channel
+def auto_contrast(plane: np.ndarray) -> np.ndarray:
+    """Stretches each channel to 0..255."""
     low, high = (np.float32(extreme) for extreme in cv2.minMaxLoc(plane)[:2])
     values = np.arange(256, dtype=np.float32)
     if low == high:
         return values.astype(np.uint8)
     scale = np.float32(255) / (high - low)
-    return _truncate(values * scale + -low * scale)
+    return np.clip(values * scale + -low * scale, 0, 255).astype(np.uint8)
 
 
-def auto_contrast(image: np.ndarray) -> np.ndarray:
-    """Stretches each channel to 0..255."""
-    return _look_up(image, _stretching)
-
-
-def _flattening(plane: np.ndarray) -> np.ndarray:
+@_by_channel
+def equalize(plane: np.ndarray) -> np.ndarray:
+    """Flattens each channel's histogram."""
     counts = cv2.calcHist([plane], [0], None, [256], [0, 256]).ravel().astype(np.int64)
     step = (plane.size - int(counts[counts.nonzero()[0][-1]])) // 255
     if step == 0:
         return np.arange(256, dtype=np.uint8)
     below = np.cumsum(counts) - counts
     return np.minimum((below + step // 2) // step, 255).astype(np.uint8)
-
-
-def equalize(image: np.ndarray) -> np.ndarray:
-    """Flattens each channel's histogram."""
-    return _look_up(image, _flattening)
 
 
 def posterize(image: np.ndarray, shift: int) -> np.ndarray:
@@ -100,10 +83,15 @@ def solarize_add(image: np.ndarray, addition: int) -> np.ndarray:
 
 def color(image: np.ndarray, factor: float) -> np.ndarray:
     """Grey at factor 0, the image at 1, more saturated above."""
-    if factor == 1:
-        return image
     grey = cv2.transform(image.astype(np.float32), GREY_WEIGHTS).astype(np.uint8)
     return _blend(cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB), image, factor)
+
+
+def brightness(image: np.ndarray, factor: float, start: int = 0) -> np.ndarray:
+    """The level `start`, by default black, at factor 0, the image at 1, brighter above."""
+    start = np.float32(start)
+    table = start + np.float32(factor) * (np.arange(256, dtype=np.float32) - start)
+    return cv2.LUT(image, np.clip(table, 0, 255).astype(np.uint8))
 
 
 def contrast(image: np.ndarray, factor: float, mean: str = "pixel_count") -> np.ndarray:
@@ -116,20 +104,12 @@ def contrast(image: np.ndarray, factor: float, mean: str = "pixel_count") -> np.
         grey = round(cv2.mean(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY))[0])
     else:
         grey = min(image.shape[0] * image.shape[1] // 256, 255)
-    return cv2.LUT(image, _blend_table(grey, factor))
-
-
-def brightness(image: np.ndarray, factor: float) -> np.ndarray:
-    """Black at factor 0, the image at 1, brighter above."""
-    return cv2.LUT(image, _blend_table(0, factor))
+    return brightness(image, factor, start=grey)
 
 
 def sharpness(image: np.ndarray, factor: float) -> np.ndarray:
     """Smoothed at factor 0, the image at 1, sharper above; the border of one pixel stays."""
-    if factor == 1:
-        return image
-    smooth = cv2.filter2D(image, -1, SMOOTH, delta=TRUNCATE)
-    result = _blend(smooth, image, factor)
+    result = _blend(cv2.filter2D(image, -1, SMOOTH, delta=TRUNCATE), image, factor)
     result[[0, -1]] = image[[0, -1]]
     result[:, [0, -1]] = image[:, [0, -1]]
     return result
@@ -182,26 +162,20 @@ def _signed(amount: float, rng: np.random.Generator) -> tuple[float]:
     return (amount if rng.random() < 0.5 else -amount,)
 
 
-def _placed(half: int, rng: np.random.Generator) -> tuple[int, float, float]:
-    return half, rng.random(), rng.random()
-
-
 class Settings(NamedTuple):
     """The arguments of operations follow from these and the level."""
 
     cutout: int  # Half the square's side at level 10, in pixels.
     translate: int  # Shift at level 10, in pixels.
-    contrast_mean: str
+    contrast_mean: str  # This and the rest: the choices of `config.augment`.
     posterize_shift: str
     solarize_threshold: str
 
 
 def _posterize_arguments(level: float, settings: Settings) -> tuple[int]:
     shift = 8 - int(level * 4)
-    if settings.posterize_shift == "pillow":
-        return (max(0, shift),)
-    # The shift is a uint8, in which -3 is 253, and TensorFlow shifts by at most 7.
-    return (min(shift % 256, 7),)
+    # TensorFlow's shift is a uint8, in which -3 is 253, and at most 7.
+    return (max(0, shift) if settings.posterize_shift == "pillow" else min(shift % 256, 7),)
 
 
 def _solarize_arguments(level: float, settings: Settings) -> tuple[int]:
@@ -237,7 +211,11 @@ OPERATIONS = {
     "ShearY": Operation(_with_entry(3), lambda level, _: (level * 0.3,), _signed),
     "TranslateX": Operation(_with_entry(2), lambda level, s: (level * s.translate,), _signed),
     "TranslateY": Operation(_with_entry(5), lambda level, s: (level * s.translate,), _signed),
-    "Cutout": Operation(cutout, lambda level, s: (int(level * s.cutout),), _placed),
+    "Cutout": Operation(
+        cutout,
+        lambda level, s: (int(level * s.cutout),),
+        lambda half, rng: (half, rng.random(), rng.random()),
+    ),
     "SolarizeAdd": Operation(solarize_add, lambda level, _: (int(level * 110),)),
 }
 
@@ -290,7 +268,7 @@ class Step(NamedTuple):
 
 def make_step(name: str, level: float, settings: Settings) -> Step:
     """The operation `name` at a level of 0 to 10, or in RandAugment above."""
-    return Step(name, OPERATIONS[name].arguments(level / MAX_LEVEL, settings))
+    return Step(name, OPERATIONS[name].arguments(level / 10, settings))
 
 
 class AutoAugment(NamedTuple):
@@ -343,35 +321,26 @@ def build_policy(config: ConfigDict) -> Policy | None:
 
 
 def erase(
-    image: np.ndarray,
-    config: ConfigDict,
-    mean: Sequence[float],
-    rng: np.random.Generator,
-    attempts: int = 10,
+    image: np.ndarray, config: ConfigDict, mean: Sequence[float], rng: np.random.Generator
 ) -> np.ndarray:
     """Random erasing (1708.04896): fills a rectangle of a copy, with `erase_probability`.
 
-    Args:
-      image: uint8 [H, W, 3].
-      config: `config.augment`.
-      mean: `config.preprocess.mean`, RGB in 0..1.
-      rng: source of randomness.
-      attempts: number of rectangles to try before the image is left whole.
+    `config` is `config.augment`, and `mean` RGB in 0..1. The image stays whole if ten rectangles
+    don't fit.
     """
     if rng.random() >= config.erase_probability:
         return image
     height, width = image.shape[:2]
-    for _ in range(attempts):
+    for _ in range(10):
         area = rng.uniform(*config.erase_area) * height * width
         aspect = math.exp(rng.uniform(*map(math.log, config.erase_aspect)))
         h, w = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < h <= height and 0 < w <= width:
-            top, left = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
-            result = image.copy()
+            top, left = rng.integers(height - h + 1), rng.integers(width - w + 1)
+            fill = np.round(255 * np.array(mean)).astype(np.uint8)
             if config.erase_fill == "noise":
                 fill = rng.integers(0, 256, (h, w, 3), np.uint8)
-            else:
-                fill = np.round(255 * np.array(mean)).astype(np.uint8)
+            result = image.copy()
             result[top : top + h, left : left + w] = fill
             return result
     return image

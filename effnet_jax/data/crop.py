@@ -21,22 +21,14 @@ def random_box(
     aspect: tuple[float, float],
     rng: np.random.Generator,
     min_covered: float = 0.1,
-    attempts: int = 10,
 ) -> Box | None:
-    """A crop of random area and aspect at a random place, or None where no attempt fits.
+    """A crop of random area and aspect at a random place, or None where none of ten tries fits.
 
-    As TensorFlow's sample_distorted_bounding_box with the whole image as the object: the aspect is
-    uniform, then the height is uniform between those that give the smallest and the largest area.
-
-    Args:
-      height, width: of the image, in pixels.
-      area: smallest and largest area, as fractions of the image.
-      aspect: smallest and largest width over height.
-      rng: source of randomness.
-      min_covered: the least fraction of the image that a crop may cover.
-      attempts: number of tries.
+    As TensorFlow's sample_distorted_bounding_box with the whole image as the object: the `aspect`,
+    width over height, is uniform, then the height is uniform between those that give the smallest
+    and the largest `area`. This and `min_covered` are fractions of the image.
     """
-    for _ in range(attempts):
+    for _ in range(10):
         ratio = rng.uniform(*aspect)
         low, high = (round((fraction * height * width / ratio) ** 0.5) for fraction in area)
         high = min(high, height, int((width + 0.5) / ratio))
@@ -45,7 +37,7 @@ def random_box(
         crop_width = round(crop_height * ratio)
         covered = crop_height * crop_width / (height * width)
         fits = 0 < crop_height <= height and 0 < crop_width <= width
-        if fits and area[0] <= covered <= area[1] and covered >= min_covered:
+        if fits and max(area[0], min_covered) <= covered <= area[1]:
             top = int(rng.integers(0, height - crop_height + 1))
             left = int(rng.integers(0, width - crop_width + 1))
             return top, left, crop_height, crop_width

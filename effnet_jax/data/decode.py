@@ -1,5 +1,6 @@
 """Encoded image bytes to RGB pixels."""
 
+import contextlib
 import functools
 import io
 from collections.abc import Callable
@@ -17,11 +18,8 @@ JPEG = b"\xff\xd8"
 def decode_box(data: bytes, choose: Callable[[int, int], Box]) -> np.ndarray:
     """The box of an image that `choose(height, width)` gives, a view.
 
-    Where libturbojpeg 3 is installed, no more of a JPEG than the box is decoded. Errors are those
-    of `decode_image`.
-
-    Returns:
-      uint8 [h, w, 3], RGB; or [h, w, 4], whose last channel has no meaning.
+    It is uint8 [h, w, 3], RGB; or [h, w, 4], whose last channel has no meaning. Where libturbojpeg
+    3 is installed, no more of a JPEG than the box is decoded. Errors are those of `decode_image`.
     """
     choose = functools.cache(choose)  # It draws random numbers, and may be asked twice.
     if data[:2] == JPEG and (found := turbojpeg.decode_box(data, choose)) is not None:
@@ -37,11 +35,10 @@ def decode_image(data: bytes) -> np.ndarray:
     ValueError if the bytes are not an image, or are damaged.
     """
     if data[:2] == JPEG:
-        try:
+        # Pillow reads CMYK and other rare kinds; damaged files fail there as well.
+        with contextlib.suppress(ValueError):
             # Strict: libjpeg by default fills the missing part of a truncated file with grey.
             return simplejpeg.decode_jpeg(data, "RGB", strict=True)
-        except ValueError:
-            pass  # Pillow reads CMYK and other rare kinds; damaged files fail there as well.
     try:
         with Image.open(io.BytesIO(data)) as image:
             return np.asarray(image.convert("RGB"))

@@ -3,22 +3,21 @@
 Position p of the endless stream of records is record `permutation(seed, epoch)[p mod n]` of epoch
 `p // n`: each record once an epoch, in a new order every epoch. The global batch at step t holds
 the positions [t * B, (t + 1) * B), and each process has its equal share of them in order. What is
-random about an image follows from the seed and its position. So the same images with the same
-augmentations come in the same order whatever the number of processes. There is no iterator state:
-a run that starts at step t asks for the batches from t on.
+random about an image follows from the seed and its position. So the stream is the same whatever
+the number of processes, and a run that starts at step t asks for the batches from t on.
 
 Threads share the work on a batch by chunks of a few images: the first batch comes soon, and the
 memory that is read ahead is bounded, however large a batch is.
 """
 
 import concurrent.futures
+import contextlib
 import functools
 import signal
 import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import cv2
 import grain
@@ -31,7 +30,7 @@ from effnet_jax.data.crop import Box
 from effnet_jax.data.decode import decode_box, decode_image
 from effnet_jax.data.preprocess import Preprocess
 from effnet_jax.data.resizing import resize
-from effnet_jax.data.sources import Source
+from effnet_jax.data.sources import Record, Source
 from effnet_jax.errors import UserError
 from effnet_jax.run.workers import end_with_parent, held_back
 
@@ -42,7 +41,7 @@ Load = Callable[[int, np.ndarray], tuple[int | np.ndarray, bool]]
 CHUNK = 16  # Images that one thread makes in a row, at most.
 
 
-def read(source: Source, index: int) -> dict[str, Any]:
+def read(source: Source, index: int) -> Record:
     """The encoded image and label of a record; raises ValueError or OSError if it is damaged."""
     record = source[index]
     label, classes = record["label"], len(source.classes)
@@ -53,26 +52,27 @@ def read(source: Source, index: int) -> dict[str, Any]:
     return record
 
 
-def error_for(source: Source, index: int, error: Exception) -> UserError:
-    """The error as a UserError that names the record."""
-    if isinstance(error, UserError):
-        return error
-    return UserError(f"cannot read {source.describe(index)}: {error}")
+@contextlib.contextmanager
+def naming(source: Source, index: int) -> Iterator[None]:
+    """Makes what is raised for a record that can't be read a UserError that names it."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (ValueError, OSError) as error:
+        raise UserError(f"cannot read {source.describe(index)}: {error}") from None
 
 
 def check_images(source: Source, count: int, threads: int) -> None:
     """Decodes `count` evenly spaced images; raises a UserError that names a bad one."""
 
     def check(index: int) -> None:
-        try:
+        with naming(source, index):
             decode_image(read(source, index)["image"])
-        except (ValueError, OSError) as error:
-            raise error_for(source, index, error) from None
 
     indices = np.unique(np.linspace(0, len(source) - 1, min(count, len(source)), dtype=int))
-    with concurrent.futures.ThreadPoolExecutor(max(1, threads)) as pool:
-        for _ in pool.map(check, indices.tolist()):
-            pass
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        list(pool.map(check, indices.tolist()))
 
 
 class TrainImages:
@@ -94,15 +94,16 @@ class TrainImages:
         return np.random.Generator(np.random.Philox(key=(self._seed, position)))
 
     def __call__(self, position: int, out: np.ndarray) -> tuple[int, bool]:
-        index, rng, record = self.index(position), self.random(position), None
-        try:
+        index, rng = self.index(position), self.random(position)
+        with naming(self._source, index):  # A wrong label or a lost disk is never skipped.
             record = read(self._source, index)
-            image = decode_box(record["image"], functools.partial(self.box, len(out), rng))
-        except (ValueError, OSError) as error:
-            named = error_for(self._source, index, error)
-            if not self._skips or record is None:  # A wrong label or a lost disk is never skipped.
-                raise named from None
-            print(f"skipped: {named}", file=sys.stderr, flush=True)
+        try:
+            with naming(self._source, index):
+                image = decode_box(record["image"], functools.partial(self.box, len(out), rng))
+        except UserError as error:
+            if not self._skips:
+                raise
+            print(f"skipped: {error}", file=sys.stderr, flush=True)
             out[:] = 0
             return 0, False
         self.distort(image, rng, out)
@@ -126,54 +127,23 @@ class TrainImages:
         out[:] = image
 
 
-class EvalImages:
-    """A `Load` of evaluation images: those of the records in order, then black ones."""
-
-    def __init__(self, source: Source, preprocess: Preprocess):
-        self._source, self._preprocess = source, preprocess
-
-    def __call__(self, position: int, out: np.ndarray) -> tuple[int | np.ndarray, bool]:
-        if position >= len(self._source):
-            out[:] = 0
-            return read(self._source, 0)["label"], False  # For its shape.
-        try:
-            record = read(self._source, position)
-            out[:] = self._preprocess.pixels(record["image"])
-        except (ValueError, OSError) as error:
-            raise error_for(self._source, position, error) from None
-        return record["label"], True
-
-
 def concatenate(chunks: Sequence[Batch]) -> Batch:
     """Chunks in a row as a batch; images that lie in one array already are not copied."""
-    batch = {
-        key: np.concatenate([chunk[key] for chunk in chunks]) for key in chunks[0] if key != "image"
-    }
-    images = [chunk["image"] for chunk in chunks]
+    batch = {key: [chunk[key] for chunk in chunks] for key in chunks[0]}
+    images = batch.pop("image")
     whole = images[0].base  # For images from worker processes it is their memory.
     together = isinstance(whole, np.ndarray) and len(whole) == sum(map(len, images))
     if not together or any(image.base is not whole for image in images):
         whole = np.concatenate(images)
-    return {"image": whole, **batch}
-
-
-def start_worker(index: int, count: int) -> None:
-    """Called in each worker process, which ends with this one."""
-    end_with_parent()
+    return {"image": whole, **{key: np.concatenate(parts) for key, parts in batch.items()}}
 
 
 class Batches:
     """This process's share of every batch: `batches[step]`, or `batches.read_ahead(...)`.
 
     A share of n images has image uint8 [n, resolution, resolution, 3], label int32 and mask
-    float32 [n]; label is [n, MOST_LABELS] where the source has sets of labels.
-
-    Args:
-      load: makes the image at a position.
-      resolution: side of the images, in pixels.
-      batch_size: global batch; a multiple of `processes`.
-      length: number of batches; None for no end.
-      process, processes: index of this process, and the number of them.
+    float32 [n]; label is [n, MOST_LABELS] where the source has sets of labels. `batch_size` is the
+    global one, a multiple of `processes`; `length` is the number of batches, None for no end.
     """
 
     def __init__(
@@ -193,22 +163,18 @@ class Batches:
     def __len__(self) -> int:
         return self._length  # Raises TypeError if there is no end.
 
-    def positions(self, chunk: int) -> range:
-        """Positions in the stream of a chunk of this process."""
-        step, part = divmod(chunk, self._per_batch)
-        first = step * self._global + self._process * self._local + part * self._chunk
-        return range(first, first + self._chunk)
-
     def _empty(self, count: int) -> np.ndarray:
         return np.empty((count, self._resolution, self._resolution, 3), np.uint8)
 
     def _make(self, number: int, images: np.ndarray | None = None) -> Batch:
         """Makes a chunk of this process in this thread; its images in `images` if that is given."""
         images = self._empty(self._chunk) if images is None else images
-        loaded = map(self._load, self.positions(number), images)
+        step, part = divmod(number, self._per_batch)
+        first = step * self._global + self._process * self._local + part * self._chunk
+        loaded = map(self._load, range(first, first + self._chunk), images)
         labels, masks = zip(*loaded, strict=True)
-        masks = np.array(masks, np.float32)
-        return {"image": images, "label": np.array(labels, np.int32), "mask": masks}
+        label, mask = np.array(labels, np.int32), np.array(masks, np.float32)
+        return {"image": images, "label": label, "mask": mask}
 
     def _make_in_place(self) -> Callable[[int], Batch]:
         """A `_make` of images that lie in their batch already, so they needn't be copied."""
@@ -223,35 +189,31 @@ class Batches:
         return make
 
     def __getitem__(self, step: int) -> Batch:
-        chunks = range(step * self._per_batch, (step + 1) * self._per_batch)
-        return concatenate([self._make(number) for number in chunks])
+        first = step * self._per_batch
+        return concatenate([self._make(first + part) for part in range(self._per_batch)])
 
     def read_ahead(
         self, config: ConfigDict, start: int = 0, stop: int | None = None, workers: int = 0
     ) -> Iterator[Batch]:
         """Iterates `self[start:stop]` in order, read ahead by threads or by worker processes.
 
-        Args:
-          config: `config.data`, with limits for what is ready or in work. In addition, one batch is
-            put together and one waits.
-          start, stop: steps; None for the end.
-          workers: number of processes, of `config.threads` threads each; 0: threads of this one.
+        `config.data` limits what is ready or in work; in addition, one batch is put together and
+        one waits. Each of `workers` processes has `config.threads` threads; 0: threads of this one.
         """
         stop = self._length if stop is None else stop
-        first = start * self._per_batch
         last = 2**62 if stop is None else stop * self._per_batch
-        chunk_bytes = self._chunk * self._resolution**2 * 3
-        most = int(config.prefetch_gib * 2**30 / chunk_bytes)
+        most = int(config.prefetch_gib * 2**30 / (self._chunk * self._resolution**2 * 3))
         ahead = min(config.prefetch_batches * self._per_batch, most)
         ahead = max(1, ahead // max(1, workers))
         options = grain.ReadOptions(min(config.threads, ahead), ahead)
+        numbers = grain.MapDataset.range(start * self._per_batch, last)
         make = self._make if workers else self._make_in_place()
-        chunks = grain.MapDataset.range(first, last).map(make).to_iter_dataset(options)
+        chunks = numbers.map(make).to_iter_dataset(options)
         if workers:
             if not flags.FLAGS.is_parsed():  # Grain asks a flag; a notebook has none.
                 flags.FLAGS.mark_as_parsed()
             options = grain.MultiprocessingOptions(workers)
-            chunks = chunks.mp_prefetch(options, start_worker)
+            chunks = chunks.mp_prefetch(options, lambda index, count: end_with_parent())
         batches = chunks.batch(self._per_batch, batch_fn=concatenate)
         made = iter(grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=1))
         with held_back(signal.SIGINT, signal.SIGTERM):  # All processes of a job get them at once.
@@ -278,6 +240,16 @@ def eval_batches(
     The last is padded with black images whose mask is 0, so every process runs the same number of
     steps and every record counts.
     """
+    preprocess = Preprocess.from_config(config.preprocess, resolution)
+
+    def load(position: int, out: np.ndarray) -> tuple[int | np.ndarray, bool]:
+        if position >= len(source):
+            out[:] = 0
+            return read(source, 0)["label"], False  # For its shape.
+        with naming(source, position):
+            record = read(source, position)
+            out[:] = preprocess.pixels(record["image"])
+        return record["label"], True
+
     length = -(-len(source) // config.eval_batch_size)
-    load = EvalImages(source, Preprocess.from_config(config.preprocess, resolution))
     return Batches(load, resolution, config.eval_batch_size, length, process, processes)

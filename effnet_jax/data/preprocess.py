@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import os
+import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,28 +32,23 @@ def normalize(images: Any, mean: Sequence[float], std: Sequence[float]) -> Any:
 class Preprocess:
     """The evaluation crop, resizing and normalisation that a network's weights need.
 
-    Attributes:
-      resolution: side of the result, in pixels.
-      crop_rule: the part of the image that is kept.
-        padding: the central square of `resolution / (resolution + crop_padding)` of the shorter
-          side, then resized; the reference's.
-        fraction: the central square of `crop_fraction` of the shorter side, then resized.
-        resize: the shorter side is resized to `resolution / crop_fraction`, rounded down, then the
-          central square is cut out; timm's (`crop_pct`) and torchvision's, to the bit with
-          Pillow's interpolations.
-        whole: the whole image, its sides made equal; the reference's for EfficientNetV2 from 320
-          pixels on, and timm's "squash".
-      crop_padding, crop_fraction: as above; each rule has its own.
-      interpolation: one of `resizing.INTERPOLATIONS`.
-      mean, std: RGB, of pixels in 0..1.
+    `crop_rule` is the part of the image that is kept:
+      padding: the central square of `resolution / (resolution + crop_padding)` of the shorter
+        side, then resized; the reference's.
+      fraction: the central square of `crop_fraction` of the shorter side, then resized.
+      resize: the shorter side is resized to `resolution / crop_fraction`, rounded down, then the
+        central square is cut out; timm's (`crop_pct`) and torchvision's, to the bit with Pillow's
+        interpolations.
+      whole: the whole image, its sides made equal; the reference's for EfficientNetV2 from 320
+        pixels on, and timm's "squash".
     """
 
-    resolution: int
+    resolution: int  # Side of the result, in pixels.
     crop_rule: str
     crop_padding: int
     crop_fraction: float
     interpolation: str
-    mean: tuple[float, float, float]
+    mean: tuple[float, float, float]  # RGB, of pixels in 0..1, as `std`.
     std: tuple[float, float, float]
 
     def __post_init__(self):
@@ -75,7 +71,7 @@ class Preprocess:
     def from_config(cls, config: ConfigDict, resolution: int) -> "Preprocess":
         """The evaluation keys of `config.preprocess`."""
         names = [field.name for field in dataclasses.fields(cls)]
-        return cls(resolution, **{name: config[name] for name in names[1:]})
+        return cls(resolution, *(config[name] for name in names[1:]))
 
     def to_dict(self) -> dict[str, Any]:
         """Values for JSON; `Preprocess(**values)` reverses it."""
@@ -104,16 +100,15 @@ class Preprocess:
         square = (self.resolution, self.resolution)
         if self.crop_rule == "resize":
             whole = decode_image(image) if isinstance(image, bytes) else image
-            shape, shorter = whole.shape[:2], self._shorter_side
-            height, width = (shorter * side // min(shape) for side in shape)
-            resized = resize(whole, (height, width), self.interpolation)
+            sides = whole.shape[:2]
+            shape = tuple(self._shorter_side * side // min(sides) for side in sides)
             # As torchvision rounds: halves to even.
-            place = (round((side - self.resolution) / 2) for side in (height, width))
+            place = (round((side - self.resolution) / 2) for side in shape)
+            resized = resize(whole, shape, self.interpolation)
             return np.ascontiguousarray(crop.crop(resized, (*place, *square)))
         if isinstance(image, bytes):
-            kept = decode_box(image, self.box)
-        else:
-            kept = crop.crop(image, self.box(*image.shape[:2]))
+            return resize(decode_box(image, self.box), square, self.interpolation)
+        kept = crop.crop(image, self.box(*image.shape[:2]))
         return resize(kept, square, self.interpolation)
 
     def __call__(self, images: ImageLike | Sequence[ImageLike]) -> np.ndarray:
@@ -121,8 +116,7 @@ class Preprocess:
 
         Raises ValueError for one that is not an image or damaged, OSError if it can't be read.
         """
-        if not isinstance(images, list | tuple):
-            images = [images]
+        images = images if isinstance(images, list | tuple) else [images]
         pixels = np.stack([self.pixels(_content(image)) for image in images])
         return normalize(pixels, self.mean, self.std)
 
@@ -130,12 +124,10 @@ class Preprocess:
 def _content(image: ImageLike) -> bytes | np.ndarray:
     """The bytes of an image, or its pixels."""
     if isinstance(image, str | os.PathLike):
-        with open(image, "rb") as file:
-            return file.read()
+        return pathlib.Path(image).read_bytes()
     if isinstance(image, Image.Image):
         return np.asarray(image.convert("RGB"))
-    if isinstance(image, np.ndarray) and not (
-        image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3
-    ):
+    is_array = isinstance(image, np.ndarray)
+    if is_array and (image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3):
         raise ValueError(f"an array must be uint8 [h, w, 3]; got {image.dtype} {image.shape}")
     return image

@@ -26,10 +26,7 @@ OPENCV = {
     "area": cv2.INTER_AREA,
     "nearest": cv2.INTER_NEAREST,
 }
-PILLOW = {
-    "bicubic_pillow": Image.Resampling.BICUBIC,
-    "bilinear_pillow": Image.Resampling.BILINEAR,
-}
+PILLOW = {"bicubic_pillow": Image.Resampling.BICUBIC, "bilinear_pillow": Image.Resampling.BILINEAR}
 A = -0.75  # TensorFlow 1's cubic kernel,
 TABLE = 1024  # which it reads from a table with so many steps to a pixel.
 
@@ -57,10 +54,7 @@ def _linear(position: np.ndarray, size: int) -> Taps:
     return np.minimum(first[:, None] + np.arange(2), size - 1), weights.astype(np.float32)
 
 
-TF1: dict[str, Callable[[np.ndarray, int], Taps]] = {
-    "bicubic_tf1": _cubic,
-    "bilinear_tf1": _linear,
-}
+TF1 = {"bicubic_tf1": _cubic, "bilinear_tf1": _linear}
 INTERPOLATIONS = (*OPENCV, *TF1, *PILLOW)
 
 
@@ -83,8 +77,7 @@ def resize(image: np.ndarray, shape: tuple[int, int], interpolation: str) -> np.
     if interpolation in OPENCV:
         return cv2.resize(image, shape[::-1], interpolation=OPENCV[interpolation])
     if interpolation in PILLOW:
-        resized = Image.fromarray(image).resize(shape[::-1], PILLOW[interpolation])
-        return np.asarray(resized)
+        return np.asarray(Image.fromarray(image).resize(shape[::-1], PILLOW[interpolation]))
     kernel = TF1[interpolation]
     rows = _resize_height(image.astype(np.float32), shape[0], kernel)
     columns = _resize_height(cv2.transpose(rows), shape[1], kernel)
@@ -98,7 +91,6 @@ def _resize_height(image: np.ndarray, size: int, kernel: Callable[..., Taps]) ->
     scale = np.float32(len(image)) / np.float32(size)
     inputs, weights = kernel(np.arange(size, dtype=np.float32) * scale, len(image))
     ends = np.arange(0, inputs.size + 1, inputs.shape[1])
-    matrix = scipy.sparse.csr_array(
-        (weights.ravel(), inputs.ravel(), ends), shape=(size, len(image))
-    )
+    values = weights.ravel(), inputs.ravel(), ends
+    matrix = scipy.sparse.csr_array(values, shape=(size, len(image)))
     return (matrix @ image.reshape(len(image), -1)).reshape(size, *image.shape[1:])

@@ -1,19 +1,16 @@
 """Data sets as random access to encoded images and their labels.
 
-A source has `classes` (names by label), `len()`, `source[i] -> {"image": bytes, "label": int}` and
-`describe(i)`, which names a record for a message. Where an image has a set of labels, `label` is
-int32 [MOST_LABELS], padded with -1.
+A record is {"image": bytes, "label": int}. Where an image has a set of labels, `label` is int32
+[MOST_LABELS], padded with -1.
 """
 
 import contextlib
 import hashlib
 import io
-import itertools
-import math
 import os
 import pathlib
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -22,20 +19,25 @@ from PIL import Image
 from effnet_jax.errors import UserError, check_choice
 from effnet_jax.run import files
 
-EXTENSIONS = (".jpg", ".jpeg", ".png")
 MOST_LABELS = 16  # Of one image; ImageNet ReaL has at most 9.
+Record = dict[str, bytes | int | np.ndarray]
 
 
-class Source(Protocol):
-    """Random access to one split of a data set."""
+class Source:
+    """A split of a data set: `classes`, names by label, and random access to its records."""
 
-    classes: tuple[str, ...]
+    def __init__(self, classes: tuple[str, ...], records: Sequence):
+        self.classes, self._records = classes, records
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        return len(self._records)
 
-    def __getitem__(self, index: int) -> dict[str, bytes | int | np.ndarray]: ...
+    def __getitem__(self, index: int) -> Record:
+        raise NotImplementedError
 
-    def describe(self, index: int) -> str: ...
+    def describe(self, index: int) -> str:
+        """Names a record for a message."""
+        raise NotImplementedError
 
 
 def cache_dir() -> pathlib.Path:
@@ -47,15 +49,14 @@ def cache_dir() -> pathlib.Path:
 def _missing(name: str, data_dir: str) -> UserError:
     """The error for a data set that is not in `data_dir`, with the command that prepares it.
 
-    A preparation works in DATA_DIR/NAME/VERSION.incomplete, where it has a lock and, in state.json,
-    the command that continues it.
+    A preparation has a lock, and its command, in DATA_DIR/NAME/VERSION.incomplete.
     """
     dataset = name.partition(":")[0]
     for state in pathlib.Path(data_dir, dataset).glob("*.incomplete/state.json"):
         with files.Lock(state.with_name("lock"), "preparation", "choose another data set"):
             command = files.read_json(state)["command"]
-        half = f"is half prepared in {state.parent}. Go on with:\n  {command}"
-        return UserError(f"data set {name!r} {half}")
+        half = f"data set {name!r} is half prepared in {state.parent}"
+        return UserError(f"{half}. Go on with:\n  {command}")
     remedy = "in an environment with TensorFlow, which this program doesn't need, run:\n  "
     remedy += f"tfds build {name} --data_dir={data_dir} --file_format=array_record"
     if dataset == "imagenet2012":
@@ -89,20 +90,17 @@ def array_record(path: str) -> Any:
 def check_files(instructions: list[Any]) -> None:
     """Raises UserError for a file of a split that is missing, or truncated: its index is last."""
     for instruction in instructions:
-        path, expected = str(instruction.filename), instruction.examples_in_shard
+        path, expected, records = str(instruction.filename), instruction.examples_in_shard, 0
         if not os.path.isfile(path):
             raise UserError(f"{path} is missing; copy or prepare the data set again")
-        records = 0
         with contextlib.suppress(RuntimeError):
             records = array_record(path).num_records()
         if records != expected:
-            raise UserError(
-                f"{path} has {os.path.getsize(path):,} bytes, and {records} of its {expected} "
-                "records can be read; copy or prepare the data set again"
-            )
+            found = f"{path} has {os.path.getsize(path):,} bytes, and {records} of its {expected}"
+            raise UserError(f"{found} records can be read; copy or prepare the data set again")
 
 
-class TfdsSource:
+class TfdsSource(Source):
     """A split of a TFDS data set that is stored as ArrayRecord; needs no TensorFlow."""
 
     def __init__(self, name: str, data_dir: str | None, split: str, label: str = "label"):
@@ -123,29 +121,28 @@ class TfdsSource:
                 f"data set {name!r} has the features {', '.join(features)}; needed are 'image' "
                 f"and a class {label!r} (config.data.label), or a sequence of them"
             )
-        self.classes, self._label, self._name = tuple(labels.names), label, f"{name}/{split}"
         decoders = {"image": tfds.decode.SkipDecoding()}
         try:
             instructions = builder.info.splits[split].file_instructions
-            self._records = builder.as_data_source(split, decoders=decoders)
+            records = builder.as_data_source(split, decoders=decoders)
         except (KeyError, ValueError) as error:
             raise UserError(
                 f"no split {split!r} in data set {name!r}, which has "
                 f"{', '.join(sorted(builder.info.splits))} ({str(error).partition(chr(10))[0]})"
             ) from None
         check_files(instructions)
+        super().__init__(tuple(labels.names), records)
+        self._label, self._name = label, f"{name}/{split}"
 
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def __getitem__(self, index: int) -> dict[str, bytes | int | np.ndarray]:
+    def __getitem__(self, index: int) -> Record:
         record = self._records[index]
         label = np.asarray(record[self._label], np.int32)
-        if label.ndim:
-            if len(label) > MOST_LABELS:
-                raise ValueError(f"it has {len(label)} labels; at most {MOST_LABELS} are possible")
-            label = np.pad(label, (0, MOST_LABELS - len(label)), constant_values=-1)
-        return {"image": record["image"], "label": label if label.ndim else int(label)}
+        if not label.ndim:
+            return {"image": record["image"], "label": int(label)}
+        if len(label) > MOST_LABELS:
+            raise ValueError(f"it has {len(label)} labels; at most {MOST_LABELS} are possible")
+        padding = (0, MOST_LABELS - len(label))
+        return {"image": record["image"], "label": np.pad(label, padding, constant_values=-1)}
 
     def describe(self, index: int) -> str:
         return f"record {index} of {self._name}"
@@ -158,57 +155,43 @@ def digits_source(name: str, data_dir: str | None, split: str) -> TfdsSource:
     """
     check_choice("config.data.name", name, ("digits", "cluttered_digits"))
     if data_dir and not os.path.isdir(os.path.join(data_dir, name)):
-        raise UserError(
-            f"no {name} in {data_dir} (config.data.data_dir); without that key they are made in "
-            f"{cache_dir()}"
-        )
-    if not data_dir:
-        data_dir = str(cache_dir() / "data")
-        _make_digits(name, data_dir)
-    return TfdsSource(name, data_dir, split)
-
-
-def _make_digits(name: str, data_dir: str) -> None:
+        where = f"no {name} in {data_dir} (config.data.data_dir)"
+        raise UserError(f"{where}; without that key they are made in {cache_dir()}")
+    if data_dir:
+        return TfdsSource(name, data_dir, split)
     import tensorflow_datasets as tfds
 
     from effnet_jax.data.cluttered_digits import ClutteredDigits
     from effnet_jax.data.digits import Digits
 
     tfds.disable_progress_bar()
-    builder = {"digits": Digits, "cluttered_digits": ClutteredDigits}[name](
-        data_dir=data_dir, file_format="array_record"
-    )
+    data_dir = str(cache_dir() / "data")
+    kind = Digits if name == "digits" else ClutteredDigits
+    builder = kind(data_dir=data_dir, file_format="array_record")
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints what nobody needs.
             builder.download_and_prepare()
     except OSError as error:
         if not os.path.isdir(builder.data_dir):  # Otherwise another run was faster.
-            raise UserError(
-                f"can't write {name} to {data_dir} ({error.strerror}); set XDG_CACHE_HOME"
-            ) from None
+            where = f"{data_dir} ({error.strerror})"
+            raise UserError(f"can't write {name} to {where}; set XDG_CACHE_HOME") from None
+    return TfdsSource(name, data_dir, split)
 
 
-class FolderSource:
-    """Image files in one folder per class; the sorted folder names are the classes."""
+class FolderSource(Source):
+    """Image files, given by path and label."""
 
-    def __init__(self, classes: tuple[str, ...], paths: list[tuple[str, int]]):
-        self.classes, self._paths = classes, paths
-
-    def __len__(self) -> int:
-        return len(self._paths)
-
-    def __getitem__(self, index: int) -> dict[str, bytes | int]:
-        path, label = self._paths[index]
-        with open(path, "rb") as file:
-            return {"image": file.read(), "label": label}
+    def __getitem__(self, index: int) -> Record:
+        path, label = self._records[index]
+        return {"image": pathlib.Path(path).read_bytes(), "label": label}
 
     def describe(self, index: int) -> str:
-        return self._paths[index][0]
+        return self._records[index][0]
 
 
 def is_image(name: str) -> bool:
     """Whether a file's name is that of an image."""
-    return name.lower().endswith(EXTENSIONS) and not name.startswith(".")
+    return name.lower().endswith((".jpg", ".jpeg", ".png")) and not name.startswith(".")
 
 
 def list_classes(folder: pathlib.Path) -> dict[str, list[str]]:
@@ -217,17 +200,14 @@ def list_classes(folder: pathlib.Path) -> dict[str, list[str]]:
     for entry in sorted(folder.iterdir()):
         if entry.is_dir() and not entry.name.startswith("."):
             walk = os.walk(entry, followlinks=True)
-            found[entry.name] = sorted(
-                os.path.join(root, name)
-                for root, _, names in walk
-                for name in filter(is_image, names)
-            )
+            paths = (os.path.join(root, name) for root, _, names in walk for name in names)
+            found[entry.name] = sorted(path for path in paths if is_image(os.path.basename(path)))
     if len(found) < 2:
         raise UserError(
             f"{folder} has {len(found)} class folders, and at least 2 are needed: "
             "DIR/CLASS/*.jpg, or DIR/train/CLASS/*.jpg and DIR/val/CLASS/*.jpg"
         )
-    if empty := [name for name, files in found.items() if not files]:
+    if empty := [name for name, paths in found.items() if not paths]:
         raise UserError(
             f"no JPEG or PNG file in {folder / empty[0]} and {len(empty) - 1} other class folders; "
             "remove the empty folder or add images"
@@ -235,66 +215,57 @@ def list_classes(folder: pathlib.Path) -> dict[str, list[str]]:
     return found
 
 
-def folder_source(
-    data_dir: str | None, split: str, train_split: str, eval_split: str, holdout: float
-) -> FolderSource:
-    """A split of an image folder.
+def folder_source(config: ConfigDict, split: str) -> FolderSource:
+    """A split of the image folder `config.data_dir`: its split/CLASS/... if that exists.
 
-    `data_dir/split/CLASS/...` if that exists. Otherwise the classes lie in `data_dir` itself, and
-    the fraction `holdout` of each class, at least one file, is the evaluation split.
+    Otherwise the classes lie in the folder itself, and the fraction `config.holdout` of each class,
+    at least one file, is the evaluation split.
     """
-    if not data_dir:
+    if not config.data_dir:
         raise UserError("no image folder given; add --config.data.data_dir=DIR")
-    root = pathlib.Path(data_dir).expanduser()
+    root = pathlib.Path(config.data_dir).expanduser()
     if not root.is_dir():
         raise UserError(f"no image folder {root} (config.data.data_dir)")
     if (root / split).is_dir():
         by_class = list_classes(root / split)
-    elif (root / train_split).is_dir() or (root / eval_split).is_dir():
+    elif (root / config.train_split).is_dir() or (root / config.eval_split).is_dir():
+        folders = sorted(entry.name for entry in root.iterdir() if entry.is_dir())
         raise UserError(
             f"{root} has no folder {split!r}; give --config.data.train_split and "
-            "--config.data.eval_split out of: "
-            + ", ".join(sorted(entry.name for entry in root.iterdir() if entry.is_dir()))
+            f"--config.data.eval_split out of: {', '.join(folders)}"
         )
     else:
         by_class = {
-            name: _held_out(root / name, files, holdout, split == eval_split)
-            for name, files in list_classes(root).items()
+            name: _held_out(root / name, paths, config.holdout, split == config.eval_split)
+            for name, paths in list_classes(root).items()
         }
     paths = [(path, label) for label, each in enumerate(by_class.values()) for path in each]
     return FolderSource(tuple(by_class), paths)
 
 
-def _held_out(
-    folder: pathlib.Path, files: list[str], holdout: float, evaluation: bool
-) -> list[str]:
+def _held_out(folder: pathlib.Path, paths: list[str], share: float, evaluation: bool) -> list[str]:
     """The files of a class that are held out for evaluation, evenly spaced, or the others."""
-    if len(files) < 2:
+    if len(paths) < 2:
         raise UserError(
             f"{folder} has a single image, which can't be both trained on and held out for "
             "evaluation; add images, or make train/ and val/ folders"
         )
-    # File i is held out where the running share of such files steps up.
-    shares = [math.floor((index + 1) * holdout + 1e-9) for index in range(len(files))]
-    shares[-1] = max(shares[-1], 1)
-    steps = itertools.pairwise([0, *shares])
-    return [f for f, (low, high) in zip(files, steps, strict=True) if (high > low) == evaluation]
+    # How many of the first 0, 1, 2, ... files are held out.
+    counts = np.floor(np.arange(len(paths) + 1) * share + 1e-9)
+    counts[-1] = max(counts[-1], 1)
+    return [path for path, step in zip(paths, np.diff(counts), strict=True) if step == evaluation]
 
 
-class Synthetic:
+class Synthetic(Source):
     """`count` records of 1000 classes, all of the same grey image."""
 
-    classes = tuple(f"class{label:03d}" for label in range(1000))
-
     def __init__(self, count: int):
+        super().__init__(tuple(f"class{label:03d}" for label in range(1000)), range(count))
         pixels = io.BytesIO()
         Image.new("RGB", (500, 375), (128, 128, 128)).save(pixels, "JPEG")
-        self._image, self._count = pixels.getvalue(), count
+        self._image = pixels.getvalue()
 
-    def __len__(self) -> int:
-        return self._count
-
-    def __getitem__(self, index: int) -> dict[str, bytes | int]:
+    def __getitem__(self, index: int) -> Record:
         return {"image": self._image, "label": index % len(self.classes)}
 
     def describe(self, index: int) -> str:
@@ -306,13 +277,12 @@ def open_source(config: ConfigDict, split: str) -> Source:
     if config.synthetic:
         return Synthetic(1_281_167 if split == config.train_split else 1_000)  # As ImageNet.
     kind = check_choice("config.data.source", config.source, ("tfds", "folder", "digits"))
-    if kind == "tfds":
-        source = TfdsSource(config.name, config.data_dir, split, config.label)
+    if kind == "folder":
+        source = folder_source(config, split)
     elif kind == "digits":
         source = digits_source(config.name, config.data_dir, split)
     else:
-        splits = split, config.train_split, config.eval_split
-        source = folder_source(config.data_dir, *splits, config.holdout)
+        source = TfdsSource(config.name, config.data_dir, split, config.label)
     if not len(source):
         raise UserError(f"split {split!r} of {config.source} {config.name!r} is empty")
     return source
@@ -327,20 +297,17 @@ def fingerprint(source: Source, most: int = 32) -> str:
     return f"{len(source)} records {digest.hexdigest()[:16]}"
 
 
-class Relabeled:
+class Relabeled(Source):
     """A source with the labels that its classes have in a longer list of classes."""
 
     def __init__(self, source: Source, classes: tuple[str, ...]):
-        self._source, self.classes = source, classes
+        super().__init__(classes, source)
         self.describe = source.describe
         labels = {name: label for label, name in enumerate(classes)}
         self._labels = np.array([labels[name] for name in source.classes], np.int32)
 
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def __getitem__(self, index: int) -> dict[str, bytes | int | np.ndarray]:
-        record = self._source[index]
+    def __getitem__(self, index: int) -> Record:
+        record = self._records[index]
         label = np.asarray(record["label"])
         if label.max() >= len(self._labels):
             raise ValueError(f"label {label} is out of range, there are {len(self._labels)}")
@@ -353,8 +320,7 @@ def with_classes(
 ) -> Source:
     """A source with the labels of a network's outputs, `classes`, which are matched by name.
 
-    It calls `say` with a line of text if the data has only some of the classes, and raises
-    UserError if it has others.
+    Says so if the data has only some of the classes; raises UserError if it has others.
     """
     if source.classes == classes:
         return source
@@ -374,9 +340,9 @@ def check_classes(found: tuple[str, ...], expected: tuple[str, ...], split: str)
     Labels are positions in the sorted class names, so one missing folder would shift them all.
     """
     if found != expected:
-        missing = sorted(set(expected) - set(found))[:5]
-        added = sorted(set(found) - set(expected))[:5]
+        missing = ", ".join(sorted(set(expected) - set(found))[:5]) or "none"
+        added = ", ".join(sorted(set(found) - set(expected))[:5]) or "none"
         raise UserError(
             f"split {split!r} has {len(found)} classes and training has {len(expected)}; "
-            f"missing: {', '.join(missing) or 'none'}; added: {', '.join(added) or 'none'}"
+            f"missing: {missing}; added: {added}"
         )

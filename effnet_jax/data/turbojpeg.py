@@ -66,9 +66,8 @@ def library() -> ctypes.CDLL | None:
 def decode_box(data: bytes, choose: Callable[[int, int], Box]) -> np.ndarray | None:
     """The box of a JPEG that `choose(height, width)` gives, which is called at most once.
 
-    Returns:
-      uint8 [height, width, 4], a view: RGB and a byte without meaning. None where the box can't be
-      decoded by itself: no library, a rare kind of JPEG, a damaged file.
+    It is uint8 [height, width, 4], a view: RGB and a byte without meaning. None where the box can't
+    be decoded by itself: no library, a rare kind of JPEG, a damaged file.
     """
     # Rows below the box are never read, so a file that ends early has to be noticed here.
     if (jpeg := library()) is None or data.rfind(b"\xff\xd9", -64) < 0:
@@ -76,10 +75,9 @@ def decode_box(data: bytes, choose: Callable[[int, int], Box]) -> np.ndarray | N
     handle = jpeg.tj3Init(INIT_DECOMPRESS)
     try:
         jpeg.tj3Set(handle, STOP_ON_WARNING, 1)
-        if jpeg.tj3DecompressHeader(handle, data, len(data)):
-            return None
+        damaged = jpeg.tj3DecompressHeader(handle, data, len(data))
         block = BLOCKS.get(jpeg.tj3Get(handle, SUBSAMPLING))
-        if block is None:
+        if damaged or block is None:
             return None
         whole_width, whole_height = jpeg.tj3Get(handle, WIDTH), jpeg.tj3Get(handle, HEIGHT)
         top, left, height, width = choose(whole_height, whole_width)
