@@ -31,7 +31,7 @@ import pytest  # noqa: E402
 from ml_collections import ConfigDict  # noqa: E402
 
 from configs import digits  # noqa: E402
-from effnet_jax import cli, models  # noqa: E402
+from effnet_jax import cli, models, parallel  # noqa: E402
 from effnet_jax import config as default  # noqa: E402
 from effnet_jax.models.network import Network  # noqa: E402
 from effnet_jax.trees import shapes_by_name  # noqa: E402
@@ -104,3 +104,10 @@ def elsewhere(tmp_path) -> dict:
     folder = tmp_path / "elsewhere"
     folder.mkdir()
     return {"cwd": folder, "env": {**os.environ, "PYTHONPATH": f"{decoy.parent}:{ROOT}"}}
+
+
+@pytest.fixture
+def one_device(monkeypatch):
+    """Runs in this process take one of the eight devices, on which they are cheaper."""
+    data_mesh = parallel.data_mesh
+    monkeypatch.setattr(parallel, "data_mesh", lambda: data_mesh(jax.devices()[:1]))

@@ -221,7 +221,7 @@ def test_a_second_run_compiles_nothing_anew(uninterrupted, tmp_path):
     assert seconds[1] < seconds[0]
 
 
-def test_evaluations_go_by_name_and_hooks_see_every_step(tiny, tmp_path):
+def test_evaluations_go_by_name_and_hooks_see_every_step(tiny, one_device, tmp_path):
     tiny.epochs = 1.0
     tiny.evaluations.few = config_lib.evaluation(("ema",), 0.5, eval_split="test[:50]")
     tiny.checkpoint.best_metric = "few/ema/top1"
@@ -242,7 +242,7 @@ def test_evaluations_go_by_name_and_hooks_see_every_step(tiny, tmp_path):
     assert ["val/ema/top1" in row for row in rows] == [False, True]
 
 
-def test_a_signal_in_the_evaluation_saves_too(tiny, tmp_path, monkeypatch):
+def test_a_signal_in_the_evaluation_saves_too(tiny, one_device, tmp_path, monkeypatch):
     from effnet_jax import evaluation
 
     original = evaluation.Evaluator.__call__
@@ -266,7 +266,7 @@ def test_a_signal_in_the_evaluation_saves_too(tiny, tmp_path, monkeypatch):
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
-    tiny, tmp_path, monkeypatch
+    tiny, one_device, tmp_path, monkeypatch
 ):
     tiny.checkpoint.save_epochs = 0.25  # Every 5 steps.
     original = training_step.make_train_step

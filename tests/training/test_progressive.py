@@ -14,7 +14,7 @@ from conftest import ROOT, read_golden
 
 from configs import digits, imagenet
 from effnet_jax import config as config_lib
-from effnet_jax import evaluation, models, parallel
+from effnet_jax import evaluation, models
 from effnet_jax.checkpoint import FOLDER, Checkpoints
 from effnet_jax.data import pipeline
 from effnet_jax.errors import UserError
@@ -26,10 +26,8 @@ GOLDEN = read_golden("v2_progressive.csv")
 
 
 @pytest.fixture
-def config(monkeypatch):
+def config(one_device):
     """Two epochs of 32 steps in all, in stages that end at 10, 21 and 32, on one device."""
-    data_mesh = parallel.data_mesh
-    monkeypatch.setattr(parallel, "data_mesh", lambda: data_mesh(jax.devices()[:1]))
     config = digits.get_config("efficientnet_v2,w=0.1,d=0.1,r=16")
     config.optimizer.name = "sgd"  # With it, and without cutmix, the three compile a fifth faster.
     config.data.train_split = "train[:512]"

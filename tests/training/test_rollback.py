@@ -51,7 +51,7 @@ def feed(monkeypatch):
 
 
 @pytest.fixture
-def config(tiny):
+def config(tiny, one_device):
     """22 steps, a checkpoint every 5."""
     tiny.epochs = 1.0
     tiny.checkpoint.save_epochs = 0.25
