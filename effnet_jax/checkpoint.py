@@ -47,7 +47,6 @@ FACTS = ("model", "preprocess", "classes")
 DELETED = ".deleted"
 SECONDS = 1200  # For Orbax to write, and for the first process to read back what was written.
 DISK = "disk: "  # Begins a process's note about a save that its disk refused.
-INIT_FROM = "There, --config.checkpoint.init_from={} starts a new run from these weights alone"
 
 
 def differing(saved: Shapes, wanted: Shapes) -> list[str]:
@@ -189,7 +188,7 @@ class Checkpoints:
             there are checkpoints and none can be read.
         """
         self.settle()
-        item = abstract(shapes, jax.tree.broadcast(sharding, shapes))
+        item = abstract(shapes, sharding)
 
         def read(path: pathlib.Path) -> PyTree:
             _check_same(path, shapes_by_name(shapes))
@@ -332,8 +331,8 @@ def read_weights(
         return found["ema"] if weights == "ema" else found
 
     path, variables, _ = _read_first(paths, read, processes)
-    has_facts = manifest.exists(path)
-    facts = manifest.read(path) if has_facts else _facts(path.parent.parent, path.name)
+    verified = manifest.exists(path)
+    facts = manifest.read(path) if verified else _facts(path.parent.parent, path.name)
     if not facts.keys() >= {*FACTS}:
         raise UserError(f"{path} has no {manifest.NAME} with the model; give the run's workdir")
     return int(facts["step"]), variables, {key: facts[key] for key in FACTS}
@@ -440,7 +439,8 @@ def _check_same(path: pathlib.Path, wanted: Shapes) -> None:
     saved = shapes_by_name({key: part for key, part in _saved_tree(path).items() if key in parts})
     if not (names := differing(saved, wanted)):
         return
-    where, offer = f"checkpoint {path.name} in {path.parent}", INIT_FROM.format(path.parent.parent)
+    where, init_from = f"checkpoint {path.name} in {path.parent}", path.parent.parent
+    offer = f"There, --config.checkpoint.{init_from=!s} starts a new run from these weights alone"
     of_model = [name for name in names if name.startswith(VARIABLES)]
     if not of_model:
         raise UserError(
@@ -471,7 +471,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _is_of_disk(error: Exception) -> bool:
-    """Whether a disk, or what is between it and us, refused; TensorStore's text has its error."""
+    """Whether a disk, or what is between it and us, refused; TensorStore reports it as text."""
     if isinstance(error, TimeoutError | OtherFailed):  # TimeoutError is an OSError.
         return False
     return isinstance(error, OSError) or re.search(r"os_error_code='\d+'", str(error)) is not None

@@ -100,7 +100,7 @@ def _exit_codes(processes: Any = None) -> Iterator[None]:
 def run(main: Callable[[Any], None], parser: Any, arguments: list[str] | None = None) -> None:
     """Runs a command, and turns the errors meant for people into a message and a code.
 
-    `main` takes what `parser`, a `flags.Parser`, makes of the arguments, or of the command line.
+    `parser` is a `flags.Parser`; `arguments` are those of the command line unless given.
     """
     if parser.computes:
         tune_process()

@@ -22,10 +22,10 @@ def metadata(path: str) -> str | None:
 
 
 class Signals:
-    """Notes, as a context, the `name` of the first SIGTERM or SIGINT; a call returns if one came.
+    """As a context, notes the first SIGTERM or SIGINT as `name`; a call returns whether one came.
 
     A second signal has its usual effect, so that a hanging run can be ended. Outside the main
-    thread, where Python handles no signals, the first has it too.
+    thread, where Python handles no signals, the first one does too.
     """
 
     def __init__(self):
