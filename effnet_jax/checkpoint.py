@@ -1,9 +1,9 @@
 """Checkpoints: the only file that knows Orbax.
 
-A checkpoint is one folder, `checkpoints/STEP`, that appears by a rename when it is whole: a process
-killed while it saves leaves a folder with a temporary name, and every earlier checkpoint. Then its
-files are read back and listed in a manifest, and only then may an earlier one be deleted. Nothing
-here remembers a newest step: the disk is read every time.
+A checkpoint is a folder, `checkpoints/STEP`, that appears by a rename when it is whole: a process
+that is killed while it saves leaves a folder with a temporary name, and all earlier checkpoints.
+Then its files are read back and listed in a manifest, and only then may an earlier checkpoint be
+deleted. Nothing here remembers a newest step: the disk is read every time.
 
 Orbax's retention policies decide what is deleted. Its CheckpointManager (0.12.8) is not used: it
 deletes when a checkpoint is committed, before it was read back; it keeps a list of steps in memory,
@@ -46,12 +46,11 @@ VARIABLES = ("params", "batch_stats")
 FACTS = ("model", "preprocess", "classes")
 DELETED = ".deleted"
 SECONDS = 1200  # For Orbax to write, and for the first process to read back what was written.
-DISK = "disk: "  # Starts a process's note about a save that its disk refused.
-INIT_FROM = "There, --config.checkpoint.init_from={} starts a new run from these weights alone"
+DISK = "disk: "  # Begins a process's note about a save that its disk refused.
 
 
 def differing(saved: Shapes, wanted: Shapes) -> list[str]:
-    """Names of the arrays that two trees don't share, or share with other shapes."""
+    """Names of the arrays that only one of two trees has, or that differ in shape."""
     return [name for name in sorted(saved | wanted) if saved.get(name) != wanted.get(name)]
 
 
@@ -83,14 +82,10 @@ class OnceVerified(policies.AnyPreservationPolicy):
 
 
 class Checkpoints:
-    """The checkpoints of one workdir.
+    """The checkpoints of one workdir; `good_step` is the last one verified or restored, or None.
 
-    Every process of a run makes one, and they call it alike; the first process lists, verifies,
-    renames and deletes. Use as a context: leaving it waits for the last save, so that a failed save
-    is never silent.
-
-    Attributes:
-      good_step: of the last checkpoint that was verified or restored; None if there is none.
+    All processes of a run call the same methods; the first lists, verifies, renames and deletes.
+    Use as a context: leaving it waits for the last save, so that a failed save is never silent.
     """
 
     def __init__(
@@ -100,7 +95,7 @@ class Checkpoints:
         read_only: bool = False,
         processes: Alone = ALONE,
     ):
-        """Opens the folder, and creates it if it may; `config` is `config.checkpoint`."""
+        """Opens the folder, which is made unless `read_only`; `config` is `config.checkpoint`."""
         self._folder, self._processes = pathlib.Path(workdir).resolve() / FOLDER, processes
         self._manages, self._best = processes.is_first and not read_only, config.best_metric
         if self._manages:
@@ -117,9 +112,7 @@ class Checkpoints:
         self._background = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
         self._saving: concurrent.futures.Future | None = None
         self._save = ""  # Name of the last save, the same on all processes.
-        self._failure: str | None = None  # Why there is no checkpoint of the last save.
-        self.good_step: int | None = None
-        self._good_since = time.monotonic()
+        self._note_good(None)
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -132,7 +125,7 @@ class Checkpoints:
             self._orbax.close()
 
     def steps(self) -> list[int]:
-        """Steps with a whole checkpoint, oldest first; from the disk, every time."""
+        """Steps with a whole checkpoint on the disk, oldest first."""
         return [step for step in _steps(self._folder) if _is_whole(self._folder / str(step))]
 
     def save(self, step: int, state: PyTree, metrics: dict[str, float] | None = None) -> None:
@@ -140,10 +133,8 @@ class Checkpoints:
 
         A disk that is full or fails does not stop the run: the error is printed, what was written
         is removed, and the next save tries again; `alarm` reports how long that has gone on. A save
-        that fails on one process fails on all.
-
-        Raises:
-          Exception: of this save, or of the one before, if it has nothing to do with a disk.
+        that fails on one process fails on all. Other errors of this save or of the one before are
+        raised.
         """
         self.settle()
         items = {"default": ocp.args.PyTreeSave(state)}
@@ -171,8 +162,8 @@ class Checkpoints:
         """Waits until the last save is on disk and verified; raises SaveFailed if it failed."""
         self.settle()
         if self._failure:
-            step = self.good_step
-            raise SaveFailed(f"{self._failure}. Last good checkpoint: {step or 'none yet'}")
+            good = self.good_step or "none yet"
+            raise SaveFailed(f"{self._failure}. Last good checkpoint: {good}")
 
     def alarm(self, step: int, save_every: int) -> str | None:
         """A line to print if the last good checkpoint is older than two saves as planned."""
@@ -184,14 +175,11 @@ class Checkpoints:
     def restore(
         self, shapes: PyTree, sharding: Sharding | PyTree, step: int | None = None
     ) -> PyTree | None:
-        """A saved state, or some parts of it; None if there is no checkpoint.
-
-        The arrays are laid out as asked, whatever devices and processes they were saved from.
+        """A saved state with new shardings, or some parts of it; None if there is no checkpoint.
 
         Args:
           shapes: the state's shapes, as from `jax.eval_shape`, or a dict of some of its parts.
-          sharding: where to put the arrays: one for all, or a tree of them like `shapes` or the
-            top of it.
+          sharding: one for all arrays, or a tree of them like `shapes` or the top of it.
           step: which; by default the newest that can be read. Damaged ones are reported, passed
             over and moved aside.
 
@@ -200,7 +188,7 @@ class Checkpoints:
             there are checkpoints and none can be read.
         """
         self.settle()
-        item = abstract(shapes, jax.tree.broadcast(sharding, shapes))
+        item = abstract(shapes, sharding)
 
         def read(path: pathlib.Path) -> PyTree:
             _check_same(path, shapes_by_name(shapes))
@@ -230,15 +218,13 @@ class Checkpoints:
         return 0
 
     def _meet(self, key: str, timeout_ms: int) -> None:
-        """Where Orbax's threads wait for those of the other processes, unless one has failed."""
+        """Lets Orbax's threads wait for those of the other processes, unless one has failed."""
         self._processes.barrier(f"{self._save} {key}", timeout_ms / 1000, unless=self._save)
 
     def _finish(self, step: int, error: Exception | None = None) -> None:
-        """Completes a save, in the background; all processes come to the same end.
+        """Completes a save, with the same end on all processes; `error` is why it could not start.
 
-        Args:
-          step: of the state.
-          error: why this process could not start to save.
+        It runs in the background, unless there was an error.
         """
         path = self._folder / str(step)
         try:
@@ -259,7 +245,8 @@ class Checkpoints:
             if self._manages:
                 self._delete_old()
 
-    def _note_good(self, step: int) -> None:
+    def _note_good(self, step: int | None) -> None:
+        # `_failure` is why there is no checkpoint of the last save.
         self.good_step, self._good_since, self._failure = step, time.monotonic(), None
 
     def _note_failure(self, step: int, reason: str) -> None:
@@ -275,8 +262,9 @@ class Checkpoints:
     def _age(self, step: int) -> str:
         minutes = (time.monotonic() - self._good_since) / 60
         age = f"{step - (self.good_step or 0)} steps and {minutes:.0f} minutes"
-        none = f"no checkpoint yet, {age} after the start"
-        return f"the last good checkpoint is {age} old" if self.good_step else none
+        if self.good_step:
+            return f"the last good checkpoint is {age} old"
+        return f"no checkpoint yet, {age} after the start"
 
     def _delete_old(self) -> None:
         try:
@@ -326,13 +314,9 @@ def read_weights(
       weights: "ema" or "raw".
       processes: of the run that reads.
 
-    Returns:
-      The step; {"params": ..., "batch_stats": ...} as NumPy arrays; and the values of the run's
-      `config.model` and `config.preprocess` and the names of its classes, as "model", "preprocess"
-      and "classes". None if there is no checkpoint.
-
-    Raises:
-      UserError: there is no such step, or no checkpoint that can be read.
+    Returns None if there is no checkpoint, else the step; {"params": ..., "batch_stats": ...} as
+    NumPy arrays; and FACTS, from the run's config and the names of its classes. Raises UserError if
+    there is no such step, or none can be read.
     """
     path = pathlib.Path(path).expanduser().resolve()
     paths = [path] if _is_whole(path) else _candidates(path / FOLDER, step, processes)
@@ -371,12 +355,13 @@ def _handler() -> ocp.CompositeCheckpointHandler:
 
 
 def _facts(workdir: pathlib.Path, step: int | str) -> dict[str, Any]:
-    """The step, and what the weights belong to if known: the run's config may change later."""
-    if not all((workdir / name).is_file() for name in ("config.json", "classes.json")):
+    """The step, and FACTS if known: the run's config may change later."""
+    paths = workdir / "config.json", workdir / "classes.json"
+    if not all(path.is_file() for path in paths):
         return {"step": step}
-    config, classes = (files.read_json(workdir / f"{name}.json") for name in ("config", "classes"))
-    found = {"model": config["model"], "preprocess": config["preprocess"], "classes": classes}
-    return {"step": step, **found}
+    config, classes = map(files.read_json, paths)
+    facts = config | {"classes": classes}
+    return {"step": step, **{key: facts[key] for key in FACTS}}
 
 
 def _steps(folder: pathlib.Path) -> list[int]:
@@ -454,7 +439,8 @@ def _check_same(path: pathlib.Path, wanted: Shapes) -> None:
     saved = shapes_by_name({key: part for key, part in _saved_tree(path).items() if key in parts})
     if not (names := differing(saved, wanted)):
         return
-    where, offer = f"checkpoint {path.name} in {path.parent}", INIT_FROM.format(path.parent.parent)
+    where, init_from = f"checkpoint {path.name} in {path.parent}", path.parent.parent
+    offer = f"There, --config.checkpoint.{init_from=!s} starts a new run from these weights alone"
     of_model = [name for name in names if name.startswith(VARIABLES)]
     if not of_model:
         raise UserError(
@@ -471,10 +457,10 @@ def _check_same(path: pathlib.Path, wanted: Shapes) -> None:
 
 def _listed(notes: dict[int, str], processes: Alone) -> str:
     """Notes with the processes that made them, if there are several; "" if all are empty."""
-    by_text: dict[str, list[str]] = {}
+    by_text = collections.defaultdict(list)
     for index, note in notes.items():
         if note:
-            by_text.setdefault(note.removeprefix(DISK), []).append(str(index))
+            by_text[note.removeprefix(DISK)].append(str(index))
     if processes.count == 1:
         return "; ".join(by_text)
     return "; ".join(f"process {', '.join(who)}: {text}" for text, who in by_text.items())
@@ -485,7 +471,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _is_of_disk(error: Exception) -> bool:
-    """Whether a disk, or what is between it and us, refused: TensorStore says so in its text."""
+    """Whether a disk, or what is between it and us, refused; TensorStore reports it as text."""
     if isinstance(error, TimeoutError | OtherFailed):  # TimeoutError is an OSError.
         return False
     return isinstance(error, OSError) or re.search(r"os_error_code='\d+'", str(error)) is not None

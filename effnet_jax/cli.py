@@ -39,17 +39,15 @@ ENDS = {
 def tune_process() -> None:
     """Starts this process again with settings for computing on a CPU, unless it has them.
 
-    They are read when a process starts, or when JAX is imported. Nothing happens where JAX has an
-    accelerator to run on, and nothing but glibc knows the first.
+    Glibc and JAX read them when a process starts. An accelerator needs none of them.
     """
     if any(map(importlib.util.find_spec, ("jax_cuda12_plugin", "jax_cuda13_plugin", "libtpu"))):
         return
     # XLA allocates a program's temporary memory, a gigabyte for B0 at batch 16, at every call: with
     # small pages, faulting it in takes a third of a training step.
-    huge_pages = "glibc.malloc.hugetlb=1"
     tunables = os.environ.get("GLIBC_TUNABLES", "")
     if sys.platform == "linux" and "glibc.malloc.hugetlb" not in tunables:
-        settings = {"GLIBC_TUNABLES": ":".join(filter(None, (tunables, huge_pages)))}
+        settings = {"GLIBC_TUNABLES": f"{tunables}:glibc.malloc.hugetlb=1".removeprefix(":")}
         # When a program comes out of the compilation cache, XLA's CPU backend logs kilobytes about
         # two tuning flags that no processor "supports"; real failures are raised. JAX sets 1.
         if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":
@@ -102,10 +100,7 @@ def _exit_codes(processes: Any = None) -> Iterator[None]:
 def run(main: Callable[[Any], None], parser: Any, arguments: list[str] | None = None) -> None:
     """Runs a command, and turns the errors meant for people into a message and a code.
 
-    Args:
-      main: the command; takes the parsed arguments.
-      parser: its flags, a `flags.Parser`.
-      arguments: by default those of the command line.
+    `parser` is a `flags.Parser`; `arguments` are those of the command line unless given.
     """
     if parser.computes:
         tune_process()

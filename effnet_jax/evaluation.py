@@ -1,7 +1,6 @@
 """The one evaluation, for the training loop and for eval.py: exact over every record."""
 
 import collections
-import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -54,19 +53,14 @@ class Evaluator:
         choices = choose_classes(config.data.eval_classes, source.classes, config.model.num_classes)
         step = make_eval_step(model, config.preprocess, choices)
         self._step = jax.jit(step, out_shardings=parallel.replicated(mesh))
-        self._read(source)
+        self.read(source)
 
-    def _read(self, source: Source) -> None:
+    def read(self, source: Source) -> None:
+        """Makes the next calls evaluate on another split with the same classes."""
         self._examples = len(source)
         parallel.check_processes(len(source), "evaluation")
         place = jax.process_index(), jax.process_count()
         self._batches = pipeline.eval_batches(source, self._config, self._resolution, *place)
-
-    def on(self, source: Source) -> "Evaluator":
-        """This evaluation on another split with the same classes, not compiled again."""
-        other = copy.copy(self)
-        other._read(source)
-        return other
 
     def __call__(
         self, params: PyTree, batch_stats: PyTree, should_stop: Callable[[], bool] = lambda: False
@@ -74,10 +68,7 @@ class Evaluator:
         """Top-1 and top-5 as fractions, mean cross-entropy (no smoothing), and the count.
 
         With sets of labels there is no cross-entropy, and images without a label don't count.
-
-        Args:
-          params, batch_stats: the weights.
-          should_stop: called before every batch; Interrupted is raised when it returns True.
+        Raises Interrupted before a batch where `should_stop()` is True.
         """
         # Weights of a sharded state are gathered once, not for every batch.
         weights = jax.device_put((params, batch_stats), parallel.replicated(self._mesh))
@@ -98,11 +89,7 @@ class Evaluator:
 
 
 def evaluate(
-    weights: Any,
-    config: ConfigDict,
-    data: dict[str, Source],
-    label: str = "",
-    processes: Alone = ALONE,
+    weights: Any, config: ConfigDict, data: dict[str, Source], label: str, processes: Alone
 ) -> Iterator[tuple[str, Metrics]]:
     """Evaluates weights on data sets, compiled once; yields the name and the metrics of each.
 
@@ -126,5 +113,5 @@ def evaluate(
     )
     variables = jax.device_put(weights.variables, parallel.replicated(mesh))
     for name in list(data):
-        here = evaluator.on(data.pop(name))
-        yield name, here(variables["params"], variables["batch_stats"])
+        evaluator.read(data.pop(name))
+        yield name, evaluator(variables["params"], variables["batch_stats"])

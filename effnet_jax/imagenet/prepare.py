@@ -23,9 +23,12 @@ import os
 import shlex
 import shutil
 import signal
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from effnet_jax.errors import UserError
 from effnet_jax.imagenet import dataset as imagenet
@@ -33,7 +36,7 @@ from effnet_jax.imagenet import inputs
 from effnet_jax.imagenet.dataset import MINIVAL, NAME, TRAIN, VALIDATION, VERSION, Item
 from effnet_jax.imagenet.shards import Report, Settings, Shard, make_shard
 from effnet_jax.run import files
-from effnet_jax.run.workers import end_with_parent, heeding_ctrl_c, held_back
+from effnet_jax.run.workers import end_with_parent, held_back
 from effnet_jax.run.writers import console
 
 Made = list[tuple[Shard, Report]]
@@ -91,6 +94,31 @@ def prepare(
     except OSError as error:
         raise UserError(f"{error.filename or work}: {error.strerror}") from None
     return made
+
+
+@contextlib.contextmanager
+def heeding_ctrl_c() -> Iterator[Callable[[], None]]:
+    """Yields a function that raises the KeyboardInterrupt of a Ctrl-C that was lost before.
+
+    Python discards, and reports, what is raised in callbacks of the garbage collector, as JAX's.
+    """
+    lost, before = threading.Event(), sys.unraisablehook
+
+    def note(discarded: Any) -> None:
+        if isinstance(discarded.exc_value, KeyboardInterrupt):
+            lost.set()
+        else:
+            before(discarded)
+
+    def check() -> None:
+        if lost.is_set():
+            raise KeyboardInterrupt
+
+    sys.unraisablehook = note
+    try:
+        yield check
+    finally:
+        sys.unraisablehook = before
 
 
 @contextlib.contextmanager

@@ -10,9 +10,8 @@ from importlib import metadata
 from typing import Any
 
 import jax
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
-
-from effnet_jax.trees import path_name
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
@@ -32,20 +31,15 @@ def git_commit() -> str | None:
 def start_facts(config: ConfigDict, data: dict[str, str]) -> dict[str, Any]:
     """What must be the same on every process of a run: code, versions, config and data, by name.
 
-    Args:
-      config: the whole config.
-      data: fingerprint of each data set, by name.
+    `data` has the fingerprint of each data set.
     """
     root, digest = pathlib.Path(__file__).parents[1], hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
         digest.update(str(path.relative_to(root)).encode() + path.read_bytes())
-    values = jax.tree_util.tree_flatten_with_path(
-        {"config": config.to_dict()}, is_leaf=lambda value: not isinstance(value, dict)
-    )[0]
     return {
         "code": f"files {digest.hexdigest()[:16]}",
         **{name: metadata.version(name) for name in PACKAGES},
-        **{path_name(path).replace("/", "."): value for path, value in values},
+        **flatten_dict({"config": config.to_dict()}, sep="."),
         **{f"data {name}": text for name, text in data.items()},
     }
 
@@ -70,6 +64,5 @@ def describe_run() -> dict[str, Any]:
 def describe_machine() -> dict[str, Any]:
     """`describe_run` in the flat columns that rows under results/ end with."""
     run = describe_run()
-    versions = {name: run["versions"][name] for name in ("jax", "jaxlib")}
-    kept = ("device", "devices", "cpus", "python", "commit", "time")
-    return {**versions, **{key: run[key] for key in kept}}
+    columns = ("jax", "jaxlib", "device", "devices", "cpus", "python", "commit", "time")
+    return {key: (run | run["versions"])[key] for key in columns}

@@ -17,11 +17,11 @@ from effnet_jax.errors import UserError
 
 RUN_LOCK = "run.lock"  # Of a run, in its workdir.
 BEAT = 5.0  # Seconds between two signs of life of a lock's holder.
-PATIENCE = 30.0  # Without one for so long, a holder on another machine counts as dead.
+PATIENCE = 30.0  # Seconds without one after which a holder on another machine counts as dead.
 
 
 def read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
-    """Rows of a .jsonl file, none where it is missing; a line cut short by a crash is left out."""
+    """Rows of a .jsonl file, none where it is missing; without lines that a crash cut short."""
     rows = []
     for line in path.read_text().splitlines() if path.exists() else ():
         with contextlib.suppress(json.JSONDecodeError):
@@ -60,7 +60,7 @@ def write_json(path: pathlib.Path, value: Any) -> None:
 
 
 def append_csv(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:
-    """Adds rows to a results file, which starts with a header where it does not exist yet."""
+    """Adds rows to a results file; a new file gets a header first."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "a+", newline="") as file:
@@ -99,8 +99,7 @@ class Lock:
         self, path: pathlib.Path, what: str = "run", remedy: str = "give another --workdir"
     ):
         self._path, self._what, self._remedy = path, what, remedy
-        self._ended = threading.Event()
-        started = psutil.Process().create_time()
+        self._ended, started = threading.Event(), psutil.Process().create_time()
         self._own = {"host": socket.gethostname(), "pid": os.getpid(), "started": started}
 
     def __enter__(self) -> "Lock":
@@ -125,17 +124,26 @@ class Lock:
         os.close(self.descriptor)
 
     def _take(self) -> None:
+        from effnet_jax.run.writers import say  # That module imports this one.
+
         waits = False
         while (locked := self._try_kernel()) is False:
             holder = self._read()
             if not holder or holder["host"] != self._own["host"] or _is_running(holder):
                 raise self._refusal(holder)
             if not waits:
-                _say(f"waiting for the children of a {self._what} that was killed: {self._path}")
+                say(f"waiting for the children of a {self._what} that was killed: {self._path}")
             waits = True
             time.sleep(0.2)
-        holder = self._read()
-        if holder and self._is_alive(holder, bool(locked)):
+        if (holder := self._read()) and holder["host"] != self._own["host"]:
+            say(
+                f"{self._path} is held by process {holder['pid']} on host {holder['host']}: "
+                f"waiting up to {PATIENCE:.0f} s to see whether it is alive"
+            )
+            alive = self._shows_life(holder)
+        else:
+            alive = holder and not locked and _is_running(holder)
+        if alive:
             raise self._refusal(holder)
         os.ftruncate(self.descriptor, 0)
         self._write(0)
@@ -148,14 +156,8 @@ class Lock:
             return False if isinstance(error, BlockingIOError) else None
         return True
 
-    def _is_alive(self, holder: dict[str, Any], locked: bool) -> bool:
-        if holder["host"] == self._own["host"]:
-            return not locked and _is_running(holder)
+    def _shows_life(self, holder: dict[str, Any]) -> bool:
         # Clocks of two machines differ, so what is watched is that the number grows.
-        _say(
-            f"{self._path} is held by process {holder['pid']} on host {holder['host']}: waiting up "
-            f"to {PATIENCE:.0f} s to see whether it is alive"
-        )
         end = time.monotonic() + PATIENCE
         while (now := self._read()) == holder and time.monotonic() < end:
             time.sleep(min(BEAT, PATIENCE) / 5)
@@ -177,7 +179,7 @@ class Lock:
             return None
 
     def _write(self, beat: int) -> None:
-        # The same bytes of the file each time: a full disk accepts that, and it is never half done.
+        # The same bytes of the file each time: a full disk accepts that, and none sees half of it.
         text = json.dumps({**self._own, "beat": f"{beat:012}"}) + "\n"
         os.pwrite(self.descriptor, text.encode(), 0)
 
@@ -193,9 +195,3 @@ def _is_running(holder: dict[str, Any]) -> bool:
     with contextlib.suppress(psutil.Error):
         return psutil.Process(holder["pid"]).create_time() == holder["started"]
     return False
-
-
-def _say(text: str) -> None:
-    from effnet_jax.run.writers import say  # That module imports this one.
-
-    say(text)

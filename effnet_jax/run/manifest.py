@@ -1,7 +1,4 @@
-"""manifest.json of a folder: names, sizes and checksums of its files when it was whole, and facts.
-
-The checksum is CRC-32, which finds flipped and missing bytes, and does not stop forgery.
-"""
+"""A folder's manifest.json: facts about it, and the sizes and CRC-32s of its files when whole."""
 
 import json
 import os
@@ -14,7 +11,6 @@ from effnet_jax.run import files
 
 NAME = "manifest.json"
 FORMAT = 1
-CHUNK = 1 << 22  # Bytes read at a time.
 
 
 def write(folder: pathlib.Path, **facts: Any) -> None:
@@ -51,9 +47,9 @@ def find_damage(folder: pathlib.Path) -> str | None:
             f"{folder / NAME} is of format {content['format']}, and this release knows {FORMAT}; "
             "use the release that wrote it, or another --workdir"
         )
-    saved, found = content["files"], _names(folder)
-    for name in sorted({*saved, *found}):
-        if name not in found:
+    saved, present = content["files"], _names(folder)
+    for name in sorted({*saved, *present}):
+        if name not in present:
             return f"{name} is missing"
         if name not in saved:
             return f"{name} was not saved with it"
@@ -79,13 +75,13 @@ def _names(folder: pathlib.Path) -> list[str]:
 def _describe(path: pathlib.Path) -> str:
     checksum = 0
     with open(path, "rb") as file:
-        while chunk := file.read(CHUNK):
+        while chunk := file.read(1 << 22):
             checksum = zlib.crc32(chunk, checksum)
         return f"{file.tell()} bytes of CRC-32 {checksum:08x}"
 
 
 def _sync(path: pathlib.Path) -> None:
-    """To the disk and out of memory, so that the next read gets what the disk has."""
+    """Writes a file to the disk and drops it from memory, so that a read gets what the disk has."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -39,6 +39,7 @@ HEARTBEAT_SECONDS = 180
 BEAT_SECONDS = 1.0  # More for hundreds of processes, as each reads the records of all.
 END_SECONDS = 300  # Until all processes have come to the end of a run.
 FLAGS = "--coordinator_address=HOST:PORT, --num_processes=N and --process_id=I"
+Notes = dict[int, str]  # By process.
 
 
 class OtherFailed(Exception):
@@ -46,11 +47,9 @@ class OtherFailed(Exception):
 
 
 def find_cluster(environment: Mapping[str, str] = os.environ) -> str | None:
-    """Returns what started this process together with others that JAX can find by itself.
+    """What started this process together with others that JAX can find by itself.
 
-    Returns:
-      "TPU pod", "SLURM", "Open MPI" or "Kubernetes"; None for one process on its own, as in a
-      login shell or in the script of a SLURM job outside srun.
+    None for a process on its own, as in a login shell or in a SLURM job's script outside srun.
     """
     if glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*"):
         workers = environment.get("TPU_WORKER_HOSTNAMES")
@@ -76,17 +75,14 @@ def join(
 ) -> "Alone":
     """Joins the processes of a run, if there are several; call it before anything else of JAX.
 
-    Args:
-      coordinator_address: HOST:PORT of process 0; a free port there.
-      num_processes, process_id: how many there are, and which this is, from 0. Give all three, or
-        none to have them found where `find_cluster` finds a cluster.
-      seconds: until all have joined.
+    Give all of HOST:PORT of process 0, the number of processes and the index of this one; or none
+    of them, for one process alone or a cluster. All processes have to join within `seconds`.
     """
-    given, cluster = (coordinator_address, num_processes, process_id), None
-    if all(value is None for value in given):
-        if (cluster := find_cluster()) is None:
+    flags, cluster = (coordinator_address, num_processes, process_id), None
+    if flags == (None, None, None):
+        if not (cluster := find_cluster()):
             return ALONE
-    elif None in given:
+    elif None in flags:
         raise UserError(f"{FLAGS} go together: give all three, or none")
     elif not re.fullmatch(r".+:\d+", coordinator_address):
         raise UserError(f"--coordinator_address={coordinator_address} is not HOST:PORT")
@@ -94,18 +90,19 @@ def join(
         raise UserError(f"--process_id={process_id} of --num_processes={num_processes} is not one")
     # JAX's own limit aborts the process with a trace of C++ calls, so this one comes first.
     message = (
-        f"{'' if process_id is None else f'process {process_id}: '}error: waited {seconds:g} s at "
-        f"{coordinator_address or cluster} for all {num_processes or ''} processes. Start each "
-        "with the same address and number of processes, and its own --process_id; the port has to "
-        "be free on the first machine, and open to the others"
+        f"error: waited {seconds:g} s at {coordinator_address or cluster} for all "
+        f"{num_processes or ''} processes. Start each with the same address and number of "
+        "processes, and its own --process_id; the port has to be free on the first machine, and "
+        "open to the others"
     )
-    timer = threading.Timer(seconds, _exit, [RETRY, message])
+    prefix = "" if process_id is None else f"process {process_id}: "
+    timer = threading.Timer(seconds, _exit, [RETRY, prefix + message])
     timer.daemon = True
     timer.start()
     jax.config.update("jax_enable_preemption_service", False)  # It would take SIGTERM.
     try:
         jax.distributed.initialize(
-            *given,
+            *flags,
             # With detection, a cluster's task gets one device of its node, whatever the flags say.
             cluster_detection_method=None if cluster else "deactivate",
             initialization_timeout=int(seconds) + 60,
@@ -125,7 +122,7 @@ class Alone:
     Attributes:
       index, count: number of this process, from 0, and of all.
       is_first: whether this process writes for people: logs, metrics, pictures.
-      prefix: starts the error messages of this process.
+      prefix: of this process's error messages.
     """
 
     index, count, is_first, prefix = 0, 1, True, ""
@@ -147,19 +144,11 @@ class Alone:
         """
         return signals
 
-    def barrier(
-        self, name: str, seconds: float, note: str = "", unless: str = ""
-    ) -> dict[int, str]:
-        """Waits at most `seconds` until all processes are here; returns the note of each.
+    def barrier(self, name: str, seconds: float, note: str = "", unless: str = "") -> Notes:
+        """Waits until all processes are at this barrier; returns the note of each, by index.
 
-        Args:
-          name: of the wait; each thread has its own names.
-          note: for the others.
-          unless: another barrier, passed once: who comes there with a note will not come here.
-
-        Raises:
-          ProcessLost: names the barrier and the missing processes.
-          OtherFailed: a process came to `unless` with a note.
+        Each thread has its own names. Raises ProcessLost, which names the missing processes, after
+        `seconds`; and OtherFailed once a process is at the barrier `unless` with a note.
         """
         return {0: note}
 
@@ -175,10 +164,10 @@ class Alone:
         """Raises a UserError on all processes if one of them does not see the first's folder."""
 
     def who_is_lost(self, error: Exception) -> str | None:
-        """Names the process whose loss made a wait or a collective fail; None if none is lost."""
+        """Describes the process whose loss made a wait or a collective fail; None: none is lost."""
 
     def leave(self, code: int = 0, message: str = "") -> None:
-        """Ends the run here: with a code at once on all processes, else when all have come here."""
+        """Ends the run: with a code at once on all processes, else when all have called this."""
 
 
 ALONE = Alone()
@@ -202,9 +191,7 @@ class Processes(Alone):
         self.prefix = f"process {index}: "
         # JAX has no public name for its table.
         self._client = multihost_utils.distributed.global_state.client
-        self._limits: ConfigDict | None = None
-        self._signals: Signals | None = None
-        self._stop_at: int | None = None
+        self._limits = self._signals = self._stop_at = None
         # "moves" counts calls of `at`, "asked" answered questions whether to stop; "stop" names a
         # signal that came here; "answer" is "asked" when this process heard of any signal.
         self._mine = {"name": socket.gethostname(), "pid": os.getpid(), "place": "start"}
@@ -243,9 +230,7 @@ class Processes(Alone):
             self._mine["asked"] += 1
             return self._stop_at is not None and self._mine["asked"] >= self._stop_at
 
-    def barrier(
-        self, name: str, seconds: float, note: str = "", unless: str = ""
-    ) -> dict[int, str]:
+    def barrier(self, name: str, seconds: float, note: str = "", unless: str = "") -> Notes:
         self._waits[name] += 1
         key, end = f"{name}/{self._waits[name]}", time.monotonic() + seconds
         self._client.key_value_set(f"effnet_jax/wait/{key}/{self.index}", note)
@@ -259,24 +244,20 @@ class Processes(Alone):
             time.sleep(0.02 * max(1, self.count / 8))  # All ask process 0.
         return notes
 
-    def _notes(self, key: str) -> dict[int, str]:
+    def _notes(self, key: str) -> Notes:
         table = self._client.key_value_dir_get(f"effnet_jax/wait/{key}")
         return dict(sorted((int(path.rpartition("/")[2]), note) for path, note in table))
 
     def check_same(self, name: str, facts: Callable[[], Mapping[str, Any]], seconds: float) -> None:
         mine = {key: str(value) for key, value in facts().items()}
-        theirs = self.as_first(f"facts of {name}", lambda: mine, seconds)
-        lines = [
-            f"{key}: {mine.get(key)}, and {theirs.get(key)} on process 0"
-            for key in sorted(mine | theirs)
-            if mine.get(key) != theirs.get(key)
-        ]
-        notes = self.barrier(name, seconds, "; ".join(lines[:4]))
-        if different := {index: note for index, note in notes.items() if note}:
-            listed = "\n".join(f"  {self.describe([i])} has {different[i]}" for i in different)
+        first = self.as_first(f"facts of {name}", lambda: mine, seconds)
+        keys = [key for key in sorted(mine | first) if mine.get(key) != first.get(key)]
+        lines = [f"{key}: {mine.get(key)}, and {first.get(key)} on process 0" for key in keys[:4]]
+        notes = self.barrier(name, seconds, "; ".join(lines))
+        if listed := [f"\n  {self.describe([i])} has {note}" for i, note in notes.items() if note]:
             raise UserError(
-                f"the processes differ:\n{listed}\nStart every process with the same command, "
-                "code and data, and a --workdir on a file system that they share"
+                f"the processes differ:{''.join(listed)}\nStart every process with the same "
+                "command, code and data, and a --workdir on a file system that they share"
             )
 
     def check_shared(self, workdir: pathlib.Path, seconds: float) -> None:
@@ -300,7 +281,7 @@ class Processes(Alone):
             if code and self.is_first:
                 # The table ends with this process, and JAX aborts processes that can't reach it.
                 end = time.monotonic() + 8 * self._beat
-                while time.monotonic() < end and set(self._others()) - set(self._lost(3)):
+                while time.monotonic() < end and self._others() != self._lost(3):
                     time.sleep(0.1)
                     self._speak()
                 time.sleep(0.5)
@@ -324,7 +305,7 @@ class Processes(Alone):
                 self._speak()
 
     def _speak(self) -> None:
-        """Publishes this process's record, reads the others', and takes part in an agreement."""
+        """Publishes this process's record, reads the others', and agrees with them when to stop."""
         with self._changed:
             self._mine["beat"] += 1
             if self._signals is not None and self._stop_at is None:
@@ -380,12 +361,12 @@ class Processes(Alone):
             self._end(RETRY, f"no progress for {still:.0f} s in {self._mine['place']}; {others}")
 
     def _end(self, code: int, message: str) -> None:
-        """Ends this process and, by telling them, the others."""
+        """Ends this process and, as it publishes that, the others."""
         if self._left.is_set():
             return
         more = ". Run the same command on all processes to resume" if code == RETRY else ""
         print(f"{self.prefix}error: {message}{more}", file=sys.stderr, flush=True)
-        threading.Timer(12 * self._beat, os._exit, [code]).start()  # Should telling get stuck.
+        threading.Timer(12 * self._beat, os._exit, [code]).start()  # Publishing may get stuck.
         self.leave(code, message)
 
     def _others(self) -> list[int]:
@@ -394,10 +375,10 @@ class Processes(Alone):
         return [index for index in range(self.count) if index not in ended | {self.index}]
 
     def _lost(self, beats: float) -> list[int]:
-        """The other processes that have not ended, and published nothing for so many beats."""
+        """The other processes that have not ended, and published nothing for `beats` beats."""
         before = time.monotonic() - beats * self._beat
         if self._spoke < before and not self.is_first:
-            return [0]  # Without the table nothing is known of the others.
+            return [0]  # Without its table nothing is known of the others.
         return [index for index in self._others() if self._heard[index] < before]
 
     def describe(self, indices: list[int]) -> str:

@@ -10,7 +10,7 @@ import jax
 from effnet_jax.run.writers import say
 
 METADATA = "http://metadata.google.internal/computeMetadata/v1/instance/"
-MAINTENANCE_SECONDS = 5.0  # Between two questions; a notice comes a minute ahead or more.
+MAINTENANCE_SECONDS = 5.0  # Between two requests; a notice comes at least a minute ahead.
 
 
 def metadata(path: str) -> str | None:
@@ -22,10 +22,10 @@ def metadata(path: str) -> str | None:
 
 
 class Signals:
-    """As a context, notes the `name` of the first SIGTERM or SIGINT; a call tells whether one came.
+    """As a context, notes the first SIGTERM or SIGINT as `name`; a call returns whether one came.
 
-    A second signal acts as if nobody listened, so that a hanging run can still be ended. Outside
-    the main thread, which alone may listen, signals act as usual.
+    A second signal has its usual effect, so that a hanging run can be ended. Outside the main
+    thread, where Python handles no signals, the first one does too.
     """
 
     def __init__(self):

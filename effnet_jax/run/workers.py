@@ -4,10 +4,8 @@ import contextlib
 import multiprocessing
 import os
 import signal
-import sys
 import threading
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 
 def available_cores() -> list[int]:
@@ -31,28 +29,3 @@ def held_back(*numbers: signal.Signals) -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-@contextlib.contextmanager
-def heeding_ctrl_c() -> Iterator[Callable[[], None]]:
-    """Yields a function that raises the KeyboardInterrupt of a Ctrl-C that was lost before.
-
-    Python discards, and reports, what is raised in callbacks of the garbage collector, as JAX's.
-    """
-    lost, before = threading.Event(), sys.unraisablehook
-
-    def note(discarded: Any) -> None:
-        if isinstance(discarded.exc_value, KeyboardInterrupt):
-            lost.set()
-        else:
-            before(discarded)
-
-    def check() -> None:
-        if lost.is_set():
-            raise KeyboardInterrupt
-
-    sys.unraisablehook = note
-    try:
-        yield check
-    finally:
-        sys.unraisablehook = before

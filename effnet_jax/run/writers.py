@@ -13,7 +13,7 @@ import time
 import jax
 import psutil
 import rich.console
-import rich.progress
+from rich import progress
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
@@ -26,7 +26,7 @@ console = rich.console.Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def say(text: str) -> None:
-    """Prints one plain line for the person who watches; on the first process alone."""
+    """Prints one plain line for the person who watches; on the first process only."""
     if jax.process_index() == 0:
         console.print(text, markup=False)
 
@@ -37,7 +37,7 @@ def read_metrics(workdir: str | pathlib.Path) -> list[dict[str, float]]:
 
 
 def read_scores(workdir: pathlib.Path, step: int) -> dict[str, float]:
-    """What the evaluations at a step found, as NAME/WEIGHTS/METRIC; empty if there were none."""
+    """Results of the evaluations at a step, as NAME/WEIGHTS/METRIC; empty if there were none."""
     rows = [row for row in read_metrics(workdir) if row["step"] == step]
     return {key: row[key] for row in rows for key in row if key.count("/") == 2}
 
@@ -74,24 +74,20 @@ class TensorBoard(Writer):
     """Event files; TensorBoard drops what earlier ones have after the step resumed from."""
 
     def __init__(self, workdir: pathlib.Path, step: int):
-        self._folder = workdir / "tensorboard"
-        self._folder.mkdir(exist_ok=True)
-        self._events = self._open(step)
+        self._path, self._events = workdir / "tensorboard" / "events", None
+        self._path.parent.mkdir(exist_ok=True)
         if step:
-            log = SessionLog(status=SessionLog.START)
-            self._events.write_event(Event(step=step + 1, wall_time=time.time(), session_log=log))
-
-    def _open(self, step: int) -> EventsWriter:
-        # tensorboardX's SummaryWriter writes from a thread, which a full disk ends, whereupon the
-        # run waits for it forever.
-        return EventsWriter(str(self._folder / "events"), f".{step}")
+            self._write(step + 1, session_log=SessionLog(status=SessionLog.START))
 
     def scalars(self, step: int, row: dict[str, float]) -> None:
         values = [Summary.Value(tag=key, simple_value=value) for key, value in row.items()]
-        event = Event(step=step, wall_time=time.time(), summary=Summary(value=values))
+        self._write(step, summary=Summary(value=values))
+
+    def _write(self, step: int, **content: SessionLog | Summary) -> None:
         try:
-            self._events = self._events or self._open(step)
-            self._events.write_event(event)
+            # Not a SummaryWriter: a full disk ends its thread, and the run waits for it forever.
+            self._events = self._events or EventsWriter(str(self._path), f".{step}")
+            self._events.write_event(Event(step=step, wall_time=time.time(), **content))
             self._events.flush()
         except OSError:
             self._events = None  # What follows half an event can't be read: a new file, next time.
@@ -108,12 +104,12 @@ class Console(Writer):
     def __init__(self, total: int, start: int):
         self._total, self._bar = total, None
         if ON_TERMINAL:
-            self._bar = rich.progress.Progress(
-                rich.progress.TextColumn("{task.description}"),
-                rich.progress.BarColumn(),
-                rich.progress.MofNCompleteColumn(),
-                rich.progress.TimeRemainingColumn(elapsed_when_finished=True),
-                rich.progress.TextColumn("{task.fields[status]}"),
+            self._bar = progress.Progress(
+                progress.TextColumn("{task.description}"),
+                progress.BarColumn(),
+                progress.MofNCompleteColumn(),
+                progress.TimeRemainingColumn(elapsed_when_finished=True),
+                progress.TextColumn("{task.fields[status]}"),
                 console=console,
             )
             self._bar.start()
@@ -123,9 +119,10 @@ class Console(Writer):
         say(line)
 
     def scalars(self, step: int, row: dict[str, float]) -> None:
+        where = f"step {step}/{self._total}  epoch {row['epoch']:.1f}"
         if "train_loss" not in row:
             scores = "  ".join(f"{k} {v:.2%}" for k, v in row.items() if k.endswith("/top1"))
-            self.text(f"step {step}/{self._total}  epoch {row['epoch']:.1f}  {scores}")
+            say(f"{where}  {scores}")
             return
         text = (
             f"loss {row['train_loss']:.3f}  {row['images_per_second']:.0f} images/s  "
@@ -137,7 +134,7 @@ class Console(Writer):
             self._bar.update(self._task, completed=step, status=text)
             return
         left = datetime.timedelta(seconds=round(row["seconds_left"]))
-        self.text(f"step {step}/{self._total}  epoch {row['epoch']:.1f}  {text}  left {left}")
+        say(f"{where}  {text}  left {left}")
 
     def close(self) -> None:
         if self._bar:
@@ -145,16 +142,15 @@ class Console(Writer):
 
 
 class Writers(Writer):
-    """Several as one. A disk that refuses does not stop a run: it is reported once."""
+    """Several writers as one. A disk that refuses does not stop a run: it is reported once."""
 
     def __init__(self, writers: list[Writer], workdir: pathlib.Path):
         self._writers, self._workdir, self._failed = writers, workdir, False
         self._process = psutil.Process()
 
     def scalars(self, step: int, row: dict[str, float]) -> None:
-        """Passes a row on, with the memory that this process holds."""
-        memory = self._process.memory_info().rss / 2**20
-        row, failure = {**row, "resident_mib": round(memory, 1)}, None
+        memory, failure = self._process.memory_info().rss / 2**20, None
+        row = {**row, "resident_mib": round(memory, 1)}  # Of this process.
         for writer in self._writers:
             try:
                 writer.scalars(step, row)
@@ -176,8 +172,8 @@ class Writers(Writer):
 
 
 def open_writers(workdir: pathlib.Path, step: int, total: int) -> Writers:
-    """The writers of a run that starts, or resumes, at `step` of `total`; none but on process 0."""
-    if jax.process_index() != 0:
-        return Writers([], workdir)
-    made = [JsonLines(workdir, step), TensorBoard(workdir, step), Console(total, step)]
-    return Writers(made, workdir)
+    """The writers of a run that starts or resumes at `step` of `total`; of process 0 only."""
+    writers = []
+    if jax.process_index() == 0:
+        writers = [JsonLines(workdir, step), TensorBoard(workdir, step), Console(total, step)]
+    return Writers(writers, workdir)

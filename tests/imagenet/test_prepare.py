@@ -32,7 +32,6 @@ from effnet_jax.errors import UserError
 from effnet_jax.imagenet import dataset as imagenet
 from effnet_jax.imagenet import prepare, shards
 from effnet_jax.run import files
-from effnet_jax.run.workers import heeding_ctrl_c
 from effnet_jax.tools import prepare_imagenet
 from tests.imagenet import miniature, victim
 
@@ -541,7 +540,7 @@ def test_a_ctrl_c_whose_exception_was_lost_is_heeded_all_the_same():
             signal.raise_signal(signal.SIGINT)
 
     before = signal.getsignal(signal.SIGINT)
-    with heeding_ctrl_c() as check:
+    with prepare.heeding_ctrl_c() as check:
         check()
         Collected()
         with pytest.raises(KeyboardInterrupt):
