@@ -42,7 +42,8 @@ def in_microbatches(
         def add(total: PyTree, each: tuple[jax.Array, PyTree]) -> tuple[PyTree, None]:
             return jax.tree.map(jnp.add, total, run(*each)), None
 
-        each = jnp.arange(count), jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), batch)
+        split = jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), batch)
+        each = jnp.arange(count), split
         shapes = jax.eval_shape(run, *jax.tree.map(lambda x: x[0], each))
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
         return lax.psum(lax.scan(add, zeros, each)[0], axes)
