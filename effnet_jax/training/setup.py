@@ -233,12 +233,12 @@ def _check_workdir(workdir: pathlib.Path, config: ConfigDict, processes: Alone) 
     """Makes the workdir; raises UserError where this run may not, or can't, write to it."""
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"--workdir={workdir} is a file")
-    content = [  # What more there is than a failed start leaves.
+    content = (  # What more there is than a failed start leaves; read only where it counts.
         path
         for path in workdir.glob("*")
         if path.name != files.RUN_LOCK and not (path.is_dir() and not any(path.iterdir()))
-    ]
-    if config.checkpoint.resume == "never" and processes.is_first and content:
+    )
+    if config.checkpoint.resume == "never" and processes.is_first and any(content):
         raise UserError(
             f"--workdir={workdir} is not empty and config.checkpoint.resume is 'never'; give an "
             "empty one, or --config.checkpoint.resume=auto to resume what is there"
