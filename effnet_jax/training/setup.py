@@ -1,7 +1,5 @@
 """What a run needs before its first step, built and checked before any compute is spent."""
 
-import dataclasses
-import functools
 import itertools
 import json
 import operator
@@ -11,11 +9,8 @@ import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import flax.linen as nn
 import jax
 import numpy as np
-import optax
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from effnet_jax import config as config_lib
@@ -41,36 +36,56 @@ Scores = dict[str, float | int]
 KEPT = ("seed", "batch_size", "data.source", "data.name", "data.train_split")
 
 
-@dataclasses.dataclass(frozen=True)
 class Run:
-    """What a run's loop needs, built once.
+    """What a run's loop needs, built once; raises UserError for anything that can't work.
 
     Attributes:
+      config: resolved, the same on every machine.
       source: training records.
       model: at the resolution of evaluations.
       schedule: learning rate by step.
       shapes, shardings: of the state.
       stages: one, or those of progressive learning.
-      evaluators, every: of each of `config.evaluations`, and the steps between two evaluations.
+      sources, evaluators, every: of each evaluation: its records, and the steps between two of it.
       total, save_every: steps of the run, and between two saves.
     """
 
-    config: ConfigDict
-    workdir: pathlib.Path
-    processes: Alone
-    mesh: Mesh
-    source: Source
-    model: nn.Module
-    optimizer: optax.GradientTransformation
-    schedule: optax.Schedule
-    shapes: TrainState
-    shardings: Any
-    stages: list[Stage]
-    evaluators: dict[str, Evaluator]
-    every: dict[str, int]
-    total: int
-    save_every: int
-    clock: Clock
+    def __init__(self, config: ConfigDict, workdir: pathlib.Path, processes: Alone, clock: Clock):
+        self.workdir, self.processes, self.clock = workdir, processes, clock
+        self.mesh = mesh = parallel.data_mesh()
+        config_lib.validate(config, mesh.size)
+        processes.watch(config.processes)
+        self.source = source = sources.open_source(config.data, config.data.train_split)
+        if np.ndim(pipeline.read(source, 0)["label"]):
+            raise UserError(
+                f"config.data.label={config.data.label!r} is a set of labels for each image, which "
+                "can be evaluated on and not trained on"
+            )
+        parallel.check_processes(len(source), "training")
+        self.config = config = resolve(config, source.classes)
+        self.sources = {
+            name: _evaluation_source(config, name, source) for name in config.evaluations
+        }
+        self.model, self.optimizer, self.shapes = abstract_state(config, len(source))
+        self.total = self._steps(config.epochs)
+        if self.total < 1:
+            raise UserError(
+                f"config.epochs={config.epochs} of {len(source)} images is less than one step of "
+                f"batch_size={config.batch_size}"
+            )
+        self.schedule = optimizers.learning_rate(config, len(source))
+        self.shardings = parallel.state_sharding(self.shapes, mesh, config.optimizer.sharded)
+        self.stages = progressive.stages(config, len(source))
+        self.save_every = max(1, self._steps(config.checkpoint.save_epochs))
+        self.evaluators, self.every = {}, {}
+        for name, each in config.evaluations.items():
+            own, records = config_lib.for_evaluation(config, name), self.sources[name]
+            self.evaluators[name] = Evaluator(self.model, own, records, mesh, processes)
+            epochs = config.eval_epochs if each.epochs is None else each.epochs
+            self.every[name] = max(1, self._steps(epochs))
+
+    def _steps(self, epochs: float) -> int:
+        return optimizers.steps(epochs, self.config.batch_size, len(self.source))
 
     def epoch(self, step: int) -> float:
         return step * self.config.batch_size / len(self.source)
@@ -84,12 +99,10 @@ class Run:
 
     def due(self, step: int) -> list[str]:
         """The evaluations after a step: all at the end, and none just before it."""
-        return [
-            name
-            for name, every in self.every.items()
-            if step == self.total
-            or (step and step % every == 0 and self.total - step >= every // 2)
-        ]
+        if step == self.total:
+            return list(self.every)
+        left = self.total - step
+        return [name for name, n in self.every.items() if step and step % n == 0 and left >= n // 2]
 
     def evaluate(self, state: TrainState, names: list[str], stopped: Callable[[], bool]) -> Scores:
         """Results of the evaluations `names`, as NAME/WEIGHTS/METRIC; raises Interrupted."""
@@ -152,14 +165,11 @@ class Run:
         classes = json.dumps(self.source.classes)
         files.write_atomically(self.workdir / "classes.json", f"{classes}\n")
         lines = ["name,shape,weight_decay_multiplier,learning_rate_multiplier"]
-        params = self.shapes.params
-        decided = [
-            jax.tree.leaves(optimizers.multipliers(config.optimizer[key], params, key))
-            for key in ("weight_decay_rules", "learning_rate_rules")
-        ]
-        for (name, shape), decay, rate in zip(
-            shapes_by_name(params).items(), *decided, strict=True
-        ):
+        params, columns = self.shapes.params, [shapes_by_name(self.shapes.params).items()]
+        for key in ("weight_decay_rules", "learning_rate_rules"):
+            multipliers = optimizers.multipliers(config.optimizer[key], params, key)
+            columns.append(jax.tree.leaves(multipliers))
+        for (name, shape), decay, rate in zip(*columns, strict=True):
             lines.append(f"{name},{'x'.join(map(str, shape))},{decay:g},{rate:g}")
         files.write_atomically(self.workdir / "parameters.csv", "\n".join(lines) + "\n")
         with open(self.workdir / "runs.jsonl", "a") as file:
@@ -167,65 +177,21 @@ class Run:
 
 
 def prepare(config: ConfigDict, workdir: pathlib.Path, processes: Alone, clock: Clock) -> Run:
-    """Builds a run, and makes its workdir; raises UserError for anything that can't work."""
-    mesh = parallel.data_mesh()
-    config_lib.validate(config, mesh.size)
-    processes.watch(config.processes)
-    source = sources.open_source(config.data, config.data.train_split)
-    if np.ndim(pipeline.read(source, 0)["label"]):
-        raise UserError(
-            f"config.data.label={config.data.label!r} is a set of labels for each image, which can "
-            "be evaluated on and not trained on"
-        )
-    parallel.check_processes(len(source), "training")
-    config = resolve(config, source.classes)
-    evaluated = {name: _evaluation_source(config, name, source) for name in config.evaluations}
-    model, optimizer, shapes = abstract_state(config, len(source))
-    to_steps = functools.partial(
-        optimizers.steps, batch_size=config.batch_size, examples=len(source)
-    )
-    total = to_steps(config.epochs)
-    if total < 1:
-        raise UserError(
-            f"config.epochs={config.epochs} of {len(source)} images is less than one step of "
-            f"batch_size={config.batch_size}"
-        )
-
-    run = Run(
-        config=config,
-        workdir=workdir,
-        processes=processes,
-        mesh=mesh,
-        source=source,
-        model=model,
-        optimizer=optimizer,
-        schedule=optimizers.learning_rate(config, len(source)),
-        shapes=shapes,
-        shardings=parallel.state_sharding(shapes, mesh, config.optimizer.sharded),
-        stages=progressive.stages(config, len(source)),
-        evaluators={
-            name: Evaluator(model, config_lib.for_evaluation(config, name), each, mesh, processes)
-            for name, each in evaluated.items()
-        },
-        every={
-            name: max(1, to_steps(config.eval_epochs if each.epochs is None else each.epochs))
-            for name, each in config.evaluations.items()
-        },
-        total=total,
-        save_every=max(1, to_steps(config.checkpoint.save_epochs)),
-        clock=clock,
-    )
-    for checked in (*evaluated.values(), *([source] if config.data.on_corrupt == "stop" else [])):
-        pipeline.check_images(checked, config.data.check_images, config.data.threads)
+    """Builds a run, checks its images, and makes its workdir; raises UserError, as `Run`."""
+    run = Run(config, workdir, processes, clock)
+    config, seconds = run.config, run.config.processes.start_seconds
+    train = [run.source] if config.data.on_corrupt == "stop" else []
+    for source in (*run.sources.values(), *train):
+        pipeline.check_images(source, config.data.check_images, config.data.threads)
     _check_workdir(workdir, config, processes)
 
     def facts() -> dict[str, Any]:
-        data = {"train": source, **evaluated}
+        data = {"train": run.source, **run.sources}
         prints = {name: sources.fingerprint(each) for name, each in data.items()}
         return environment.start_facts(config, prints)
 
-    processes.check_same("start", facts, config.processes.start_seconds)
-    processes.check_shared(workdir, config.processes.start_seconds)
+    processes.check_same("start", facts, seconds)
+    processes.check_shared(workdir, seconds)
     return run
 
 
