@@ -39,8 +39,7 @@ def init_from(state: TrainState, config: ConfigDict, processes: Alone) -> TrainS
     if other:
         say(f"not taken, because the classes differ: {', '.join(other)}")
     say(f"starting from the {config.init_weights} weights of step {step} in {config.init_from}")
-    leaves = jax.tree_util.tree_flatten_with_path(weights)[0]
-    arrays = {path_name(path): array for path, array in leaves}
+    arrays = {path_name(path): array for path, array in jax.tree.leaves_with_path(weights)}
 
     def put(path: tuple, like: jax.Array) -> jax.Array:
         name = path_name(path)

@@ -95,13 +95,11 @@ def _scores_at_start(
     run: Run, state: TrainState, writers: Writers, stopped: Callable[[], bool]
 ) -> Scores:
     """The evaluations due at the step resumed from: a signal may have come before them."""
-    start = int(state.step)
+    start, seconds = int(state.step), run.config.processes.start_seconds
     if not (due := run.due(start)):
         return {}
     known = run.processes.as_first(
-        "evaluation",
-        lambda: writers_lib.read_scores(run.workdir, start),
-        run.config.processes.start_seconds,
+        "evaluation", lambda: writers_lib.read_scores(run.workdir, start), seconds
     )
     if {key.partition("/")[0] for key in known} >= set(due):
         return known

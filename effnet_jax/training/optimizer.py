@@ -107,12 +107,7 @@ def build_optimizer(
         # TensorFlow's: the accumulator starts at 1, epsilon is inside the root, and the learning
         # rate is inside the momentum, which matters whenever the rate changes.
         rmsprop = optax.rmsprop(
-            schedule,
-            decay=own.decay,
-            eps=own.epsilon,
-            initial_scale=1.0,
-            eps_in_sqrt=True,
-            momentum=own.momentum,
+            schedule, own.decay, own.epsilon, 1.0, eps_in_sqrt=True, momentum=own.momentum
         )
         return optax.chain(decay, rmsprop, scale)
     if config.name == "sgd":

@@ -44,8 +44,7 @@ class Stage:
 def start_epoch(index: int, count: int, epochs: float) -> float:
     """Where stage `index`, from 0, of `count` equally long ones begins.
 
-    In whole epochs, rounded down, as google/automl efficientnetv2/main_tf2.py; a fraction where
-    there are fewer epochs than stages.
+    Whole epochs, as in google/automl efficientnetv2/main_tf2.py, unless stages outnumber epochs.
     """
     exact = index * epochs / count
     return math.floor(exact) if epochs >= count else exact
@@ -65,7 +64,7 @@ def stages(config: ConfigDict, examples: int) -> list[Stage]:
     """
     each = config_lib.stages(config)
     count, epochs = len(each), config.epochs
-    starts = [*(start_epoch(index, count, epochs) for index in range(count)), epochs]
+    starts = [start_epoch(index, count, epochs) for index in range(count)] + [epochs]
     ends = [optimizers.steps(epoch, config.batch_size, examples) for epoch in starts]
     result = []
     for index, stage in enumerate(each):

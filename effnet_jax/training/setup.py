@@ -46,7 +46,7 @@ class Run:
       schedule: learning rate by step.
       shapes, shardings: of the state.
       stages: one, or those of progressive learning.
-      sources, evaluators, every: of each evaluation: its records, and the steps between two of it.
+      sources, evaluators, every: by evaluation; `every` in steps.
       total, save_every: steps of the run, and between two saves.
     """
 

@@ -86,9 +86,8 @@ def _wait(run: Run, checkpoints: Checkpoints) -> None:
 
 def _open_run(run: Run, start: int) -> None:
     """Writes what is known before the first step, and says what will happen."""
-    run.processes.check_same(
-        "restored", lambda: {"step": start}, run.config.processes.start_seconds
-    )
+    seconds = run.config.processes.start_seconds
+    run.processes.check_same("restored", lambda: {"step": start}, seconds)
     if start > run.total:
         raise UserError(
             f"the run in {run.workdir} is at step {start}, past the {run.total} steps of "
@@ -129,8 +128,8 @@ def _roll_back(
         state = run.newest_state(checkpoints)
         step = int(state.step)
         changed = {"skipped": position - step, "rollbacks": rollbacks + 1}
-        arrays = {key: np.int32(value) for key, value in changed.items()}
-        state = state.replace(**jax.device_put(arrays, parallel.replicated(run.mesh)))
+        arrays = jax.device_put(jax.tree.map(np.int32, changed), parallel.replicated(run.mesh))
+        state = state.replace(**arrays)
     writers.say(
         f"{bad}: back to step {step}, resuming with batch {position + 1} of the data "
         f"(roll-back {rollbacks + 1} of at most {allowed})"
