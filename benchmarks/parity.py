@@ -275,7 +275,7 @@ def compare_training(case: Case, seed: int) -> dict[str, Any]:
         rollbacks=zero,
     )
     state = jax.device_put(jax.tree.map(jnp.array, state), parallel.replicated(mesh))
-    step = lower_train_step(model, optimizer, shapes, config, mesh).compile()
+    step = lower_train_step(model, shapes, config, examples, mesh).compile()
     losses = []
     for batch in batches:
         state, metrics = step(state, parallel.put_batch(batch, mesh), np.uint32(config.seed))

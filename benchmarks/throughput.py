@@ -24,6 +24,7 @@ from effnet_jax.training.step import lower_train_step, random_key
 # Batches of each form that are not counted: until then, on CPU, memory is still being faulted in.
 WARM_UP = 2
 SEED = np.uint32(0)
+IMAGES = 1_281_167  # ImageNet's, in an epoch.
 FORMS = {"ours": operations.depthwise_conv, "lax": operations.lax_depthwise_conv}
 
 
@@ -46,9 +47,9 @@ class Timed:
         if args.resolution:
             config.model.resolution = args.resolution
         mesh = parallel.data_mesh()
-        parallel.check_batch("batch_size", args.batch, mesh.size)
+        parallel.check_batch("batch_size", args.batch, parallel.data_shards(mesh))
         replicated = parallel.replicated(mesh)
-        model, optimizer, shapes = abstract_state(config, 1_281_167)
+        model, optimizer, shapes = abstract_state(config, IMAGES)
         self.resolution = model.architecture.resolution
         model = model.clone(depthwise_conv=FORMS[form])
         rng, size = np.random.default_rng(0), self.resolution
@@ -59,7 +60,7 @@ class Timed:
         key = random_key(0, "init", 0)
         self._state = fresh_state(model, optimizer, size, key, replicated)
         evaluate = jax.jit(make_eval_step(model, config.preprocess), out_shardings=replicated)
-        self._train = lower_train_step(model, optimizer, shapes, config, mesh).compile()
+        self._train = lower_train_step(model, shapes, config, IMAGES, mesh).compile()
         self._evaluate = evaluate.lower(*self._state.weights("raw"), self._batch).compile()
 
     def run(self, mode: str) -> float:

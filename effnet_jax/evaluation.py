@@ -47,7 +47,8 @@ class Evaluator:
         mesh: Mesh,
         processes: Alone = ALONE,
     ):
-        parallel.check_batch("eval_batch_size", config.eval_batch_size, mesh.size)
+        shards = parallel.data_shards(mesh)
+        parallel.check_batch("eval_batch_size", config.eval_batch_size, shards)
         self._config, self._mesh, self._processes = config, mesh, processes
         self._resolution = model.architecture.resolution
         choices = choose_classes(config.data.eval_classes, source.classes, config.model.num_classes)

@@ -20,6 +20,17 @@ def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
 
 
+def data_shards(mesh: Mesh) -> int:
+    """How many equal shares a batch is split into."""
+    return mesh.shape["data"]
+
+
+def grouped(mesh: Mesh, members: int) -> Mesh:
+    """The mesh with axes "group" and "member" in place of "data": groups of `members` shards."""
+    devices = mesh.devices.reshape(-1, members)
+    return Mesh(devices, ("group", "member"), axis_types=(AxisType.Auto,) * 2)
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """The whole array on every device, as for parameters."""
     return NamedSharding(mesh, PartitionSpec())
@@ -40,9 +51,11 @@ def shard_largest_axis(shapes: PyTree, mesh: Mesh) -> PyTree:
     Small arrays, and those without such an axis, are whole on every device.
     """
 
+    count = data_shards(mesh)
+
     def sharding(leaf: jax.ShapeDtypeStruct) -> NamedSharding:
-        lengths = {n: axis for axis, n in enumerate(leaf.shape) if n % mesh.size == 0}
-        if not lengths or leaf.size < LEAST_SPLIT * mesh.size:
+        lengths = {n: axis for axis, n in enumerate(leaf.shape) if n % count == 0}
+        if not lengths or leaf.size < LEAST_SPLIT * count:
             return replicated(mesh)
         return NamedSharding(mesh, PartitionSpec(*[None] * lengths[max(lengths)], "data"))
 

@@ -8,9 +8,8 @@ from collections.abc import Iterator
 
 import cv2
 import numpy as np
-import tensorflow_datasets as tfds
 
-from effnet_jax.data.digits import describe, example, pixels_and_labels
+from effnet_jax.data.digits import Digits, pixels_and_labels
 
 CANVAS = 96  # Side, in pixels.
 EXAMPLES = {"train": 8000, "test": 2000}
@@ -52,7 +51,7 @@ def draw(index: int, digits: np.ndarray, labels: np.ndarray, seed: int) -> tuple
     return noisy.round().clip(0, 255).astype(np.uint8), int(labels[chosen])
 
 
-class ClutteredDigits(tfds.core.GeneratorBasedBuilder):
+class ClutteredDigits(Digits):
     """Grey images of 96x96 pixels in 10 classes: one whole digit of 32 to 80 pixels among parts
     of others.
 
@@ -60,17 +59,10 @@ class ClutteredDigits(tfds.core.GeneratorBasedBuilder):
     of its 360 test images: no digit, whole or in parts, is in both.
     """
 
-    VERSION = tfds.core.Version("1.0.0")
+    SIDE = CANVAS
 
-    def _info(self) -> tfds.core.DatasetInfo:
-        return describe(self, CANVAS)
-
-    def _split_generators(self, dl_manager) -> dict[str, Iterator]:
-        return {split: self._generate_examples(split) for split in EXAMPLES}
-
-    def _generate_examples(self, split: str) -> Iterator[tuple[int, dict]]:
-        digits, labels = pixels_and_labels(test=split == "test")
-        digits = digits.astype(np.float32)
+    def draw(self, split: str) -> Iterator[tuple[np.ndarray, int]]:
+        digits, labels = pixels_and_labels(split == "test")
         seed = list(EXAMPLES).index(split)
         for index in range(EXAMPLES[split]):
-            yield index, example(*draw(index, digits, labels, seed))
+            yield draw(index, digits.astype(np.float32), labels, seed)

@@ -1,7 +1,7 @@
 """scikit-learn's handwritten digits as a TFDS data set: PNG bytes in ArrayRecord."""
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -17,21 +17,6 @@ def pixels_and_labels(test: bool) -> tuple[np.ndarray, np.ndarray]:
     return np.round(digits.images[chosen] * (255 / 16)).astype(np.uint8), digits.target[chosen]
 
 
-def describe(builder: tfds.core.DatasetBuilder, side: int) -> tfds.core.DatasetInfo:
-    """TFDS's description of a data set of square grey PNGs with a digit each."""
-    image = tfds.features.Image(shape=(side, side, 1), encoding_format="png")
-    label = tfds.features.ClassLabel(num_classes=10)
-    features = tfds.features.FeaturesDict({"image": image, "label": label})
-    return tfds.core.DatasetInfo(builder=builder, description=builder.__doc__, features=features)
-
-
-def example(pixels: np.ndarray, label: int) -> dict[str, bytes | int]:
-    """A record; the image is encoded here, because TFDS would need TensorFlow to do it."""
-    png = io.BytesIO()
-    Image.fromarray(pixels).save(png, "PNG")
-    return {"image": png.getvalue(), "label": int(label)}
-
-
 class Digits(tfds.core.GeneratorBasedBuilder):
     """1,797 grey images of 8x8 pixels in 10 classes (UCI optical digits, the test writers).
 
@@ -39,13 +24,23 @@ class Digits(tfds.core.GeneratorBasedBuilder):
     """
 
     VERSION = tfds.core.Version("1.0.0")
+    SIDE = 8
+
+    def draw(self, split: str) -> Iterable[tuple[np.ndarray, int]]:
+        """The images of a split, uint8 [SIDE, SIDE], with their labels."""
+        return zip(*pixels_and_labels(split == "test"), strict=True)
 
     def _info(self) -> tfds.core.DatasetInfo:
-        return describe(self, 8)
+        image = tfds.features.Image(shape=(self.SIDE, self.SIDE, 1), encoding_format="png")
+        label = tfds.features.ClassLabel(num_classes=10)
+        features = tfds.features.FeaturesDict({"image": image, "label": label})
+        return tfds.core.DatasetInfo(builder=self, description=self.__doc__, features=features)
 
     def _split_generators(self, dl_manager) -> dict[str, Iterator]:
-        return {"train": self._generate_examples(False), "test": self._generate_examples(True)}
+        return {split: self._generate_examples(split) for split in ("train", "test")}
 
-    def _generate_examples(self, test: bool) -> Iterator[tuple[int, dict]]:
-        for key, (pixels, label) in enumerate(zip(*pixels_and_labels(test), strict=True)):
-            yield key, example(pixels, label)
+    def _generate_examples(self, split: str) -> Iterator[tuple[int, dict]]:
+        for key, (pixels, label) in enumerate(self.draw(split)):
+            png = io.BytesIO()  # Encoded here: TFDS would need TensorFlow to do it.
+            Image.fromarray(pixels).save(png, "PNG")
+            yield key, {"image": png.getvalue(), "label": int(label)}

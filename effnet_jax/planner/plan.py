@@ -211,13 +211,13 @@ def plan(config: ConfigDict, name: str, topology: str, examples: int, batch_size
     chip, mesh = check_topology(topology), topology_mesh(topology)
     config = config.copy_and_resolve_references()
     config.batch_size = batch_size
-    config_lib.validate(config, mesh.size)
+    config_lib.validate(config, parallel.data_shards(mesh))
     config = progressive.largest(config)
-    model, optimizer, shapes = abstract_state(config, examples)
+    model, _, shapes = abstract_state(config, examples)
     writers.say(f"compiling {name}, batch {batch_size:,}, for {topology} ...")
     start = time.perf_counter()
     try:
-        compiled = lower_train_step(model, optimizer, shapes, config, mesh).compile()
+        compiled = lower_train_step(model, shapes, config, examples, mesh).compile()
         memory, made = _figures(compiled, chip, config.accumulation_steps)
     except jax.errors.JaxRuntimeError as error:
         memory, made = demanded_bytes(str(error)), None

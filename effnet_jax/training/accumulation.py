@@ -6,10 +6,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import AxisType, Mesh, PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
+
+from effnet_jax import parallel
 
 PyTree = Any
-MEMBER = "member"  # Mesh axis of the devices that share BatchNorm's statistics.
 
 
 def in_microbatches(
@@ -26,10 +27,9 @@ def in_microbatches(
         same: `fixed` whole on every device, `batch` split by example, and keys from which each
         device and microbatch derives its own.
       count: microbatches that a device's examples divide into.
-      members: consecutive devices that `function` may sum over, as axis MEMBER.
+      members: consecutive devices that `function` may sum over, as the mesh axis "member".
     """
-    axes = ("group", MEMBER)
-    devices = Mesh(mesh.devices.reshape(-1, members), axes, axis_types=(AxisType.Auto,) * 2)
+    axes = ("group", "member")
     whole, by_example = PartitionSpec(), PartitionSpec(axes)
 
     def on_device(fixed: PyTree, batch: PyTree, keys: PyTree) -> PyTree:
@@ -50,7 +50,7 @@ def in_microbatches(
 
     return jax.shard_map(
         on_device,
-        mesh=devices,
+        mesh=parallel.grouped(mesh, members),
         in_specs=(whole, by_example, whole),
         out_specs=whole,
         check_vma=False,  # BatchNorm's own gradient says what is summed over devices.

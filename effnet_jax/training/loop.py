@@ -82,7 +82,8 @@ def compile_step(run: Run, stage: Stage) -> jax.stages.Compiled:
     run.processes.at("compile")
     before = run.clock.seconds()["compile"]
     with run.clock.spent("compile"):
-        lowered = lower_train_step(stage.model, run.optimizer, run.shapes, stage.config, run.mesh)
+        examples = len(run.source)
+        lowered = lower_train_step(stage.model, run.shapes, stage.config, examples, run.mesh)
         program = lowered.compile()
         run.processes.barrier("compiled", run.config.processes.start_seconds)
     seconds = run.clock.seconds()["compile"] - before

@@ -53,7 +53,7 @@ class Run:
     def __init__(self, config: ConfigDict, workdir: pathlib.Path, processes: Alone, clock: Clock):
         self.workdir, self.processes, self.clock = workdir, processes, clock
         self.mesh = mesh = parallel.data_mesh()
-        config_lib.validate(config, mesh.size)
+        config_lib.validate(config, parallel.data_shards(mesh))
         processes.watch(config.processes)
         self.source = source = sources.open_source(config.data, config.data.train_split)
         if np.ndim(pipeline.read(source, 0)["label"]):
@@ -146,7 +146,7 @@ class Run:
             f"{sum(np.prod(leaf.shape, dtype=int) for leaf in leaves):,} parameters, "
             f"{self.model.architecture.resolution} px, {len(self.source):,} images, "
             f"{self.mesh.size} {jax.devices()[0].device_kind} device(s)",
-            parallel.describe_batch_norm(self.config, self.mesh.size),
+            parallel.describe_batch_norm(self.config, parallel.data_shards(self.mesh)),
             *progressive.describe(self.stages),
         ]
 

@@ -15,9 +15,9 @@ from ml_collections import ConfigDict
 from effnet_jax import parallel
 from effnet_jax.data.preprocess import normalize
 from effnet_jax.metrics import cross_entropy, smooth_targets
-from effnet_jax.training.accumulation import MEMBER, in_microbatches
+from effnet_jax.training.accumulation import in_microbatches
 from effnet_jax.training.mixing import is_mixing, mix
-from effnet_jax.training.optimizer import ema_decay
+from effnet_jax.training.optimizer import build_optimizer, ema_decay, learning_rate
 from effnet_jax.training.state import TrainState
 
 PyTree = Any
@@ -36,12 +36,12 @@ def make_gradients(model: nn.Module, config: ConfigDict, mesh: Mesh) -> Callable
     `((params, batch_stats, count), batch, rngs) -> ((loss, (correct, batch_stats)), gradients)`,
     for a batch of normalised images and target distributions, of which `count` are not masked.
     """
-    count = config.accumulation_steps
-    group = parallel.batch_norm_group(config, mesh.size)
-    own = config.batch_size // (count * mesh.size)  # A device's examples at a time.
+    count, shards = config.accumulation_steps, parallel.data_shards(mesh)
+    group = parallel.batch_norm_group(config, shards)
+    own = config.batch_size // (count * shards)  # A device's examples at a time.
     members = max(1, group // own)  # Devices that share statistics.
     if count > 1 and members > 1:
-        model = model.clone(batch_norm_axis=MEMBER)
+        model = model.clone(batch_norm_axis="member")
     else:
         model = model.clone(batch_norm_group=group)
 
@@ -66,23 +66,23 @@ def make_gradients(model: nn.Module, config: ConfigDict, mesh: Mesh) -> Callable
     def accumulated(weights: PyTree, batch: Arrays, rngs: Arrays) -> PyTree:
         (loss, (correct, batch_stats)), grads = summed(weights, batch, rngs)
         # All else is a sum; these are the running statistics after each microbatch.
-        batch_stats = jax.tree.map(lambda x: x / (count * mesh.size), batch_stats)
+        batch_stats = jax.tree.map(lambda x: x / (count * shards), batch_stats)
         return (loss, (correct, batch_stats)), grads
 
     return accumulated
 
 
 def make_train_step(
-    model: nn.Module, optimizer: optax.GradientTransformation, config: ConfigDict, mesh: Mesh
+    model: nn.Module, config: ConfigDict, examples: int, mesh: Mesh
 ) -> Callable[[TrainState, Arrays, jax.Array], tuple[TrainState, Arrays]]:
-    """The training step for the whole config and the run's mesh; not jitted.
+    """The training step for the whole config, an epoch's examples, and a mesh; not jitted.
 
     Its batch is image uint8 [N, H, W, 3], label int32 [N] and mask float32 [N]. The seed is an
     argument, so that runs over seeds share one compiled program. Metrics are loss and correct,
     summed over the batch, their count, the norm of the gradient without weight decay, and the norm
     of the new weights and BatchNorm statistics, which is finite only if they all are.
     """
-    gradients = make_gradients(model, config, mesh)
+    gradients, rate = make_gradients(model, config, mesh), learning_rate(config, examples)
     preprocess, smoothing = config.preprocess, config.loss.label_smoothing
 
     def train_step(state: TrainState, batch: Arrays, seed: jax.Array) -> tuple[TrainState, Arrays]:
@@ -100,6 +100,7 @@ def make_train_step(
         if config.optimizer.sharded:  # Each device updates its share, whatever a compiler prefers.
             shares = parallel.shard_largest_axis(grads, mesh)
             grads = jax.lax.with_sharding_constraint(grads, shares)
+        optimizer = build_optimizer(config.optimizer, rate, state.params)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
 
@@ -124,11 +125,7 @@ def make_train_step(
 
 
 def lower_train_step(
-    model: nn.Module,
-    optimizer: optax.GradientTransformation,
-    shapes: TrainState,
-    config: ConfigDict,
-    mesh: Mesh,
+    model: nn.Module, shapes: TrainState, config: ConfigDict, examples: int, mesh: Mesh
 ) -> jax.stages.Lowered:
     """The training step as a run executes it, lowered for the devices of a mesh.
 
@@ -138,6 +135,6 @@ def lower_train_step(
     shardings = parallel.state_sharding(shapes, mesh, config.optimizer.sharded)
     state = parallel.abstract(shapes, shardings)
     batch = parallel.abstract_batch(config.batch_size, model.architecture.resolution, mesh)
-    step = make_train_step(model, optimizer, config, mesh)
+    step = make_train_step(model, config, examples, mesh)
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, parallel.replicated(mesh)))
     return jitted.lower(state, batch, np.uint32(config.seed))

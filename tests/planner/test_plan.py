@@ -166,7 +166,7 @@ def test_a_plan_has_what_the_compiled_program_says(tiny, monkeypatch):
     tiny.model.num_classes = 10
     monkeypatch.setattr(planner, "topology_mesh", lambda name: parallel.data_mesh())
 
-    def lower(model, optimizer, shapes, config, mesh):
+    def lower(model, shapes, config, examples, mesh):
         # A state of 1,000 numbers, and 8 rows a device times a matrix: 2 x 8 x 1000 x 1000 FLOPs.
         whole, split = parallel.replicated(mesh), parallel.by_batch(mesh)
         shaped = [((1000,), whole), ((64, 1000), split), ((1000, 1000), whole)]

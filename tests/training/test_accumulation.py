@@ -73,7 +73,7 @@ def program(scope: str, group: int = 1, parts: int = 1, sharded: bool = False) -
     shardings = parallel.state_sharding(shapes, mesh, sharded)
     compiled = (
         jax.jit(
-            make_train_step(model, optimizer, config, mesh),
+            make_train_step(model, config, 1000, mesh),
             donate_argnums=0,
             out_shardings=(shardings, parallel.replicated(mesh)),
         )

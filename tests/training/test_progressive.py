@@ -110,7 +110,7 @@ def test_a_roll_back_across_a_boundary_and_a_save_at_each(config, tmp_path, take
     built, saved = [], []
 
     class Step:
-        def __init__(self, model, optimizer, shapes, config, mesh):
+        def __init__(self, model, shapes, config, examples, mesh):
             built.append((model.architecture.resolution, model.dropout, config.augment.mixup_alpha))
 
         def compile(self):

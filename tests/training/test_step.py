@@ -57,7 +57,7 @@ def prepare(config, devices: int):
         jax.device_put(made[step], NamedSharding(mesh, PartitionSpec("data"))) for step in range(2)
     ]
     step = jax.jit(
-        make_train_step(model, optimizer, config, mesh), donate_argnums=0, out_shardings=replicated
+        make_train_step(model, config, 1437, mesh), donate_argnums=0, out_shardings=replicated
     )
     return step, state, batches
 
