@@ -551,7 +551,7 @@ def test_a_new_run_starts_from_the_weights_of_another(golden, monkeypatch, said)
         assert int(state.step) == 7
         assert all((leaf == 7).all() for leaf in jax.device_get(jax.tree.leaves(state.opt_state)))
 
-    # Laid out in parts it stays so.
+    # A sharded state stays sharded.
     monkeypatch.setattr(parallel, "LEAST_SPLIT", 1)
     places = parallel.state_sharding(shapes, parallel.data_mesh(), sharded=True)
     state = init_from(jax.device_put(fresh(), places), settings, ALONE)

@@ -1,1 +1,1 @@
-"""From records to uint8 batches on the host. Knows no model."""
+"""From records to uint8 batches on the CPU. Knows no model."""

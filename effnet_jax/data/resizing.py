@@ -28,7 +28,7 @@ OPENCV = {
 }
 PILLOW = {"bicubic_pillow": Image.Resampling.BICUBIC, "bilinear_pillow": Image.Resampling.BILINEAR}
 A = -0.75  # TensorFlow 1's cubic kernel,
-TABLE = 1024  # which it reads from a table with so many steps to a pixel.
+TABLE = 1024  # which it reads from a table with TABLE steps to a pixel.
 
 # For each output the indices of its inputs, int [outputs, k], and their weights, float32.
 Taps = tuple[np.ndarray, np.ndarray]

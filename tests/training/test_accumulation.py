@@ -59,9 +59,9 @@ class Program:
 
 
 @functools.cache
-def program(scope: str, group: int = 1, parts: int = 1, sharded: bool = False) -> Program:
+def program(scope: str, group: int = 1, microbatches: int = 1, sharded: bool = False) -> Program:
     config = default.get_config()
-    config.batch_size, config.accumulation_steps = BATCH, parts
+    config.batch_size, config.accumulation_steps = BATCH, microbatches
     config.model.batch_norm_scope, config.model.batch_norm_group = scope, group
     config.model.num_classes = 10
     config.schedule.name, config.schedule.warmup_epochs = "constant", 0.0
@@ -90,7 +90,7 @@ def program(scope: str, group: int = 1, parts: int = 1, sharded: bool = False) -
 
 @pytest.fixture(scope="module")
 def batch():
-    """Images of which some don't count, unevenly among devices and parts."""
+    """Images of which some don't count, unevenly among devices and microbatches."""
     rng = np.random.default_rng(0)
     mask = np.ones(BATCH, np.float32)
     mask[[0, 1, 2, 9, 33]] = 0
@@ -132,23 +132,23 @@ def test_what_each_scope_sends():
 
 
 def test_parts_reduce_once_and_equal_the_whole(batch):
-    whole, parts = program("group", 4), program("group", 4, parts=2)
-    assert not any(each.in_loop for each in parts.sent)
-    assert parts.kinds() == {"all-reduce"}
-    assert len(parts.sent) <= len(whole.sent)
-    assert_same_step(whole.after(batch), parts.after(batch))
+    whole, microbatches = program("group", 4), program("group", 4, microbatches=2)
+    assert not any(each.in_loop for each in microbatches.sent)
+    assert microbatches.kinds() == {"all-reduce"}
+    assert len(microbatches.sent) <= len(whole.sent)
+    assert_same_step(whole.after(batch), microbatches.after(batch))
 
 
 def test_in_parts_the_global_scope_is_the_part(batch):
-    parts = program("global", parts=2)
+    microbatches = program("global", microbatches=2)
     gradients = sum(each.bytes for each in program("group", 4).sent)
-    in_loop = [each for each in parts.sent if each.in_loop]
+    in_loop = [each for each in microbatches.sent if each.in_loop]
     assert 0 < sum(each.bytes for each in in_loop) < gradients / 10
-    assert sum(each.bytes for each in parts.sent if not each.in_loop) <= gradients
+    assert sum(each.bytes for each in microbatches.sent if not each.in_loop) <= gradients
     # Part 0 has the first 4 of every device's 8, so the same groups lie one after the other here.
     order = np.arange(BATCH).reshape(8, 2, 4).swapaxes(0, 1).reshape(-1)
     grouped = {key: value[order] for key, value in batch.items()}
-    result = parts.after(batch)
+    result = microbatches.after(batch)
     assert_same_step(program("group", 32).after(grouped), result)
     # And are not those of the whole batch.
     _, whole = program("global").after(batch)

@@ -39,7 +39,7 @@ def test_keys_differ_by_seed_purpose_and_step():
 
 
 def prepare(config, devices: int):
-    """The jitted step, a fresh state and a batch, on so many devices."""
+    """The jitted step, a fresh state and a batch, on `devices` devices."""
     mesh = jax.make_mesh(
         (devices,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices]
     )
