@@ -1,7 +1,8 @@
 """AutoAugment for tf.data in the reference's form: which TensorFlow ops, in which order.
 
 The reference is tensorflow/tpu models/official/efficientnet/autoaugment.py, for TensorFlow 1; this
-is written again for TensorFlow 2. The kernel of tf.contrib's transform lives on as ImageProjectiveTransformV3.
+is written again for TensorFlow 2. ImageProjectiveTransformV3 has the kernel of tf.contrib's
+transform.
 """
 
 import functools

@@ -12,14 +12,11 @@ from effnet_jax.run import writers as writers_lib
 from effnet_jax.run.writers import Writers
 from effnet_jax.training import progressive
 from effnet_jax.training.clock import Meter
+from effnet_jax.training.hooks import Hook
 from effnet_jax.training.progressive import Stage
 from effnet_jax.training.setup import Run, Scores
 from effnet_jax.training.state import TrainState
 from effnet_jax.training.step import lower_train_step
-
-# Sees (step, state, metrics) after each step. The arrays are on the devices, and the next step
-# reuses the state's: a hook copies what it keeps.
-Hook = Callable[[int, TrainState, dict[str, jax.Array]], None]
 
 
 def train(

@@ -1,0 +1,11 @@
+"""Hooks: what a profiler, a benchmark or a user's own code does after each step."""
+
+from collections.abc import Callable
+
+import jax
+
+from effnet_jax.training.state import TrainState
+
+# Called with (step, state, metrics). The arrays are on the devices, and the next step reuses the
+# memory of the state's: a hook copies what it keeps.
+Hook = Callable[[int, TrainState, dict[str, jax.Array]], None]
