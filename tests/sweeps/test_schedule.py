@@ -9,7 +9,7 @@ from configs import cluttered_digits
 from effnet_jax import config as default
 from effnet_jax import experiments, models, scaling
 from effnet_jax.errors import UserError
-from effnet_jax.sweeps import schedule
+from effnet_jax.sweeps import grid, schedule
 from effnet_jax.sweeps.schedule import Run, make_schedule
 
 
@@ -34,9 +34,9 @@ def test_candidates_are_those_found_by_hand():
     # Step 0.2, products by hand: 1 * (1 * 1.4)^2 = 1.96, 1 * (1.2 * 1.2)^2 = 2.0736,
     # 1.4 * 1.2^2 = 2.016, 2 * 1 = 2; 1.2 * 1.2^2 * 1 = 1.728 and 1.2 * 1.4^2 = 2.352 are too far.
     expected = {(1, 1, 1.4), (1, 1.2, 1.2), (1, 1.4, 1), (1.4, 1, 1.2), (1.4, 1.2, 1), (2, 1, 1)}
-    assert set(scaling.candidates(step=0.2, tolerance=0.1)) == expected
+    assert set(grid.candidates(step=0.2, tolerance=0.1)) == expected
     # The paper's own are a point of a grid with its spacing: 1.2 * 1.1^2 * 1.15^2 = 1.92.
-    paper = scaling.candidates(step=0.05, tolerance=0.1)
+    paper = grid.candidates(step=0.05, tolerance=0.1)
     assert (1.2, 1.1, 1.15) in paper
     assert all(min(point) >= 1 for point in paper)
     assert all(abs(a * b**2 * g**2 - 2) <= 0.1 + 1e-9 for a, b, g in paper)
@@ -46,18 +46,18 @@ def test_candidates_are_those_found_by_hand():
 def test_a_grid_without_candidates_says_how_near_the_nearest_is():
     # 1 * 1 * 1.4^2 = 1.96 and 2 * 1 * 1 is off the grid's axis 1, 1.4, 1.8: 0.04 is the nearest.
     with pytest.raises(UserError, match=r"step 0.4 .* within 0.01 of 2; the nearest.* 0.04 off"):
-        scaling.candidates(step=0.4, tolerance=0.01)
+        grid.candidates(step=0.4, tolerance=0.01)
     with pytest.raises(UserError, match="step > 0"):
-        scaling.candidates(step=0)
+        grid.candidates(step=0)
     with pytest.raises(UserError, match="over 100,000 points"):
-        scaling.candidates(step=0.001)
+        grid.candidates(step=0.001)
 
 
 def test_solve_finds_the_nearest_stair():
     def stairs(x):
         return int(x * 10)  # 20 from 2.0, 21 from 2.1.
 
-    assert [stairs(scaling.solve(stairs, cost)) for cost in (3, 20.4, 20.6, 1000)] == [
+    assert [stairs(grid.solve(stairs, cost)) for cost in (3, 20.4, 20.6, 1000)] == [
         3,
         20,
         21,
