@@ -238,7 +238,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2, help="or worker processes, for each")
     parser.add_argument("--warm_up", type=int, default=8, help="batches that are not counted")
-    parser.add_argument("--batches", type=int, default=24, help="batches that are")
+    parser.add_argument("--batches", type=int, default=60, help="batches that are")
     parser.add_argument("--csv", type=pathlib.Path, help="append the rows; a .png is put beside it")
     args = parser.parse_args()
     rows = make_rows(measure_rounds(args), args)

@@ -38,7 +38,7 @@ Batch = dict[str, np.ndarray]
 # (position, out) -> label, mask; writes the image into `out`, uint8 [size, size, 3].
 Load = Callable[[int, np.ndarray], tuple[int | np.ndarray, bool]]
 
-CHUNK = 16  # Images that one thread makes in a row, at most.
+CHUNK = 64  # Images that one thread makes in a row, at most.
 
 
 def read(source: Source, index: int) -> Record:
@@ -157,8 +157,6 @@ class Batches:
     ):
         self._load, self._resolution, self._length = load, resolution, length
         self._global, self._local, self._process = batch_size, batch_size // processes, process
-        self._chunk = max(size for size in range(1, CHUNK + 1) if self._local % size == 0)
-        self._per_batch = self._local // self._chunk
 
     def __len__(self) -> int:
         return self._length  # Raises TypeError if there is no end.
@@ -166,31 +164,30 @@ class Batches:
     def _empty(self, count: int) -> np.ndarray:
         return np.empty((count, self._resolution, self._resolution, 3), np.uint8)
 
-    def _make(self, number: int, images: np.ndarray | None = None) -> Batch:
+    def _make(self, chunk: int, number: int, images: np.ndarray | None = None) -> Batch:
         """Makes a chunk of this process in this thread; its images in `images` if that is given."""
-        images = self._empty(self._chunk) if images is None else images
-        step, part = divmod(number, self._per_batch)
-        first = step * self._global + self._process * self._local + part * self._chunk
-        loaded = map(self._load, range(first, first + self._chunk), images)
+        images = self._empty(chunk) if images is None else images
+        step, part = divmod(number, self._local // chunk)
+        first = step * self._global + self._process * self._local + part * chunk
+        loaded = map(self._load, range(first, first + chunk), images)
         labels, masks = zip(*loaded, strict=True)
         label, mask = np.array(labels, np.int32), np.array(masks, np.float32)
         return {"image": images, "label": label, "mask": mask}
 
-    def _make_in_place(self) -> Callable[[int], Batch]:
+    def _make_in_place(self, chunk: int) -> Callable[[int], Batch]:
         """A `_make` of images that lie in their batch already, so they needn't be copied."""
         batches, lock = weakref.WeakValueDictionary(), threading.Lock()  # Images by step.
 
         def make(number: int) -> Batch:
-            step, part = divmod(number, self._per_batch)
+            step, part = divmod(number, self._local // chunk)
             with lock:  # The chunks of a step keep its images alive.
                 images = batches.setdefault(step, self._empty(self._local))
-            return self._make(number, images[part * self._chunk :][: self._chunk])
+            return self._make(chunk, number, images[part * chunk :][:chunk])
 
         return make
 
     def __getitem__(self, step: int) -> Batch:
-        first = step * self._per_batch
-        return concatenate([self._make(first + part) for part in range(self._per_batch)])
+        return self._make(self._local, step)
 
     def read_ahead(
         self, config: ConfigDict, start: int = 0, stop: int | None = None, workers: int = 0
@@ -201,20 +198,24 @@ class Batches:
         one waits. Each of `workers` processes has `config.threads` threads; 0: threads of this one.
         """
         stop = self._length if stop is None else stop
-        last = 2**62 if stop is None else stop * self._per_batch
-        most = int(config.prefetch_gib * 2**30 / (self._chunk * self._resolution**2 * 3))
-        ahead = min(config.prefetch_batches * self._per_batch, most)
-        ahead = max(1, ahead // max(1, workers))
+        most = int(config.prefetch_gib * 2**30 / (self._resolution**2 * 3))
+        images = min(config.prefetch_batches * self._local, most)
+        # As large as leaves each thread two: a chunk costs as much as a third of an image.
+        largest = min(CHUNK, images // (2 * config.threads * max(1, workers)))
+        chunk = max(n for n in range(1, max(1, largest) + 1) if self._local % n == 0)
+        per_batch = self._local // chunk
+        ahead = max(1, images // chunk // max(1, workers))
         options = grain.ReadOptions(min(config.threads, ahead), ahead)
-        numbers = grain.MapDataset.range(start * self._per_batch, last)
-        make = self._make if workers else self._make_in_place()
+        last = 2**62 if stop is None else stop * per_batch
+        numbers = grain.MapDataset.range(start * per_batch, last)
+        make = functools.partial(self._make, chunk) if workers else self._make_in_place(chunk)
         chunks = numbers.map(make).to_iter_dataset(options)
         if workers:
             if not flags.FLAGS.is_parsed():  # Grain asks a flag; a notebook has none.
                 flags.FLAGS.mark_as_parsed()
             options = grain.MultiprocessingOptions(workers)
             chunks = chunks.mp_prefetch(options, lambda index, count: end_with_parent())
-        batches = chunks.batch(self._per_batch, batch_fn=concatenate)
+        batches = chunks.batch(per_batch, batch_fn=concatenate)
         made = iter(grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=1))
         with held_back(signal.SIGINT, signal.SIGTERM):  # All processes of a job get them at once.
             made.start_prefetch()  # Starts a thread, which starts the workers.

@@ -183,7 +183,8 @@ class FolderSource(Source):
 
     def __getitem__(self, index: int) -> Record:
         path, label = self._records[index]
-        return {"image": pathlib.Path(path).read_bytes(), "label": label}
+        with open(path, "rb", buffering=0) as file:
+            return {"image": file.read(), "label": label}
 
     def describe(self, index: int) -> str:
         return self._records[index][0]

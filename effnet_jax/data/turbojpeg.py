@@ -44,7 +44,7 @@ SIGNATURES = {
 
 
 @functools.cache
-def library() -> ctypes.CDLL | None:
+def library() -> ctypes.PyDLL | None:
     """libturbojpeg, or None where version 3 is not installed."""
     try:
         files = importlib.metadata.files("turbojpeg") or []
@@ -53,7 +53,9 @@ def library() -> ctypes.CDLL | None:
     paths = [str(file.locate()) for file in files if "libturbojpeg" in file.name]
     for path in filter(None, [*paths, ctypes.util.find_library("turbojpeg")]):
         try:
-            found = ctypes.CDLL(path)
+            # Only the long call lets other threads run: waiting for them takes longer than others.
+            found = ctypes.PyDLL(path)
+            found.tj3Decompress8 = ctypes.CDLL(path).tj3Decompress8
             for name, (result, arguments) in SIGNATURES.items():
                 function = getattr(found, name)
                 function.restype, function.argtypes = result, arguments
@@ -81,8 +83,8 @@ def decode_box(data: bytes, choose: Callable[[int, int], Box]) -> np.ndarray | N
             return None
         whole_width, whole_height = jpeg.tj3Get(handle, WIDTH), jpeg.tj3Get(handle, HEIGHT)
         top, left, height, width = choose(whole_height, whole_width)
-        # Upsampling of the colours looks one pixel further; on the left only a block can be added.
-        first_x, first_y = max(0, (left // block - 1) * block), max(0, top - 1)
+        # Upsampling of the colours looks one of their pixels, block // 8, further.
+        first_x, first_y = max(0, (left - block // 8) // block * block), max(0, top - 1)
         end_x, end_y = min(whole_width, left + width + 1), min(whole_height, top + height + 1)
         out = np.empty((end_y - first_y, end_x - first_x, 4), np.uint8)
         region = Region(first_x, first_y, out.shape[1], out.shape[0])

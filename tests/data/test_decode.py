@@ -82,7 +82,8 @@ def test_a_box_is_the_crop_of_the_whole(kind, way, monkeypatch):
     assert whole.shape == (241, 317, 3)
     rng = np.random.default_rng(0)
     random = [random_box(241, 317, (0.01, 1), (3 / 4, 4 / 3), rng, 0.0) for _ in range(40)]
-    for box in [*random, (0, 0, 241, 317), (0, 0, 1, 1), (240, 316, 1, 1), (17, 33, 8, 16)]:
+    edges = [(left, left, 40, 50) for left in range(40)]  # Blocks are 8, 16 or 32 pixels wide.
+    for box in [*random, *edges, (0, 0, 241, 317), (0, 0, 1, 1), (240, 316, 1, 1), (17, 33, 8, 16)]:
         asked = []
 
         def choose(height, width, asked=asked, box=box):
