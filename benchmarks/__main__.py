@@ -15,8 +15,7 @@ import pathlib
 import sys
 
 from benchmarks import latency, loading, looping, throughput
-from effnet_jax import cli
-from effnet_jax.run import files
+from effnet_jax import cli, csv_rows
 from effnet_jax.tools import show
 
 # Each has PARSER, `measure(args)`, which returns rows, and `show(rows)`, a table of them.
@@ -33,7 +32,7 @@ def report(name: str, args: argparse.Namespace) -> None:
     if not rows:  # Another process reports.
         return
     if args.csv:
-        files.append_csv(args.csv, rows)
+        csv_rows.append_csv(args.csv, rows)
     if args.json:
         print(json.dumps(rows, indent=2))
     else:

@@ -17,8 +17,9 @@ import rich.table
 from PIL import Image
 
 from benchmarks import measure
+from effnet_jax import csv_rows
 from effnet_jax.report import drawing
-from effnet_jax.run import environment, files, writers
+from effnet_jax.run import writers
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -129,7 +130,7 @@ def describe_photos(folder: pathlib.Path) -> dict[str, float]:
 
 def make_rows(rounds: Rounds, args: argparse.Namespace) -> list[dict[str, Any]]:
     """One row a contender; ratios are our images per second over its own."""
-    photos, machine = describe_photos(args.photos), environment.describe_machine()
+    photos, machine = describe_photos(args.photos), csv_rows.describe_machine()
     rows = []
     for contender, results in rounds.items():
         of_ours = find(rounds, "ours", contender.policy)
@@ -244,7 +245,7 @@ def main() -> int:
     rows = make_rows(measure_rounds(args), args)
     rich.console.Console(width=100).print(show(rows))
     if args.csv:
-        files.append_csv(args.csv, rows)
+        csv_rows.append_csv(args.csv, rows)
         draw(rows, args.csv.with_suffix(".png"))
     missed = failures(rows)
     for line in missed:

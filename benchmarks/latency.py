@@ -14,8 +14,8 @@ import numpy as np
 import rich.table
 
 from effnet_jax import config as config_lib
-from effnet_jax import flags, models
-from effnet_jax.run import environment, writers
+from effnet_jax import csv_rows, flags, models
+from effnet_jax.run import writers
 from effnet_jax.run.workers import available_cores
 
 # The models of Table 4 except GPipe's AmoebaNet, which is not implemented.
@@ -87,7 +87,7 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
                 "latency_ms_max": round(max(times), 3),
                 "repeats": args.repeats,
                 "threads": len(available_cores()),
-                **environment.describe_machine(),
+                **csv_rows.describe_machine(),
             }
         )
     return rows

@@ -21,11 +21,11 @@ import psutil
 import rich.table
 
 from effnet_jax import config as config_lib
-from effnet_jax import flags, models
+from effnet_jax import csv_rows, flags, models
 from effnet_jax.data import pipeline, sources
 from effnet_jax.data.decode import decode_box
 from effnet_jax.report import drawing
-from effnet_jax.run import environment, writers
+from effnet_jax.run import writers
 from effnet_jax.training import progressive
 
 T = TypeVar("T")
@@ -126,7 +126,7 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
         "resident_mib_last": round(resident[-1]),
         "images": counted,
         "repeats": args.repeats,
-        **environment.describe_machine(),
+        **csv_rows.describe_machine(),
     }
     args.picture.parent.mkdir(parents=True, exist_ok=True)
     draw(row).savefig(args.picture, dpi=drawing.DPI)

@@ -24,10 +24,10 @@ import rich.table
 from ml_collections import ConfigDict
 
 from configs import digits
-from effnet_jax import flags, models
+from effnet_jax import csv_rows, flags, models
 from effnet_jax.data import sources
 from effnet_jax.errors import UserError
-from effnet_jax.run import environment, files
+from effnet_jax.run import files
 from effnet_jax.training import clock
 from effnet_jax.training.loop import compile_step
 from effnet_jax.training.setup import Run, prepare
@@ -151,7 +151,7 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
             "step_compilations": sum("train_step" in name for name in programs),
             "repeats": args.repeats,
             "processes": args.processes.count,
-            **environment.describe_machine(),
+            **csv_rows.describe_machine(),
         }
     ]
 

@@ -34,12 +34,12 @@ from ml_collections import ConfigDict
 from benchmarks import peer_timm
 from benchmarks.peer_timm import Arrays, Outcome
 from effnet_jax import config as default
-from effnet_jax import models, parallel, weights
+from effnet_jax import csv_rows, models, parallel, weights
 from effnet_jax.data.preprocess import Preprocess
 from effnet_jax.metrics import cross_entropy, smooth_targets
 from effnet_jax.models.layers import BatchNorm
 from effnet_jax.models.network import Network
-from effnet_jax.run import environment, files, writers
+from effnet_jax.run import writers
 from effnet_jax.training.state import TrainState, abstract_state
 from effnet_jax.training.step import lower_train_step
 from effnet_jax.weights.names import list_arrays
@@ -343,11 +343,11 @@ def main() -> int:
         row |= compare_batch(case, args.seed)
         row |= compare_training(case, args.seed)
         row |= {key: float(f"{row[key]:.3g}") for key in BARS if row[key] is not None}
-        rows.append({**row, **settings, **versions, **environment.describe_machine()})
+        rows.append({**row, **settings, **versions, **csv_rows.describe_machine()})
         writers.say(f"{number}/{len(cases)} {case.peer}: {describe(row)}")
     rich.console.Console(width=150).print(show(rows))
     if args.csv:
-        files.append_csv(args.csv, rows)
+        csv_rows.append_csv(args.csv, rows)
     missed = failures(rows)
     for line in missed:
         writers.say(f"missed: {line}")

@@ -10,9 +10,10 @@ import statistics
 import time
 
 from effnet_jax import config as default
+from effnet_jax import csv_rows
 from effnet_jax.data import pipeline, sources
 from effnet_jax.imagenet import shards
-from effnet_jax.run import environment, files, writers
+from effnet_jax.run import writers
 
 BATCHES, WARM_UP = 8, 4  # Of 128 images at 224 pixels.
 
@@ -71,11 +72,11 @@ def main() -> None:
                 "ratio_min": round(min(ratios), 2),
                 "ratio_max": round(max(ratios), 2),
                 "rounds": args.rounds,
-                **environment.describe_machine(),
+                **csv_rows.describe_machine(),
             }
         )
         writers.say(f"{size}: {rows[-1]['mean_kb']} KB, {rows[-1]['ratio_median']:.2f} times")
-    files.append_csv(args.csv, rows)
+    csv_rows.append_csv(args.csv, rows)
 
 
 if __name__ == "__main__":

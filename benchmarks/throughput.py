@@ -14,10 +14,10 @@ import numpy as np
 import rich.table
 
 from effnet_jax import config as config_lib
-from effnet_jax import flags, parallel
+from effnet_jax import csv_rows, flags, parallel
 from effnet_jax.evaluation import make_eval_step
 from effnet_jax.models import operations
-from effnet_jax.run import environment, writers
+from effnet_jax.run import writers
 from effnet_jax.training.state import abstract_state, fresh_state
 from effnet_jax.training.step import lower_train_step, random_key
 
@@ -80,7 +80,7 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
         start = time.perf_counter()
         forms[form] = Timed(form, args)
         writers.say(f"{form}: compiled after {time.perf_counter() - start:.0f} s")
-    machine = environment.describe_machine()
+    machine = csv_rows.describe_machine()
     rows = []
     for mode in ("train", "infer"):
         for _ in range(WARM_UP):

@@ -21,7 +21,6 @@ from typing import Any
 from absl import logging
 
 from effnet_jax import errors
-from effnet_jax.data.sources import cache_dir
 from effnet_jax.errors import UserError
 
 DONE, FAILED, BAD_INPUT, NOT_FINITE, INTERRUPTED, STOPPED = 0, 1, 2, 3, errors.RETRY, 130
@@ -57,11 +56,15 @@ def tune_process() -> None:
 
 
 def use_compilation_cache() -> None:
-    """Keeps compiled programs between runs; $JAX_COMPILATION_CACHE_DIR chooses another place."""
+    """Keeps compiled programs between runs, in $JAX_COMPILATION_CACHE_DIR if that is set.
+
+    Otherwise in effnet_jax/compiled of $XDG_CACHE_HOME, or of ~/.cache.
+    """
     import jax
 
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "compiled"))
+        home = os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+        jax.config.update("jax_compilation_cache_dir", f"{home}/effnet_jax/compiled")
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 

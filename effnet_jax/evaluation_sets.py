@@ -11,12 +11,12 @@ import jax
 from ml_collections import ConfigDict
 
 from effnet_jax import config as config_lib
-from effnet_jax import experiments, models
+from effnet_jax import csv_rows, experiments, models
 from effnet_jax.data import sources
 from effnet_jax.data.sources import Source
 from effnet_jax.errors import UserError
 from effnet_jax.evaluation import Metrics, evaluate
-from effnet_jax.run import environment, files, writers
+from effnet_jax.run import writers
 from effnet_jax.run.processes import ALONE, Alone
 
 
@@ -125,7 +125,7 @@ def evaluate_set(
             writers.say(f"{part}: top-1 {result['top1']:.2%}")
         if csv is not None and processes.is_first:
             row = _row(config, f"{part}/{split}", weights, results[part])
-            files.append_csv(pathlib.Path(csv), [row])
+            csv_rows.append_csv(pathlib.Path(csv), [row])
     if not parts:
         return results[name]
     errors = {
@@ -165,5 +165,5 @@ def _row(config: ConfigDict, data: str, weights: Any, result: Metrics) -> dict[s
         **{key: training[key] for key in ("batch_size", "epochs", "seed")},
         # The same columns for every data set.
         **{key: result.get(key) for key in ("top1", "top5", "loss", "count", "step", "weights")},
-        **environment.describe_machine(),
+        **csv_rows.describe_machine(),
     }

@@ -16,7 +16,7 @@ FLOORS = (
     ("checkpoint",),
     ("evaluation",),
     ("training",),
-    ("imagenet", "experiments"),
+    ("imagenet", "experiments", "csv_rows"),
     ("flags", "evaluation_sets"),
     ("weights",),
     ("sweeps", "report", "planner"),

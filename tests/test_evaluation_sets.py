@@ -2,7 +2,6 @@
 
 import csv
 import dataclasses
-import io
 import json
 import subprocess
 import sys
@@ -29,41 +28,9 @@ from effnet_jax.tools import eval as eval_tool
 from effnet_jax.training import setup, supervisor
 from effnet_jax.training.state import abstract_state
 from tests.evaluating import evaluate_file, evaluate_run, random_values
+from tests.tfds_sets import WNIDS, write_set
 
-WNIDS = tfds.core.tfds_path("datasets/imagenet2012/labels.txt").read_text().split()
 COUNT = 20  # Images; the last of three batches is half empty.
-
-
-def write_set(data_dir, name, split, images, labels, config=None, feature="label"):
-    """A TFDS data set of PNG images and ImageNet's classes; labels are numbers or lists of them."""
-    label = tfds.features.ClassLabel(names=WNIDS)
-    if isinstance(labels[0], list):
-        label = tfds.features.Sequence(label)
-    set_name = name
-
-    class Set(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-        name = set_name
-        VERSION = tfds.core.Version("1.0.0")
-
-        def _info(self):
-            features = {"image": tfds.features.Image(encoding_format="png"), feature: label}
-            return tfds.core.DatasetInfo(
-                builder=self, features=tfds.features.FeaturesDict(features)
-            )
-
-        def _split_generators(self, dl_manager):
-            return {split: self._generate_examples()}
-
-        def _generate_examples(self):
-            for index, image in enumerate(images):
-                buffer = io.BytesIO()
-                Image.fromarray(image).save(buffer, "PNG")
-                yield index, {"image": buffer.getvalue(), feature: labels[index]}
-
-    if config is not None:
-        config = tfds.core.BuilderConfig(name=config, version="1.0.0")
-    builder = Set(data_dir=data_dir, file_format="array_record", config=config)
-    builder.download_and_prepare()
 
 
 def images_and_logits(model, variables):

@@ -1,11 +1,9 @@
 """AutoAugment v0, RandAugment and random erasing on the CPU, one uint8 image at a time.
 
-The operations are those of tensorflow/tpu models/official/efficientnet/autoaugment.py, with its
-truncations and its order of float32 arithmetic, so images agree to the pixel. The exception is
-sharpness, whose smoothed image may differ by one level where the sum of floats is nearly whole.
-Where the reference differs from Pillow, whose operations it means to repeat, `config.augment` has
-a choice. Operations are pure functions of the image and their arguments; the policies draw what is
-random from the record's own generator.
+The operations are those of tensorflow/tpu models/official/efficientnet/autoaugment.py to the pixel,
+but for sharpness, which may differ by one level where a sum of floats is nearly whole. Where the
+reference differs from Pillow, which it means to repeat, `config.augment` has a choice. Operations
+are pure functions of image and arguments; the policies draw from the record's own generator.
 """
 
 import functools
@@ -299,10 +297,9 @@ class RandAugment(NamedTuple):
 
 
 def build_policy(config: ConfigDict) -> Policy | None:
-    """The policy of `config.augment`, or None for "none".
+    """The policy of `config.augment`, which can be pickled; None for "none".
 
-    It takes an image uint8 [H, W, 3], which it never writes to, and the record's generator, and
-    returns the augmented image: a new array or the same. It can be pickled.
+    It takes an image uint8 [H, W, 3], which it never writes to, and the record's generator.
     """
     if config.policy == "none":
         return None
@@ -325,8 +322,7 @@ def erase(
 ) -> np.ndarray:
     """Random erasing (1708.04896): fills a rectangle of a copy, with `erase_probability`.
 
-    `config` is `config.augment`, and `mean` RGB in 0..1. The image stays whole if ten rectangles
-    don't fit.
+    `mean` is RGB in 0..1. The image stays whole if ten rectangles don't fit.
     """
     if rng.random() >= config.erase_probability:
         return image

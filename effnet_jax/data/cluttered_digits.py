@@ -4,8 +4,6 @@ Small digits need resolution; telling a digit from the pieces around it needs de
 Everything follows from the index of the image, so the data set is the same wherever it is made.
 """
 
-from collections.abc import Iterator
-
 import cv2
 import numpy as np
 
@@ -52,17 +50,14 @@ def draw(index: int, digits: np.ndarray, labels: np.ndarray, seed: int) -> tuple
 
 
 class ClutteredDigits(Digits):
-    """Grey images of 96x96 pixels in 10 classes: one whole digit of 32 to 80 pixels among parts
-    of others.
+    """Grey images of 96x96 pixels: one whole digit of 32 to 80 pixels among parts of others.
 
-    8,000 for training, made of the 1,437 training images of `Digits`, and 2,000 for testing, made
-    of its 360 test images: no digit, whole or in parts, is in both.
+    8,000 for training and 2,000 for testing, made of the training and test images of `Digits`: no
+    digit, whole or in parts, is in both.
     """
 
-    SIDE = CANVAS
+    SIZES = EXAMPLES
 
-    def draw(self, split: str) -> Iterator[tuple[np.ndarray, int]]:
+    def draw(self, split: str, index: int) -> tuple[np.ndarray, int]:
         digits, labels = pixels_and_labels(split == "test")
-        seed = list(EXAMPLES).index(split)
-        for index in range(EXAMPLES[split]):
-            yield draw(index, digits.astype(np.float32), labels, seed)
+        return draw(index, digits.astype(np.float32), labels, seed=list(EXAMPLES).index(split))

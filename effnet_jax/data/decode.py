@@ -18,8 +18,8 @@ JPEG = b"\xff\xd8"
 def decode_box(data: bytes, choose: Callable[[int, int], Box]) -> np.ndarray:
     """The box of an image that `choose(height, width)` gives, a view.
 
-    It is uint8 [h, w, 3], RGB; or [h, w, 4], whose last channel has no meaning. Where libturbojpeg
-    3 is installed, no more of a JPEG than the box is decoded. Errors are those of `decode_image`.
+    It is uint8 [h, w, 3], RGB; or [h, w, 4], whose last channel has no meaning. With libturbojpeg 3
+    only the box of a JPEG is decoded. Errors are those of `decode_image`.
     """
     choose = functools.cache(choose)  # It draws random numbers, and may be asked twice.
     if data[:2] == JPEG and (found := turbojpeg.decode_box(data, choose)) is not None:

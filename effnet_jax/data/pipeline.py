@@ -6,8 +6,7 @@ the positions [t * B, (t + 1) * B), and each process has its equal share of them
 random about an image follows from the seed and its position. So the stream is the same whatever
 the number of processes, and a run that starts at step t asks for the batches from t on.
 
-Threads share the work on a batch by chunks of a few images: the first batch comes soon, and the
-memory that is read ahead is bounded, however large a batch is.
+Threads share the work on a batch by chunks, so that the memory read ahead is bounded.
 """
 
 import concurrent.futures
@@ -95,17 +94,17 @@ class TrainImages:
 
     def __call__(self, position: int, out: np.ndarray) -> tuple[int, bool]:
         index, rng = self.index(position), self.random(position)
-        with naming(self._source, index):  # A wrong label or a lost disk is never skipped.
-            record = read(self._source, index)
-        try:
-            with naming(self._source, index):
+        with naming(self._source, index):
+            record = read(self._source, index)  # A wrong label or a lost disk is never skipped.
+            try:
                 image = decode_box(record["image"], functools.partial(self.box, len(out), rng))
-        except UserError as error:
-            if not self._skips:
-                raise
-            print(f"skipped: {error}", file=sys.stderr, flush=True)
-            out[:] = 0
-            return 0, False
+            except ValueError as error:
+                if not self._skips:
+                    raise
+                where = self._source.describe(index)
+                print(f"skipped: cannot read {where}: {error}", file=sys.stderr, flush=True)
+                out[:] = 0
+                return 0, False
         self.distort(image, rng, out)
         return record["label"], True
 
@@ -238,8 +237,7 @@ def eval_batches(
 ) -> Batches:
     """Evaluation batches of `config.eval_batch_size`: each record once, in order.
 
-    The last is padded with black images whose mask is 0, so every process runs the same number of
-    steps and every record counts.
+    The last is padded with black images whose mask is 0: all processes run as many steps.
     """
     preprocess = Preprocess.from_config(config.preprocess, resolution)
 

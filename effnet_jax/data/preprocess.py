@@ -107,8 +107,9 @@ class Preprocess:
             resized = resize(whole, shape, self.interpolation)
             return np.ascontiguousarray(crop.crop(resized, (*place, *square)))
         if isinstance(image, bytes):
-            return resize(decode_box(image, self.box), square, self.interpolation)
-        kept = crop.crop(image, self.box(*image.shape[:2]))
+            kept = decode_box(image, self.box)
+        else:
+            kept = crop.crop(image, self.box(*image.shape[:2]))
         return resize(kept, square, self.interpolation)
 
     def __call__(self, images: ImageLike | Sequence[ImageLike]) -> np.ndarray:

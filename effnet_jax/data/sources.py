@@ -40,18 +40,10 @@ class Source:
         raise NotImplementedError
 
 
-def cache_dir() -> pathlib.Path:
-    """Folder of prepared digits and compiled programs, in $XDG_CACHE_HOME or ~/.cache."""
-    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return pathlib.Path(home, "effnet_jax").expanduser()
-
-
 def _missing(name: str, data_dir: str) -> UserError:
-    """The error for a data set that is not in `data_dir`, with the command that prepares it.
-
-    A preparation has a lock, and its command, in DATA_DIR/NAME/VERSION.incomplete.
-    """
+    """The error for a data set that is not in `data_dir`, with the command that prepares it."""
     dataset = name.partition(":")[0]
+    # A preparation has a lock, and its command, in DATA_DIR/NAME/VERSION.incomplete.
     for state in pathlib.Path(data_dir, dataset).glob("*.incomplete/state.json"):
         with files.Lock(state.with_name("lock"), "preparation", "choose another data set"):
             command = files.read_json(state)["command"]
@@ -148,34 +140,16 @@ class TfdsSource(Source):
         return f"record {index} of {self._name}"
 
 
-def digits_source(name: str, data_dir: str | None, split: str) -> TfdsSource:
-    """A data set made of scikit-learn's digits: "digits" or "cluttered_digits".
-
-    It is read from `data_dir`, by default from the cache, where it is written on first use.
-    """
-    check_choice("config.data.name", name, ("digits", "cluttered_digits"))
-    if data_dir and not os.path.isdir(os.path.join(data_dir, name)):
-        where = f"no {name} in {data_dir} (config.data.data_dir)"
-        raise UserError(f"{where}; without that key they are made in {cache_dir()}")
+def digits_source(name: str, data_dir: str | None, split: str) -> Source:
+    """A data set made of scikit-learn's digits: "digits" or "cluttered_digits"."""
     if data_dir:
-        return TfdsSource(name, data_dir, split)
-    import tensorflow_datasets as tfds
+        raise UserError(
+            f"config.data.data_dir={data_dir}: the digits are in no folder; leave it out"
+        )
+    from effnet_jax.data import cluttered_digits, digits
 
-    from effnet_jax.data.cluttered_digits import ClutteredDigits
-    from effnet_jax.data.digits import Digits
-
-    tfds.disable_progress_bar()
-    data_dir = str(cache_dir() / "data")
-    kind = Digits if name == "digits" else ClutteredDigits
-    builder = kind(data_dir=data_dir, file_format="array_record")
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints what nobody needs.
-            builder.download_and_prepare()
-    except OSError as error:
-        if not os.path.isdir(builder.data_dir):  # Otherwise another run was faster.
-            where = f"{data_dir} ({error.strerror})"
-            raise UserError(f"can't write {name} to {where}; set XDG_CACHE_HOME") from None
-    return TfdsSource(name, data_dir, split)
+    kinds = {"digits": digits.Digits, "cluttered_digits": cluttered_digits.ClutteredDigits}
+    return kinds[check_choice("config.data.name", name, kinds)](split)
 
 
 class FolderSource(Source):

@@ -35,11 +35,9 @@ def base(name: str) -> Base:
 def parse_variant(text: str) -> dict[str, Any]:
     """The values in `config.model` that a model's short name sets; None where the law decides.
 
-    Args:
-      text: one of `efficientnet.VARIANTS` ("b0", "lite4", "edgetpu-s", "v2-m"); or a base network
-        ("mobilenet_v2", "efficientnet_lite") with a comma and how it is scaled: "phi=1.5" (any real
-        number), or "w=1.2,d=1.4,r=291" (width and depth coefficients, resolution in pixels). Either
-        may be left out: the base is then EfficientNet, or is not scaled.
+    `text` is one of `efficientnet.VARIANTS` ("b0", "lite4", "v2-m"); or a base network, a comma and
+    its scale: "phi=1.5" (any real number), or "w=1.2,d=1.4,r=291" (width and depth coefficients,
+    resolution in pixels). The base may be left out (EfficientNet), or the scale (1).
     """
     variant = efficientnet.VARIANTS.get(text)
     name, comma, scale = text.partition(",")

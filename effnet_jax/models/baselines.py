@@ -1,18 +1,16 @@
 """MobileNet V1 and V2, and ResNet of any depth: the other base networks of the paper's Table 3.
 
-MobileNet: arXiv 1704.04861, Table 1; arXiv 1801.04381, Table 2. Both use ReLU6, as the authors'
-code does (tensorflow/models research/slim/nets, mobilenet_v1.py and mobilenet/).
-
-ResNet: arXiv 1512.03385, in the ImageNet form, and in the small-image form of section 4.2, whose
-deepest members come from arXiv 1603.05027, section 5. From later work: the stride of a bottleneck
-is in its 3x3 convolution ("v1.5"), and the last normalisation of a branch starts at 0, so that a
-fresh block returns its input.
+MobileNet: arXiv 1704.04861, Table 1; 1801.04381, Table 2; ReLU6 as in the authors' code
+(tensorflow/models research/slim/nets). ResNet: arXiv 1512.03385, for ImageNet and, section 4.2,
+for small images, whose deepest members come from 1603.05027, section 5. From later work: the stride
+of a bottleneck is in its 3x3 convolution ("v1.5"), and the last normalisation of a branch starts at
+0, so that a fresh block returns its input.
 """
 
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -74,15 +72,6 @@ MOBILENETS = {
 }
 
 
-class Convolution(NamedTuple):
-    """A layer of a residual branch."""
-
-    name: str
-    kernel: int
-    stride: int
-    filters: int
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Residual(Block):
     """Convolutions with normalisation, added to the block's input; activations between and after.
@@ -91,7 +80,7 @@ class Residual(Block):
     normalisation first.
     """
 
-    branch: tuple[Convolution, ...]
+    branch: tuple[tuple[str, int, int, int], ...]  # Name, kernel, stride and filters of each.
 
     def layers(self, size: int) -> list[Layer]:
         rows, channels, end = [], self.inputs, -(-size // self.stride)
@@ -121,14 +110,11 @@ def residual(
 ) -> Residual:
     """A block of `row`, whose width scales the inner filters; see `Base.block`."""
     filters = rounded(row.filters)
-    branch = (Convolution("conv1", 3, stride, filters), Convolution("conv2", 3, 1, filters))
+    branch = ("conv1", 3, stride, filters), ("conv2", 3, 1, filters)
     if bottleneck:
-        branch = (
-            Convolution("reduce", 1, 1, filters),
-            Convolution("spatial", 3, stride, filters),
-            Convolution("expand", 1, 1, 4 * filters),
-        )
-    return Residual(stride=stride, branch=branch, outputs=branch[-1].filters, **block)
+        inner = ("reduce", 1, 1, filters), ("spatial", 3, stride, filters)
+        branch = *inner, ("expand", 1, 1, 4 * filters)
+    return Residual(stride=stride, branch=branch, outputs=branch[-1][-1], **block)
 
 
 def _resnet(*repeats: int, bottleneck: bool = False, small: bool = False) -> Base:

@@ -34,49 +34,19 @@ EDGETPU_STAGES = (
     Stage(kernel=5, stride=1, expand=8, filters=144, repeats=4),
     Stage(kernel=5, stride=2, expand=8, filters=192, repeats=2),
 )
-V2_STAGES = (
-    FusedStage(kernel=3, stride=1, expand=1, filters=16, repeats=1),
-    FusedStage(kernel=3, stride=2, expand=4, filters=32, repeats=2),
-    FusedStage(kernel=3, stride=2, expand=4, filters=48, repeats=2),
-    Stage(kernel=3, stride=2, expand=4, filters=96, repeats=3),
-    Stage(kernel=3, stride=1, expand=6, filters=112, repeats=5),
-    Stage(kernel=3, stride=2, expand=6, filters=192, repeats=8),
-)
-V2_S_STAGES = (
-    FusedStage(kernel=3, stride=1, expand=1, filters=24, repeats=2),
-    FusedStage(kernel=3, stride=2, expand=4, filters=48, repeats=4),
-    FusedStage(kernel=3, stride=2, expand=4, filters=64, repeats=4),
-    Stage(kernel=3, stride=2, expand=4, filters=128, repeats=6),
-    Stage(kernel=3, stride=1, expand=6, filters=160, repeats=9),
-    Stage(kernel=3, stride=2, expand=6, filters=256, repeats=15),
-)
-V2_M_STAGES = (
-    FusedStage(kernel=3, stride=1, expand=1, filters=24, repeats=3),
-    FusedStage(kernel=3, stride=2, expand=4, filters=48, repeats=5),
-    FusedStage(kernel=3, stride=2, expand=4, filters=80, repeats=5),
-    Stage(kernel=3, stride=2, expand=4, filters=160, repeats=7),
-    Stage(kernel=3, stride=1, expand=6, filters=176, repeats=14),
-    Stage(kernel=3, stride=2, expand=6, filters=304, repeats=18),
-    Stage(kernel=3, stride=1, expand=6, filters=512, repeats=5),
-)
-V2_L_STAGES = (
-    FusedStage(kernel=3, stride=1, expand=1, filters=32, repeats=4),
-    FusedStage(kernel=3, stride=2, expand=4, filters=64, repeats=7),
-    FusedStage(kernel=3, stride=2, expand=4, filters=96, repeats=7),
-    Stage(kernel=3, stride=2, expand=4, filters=192, repeats=10),
-    Stage(kernel=3, stride=1, expand=6, filters=224, repeats=19),
-    Stage(kernel=3, stride=2, expand=6, filters=384, repeats=25),
-    Stage(kernel=3, stride=1, expand=6, filters=640, repeats=7),
-)
-V2_XL_STAGES = (
-    FusedStage(kernel=3, stride=1, expand=1, filters=32, repeats=4),
-    FusedStage(kernel=3, stride=2, expand=4, filters=64, repeats=8),
-    FusedStage(kernel=3, stride=2, expand=4, filters=96, repeats=8),
-    Stage(kernel=3, stride=2, expand=4, filters=192, repeats=16),
-    Stage(kernel=3, stride=1, expand=6, filters=256, repeats=24),
-    Stage(kernel=3, stride=2, expand=6, filters=512, repeats=32),
-    Stage(kernel=3, stride=1, expand=6, filters=640, repeats=8),
-)
+
+
+def _v2_stages(filters: tuple[int, ...], repeats: tuple[int, ...]) -> tuple[Stage, ...]:
+    """A table of V2: all have the same strides and expansions, 3x3 kernels, and 3 fused stages."""
+    rows = zip((1, 2, 2, 2, 1, 2, 1), filters, repeats, (1, 4, 4, 4, 6, 6, 6), strict=False)
+    return tuple(Stage(*row[:3], expand=row[3], fused=n < 3) for n, row in enumerate(rows))
+
+
+V2_STAGES = _v2_stages((16, 32, 48, 96, 112, 192), (1, 2, 2, 3, 5, 8))
+V2_S_STAGES = _v2_stages((24, 48, 64, 128, 160, 256), (2, 4, 4, 6, 9, 15))
+V2_M_STAGES = _v2_stages((24, 48, 80, 160, 176, 304, 512), (3, 5, 5, 7, 14, 18, 5))
+V2_L_STAGES = _v2_stages((32, 64, 96, 192, 224, 384, 640), (4, 7, 7, 10, 19, 25, 7))
+V2_XL_STAGES = _v2_stages((32, 64, 96, 192, 256, 512, 640), (4, 8, 8, 16, 24, 32, 8))
 _squeezed = functools.partial(block_of, squeeze_ratio=0.25)
 _family = functools.partial(Base, head_filters=1280, survival_probability=0.8)
 # V2's rounding has no rule of 0.9, which changes B3 alone.

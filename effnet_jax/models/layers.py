@@ -92,9 +92,8 @@ class Dense(nn.Module):
 class BatchNorm(nn.Module):
     """Batch normalisation over all but the last axis; statistics in float32.
 
-    Under jit over a batch that is sharded across devices, the statistics are those of the global
-    batch, or of groups of it. The running statistics average over the groups; the running variance
-    is the biased one, as in the reference.
+    Under jit over a sharded batch the statistics are those of the global batch, or of groups of it.
+    Running statistics average over the groups; the variance is biased, as in the reference.
     """
 
     train: bool  # Normalise by the batch's statistics and update the running ones.

@@ -1,8 +1,7 @@
 """What all families share: a network is a table of blocks, and one module builds any such table.
 
-A family's file holds its kinds of block and one `Base` for each base network: its table and the
-settings that come with it. `Base.architecture` scales the table into an `Architecture`. A kind of
-block is a `Block`, which knows its cost and how its layers are connected.
+A family's file holds its kinds of block, each a `Block`, and a `Base` for each base network: its
+table and settings. `Base.architecture` scales the table into an `Architecture`.
 """
 
 import dataclasses
@@ -63,7 +62,7 @@ class Block:
     def apply(self, make: LayerFactories, x: jax.Array, drop: Function) -> jax.Array:
         """x [N, h, w, inputs] -> [N, h / stride, w / stride, outputs], with sizes rounded up.
 
-        Called inside a `BlockModule`, with `drop` for the stochastic depth of a residual branch.
+        `drop` is the stochastic depth of a residual branch; see `BlockModule`.
         """
         raise NotImplementedError
 

@@ -59,10 +59,3 @@ def describe_run() -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "system": platform.platform(),
     }
-
-
-def describe_machine() -> dict[str, Any]:
-    """`describe_run` in the flat columns that rows under results/ end with."""
-    run = describe_run()
-    columns = ("jax", "jaxlib", "device", "devices", "cpus", "python", "commit", "time")
-    return {key: (run | run["versions"])[key] for key in columns}

@@ -1,7 +1,6 @@
 """Files that people and other programs read: locked, and written whole or not at all."""
 
 import contextlib
-import csv
 import fcntl
 import json
 import os
@@ -57,23 +56,6 @@ def read_json(path: pathlib.Path) -> Any:
 def write_json(path: pathlib.Path, value: Any) -> None:
     """Writes a JSON file atomically."""
     write_atomically(path, json.dumps(value, indent=2) + "\n")
-
-
-def append_csv(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:
-    """Adds rows to a results file; a new file gets a header first."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "a+", newline="") as file:
-            file.seek(0)
-            header = next(csv.reader(file), None)
-            if header not in (None, list(rows[0])):
-                raise UserError(f"{path} has other columns than these rows; choose another --csv")
-            writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-            if header is None:
-                writer.writeheader()
-            writer.writerows(rows)
-    except OSError as error:
-        raise UserError(f"can't write to --csv={path}: {error.strerror}; rows: {rows}") from None
 
 
 class Lock:

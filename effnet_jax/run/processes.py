@@ -75,8 +75,8 @@ def join(
 ) -> "Alone":
     """Joins the processes of a run, if there are several; call it before anything else of JAX.
 
-    Give all of HOST:PORT of process 0, the number of processes and the index of this one; or none
-    of them, for one process alone or a cluster. All processes have to join within `seconds`.
+    Give HOST:PORT of process 0, the number of processes and the index of this one; or none of them,
+    for one process alone or a cluster.
     """
     flags, cluster = (coordinator_address, num_processes, process_id), None
     if flags == (None, None, None):

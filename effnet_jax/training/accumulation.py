@@ -18,14 +18,12 @@ def in_microbatches(
 ) -> Callable[[PyTree, PyTree, PyTree], PyTree]:
     """The sum of `function` over the microbatches of a batch and over devices.
 
-    The compiler would sum over devices in every microbatch. Here each device sums its own, and
-    devices are summed once, at the end. No example moves: microbatch k holds the k-th share of what
-    each device has.
+    The compiler would sum over devices in every microbatch; here they are summed once, at the end.
+    No example moves: microbatch k holds the k-th share of what each device has.
 
     Args:
-      function: `(fixed, batch, keys) -> sums`, of a microbatch on one device. The result takes the
-        same: `fixed` whole on every device, `batch` split by example, and keys from which each
-        device and microbatch derives its own.
+      function: `(fixed, batch, keys) -> sums`, of a microbatch on one device, as the result:
+        `fixed` whole on every device, `batch` split by example, and keys to derive others from.
       count: microbatches that a device's examples divide into.
       members: consecutive devices that `function` may sum over, as the mesh axis "member".
     """

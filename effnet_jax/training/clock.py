@@ -1,8 +1,7 @@
 """Where a run's time goes, and what its steps returned, without stopping the device to ask.
 
-A process adds rows to goodput.jsonl: when it starts, at every window of the log, at checkpoints and
-roll-backs, and when it ends. Rework follows from these rows alone: a start or a roll-back names the
-checkpoint that the run went back to, and the time spent after that checkpoint was in vain.
+A process adds rows to goodput.jsonl when it starts and ends, at every window of the log, checkpoint
+and roll-back. Rework follows from them: the time after a checkpoint that a later row went back to.
 """
 
 import collections

@@ -15,9 +15,8 @@ from effnet_jax.trees import path_name, shapes_by_name
 def init_from(state: TrainState, config: ConfigDict, processes: Alone) -> TrainState:
     """The state with the weights of `config.init_from`, if any; step and optimizer stay fresh.
 
-    `config` is `config.checkpoint`. Weights and averages both start at these weights. A classifier
-    for other classes keeps its fresh values. Raises UserError where there is no checkpoint, or one
-    of another model.
+    `config` is `config.checkpoint`. Weights and averages start at these weights; a classifier for
+    other classes stays fresh. Raises UserError where there is no checkpoint of the same model.
     """
     if config.init_from is None:
         return state

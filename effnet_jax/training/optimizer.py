@@ -55,13 +55,9 @@ def ema_decay(decay: float, updates: jax.Array) -> jax.Array:
 def multipliers(rules: Sequence[tuple[str, float]], params: PyTree, what: str) -> PyTree:
     """The multiplier of each parameter: that of the first rule that matches its whole name.
 
-    Args:
-      rules: (regular expression over the slash-joined name, multiplier).
-      params: parameters, or their shapes.
-      what: the config key, for messages.
-
-    Raises:
-      UserError: a parameter that no rule covers, or a rule that matches nothing at all.
+    Rules are (regular expression over the slash-joined name, multiplier); `params` may be shapes;
+    `what` is the config key. Raises UserError for a parameter that no rule covers, or a rule that
+    matches nothing.
     """
 
     def first_match(path: tuple, _: Any) -> int:

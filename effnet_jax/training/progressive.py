@@ -19,20 +19,14 @@ from effnet_jax.training import optimizer as optimizers
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Stage:
-    """A part of a run, from after step `first` to step `last`.
+    """A part of a run: the steps first + 1 to last."""
 
-    Attributes:
-      number: from 1.
-      first, last: steps; those that the stage trains are first + 1 to last.
-      config: the whole config, as it is in this stage.
-    """
-
-    number: int
+    number: int  # From 1.
     start_epoch: float
     end_epoch: float
     first: int
     last: int
-    config: ConfigDict
+    config: ConfigDict  # Whole, as it is in this stage.
     model: nn.Module
 
     @property
@@ -57,10 +51,9 @@ def largest(config: ConfigDict) -> ConfigDict:
 
 
 def stages(config: ConfigDict, examples: int) -> list[Stage]:
-    """A run's stages; a single one where `config.progressive` has none.
+    """A run's stages, one where `config.progressive` has none; UserError if one has no step.
 
-    For the whole config, with the number of classes known, and the records in an epoch. Raises
-    UserError where a stage has no step.
+    For the whole config, with the number of classes known, and the records in an epoch.
     """
     each = config_lib.stages(config)
     count, epochs = len(each), config.epochs

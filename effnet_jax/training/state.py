@@ -21,20 +21,14 @@ PyTree = Any
 class TrainState:
     """All that is needed to resume: random numbers follow from the step, and step t trains on
     batch t + skipped.
-
-    Attributes:
-      step: updates done.
-      ema: running averages of params and batch_stats, under these names.
-      skipped: batches that roll-backs have passed over.
-      rollbacks: how many there were.
     """
 
-    step: jax.Array
+    step: jax.Array  # Updates done.
     params: PyTree
     batch_stats: PyTree
     opt_state: PyTree
-    ema: dict[str, PyTree]
-    skipped: jax.Array
+    ema: dict[str, PyTree]  # Running averages of params and batch_stats, under these names.
+    skipped: jax.Array  # Batches that roll-backs have passed over.
     rollbacks: jax.Array
 
     def weights(self, which: str) -> tuple[PyTree, PyTree]:

@@ -77,10 +77,10 @@ def make_train_step(
 ) -> Callable[[TrainState, Arrays, jax.Array], tuple[TrainState, Arrays]]:
     """The training step for the whole config, an epoch's examples, and a mesh; not jitted.
 
-    Its batch is image uint8 [N, H, W, 3], label int32 [N] and mask float32 [N]. The seed is an
-    argument, so that runs over seeds share one compiled program. Metrics are loss and correct,
-    summed over the batch, their count, the norm of the gradient without weight decay, and the norm
-    of the new weights and BatchNorm statistics, which is finite only if they all are.
+    Its batch is image uint8 [N, H, W, 3], label int32 [N] and mask float32 [N]; runs over seeds
+    share one compiled program. Metrics are loss and correct, summed over the batch, their count,
+    the norm of the gradient without weight decay, and the norm of the new weights and BatchNorm
+    statistics, which is finite only if they all are.
     """
     gradients, rate = make_gradients(model, config, mesh), learning_rate(config, examples)
     preprocess, smoothing = config.preprocess, config.loss.label_smoothing
@@ -127,10 +127,9 @@ def make_train_step(
 def lower_train_step(
     model: nn.Module, shapes: TrainState, config: ConfigDict, examples: int, mesh: Mesh
 ) -> jax.stages.Lowered:
-    """The training step as a run executes it, lowered for the devices of a mesh.
+    """The training step as a run executes it, its state donated, lowered for the devices of a mesh.
 
-    For the results of `state.abstract_state`. The state is donated. The devices need not exist:
-    the planner's are descriptions.
+    The devices need not exist: the planner's are descriptions. `shapes`: see `abstract_state`.
     """
     shardings = parallel.state_sharding(shapes, mesh, config.optimizer.sharded)
     state = parallel.abstract(shapes, shardings)

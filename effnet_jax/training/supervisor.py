@@ -112,8 +112,8 @@ def _roll_back(
 ) -> TrainState:
     """The state of the newest checkpoint, which skips the data of the steps since.
 
-    `skipped` and `rollbacks` are those of the state that went bad: the checkpoint may be older than
-    an earlier roll-back. Raises `bad` again where the config does not allow another roll-back.
+    `skipped` and `rollbacks` are of the state that went bad: an earlier roll-back may be newer than
+    the checkpoint. Raises `bad` again where the config does not allow another roll-back.
     """
     position, allowed = bad.step + skipped, run.config.nonfinite.max_rollbacks
     if run.config.nonfinite.action == "stop" or rollbacks >= allowed:

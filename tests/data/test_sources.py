@@ -2,7 +2,6 @@
 
 import json
 import pathlib
-import shutil
 
 import numpy as np
 import pytest
@@ -13,6 +12,10 @@ from configs import folder
 from effnet_jax.data import pipeline, sources
 from effnet_jax.data.decode import decode_image
 from effnet_jax.errors import UserError
+from tests.tfds_sets import write_set
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (400, 8, 8, 3), np.uint8)
+LABELS = [0] * len(IMAGES)
 
 
 def make_folder(root: pathlib.Path, classes: dict[str, int], suffix: str = ".png") -> pathlib.Path:
@@ -44,7 +47,10 @@ def test_digits_are_scikit_learn_s():
     pixels = np.round(digits.images * (255 / 16)).astype(np.uint8)
     expected = zip((image.tobytes() for image in pixels), digits.target.tolist(), strict=True)
     assert seen == sorted(expected)
-    assert "record 3 of digits/train" in splits["train"].describe(3)
+    assert splits["train"].describe(3) == "image 3 of the digits' train"
+    some = sources.digits_source("digits", None, "train[100:102]+test[:1]")
+    whole = [splits["train"][100], splits["train"][101], splits["test"][0]]
+    assert [some[index] for index in range(len(some))] == whole
 
 
 def test_folder_with_splits(tmp_path):
@@ -115,29 +121,32 @@ def test_tfds_that_is_not_there_gives_the_command(tmp_path):
 
 
 def test_tfds_in_another_format_gives_the_command(tmp_path):
-    sources.digits_source("digits", None, "train")
-    shutil.copytree(sources.cache_dir() / "data" / "digits", tmp_path / "digits")
-    info = tmp_path / "digits" / "1.0.0" / "dataset_info.json"
+    write_set(tmp_path, "small", "train", IMAGES, LABELS)
+    info = tmp_path / "small" / "1.0.0" / "dataset_info.json"
     values = json.loads(info.read_text())
     values["fileFormat"] = "tfrecord"
     info.write_text(json.dumps(values))
     with pytest.raises(UserError, match=r"tfds convert_format .*--out_file_format=array_record"):
-        sources.TfdsSource("digits", str(tmp_path), "train")
+        sources.TfdsSource("small", str(tmp_path), "train")
 
 
 @pytest.mark.parametrize("left", [None, 0, 0.5, 0.9])
 def test_a_file_that_is_not_whole_is_named(tmp_path, left):
-    sources.digits_source("digits", None, "train")
-    shutil.copytree(sources.cache_dir() / "data" / "digits", tmp_path / "digits")
-    (file,) = (tmp_path / "digits").glob("*/*-train*")
+    write_set(tmp_path, "small", "train test", IMAGES, LABELS)
+    (file,) = (tmp_path / "small").glob("*/*-train*")
     data = file.read_bytes()
     file.unlink() if left is None else file.write_bytes(data[: int(len(data) * left)])
-    message = f"{file.name} " + ("is missing" if left is None else "has .*0 of its 1437 records")
+    message = f"{file.name} " + ("is missing" if left is None else "has .*0 of its 400 records")
     with pytest.raises(UserError, match=message):
-        sources.TfdsSource("digits", str(tmp_path), "train")
-    assert len(sources.TfdsSource("digits", str(tmp_path), "test")) == 360
+        sources.TfdsSource("small", str(tmp_path), "train")
+    assert len(sources.TfdsSource("small", str(tmp_path), "test")) == 400
 
 
-def test_an_unknown_split_lists_those_there_are():
-    with pytest.raises(UserError, match="which has test, train"):
+def test_an_unknown_split_lists_those_there_are(tmp_path):
+    with pytest.raises(UserError, match=f"data_dir={tmp_path}: the digits are in no folder"):
+        sources.digits_source("digits", str(tmp_path), "train")
+    with pytest.raises(UserError, match="which have test, train"):
         sources.digits_source("digits", None, "validation")
+    write_set(tmp_path, "small", "train test", IMAGES[:2], LABELS)
+    with pytest.raises(UserError, match="which has test, train"):
+        sources.TfdsSource("small", str(tmp_path), "validation")

@@ -4,6 +4,7 @@ import resource
 
 import pytest
 
+from effnet_jax import csv_rows
 from effnet_jax.errors import UserError
 from effnet_jax.run import files, writers
 
@@ -37,11 +38,11 @@ def test_resuming_drops_rows_after_the_checkpoint_and_half_written_ones(tmp_path
 
 def test_csv_rows_add_up_and_never_mix_columns(tmp_path):
     path = tmp_path / "results" / "rows.csv"
-    files.append_csv(path, [{"a": 1, "b": 2}])
-    files.append_csv(path, [{"a": 3, "b": 4}])
+    csv_rows.append_csv(path, [{"a": 1, "b": 2}])
+    csv_rows.append_csv(path, [{"a": 3, "b": 4}])
     assert path.read_text() == "a,b\n1,2\n3,4\n"
     with pytest.raises(UserError, match="other columns"):
-        files.append_csv(path, [{"a": 5, "c": 6}])
+        csv_rows.append_csv(path, [{"a": 5, "c": 6}])
     assert path.read_text() == "a,b\n1,2\n3,4\n"
 
 

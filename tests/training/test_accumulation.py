@@ -15,7 +15,7 @@ from jax.sharding import AxisType
 
 from effnet_jax import config as default
 from effnet_jax import models, parallel
-from effnet_jax.models.baselines import Convolution, Residual
+from effnet_jax.models.baselines import Residual
 from effnet_jax.models.mbconv import MBConv
 from effnet_jax.models.network import Architecture, Network, Stem
 from effnet_jax.models.operations import swish
@@ -30,7 +30,7 @@ SEED = np.uint32(0)
 
 def network() -> Network:
     """Stem and a residual block: three convolutions, each with a BatchNorm."""
-    branch = (Convolution("conv1", 3, 1, WIDTH), Convolution("conv2", 3, 1, WIDTH))
+    branch = (("conv1", 3, 1, WIDTH), ("conv2", 3, 1, WIDTH))
     block = Residual(
         name="stage1/block1", stride=1, inputs=WIDTH, outputs=WIDTH, survival=1.0, branch=branch
     )
