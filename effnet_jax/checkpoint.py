@@ -1,9 +1,8 @@
 """Checkpoints: the only file that knows Orbax.
 
-A checkpoint is a folder, `checkpoints/STEP`, that appears by a rename when it is whole: a process
-that is killed while it saves leaves a folder with a temporary name, and all earlier checkpoints.
-Then its files are read back and listed in a manifest, and only then may an earlier checkpoint be
-deleted. Nothing here remembers a newest step: the disk is read every time.
+A checkpoint is a folder, `checkpoints/STEP`, that appears by a rename when it is whole. Then its
+files are read back and listed in a manifest, and only then may an earlier checkpoint be deleted.
+Nothing here remembers a newest step: the disk is read every time.
 
 Orbax's retention policies decide what is deleted. Its CheckpointManager (0.12.8) is not used: it
 deletes when a checkpoint is committed, before it was read back; it keeps a list of steps in memory,
@@ -63,10 +62,10 @@ def describe_difference(saved: Shapes, wanted: Shapes, names: list[str], most: i
 
 
 class Saved(NamedTuple):
-    """A checkpoint, for the retention policies."""
+    """A checkpoint, for the retention policies; `metrics` is the score for "best"."""
 
     step: int
-    metrics: float | None  # The score for "best".
+    metrics: float | None
     verified: bool
 
 
@@ -132,9 +131,8 @@ class Checkpoints:
         """Starts to save; returns when the state may be donated.
 
         A disk that is full or fails does not stop the run: the error is printed, what was written
-        is removed, and the next save tries again; `alarm` reports how long that has gone on. A save
-        that fails on one process fails on all. Other errors of this save or of the one before are
-        raised.
+        is removed, and the next save tries again. A save that fails on one process fails on all.
+        Other errors, also of the save before, are raised.
         """
         self.settle()
         items = {"default": ocp.args.PyTreeSave(state)}
@@ -180,12 +178,10 @@ class Checkpoints:
         Args:
           shapes: the state's shapes, as from `jax.eval_shape`, or a dict of some of its parts.
           sharding: one for all arrays, or a tree of them like `shapes` or the top of it.
-          step: which; by default the newest that can be read. Damaged ones are reported, passed
-            over and moved aside.
+          step: by default the newest that can be read; damaged ones are reported and moved aside.
 
-        Raises:
-          UserError: there is no such step, the checkpoint is of another model or optimizer, or
-            there are checkpoints and none can be read.
+        Raises UserError if there is no such step, it is of another model or optimizer, or there are
+        checkpoints and none can be read.
         """
         self.settle()
         item = abstract(shapes, sharding)
@@ -306,17 +302,11 @@ def read_weights(
     weights: str = "ema",
     processes: Alone = ALONE,
 ) -> tuple[int, dict[str, PyTree], dict[str, Any]] | None:
-    """The weights of a run, from its workdir or from one checkpoint, wherever that was copied to.
+    """The weights of a run: "ema" or "raw", at a `step` or else the newest that can be read.
 
-    Args:
-      path: a workdir, or the folder of one checkpoint.
-      step: which checkpoint of a workdir; by default the newest that can be read.
-      weights: "ema" or "raw".
-      processes: of the run that reads.
-
-    Returns None if there is no checkpoint, else the step; {"params": ..., "batch_stats": ...} as
-    NumPy arrays; and FACTS, from the run's config and the names of its classes. Raises UserError if
-    there is no such step, or none can be read.
+    `path` is a workdir or the folder of one checkpoint, wherever that was copied to. Returns None
+    if there is no checkpoint, else the step; {"params": ..., "batch_stats": ...} as NumPy arrays;
+    and FACTS. Raises UserError if there is no such step, or none can be read.
     """
     path = pathlib.Path(path).expanduser().resolve()
     paths = [path] if _is_whole(path) else _candidates(path / FOLDER, step, processes)
@@ -461,9 +451,8 @@ def _listed(notes: dict[int, str], processes: Alone) -> str:
     for index, note in notes.items():
         if note:
             by_text[note.removeprefix(DISK)].append(str(index))
-    if processes.count == 1:
-        return "; ".join(by_text)
-    return "; ".join(f"process {', '.join(who)}: {text}" for text, who in by_text.items())
+    named = (f"process {', '.join(who)}: {text}" for text, who in by_text.items())
+    return "; ".join(named if processes.count > 1 else by_text)
 
 
 def _first_line(error: Exception) -> str:

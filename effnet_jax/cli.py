@@ -5,9 +5,8 @@ checkpoint could not be saved; 2 bad input, explained in one message; 3 the loss
 interrupted after saving a checkpoint, from which the same command resumes (EX_TEMPFAIL: a scheduler
 may requeue); 130 Ctrl-C with nothing to save yet, or pressed a second time.
 
-In a run of several processes, 75 also means that a process was lost or stuck: the same command on
-all machines resumes from the last checkpoint. If it was process 0, JAX may notice first and abort
-the others (134, SIGABRT). An error of one process ends the others with the same code.
+In a run of several processes, 75 also means that one was lost or stuck; if that was process 0, JAX
+may abort the others (134, SIGABRT). An error of one process ends the others with the same code.
 """
 
 import contextlib

@@ -6,9 +6,8 @@ and x0.97 every 2.4 epochs, L2 1e-5, label smoothing 0.1, an average of the weig
 0.9999, 350 epochs. One thing differs: BatchNorm statistics are those of the global batch;
 `model.batch_norm_scope="reference"` groups devices as the reference does.
 
-An experiment (a file in configs/) calls `get_config` and changes what differs. No derived value is
-stored: steps, the scaled learning rate, and width, depth and resolution from phi are computed where
-they are used, so that an override on the command line is never stale.
+An experiment (a file in configs/) calls `get_config` and changes what differs. Derived values, as
+steps or the scaled learning rate, are computed where they are used: an override is never stale.
 """
 
 import json
@@ -47,13 +46,6 @@ PROGRESSIVE = {
 }
 BEST = ("top1", "top5")  # Metrics that can choose the best checkpoint: higher is better.
 FILE = "config.json"  # In a workdir.
-
-
-class Unset(NamedTuple):
-    """A value that is None by default, and otherwise of one type."""
-
-    kind: type
-    default: None = None
 
 
 class Number(NamedTuple):
@@ -104,6 +96,7 @@ class Choice(NamedTuple):
         check_choice(f"config.{key}", value, self.options)
 
 
+# A bare type: None by default, and otherwise of this type.
 SCHEMA = {
     "seed": Number(0, 0, 2**32 - 2),  # All randomness, of data and of training, follows from it.
     "batch_size": Number(2048, 1),  # Images a step, over all devices and processes.
@@ -154,7 +147,7 @@ SCHEMA = {
     "data": {
         "source": Choice(("tfds", "folder", "digits")),
         "name": "imagenet2012",  # TFDS name, "dataset" or "dataset/config".
-        "data_dir": Unset(str),  # None: TFDS's own default.
+        "data_dir": str,  # None: TFDS's own default.
         "train_split": "train",  # TFDS split, or folder under data_dir.
         "eval_split": "validation",
         # The TFDS feature that is the class; for evaluation also a sequence of right classes.
@@ -270,7 +263,7 @@ SCHEMA = {
         "best_metric": "val/ema/top1",  # EVALUATION/WEIGHTS/METRIC, of top1 and top5.
         # Weights to start a new run from, at step 0: another run's workdir or checkpoint folder; a
         # classifier for another number of classes starts afresh. None: random weights.
-        "init_from": Unset(str),
+        "init_from": str,
         "init_weights": Choice(("ema", "raw")),  # Which of its weights.
         "resume": Choice(("auto", "never")),  # auto: go on from the workdir; never: must be empty.
     },
@@ -298,11 +291,8 @@ def evaluation(
 ) -> ConfigDict:
     """An entry of `config.evaluations`, whose results are named NAME/WEIGHTS/METRIC.
 
-    As in `config.evaluations.minival = evaluation(epochs=1.0, eval_split="minival")`.
-
-    Args:
-      weights, epochs: see EVALUATION.
-      **data: what differs from `config.data`.
+    As in `config.evaluations.minival = evaluation(epochs=1.0, eval_split="minival")`: weights and
+    epochs as in EVALUATION, and what differs from `config.data`.
     """
     entry = _build(EVALUATION)
     entry.weights, entry.epochs = tuple(weights), epochs
@@ -315,8 +305,8 @@ def _build(schema: dict[str, Any]) -> ConfigDict:
     for key, value in schema.items():
         if isinstance(value, dict):
             config[key] = _build(value)
-        elif hasattr(value, "default") and value.default is None:
-            config[key] = config_dict.placeholder(value.kind)
+        elif isinstance(value, type) or getattr(value, "default", 0) is None:
+            config[key] = config_dict.placeholder(getattr(value, "kind", value))
         else:
             config[key] = value.default if hasattr(value, "default") else value
     return config
@@ -339,8 +329,7 @@ def get_config(model: str = "b0") -> ConfigDict:
 def load(path: str | pathlib.Path) -> ConfigDict:
     """The config in a JSON file or in a workdir; a key that is newer than it has its default.
 
-    Raises:
-      UserError: there is no such file, or `save` didn't write it.
+    Raises UserError if there is no such file, or `save` didn't write it.
     """
     path = pathlib.Path(path).expanduser()
     if path.suffix != ".json":
@@ -411,8 +400,7 @@ def for_evaluation(config: ConfigDict, name: str) -> ConfigDict:
 def stages(config: ConfigDict) -> list[ConfigDict]:
     """The whole config as it is in each progressive stage; itself alone where there are none.
 
-    Raises:
-      UserError: `config.progressive` has values for different numbers of stages.
+    Raises UserError where `config.progressive` has values for different numbers of stages.
     """
     given = {key: config.progressive[key] for key in PROGRESSIVE if config.progressive[key]}
     lengths = {key: len(values) for key, values in given.items()}
@@ -437,9 +425,7 @@ def stages(config: ConfigDict) -> list[ConfigDict]:
 def validate(config: ConfigDict, devices: int | None = None) -> None:
     """Raises a UserError that names the first key whose value can't work, before any compute.
 
-    Args:
-      config: the whole config.
-      devices: that the run will have, if known: batches have to divide among them.
+    `devices` are those that the run will have, if known: batches have to divide among them.
     """
     for key, limit in _limits(SCHEMA):
         limit.check(key, operator.attrgetter(key)(config))

@@ -12,11 +12,7 @@ class UserError(ValueError):
 
 
 class NonFiniteLossError(Exception):
-    """Loss, gradient or weights became NaN or infinite; the message names the step.
-
-    Attributes:
-      step: the first at which it shows.
-    """
+    """Loss, gradient or weights became NaN or infinite, as `step` is the first to show."""
 
     def __init__(self, message: str, step: int):
         super().__init__(message)

@@ -94,11 +94,9 @@ def evaluate(
 ) -> Iterator[tuple[str, Metrics]]:
     """Evaluates weights on data sets, compiled once; yields the name and the metrics of each.
 
-    Args:
-      weights: a `weights.Weights`; the classes of the data have to be among theirs, by name.
-      config: whole; its preprocessing is that of the weights.
-      data: by name. Each is closed after its evaluation: all together may be too many open files.
-      label: of the weights; the same on all processes.
+    `weights` are a `weights.Weights`, whose classes have to include those of the data, by name; the
+    preprocessing in `config` is theirs. Each of `data` is closed after its evaluation: together
+    they may be too many open files. All processes give the same `label` of the weights.
     """
     processes.watch(config.processes)
     mesh, split = parallel.data_mesh(), config.data.eval_split

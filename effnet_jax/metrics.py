@@ -20,17 +20,14 @@ def smooth_targets(labels: jax.Array, classes: int, smoothing: float = 0.0) -> j
 def metric_sums(
     logits: jax.Array, labels: jax.Array, mask: jax.Array, choices: np.ndarray | None = None
 ) -> dict[str, jax.Array]:
-    """Sums over a batch, of logits float32 [N, classes].
+    """Sums over a batch, of logits float32 [N, classes] and mask float32 [N], 0 for padding.
 
-    Args:
-      labels: int32 [N]; or [N, K] where an image may show several classes, padded with -1. Any of
-        them is correct. Images without a label are not counted, as in arXiv 2006.07159.
-      mask: float32 [N]: 0 for padding.
-      choices: bool [classes]: the classes that a prediction may be; None: all.
+    Labels are int32 [N]; or [N, K] where an image may show several classes, padded with -1: any of
+    them is correct, and images without a label are not counted, as in arXiv 2006.07159. `choices`,
+    bool [classes], are the classes that a prediction may be; None: all.
 
-    Returns:
-      images: those not masked; count: those that have a label; top1, top5: correct predictions;
-      and, where labels are [N], loss: the cross-entropy over the choices.
+    Returns images, those not masked; count, those with a label; top1 and top5, correct predictions;
+    and, where labels are [N], loss, the cross-entropy over the choices.
     """
     if choices is not None:
         logits = jnp.where(choices, logits, jnp.finfo(logits.dtype).min)  # 0 * -inf would be NaN.

@@ -11,6 +11,7 @@ phi = 1; the paper found 1.2, 1.1 and 1.15.
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 ALPHA, BETA, GAMMA = 1.2, 1.1, 1.15  # Depth, width, resolution: section 3.3, step 1.
 
@@ -92,8 +93,7 @@ class Layer:
         return self.weights * self.size**2
 
 
-@dataclasses.dataclass(frozen=True)
-class Cost:
+class Cost(NamedTuple):
     """Totals over a network's layers, for one image."""
 
     parameters: int
@@ -103,5 +103,4 @@ class Cost:
 
 def cost(layers: Sequence[Layer]) -> Cost:
     """Exact trainable parameters, BatchNorm statistics and multiply-adds; builds no arrays."""
-    counts = [(layer.parameters, layer.statistics, layer.multiply_adds) for layer in layers]
-    return Cost(*map(sum, zip(*counts, strict=True)))
+    return Cost(*(sum(getattr(layer, key) for layer in layers) for key in Cost._fields))

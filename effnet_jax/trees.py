@@ -14,5 +14,5 @@ def path_name(path: tuple) -> str:
 
 def shapes_by_name(tree: PyTree) -> dict[str, tuple[int, ...]]:
     """Name -> shape, for every leaf that has a shape."""
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    leaves = jax.tree.leaves_with_path(tree)
     return {path_name(path): tuple(leaf.shape) for path, leaf in leaves}

@@ -171,14 +171,12 @@ class Settings(NamedTuple):
 
 
 def _posterize_arguments(level: float, settings: Settings) -> tuple[int]:
-    shift = 8 - int(level * 4)
-    # TensorFlow's shift is a uint8, in which -3 is 253, and at most 7.
+    shift = 8 - int(level * 4)  # TensorFlow's is a uint8, in which -3 is 253, and at most 7.
     return (max(0, shift) if settings.posterize_shift == "pillow" else min(shift % 256, 7),)
 
 
 def _solarize_arguments(level: float, settings: Settings) -> tuple[int]:
-    threshold = int(level * 256)
-    # TensorFlow compares in uint8, to which it wraps the threshold: 256 is 0.
+    threshold = int(level * 256)  # TensorFlow wraps it to uint8: 256 is 0.
     return (threshold % 256 if settings.solarize_threshold == "wrap" else threshold,)
 
 

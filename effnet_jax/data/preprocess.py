@@ -37,10 +37,9 @@ class Preprocess:
         side, then resized; the reference's.
       fraction: the central square of `crop_fraction` of the shorter side, then resized.
       resize: the shorter side is resized to `resolution / crop_fraction`, rounded down, then the
-        central square is cut out; timm's (`crop_pct`) and torchvision's, to the bit with Pillow's
-        interpolations.
-      whole: the whole image, its sides made equal; the reference's for EfficientNetV2 from 320
-        pixels on, and timm's "squash".
+        central square is cut out; timm's (`crop_pct`) and torchvision's, to the bit.
+      whole: the whole image, its sides made equal; the reference's for V2 from 320 pixels on, and
+        timm's "squash".
     """
 
     resolution: int  # Side of the result, in pixels.

@@ -5,9 +5,8 @@ Evaluating with a different interpolation than in training loses accuracy.
   bicubic, bilinear, area, nearest   OpenCV's: pixel centres at a half; only area is antialiased.
       bilinear equals PyTorch's `interpolate` and TensorFlow 2's `tf.image.resize`. bicubic, with
       the kernel a = -0.75, equals PyTorch's, not TensorFlow's. It is fast, and training's default.
-  bicubic_tf1, bilinear_tf1          `tf.image.resize_bicubic` and `resize_bilinear` of TensorFlow
-      1, the reference's: a = -0.75, and pixels at their corners. (TensorFlow 2's bicubic has a =
-      -0.5, and leaves out what is beyond the border.) Results are rounded to uint8.
+  bicubic_tf1, bilinear_tf1          TensorFlow 1's, and the reference's: a = -0.75, and pixels at
+      their corners. (TensorFlow 2's bicubic has a = -0.5, and leaves out what the border cuts off.)
   bicubic_pillow, bilinear_pillow    Pillow's: antialiased, a = -0.5. timm's and torchvision's.
 """
 

@@ -6,15 +6,14 @@ A record is {"image": bytes, "label": int}. Where an image has a set of labels, 
 
 import contextlib
 import hashlib
-import io
 import os
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import simplejpeg
 from ml_collections import ConfigDict
-from PIL import Image
 
 from effnet_jax.errors import UserError, check_choice
 from effnet_jax.run import files
@@ -146,9 +145,9 @@ def digits_source(name: str, data_dir: str | None, split: str) -> Source:
         raise UserError(
             f"config.data.data_dir={data_dir}: the digits are in no folder; leave it out"
         )
-    from effnet_jax.data import cluttered_digits, digits
+    from effnet_jax.data.digits import ClutteredDigits, Digits
 
-    kinds = {"digits": digits.Digits, "cluttered_digits": cluttered_digits.ClutteredDigits}
+    kinds = {"digits": Digits, "cluttered_digits": ClutteredDigits}
     return kinds[check_choice("config.data.name", name, kinds)](split)
 
 
@@ -236,9 +235,8 @@ class Synthetic(Source):
 
     def __init__(self, count: int):
         super().__init__(tuple(f"class{label:03d}" for label in range(1000)), range(count))
-        pixels = io.BytesIO()
-        Image.new("RGB", (500, 375), (128, 128, 128)).save(pixels, "JPEG")
-        self._image = pixels.getvalue()
+        grey = np.full((375, 500, 3), 128, np.uint8)
+        self._image = simplejpeg.encode_jpeg(grey, colorsubsampling="420")
 
     def __getitem__(self, index: int) -> Record:
         return {"image": self._image, "label": index % len(self.classes)}

@@ -159,8 +159,7 @@ def resnet(depth: int) -> Base:
         nearest = sorted(sorted(DEPTHS), key=lambda other: abs(other - depth))[:4]
         near = ", ".join(f"resnet{other}" for other in sorted(nearest))
         raise UserError(
-            f"there is no ResNet with {depth} layers; the nearest are {near}. From {min(DEPTHS)} "
-            f"to {max(DEPTHS)} there are {', '.join(map(str, RESNETS))}, and for small images "
-            "6n + 2, and 9n + 2 from 164"
+            f"there is no ResNet with {depth} layers; the nearest are {near}. There are "
+            f"{', '.join(map(str, RESNETS))}, and for small images 6n + 2, and 9n + 2 from 164"
         )
     return DEPTHS[depth]

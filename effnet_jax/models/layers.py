@@ -62,31 +62,17 @@ class Conv(nn.Module):
 class DepthwiseConv(nn.Module):
     """One kernel a channel. Parameter: kernel [k, k, 1, C]."""
 
+    operation: Callable[..., jax.Array]  # As `operations.depthwise_conv`.
     kernel: int
     stride: int = 1
     dtype: jnp.dtype = jnp.float32
     padding: str = "same"
-    operation: Callable[..., jax.Array] = operations.depthwise_conv
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (self.kernel, self.kernel, 1, x.shape[-1])
         kernel = self.param("kernel", depthwise_init, shape, jnp.float32).astype(self.dtype)
         return self.operation(x.astype(self.dtype), kernel, self.stride, self.padding)
-
-
-class Dense(nn.Module):
-    """Fully connected layer, [N, C] to [N, features]."""
-
-    features: int
-    dtype: jnp.dtype = jnp.float32
-    kernel_init: Callable[..., jax.Array] = dense_init
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
-        return x.astype(self.dtype) @ kernel.astype(self.dtype) + bias.astype(self.dtype)
 
 
 class BatchNorm(nn.Module):

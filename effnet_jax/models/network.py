@@ -257,23 +257,15 @@ class Network(nn.Module):
         "stochastic_depth", and "batch_stats" mutable.
         """
         spec, settings = self.architecture, {"dtype": self.dtype, "padding": self.padding}
+        norm = {"train": train, "momentum": self.momentum, "epsilon": self.epsilon}
+        norm |= {"group": self.batch_norm_group, "axis": self.batch_norm_axis}
         make = LayerFactories(
             conv=functools.partial(layers.Conv, **settings),
-            depthwise=functools.partial(
-                layers.DepthwiseConv, **settings, operation=self.depthwise_conv
-            ),
-            norm=functools.partial(
-                layers.BatchNorm,
-                train=train,
-                momentum=self.momentum,
-                epsilon=self.epsilon,
-                group=self.batch_norm_group,
-                axis=self.batch_norm_axis,
-            ),
+            depthwise=functools.partial(layers.DepthwiseConv, self.depthwise_conv, **settings),
+            norm=functools.partial(layers.BatchNorm, **norm),
             act=spec.activation,
         )
-        features = {}
-        x, stem = images.astype(self.dtype), spec.stem
+        features, stem, x = {}, spec.stem, images.astype(self.dtype)
         x = ConvNormAct(make, stem.filters, stem.kernel, stem.stride, name="stem")(x)
         if stem.pool:
             x = nn.max_pool(x, (3, 3), (2, 2), operations.lax_padding(3, self.padding))
@@ -288,5 +280,5 @@ class Network(nn.Module):
         features["pre_logits"] = x
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         init = nn.initializers.zeros if self.zero_classifier else layers.dense_init
-        classifier = layers.Dense(spec.num_classes, self.dtype, init, name="classifier")
-        return classifier(x).astype(jnp.float32), features
+        dense = nn.Dense(spec.num_classes, dtype=self.dtype, kernel_init=init, name="classifier")
+        return dense(x).astype(jnp.float32), features

@@ -39,9 +39,9 @@ def lax_padding(k: int, padding: str) -> str | tuple[tuple[int, int], tuple[int,
 def _fold_rows(rows, h, terms):
     """Sums h rows, from rows(start, stop) -> [N, stop - start, W, C], into ceil(h / terms).
 
-    A sum over N, H and W is fast on CPU when most of it is this elementwise sum, which XLA
-    vectorises and fuses with the computation of its terms. The barrier keeps it out of the slow
-    reduction that follows. N isn't summed here, so a sharded batch needs no communication.
+    On CPU XLA vectorises this elementwise sum and fuses it with the computation of its terms. The
+    barrier keeps it out of the slow reduction that follows. N isn't summed, so a sharded batch
+    needs no communication.
     """
     size = -(-h // terms)
     slabs = [rows(start, min(start + size, h)) for start in range(0, h, size)]
@@ -111,9 +111,8 @@ def pointwise_conv(x: Array, kernel: Array) -> Array:
 def _padded(x, k, stride, padding):
     """x [N, H, W, C] with zeros around it.
 
-    The forward pass and the filter gradient both pad the same x, so XLA keeps only the padded array
-    and never writes x itself. The barrier keeps x's producer (BatchNorm, swish) from being computed
-    again for each of the k*k taps.
+    The forward pass and the filter gradient pad the same x, so XLA keeps only the padded array. The
+    barrier keeps x's producer (BatchNorm, swish) from being computed again for each of k*k taps.
     """
     h, w = (_zeros(size, k, stride, padding) for size in x.shape[1:3])
     return lax.optimization_barrier(jnp.pad(x, ((0, 0), h, w, (0, 0))))

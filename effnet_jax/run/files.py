@@ -68,13 +68,8 @@ class Lock:
     A child process that inherits `descriptor`, as with `subprocess.Popen(pass_fds=[descriptor])`,
     holds the lock too: after its parent was killed, the next Lock waits until the child ends.
 
-    Args:
-      path: of the lock file, in a folder that exists.
-      what: works in the folder, for messages.
-      remedy: what to do instead of waiting, for messages.
-
-    Raises:
-      UserError: on entering, where another process holds the lock; names the process.
+    Entering raises UserError where another process, which it names, holds the lock at `path`;
+    `what` works in the folder, and `remedy` is what to do instead of waiting.
     """
 
     def __init__(

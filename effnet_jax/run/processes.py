@@ -1,8 +1,7 @@
 """How the processes of one run find each other, agree, and notice that one is missing.
 
-`jax.distributed` connects the processes and keeps a table of keys and values that all of them can
-read. In that table each process publishes a line about itself, so that a wait between processes has
-a name, a limit, and an error that names the missing process.
+`jax.distributed` keeps a table of keys and values, in which each process publishes a line about
+itself: a wait between processes has a name, a limit, and an error that names who is missing.
 
 JAX's `multihost_utils` was tried (jax 0.10.2). `broadcast_one_to_all` and `process_allgather` run
 on the devices and hang, without a limit or a name, where a process is stuck.
@@ -117,14 +116,10 @@ def join(
 
 
 class Alone:
-    """The processes of a run that has only one: nothing to agree on or to wait for.
+    """The processes of a run that has only one: nothing to agree on or to wait for."""
 
-    Attributes:
-      index, count: number of this process, from 0, and of all.
-      is_first: whether this process writes for people: logs, metrics, pictures.
-      prefix: of this process's error messages.
-    """
-
+    # The number of this process, from 0, and of all; whether this one writes for people: logs,
+    # metrics, pictures; and what its error messages begin with.
     index, count, is_first, prefix = 0, 1, True, ""
 
     def watch(self, limits: ConfigDict) -> None:
@@ -176,14 +171,13 @@ ALONE = Alone()
 class Processes(Alone):
     """This process among the others of its run.
 
-    One thread publishes a record of this process and reads the others', every second. It may get
-    stuck where process 0, which has the table, is asleep; so a second thread watches the time. A
-    thread that is stuck in a collective can't be interrupted: the watching thread ends the process.
+    One thread publishes a record of this process and reads the others', every second. It gets stuck
+    where process 0, which has the table, is asleep; so a second thread watches the time, and ends
+    the process: a thread that is stuck in a collective can't be interrupted.
 
     Stopping: once a process publishes a signal, every process's thread answers with the number of
     questions that its loop has asked so far, and the loop waits at the next one until all have
-    answered. The first question after the highest number is the one to stop at. A loop that is
-    itself stuck in a collective does not hold up the answers.
+    answered. The first question after the highest number is the one to stop at.
     """
 
     def __init__(self, index: int, count: int):

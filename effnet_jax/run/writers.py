@@ -45,14 +45,11 @@ def read_scores(workdir: pathlib.Path, step: int) -> dict[str, float]:
 class Writer:
     """The protocol; a writer overrides what it needs. Any method may raise OSError."""
 
-    def scalars(self, step: int, row: dict[str, float]) -> None:
-        """Takes the metrics of a step, by name."""
+    def scalars(self, step: int, row: dict[str, float]) -> None: ...  # Metrics by name.
 
-    def text(self, line: str) -> None:
-        """Takes a line for people."""
+    def text(self, line: str) -> None: ...  # A line for people.
 
-    def close(self) -> None:
-        """Writes what is left."""
+    def close(self) -> None: ...
 
 
 class JsonLines(Writer):
@@ -104,14 +101,9 @@ class Console(Writer):
     def __init__(self, total: int, start: int):
         self._total, self._bar = total, None
         if ON_TERMINAL:
-            self._bar = progress.Progress(
-                progress.TextColumn("{task.description}"),
-                progress.BarColumn(),
-                progress.MofNCompleteColumn(),
-                progress.TimeRemainingColumn(elapsed_when_finished=True),
-                progress.TextColumn("{task.fields[status]}"),
-                console=console,
-            )
+            shown = progress.MofNCompleteColumn(), progress.TextColumn("{task.fields[status]}")
+            columns = *progress.Progress.get_default_columns(), *shown
+            self._bar = progress.Progress(*columns, console=console)
             self._bar.start()
             self._task = self._bar.add_task("training", total=total, completed=start, status="")
 

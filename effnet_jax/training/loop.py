@@ -29,9 +29,8 @@ def train(
 ) -> tuple[TrainState, Scores]:
     """The loop: from `state` to the last step.
 
-    Raises:
-      Interrupted: says where; a checkpoint is being saved.
-      NonFiniteLossError: the newest checkpoint is from before the step that it names.
+    Raises Interrupted, while a checkpoint is being saved; and NonFiniteLossError, whose step comes
+    after the newest checkpoint.
     """
     config, total, clock = run.config, run.total, run.clock
     start, skipped, rollbacks = (int(x) for x in (state.step, state.skipped, state.rollbacks))

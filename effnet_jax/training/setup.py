@@ -39,15 +39,9 @@ KEPT = ("seed", "batch_size", "data.source", "data.name", "data.train_split")
 class Run:
     """What a run's loop needs, built once; raises UserError for anything that can't work.
 
-    Attributes:
-      config: resolved, the same on every machine.
-      source: training records.
-      model: at the resolution of evaluations.
-      schedule: learning rate by step.
-      shapes, shardings: of the state.
-      stages: one, or those of progressive learning.
-      sources, evaluators, every: by evaluation; `every` in steps.
-      total, save_every: steps of the run, and between two saves.
+    `config` is resolved, `source` has the training records, `model` is at the resolution of
+    evaluations, and `shapes` and `shardings` are the state's. `sources`, `evaluators` and `every`
+    go by evaluation; `every`, `total` and `save_every` are steps.
     """
 
     def __init__(self, config: ConfigDict, workdir: pathlib.Path, processes: Alone, clock: Clock):
@@ -242,13 +236,12 @@ def resolve(config: ConfigDict, classes: tuple[str, ...]) -> ConfigDict:
     config = config.copy_and_resolve_references()
     if config.data.data_dir is not None:
         config.data.data_dir = os.path.abspath(os.path.expanduser(config.data.data_dir))
-    given = config.model.num_classes
-    if given is None:
-        with config.unlocked():
-            config.model.num_classes = len(classes)
-    elif given < len(classes):
+    given, count = config.model.num_classes, len(classes)
+    if given is not None and given < count:
         raise UserError(
-            f"config.model.num_classes={given}, and the data has {len(classes)} classes; "
-            "leave it out to take as many as the data has"
+            f"config.model.num_classes={given}, and the data has {count} classes; leave it out to "
+            "take as many as the data has"
         )
+    with config.unlocked():
+        config.model.num_classes = given or count
     return config

@@ -33,10 +33,8 @@ def train_and_evaluate(
     """Trains until `config.epochs`, resuming from the newest checkpoint in the workdir.
 
     After a loss that is not finite, with `config.nonfinite.action="rollback"`, the loop is called
-    again from the newest checkpoint, past the data of the steps since.
-
-    Returns:
-      The final state, and the last evaluations by name: val/raw/top1, val/ema/count and so on.
+    again from the newest checkpoint, past the data of the steps since. Returns the final state, and
+    the last evaluations by name: val/raw/top1, val/ema/count and so on.
 
     Raises:
       UserError: bad input, before any compute is spent.

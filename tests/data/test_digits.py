@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from configs import digits as digits_config
-from effnet_jax.data import cluttered_digits, sources
+from effnet_jax.data import digits as module
+from effnet_jax.data import sources
 from effnet_jax.data.digits import pixels_and_labels
 from effnet_jax.errors import UserError
 
@@ -15,28 +16,28 @@ from effnet_jax.errors import UserError
 def test_an_image_follows_from_its_index_and_split():
     digits, labels = pixels_and_labels(test=False)
     digits = digits.astype(np.float32)
-    image, label = cluttered_digits.draw(3, digits, labels, seed=0)
-    again, _ = cluttered_digits.draw(3, digits, labels, seed=0)
+    image, label = module.draw(3, digits, labels, seed=0)
+    again, _ = module.draw(3, digits, labels, seed=0)
     np.testing.assert_array_equal(image, again)
     assert image.shape == (96, 96) and image.dtype == np.uint8 and 0 <= label < 10
     for index, seed in ((4, 0), (3, 1)):
-        assert (cluttered_digits.draw(index, digits, labels, seed)[0] != image).any()
+        assert (module.draw(index, digits, labels, seed)[0] != image).any()
 
 
 def test_the_digit_is_whole_and_brighter_than_the_parts(monkeypatch):
-    monkeypatch.setattr(cluttered_digits, "NOISE", 0.0)
+    monkeypatch.setattr(module, "NOISE", 0.0)
     # A digit that is a frame: a ring of 28 bright pixels; parts can't show a whole one.
     frame = np.full((1, 8, 8), 255, np.float32)
     frame[0, 1:7, 1:7] = 0
     sides = []
     for index in range(40):
-        image, label = cluttered_digits.draw(index, frame, np.array([7]), seed=0)
+        image, label = module.draw(index, frame, np.array([7]), seed=0)
         assert label == 7
-        rows, columns = np.nonzero(image > 255 * cluttered_digits.PART_CONTRAST[1] * 1.35)
+        rows, columns = np.nonzero(image > 255 * module.PART_CONTRAST[1] * 1.35)
         height, width = np.ptp(rows) + 1, np.ptp(columns) + 1
         assert abs(int(height) - int(width)) <= 2
         sides.append(max(height, width))
-    low, high = cluttered_digits.SIDES
+    low, high = module.SIDES
     assert low - 4 <= min(sides) and max(sides) <= high
     assert max(sides) > 2 * min(sides) - 8
 
@@ -51,7 +52,7 @@ def test_splits_are_made_of_different_digits():
     source = sources.open_source(config.copy_and_resolve_references(), "train[:30]")
     # The same images as drawn here, from digits of the split alone.
     drawn = {
-        cluttered_digits.draw(index, train[0].astype(np.float32), train[1], 0)[0].tobytes()
+        module.draw(index, train[0].astype(np.float32), train[1], 0)[0].tobytes()
         for index in range(30)
     }
     stored = {
