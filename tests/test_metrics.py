@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from configs.evaluation import imagenet_c
-from effnet_jax.evaluation_sets import mean_corruption_error
+from effnet_jax.imagenet.variants import mean_corruption_error
 from effnet_jax.metrics import metric_sums
 
 # Best first: image 0: classes 6, 5, 4, 3, 2, 1, 0; image 1: 0, 1, 2, ...; image 2: 3, then 0 ...

@@ -10,7 +10,7 @@ direction as brings its real multiply-adds nearest to 2^phi times the base's.
 
 from effnet_jax.errors import UserError, check_choice
 from effnet_jax.sweeps.grid import candidates, solve
-from effnet_jax.sweeps.schedule import Run, compound, multiply_adds, scaled
+from effnet_jax.sweeps.runs import Run, compound, multiply_adds, scaled
 
 
 def settings(argument: str) -> dict[str, float]:

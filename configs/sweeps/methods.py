@@ -11,7 +11,7 @@ is none, that is an error. Labels have the multiple that was asked for, costs ar
 from effnet_jax.errors import UserError, check_choice
 from effnet_jax.scaling import ALPHA, BETA, GAMMA
 from effnet_jax.sweeps.grid import solve
-from effnet_jax.sweeps.schedule import Run, compound, multiply_adds, numbers, scaled
+from effnet_jax.sweeps.runs import Run, compound, multiply_adds, numbers, scaled
 
 MULTIPLES = (2.0, 4.0)
 TOLERANCE = 0.05  # Of the multiply-adds that all aim at.

@@ -6,7 +6,7 @@ gamma and base. Without an argument: B0 to B7 and phi=8 for EfficientNet, phi 0 
 
 from effnet_jax.errors import UserError
 from effnet_jax.models import parse_variant
-from effnet_jax.sweeps.schedule import Run
+from effnet_jax.sweeps.runs import Run
 
 MODELS = "b0,b1,b2,b3,b4,b5,b6,b7,8"
 NUMBERS = "0,1,2,3,4,5,6,7"

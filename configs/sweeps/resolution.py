@@ -1,6 +1,6 @@
 """Resolution alone (paper, figure 3 right): `resolution`, or `resolution:1,1.5,2`."""
 
-from effnet_jax.sweeps.schedule import Run, numbers, scaled
+from effnet_jax.sweeps.runs import Run, numbers, scaled
 
 POINTS = (1.0, 1.3, 1.5, 1.7, 1.9, 2.2, 2.5)
 

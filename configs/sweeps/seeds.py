@@ -4,7 +4,7 @@ All runs of one seed come first: those of the next then find most programs compi
 """
 
 from effnet_jax.errors import UserError
-from effnet_jax.sweeps.schedule import expand
+from effnet_jax.sweeps.runs import expand
 
 
 def get_sweep(config, argument):

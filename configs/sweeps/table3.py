@@ -6,7 +6,7 @@ d=1.4, w=1.2, r=1.3, are taken for all three.
 
 from effnet_jax import config as default
 from effnet_jax.errors import check_choice
-from effnet_jax.sweeps.schedule import Run
+from effnet_jax.sweeps.runs import Run
 
 BASES = {  # Depth, width and resolution of each row.
     "mobilenet_v1": {"width": (1, 2, 1), "resolution": (1, 1, 2)},

@@ -1,6 +1,6 @@
 """The models of table 7 and of the class activation maps: the base, d=4, w=2, r=2, and compound."""
 
-from effnet_jax.sweeps.schedule import Run, scaled
+from effnet_jax.sweeps.runs import Run, scaled
 
 
 def get_sweep(config, argument):

@@ -3,7 +3,7 @@
 The paper's text says r = 2.0 where the figure's legend says 1.3; the legend's is taken.
 """
 
-from effnet_jax.sweeps.schedule import Run, numbers, scaled
+from effnet_jax.sweeps.runs import Run, numbers, scaled
 
 LINES = ((1.0, 1.0), (1.0, 1.3), (2.0, 1.0), (2.0, 1.3))  # Depth, resolution.
 WIDTHS = (1.0, 1.4, 1.8, 2.6, 3.8)  # The figure's own are not in the text.

@@ -19,7 +19,7 @@ import rich.table
 from effnet_jax import config as config_lib
 from effnet_jax.errors import UserError
 from effnet_jax.run import files, writers
-from effnet_jax.sweeps.schedule import Scheduled
+from effnet_jax.sweeps.runs import Scheduled
 
 
 class Folder:

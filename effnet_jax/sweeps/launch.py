@@ -24,7 +24,7 @@ from effnet_jax.run.signals import Signals
 from effnet_jax.run.workers import available_cores
 from effnet_jax.sweeps import child
 from effnet_jax.sweeps.folder import Folder
-from effnet_jax.sweeps.schedule import Scheduled
+from effnet_jax.sweeps.runs import Scheduled
 
 EVERY = 1.0 if writers.ON_TERMINAL else 60.0  # Seconds between two states of the sweep.
 CAUSES = {2: "bad input", 3: "the loss was not finite", cli.INTERRUPTED: "interrupted, and saved"}

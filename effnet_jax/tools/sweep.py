@@ -17,7 +17,7 @@ from effnet_jax.errors import RunsFailed
 from effnet_jax.run import writers
 from effnet_jax.sweeps import launch as launching
 from effnet_jax.sweeps.folder import Folder
-from effnet_jax.sweeps.schedule import make_schedule
+from effnet_jax.sweeps.runs import make_schedule
 from effnet_jax.tools import show
 
 

@@ -21,7 +21,7 @@ from effnet_jax import config as config_lib
 from effnet_jax.errors import Interrupted, RunsFailed, UserError
 from effnet_jax.sweeps import launch
 from effnet_jax.sweeps.folder import Folder
-from effnet_jax.sweeps.schedule import make_schedule
+from effnet_jax.sweeps.runs import make_schedule
 from effnet_jax.tools import sweep, train
 
 # Stands in for `effnet-jax train`, without JAX: "trains" for five steps of 50 ms, keeps its place

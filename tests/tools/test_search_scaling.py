@@ -8,7 +8,7 @@ from configs import cluttered_digits
 from effnet_jax import experiments, models
 from effnet_jax.errors import UserError
 from effnet_jax.sweeps.folder import Folder
-from effnet_jax.sweeps.schedule import make_schedule
+from effnet_jax.sweeps.runs import make_schedule
 from effnet_jax.tools import search_scaling
 
 # Raw top-1 of the candidates by seed; the second has the best mean, the third the best run.

@@ -9,8 +9,9 @@ from configs import cluttered_digits
 from effnet_jax import config as default
 from effnet_jax import experiments, models, scaling
 from effnet_jax.errors import UserError
-from effnet_jax.sweeps import grid, schedule
-from effnet_jax.sweeps.schedule import Run, make_schedule
+from effnet_jax.sweeps import grid
+from effnet_jax.sweeps import runs as module
+from effnet_jax.sweeps.runs import Run, make_schedule
 
 
 def b0():
@@ -25,7 +26,7 @@ def small():
     return config
 
 
-def relative(runs: schedule.Scheduled, base: scaling.Coefficients) -> tuple[float, float, float]:
+def relative(runs: module.Scheduled, base: scaling.Coefficients) -> tuple[float, float, float]:
     found = runs.coefficients
     return found.width / base.width, found.depth / base.depth, found.resolution / base.resolution
 
@@ -211,7 +212,7 @@ def test_bad_sweeps_are_one_message(monkeypatch, tmp_path):
             make_schedule(small(), sweep)
 
     def with_runs(*runs):
-        monkeypatch.setattr(schedule, "expand", lambda config, sweep: iter(runs))
+        monkeypatch.setattr(module, "expand", lambda config, sweep: iter(runs))
         return make_schedule(small(), "mine")
 
     with pytest.raises(UserError, match=r"run .a.: unknown config key .widht.. Did you mean .wi"):
