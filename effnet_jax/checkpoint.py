@@ -87,17 +87,11 @@ class Checkpoints:
     Use as a context: leaving it waits for the last save, so that a failed save is never silent.
     """
 
-    def __init__(
-        self,
-        workdir: str | pathlib.Path,
-        config: ConfigDict,
-        read_only: bool = False,
-        processes: Alone = ALONE,
-    ):
-        """Opens the folder, which is made unless `read_only`; `config` is `config.checkpoint`."""
+    def __init__(self, workdir: str | pathlib.Path, config: ConfigDict, processes: Alone = ALONE):
+        """Makes the folder if necessary; `config` is `config.checkpoint`."""
         self._folder, self._processes = pathlib.Path(workdir).resolve() / FOLDER, processes
-        self._manages, self._best = processes.is_first and not read_only, config.best_metric
-        if self._manages:
+        self._best = config.best_metric
+        if processes.is_first:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._remove_leftovers()
         best = {"get_metric_fn": lambda score: score, "keep_checkpoints_without_metrics": False}
@@ -199,7 +193,7 @@ class Checkpoints:
             return None
         path, state, unreadable = _read_first(paths, read, self._processes)
         self._note_good(int(path.name))
-        if self._manages and unreadable:
+        if self._processes.is_first and unreadable:
             self._move_aside(unreadable)
         return state
 
@@ -226,7 +220,7 @@ class Checkpoints:
         try:
             if error is None:
                 self._orbax.wait_until_finished()
-                if self._manages:
+                if self._processes.is_first:
                     manifest.write(path, **_facts(self._folder.parent, step))
         except Exception as failure:
             error = failure
@@ -238,7 +232,7 @@ class Checkpoints:
             raise error or OtherFailed(others)
         else:
             self._note_good(step)
-            if self._manages:
+            if self._processes.is_first:
                 self._delete_old()
 
     def _note_good(self, step: int | None) -> None:
@@ -252,7 +246,7 @@ class Checkpoints:
             with contextlib.suppress(Exception):
                 self._orbax.wait_until_finished()
                 break
-        if self._manages:
+        if self._processes.is_first:
             self._remove_leftovers()
 
     def _age(self, step: int) -> str:

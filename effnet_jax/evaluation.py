@@ -17,7 +17,7 @@ from effnet_jax.data.sources import Source
 from effnet_jax.errors import Interrupted, UserError
 from effnet_jax.metrics import choose_classes, metric_sums
 from effnet_jax.run import environment, writers
-from effnet_jax.run.processes import ALONE, Alone
+from effnet_jax.run.processes import Alone
 
 PyTree = Any
 Metrics = dict[str, float | int]
@@ -40,12 +40,7 @@ class Evaluator:
     """Evaluates weights on one split, any number of times, with one compilation."""
 
     def __init__(
-        self,
-        model: nn.Module,
-        config: ConfigDict,
-        source: Source,
-        mesh: Mesh,
-        processes: Alone = ALONE,
+        self, model: nn.Module, config: ConfigDict, source: Source, mesh: Mesh, processes: Alone
     ):
         shards = parallel.data_shards(mesh)
         parallel.check_batch("eval_batch_size", config.eval_batch_size, shards)

@@ -95,7 +95,7 @@ def test_nothing_saved_is_none_and_a_wrong_step_lists_the_right_ones(tmp_path, c
         assert checkpoints.restore(jax.eval_shape(lambda: state(0)), HERE) is None
     save_all(tmp_path, config, {3: None, 7: None})
     with (
-        Checkpoints(tmp_path, config, read_only=True) as checkpoints,
+        Checkpoints(tmp_path, config) as checkpoints,
         pytest.raises(UserError, match=r"no checkpoint of step 5 .* there are: 3, 7"),
     ):
         checkpoints.restore(jax.eval_shape(lambda: state(0)), HERE, step=5)
@@ -178,7 +178,10 @@ def flip(data: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("damage", [truncate, flip])
-def test_damage_to_any_file_is_found_and_the_one_before_is_used(tmp_path, config, damage, said):
+def test_damage_to_any_file_is_found_and_the_one_before_is_used(
+    tmp_path, config, damage, said, monkeypatch
+):
+    monkeypatch.setattr(Checkpoints, "_move_aside", lambda self, paths: None)
     save_all(tmp_path, config, {3: None, 7: 0.5})
     folder = tmp_path / checkpoint.FOLDER / "7"
     files = [path for path in folder.rglob("*") if path.is_file()]
@@ -186,7 +189,7 @@ def test_damage_to_any_file_is_found_and_the_one_before_is_used(tmp_path, config
         path.name for path in files
     }
     shapes = jax.eval_shape(lambda: state(0))
-    with Checkpoints(tmp_path, config, read_only=True) as checkpoints:
+    with Checkpoints(tmp_path, config) as checkpoints:
         for path in files:
             whole = path.read_bytes()
             path.write_bytes(damage(whole))
@@ -264,7 +267,7 @@ def test_one_that_was_not_verified_is_read_and_reported_and_counts_for_nothing(
     save_all(tmp_path, config, {1: None, 3: 0.5})
     path = tmp_path / checkpoint.FOLDER / "3" / manifest.NAME
     path.unlink()  # As if the run was killed before.
-    with Checkpoints(tmp_path, config, read_only=True) as checkpoints:
+    with Checkpoints(tmp_path, config) as checkpoints:
         assert int(checkpoints.restore(jax.eval_shape(lambda: state(0)), HERE).step) == 3
     assert "has no manifest.json: its run was killed before it was verified" in said.pop()
     assert save_all(tmp_path, config, {5: None}) == [1, 5]
@@ -472,7 +475,7 @@ def golden():
 def test_the_golden_checkpoint_loads_on_one_device_and_on_many(golden):
     config, shapes = golden
     expected = json.loads((golden_checkpoint.WORKDIR / "expected.json").read_text())
-    with Checkpoints(golden_checkpoint.WORKDIR, config.checkpoint, True) as checkpoints:
+    with Checkpoints(golden_checkpoint.WORKDIR, config.checkpoint) as checkpoints:
         state = checkpoints.restore(shapes, HERE)
         spread = checkpoints.restore(shapes, parallel.replicated(parallel.data_mesh()))
     found = golden_checkpoint.describe(config, state)
@@ -489,7 +492,7 @@ def test_the_golden_checkpoint_loads_on_one_device_and_on_many(golden):
 def test_weights_are_read_from_a_workdir_and_from_a_copied_checkpoint(golden, copied, tmp_path):
     config, shapes = golden
     workdir = golden_checkpoint.WORKDIR
-    with Checkpoints(workdir, config.checkpoint, read_only=True) as checkpoints:
+    with Checkpoints(workdir, config.checkpoint) as checkpoints:
         state = jax.device_get(checkpoints.restore(shapes, HERE))
     path = workdir
     if copied:
@@ -539,7 +542,7 @@ def test_a_new_run_starts_from_the_weights_of_another(golden, monkeypatch, said)
 
         return jax.tree.map_with_path(array, shapes)
 
-    with Checkpoints(golden_checkpoint.WORKDIR, settings, True) as checkpoints:
+    with Checkpoints(golden_checkpoint.WORKDIR, settings) as checkpoints:
         source = jax.device_get(checkpoints.restore(shapes, HERE))
     for which in ("ema", "raw"):
         settings.init_weights = which

@@ -66,7 +66,7 @@ def test_metrics_equal_those_by_hand_when_the_batch_does_not_divide(tiny, count)
     table, labels = rng.normal(size=(count, 8)), rng.integers(0, 8, count)
     tiny.eval_batch_size = 16
     tiny.preprocess.mean, tiny.preprocess.std = (0.0,) * 3, (1.0,) * 3
-    evaluator = Evaluator(Fixed(table), tiny, Numbers(labels), parallel.data_mesh())
+    evaluator = Evaluator(Fixed(table), tiny, Numbers(labels), parallel.data_mesh(), ALONE)
     result = evaluator({}, {})
     order = np.argsort(-table, axis=1)
     log_p = table - np.log(np.exp(table).sum(1, keepdims=True))

@@ -56,7 +56,7 @@ def state_of(workdir: pathlib.Path, step: int | None = None) -> list[np.ndarray]
     """All arrays of a checkpoint, by default the newest."""
     config = config_lib.load(workdir)
     _, _, shapes = abstract_state(config, EXAMPLES)
-    with Checkpoints(workdir, config.checkpoint, read_only=True) as checkpoints:
+    with Checkpoints(workdir, config.checkpoint) as checkpoints:
         state = checkpoints.restore(shapes, SingleDeviceSharding(jax.devices()[0]), step)
     return jax.tree.leaves(jax.device_get(state))
 
