@@ -15,7 +15,6 @@ preparation can be killed at any point: the same command continues, and ends in 
 import concurrent.futures
 import contextlib
 import csv
-import functools
 import hashlib
 import itertools
 import multiprocessing
@@ -34,10 +33,10 @@ from effnet_jax.errors import UserError
 from effnet_jax.imagenet import dataset as imagenet
 from effnet_jax.imagenet import inputs
 from effnet_jax.imagenet.dataset import MINIVAL, NAME, TRAIN, VALIDATION, VERSION, Item
+from effnet_jax.imagenet.inputs import say
 from effnet_jax.imagenet.shards import Report, Settings, Shard, make_shard
 from effnet_jax.run import files
 from effnet_jax.run.workers import end_with_parent, held_back
-from effnet_jax.run.writers import console
 
 Made = list[tuple[Shard, Report]]
 TOOL = "effnet-jax prepare_imagenet"
@@ -45,8 +44,6 @@ TOOL = "effnet-jax prepare_imagenet"
 BYTES_PER_PIXEL = 0.5
 RECORD_BYTES = 200  # Names, label and index of a record.
 SECONDS = 10  # Between two lines of progress.
-
-say = functools.partial(console.print, markup=False)
 
 
 def places(data_dir: Path) -> tuple[Path, Path]:
@@ -132,7 +129,7 @@ def _removed_unless_begun(work: Path) -> Iterator[None]:
 
 def _begin(source: Path, work: Path, settings: Settings, subset: bool) -> list[Shard]:
     """Checks the input against ImageNet, the disk and what was begun; returns all shards."""
-    found = _open_input(source)
+    found = inputs.open_input(source)
     splits = {s: imagenet.ordered(s, found.splits[s]) for s in (TRAIN, VALIDATION)}
     for split, items in splits.items():
         imagenet.check(split, items, subset)
@@ -175,21 +172,7 @@ def _make(
     return [(shard, reports[shard.name]) for shard in shards]
 
 
-# --- The input and what was begun with it ---------------------------------------------------------
-
-
-def _open_input(root: Path) -> inputs.Input:
-    """As `inputs.open_input`; the error for a broken tar has its checksum."""
-    say(f"indexing {root}")
-    try:
-        return inputs.open_input(root)
-    except inputs.BrokenTar as error:
-        expected = imagenet.ARCHIVES[error.split]
-        raise UserError(
-            f"{error.path} {error}. It has {error.path.stat().st_size:,} bytes and the MD5 "
-            f"{_md5(error.path)}; ImageNet's has {expected.size:,} and {expected.md5}. Download "
-            "it again"
-        ) from None
+# --- What was begun -------------------------------------------------------------------------------
 
 
 def _fingerprint(shards: list[Shard]) -> str:
@@ -219,12 +202,6 @@ def _agree(work: Path, wanted: dict, command: str) -> None:
         )
 
 
-def _md5(path: Path) -> str:
-    say(f"computing the checksum of {path}, {path.stat().st_size / 1e9:,.1f} GB")
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "md5").hexdigest()
-
-
 def _check_archives(archives: dict[str, Path], work: Path) -> None:
     """Raises UserError if a tar is not the official one; remembers that it is."""
     state = files.read_json(work / "state.json")
@@ -234,7 +211,7 @@ def _check_archives(archives: dict[str, Path], work: Path) -> None:
         if state["archives"].get(split) == now:
             continue
         expected = imagenet.ARCHIVES[split]
-        if (found := _md5(path)) != expected.md5:
+        if (found := inputs.md5(path)) != expected.md5:
             if not (work / "data").exists():
                 (work / "state.json").unlink()  # Another tar may be begun with.
             raise UserError(
