@@ -6,8 +6,8 @@ import numpy as np
 
 from effnet_jax import config as config_lib
 from effnet_jax import weights
-from effnet_jax.evaluation_sets import choose_data
-from effnet_jax.evaluation_sets import evaluate_set as evaluate
+from effnet_jax.robustness_sets import choose_data
+from effnet_jax.robustness_sets import evaluate_set as evaluate
 
 
 def evaluate_run(workdir, step=None, which="ema", data=None, **others):

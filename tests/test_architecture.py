@@ -17,7 +17,7 @@ FLOORS = (
     ("evaluation",),
     ("training",),
     ("imagenet", "experiments"),
-    ("flags", "evaluation_sets"),
+    ("flags", "robustness_sets"),
     ("weights",),
     ("sweeps", "report", "planner"),
     ("tools", "__init__", "__main__"),

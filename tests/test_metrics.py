@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from configs.evaluation import imagenet_c
-from effnet_jax.evaluation_sets import mean_corruption_error
 from effnet_jax.metrics import metric_sums
+from effnet_jax.robustness_sets import mean_corruption_error
 
 # Best first: image 0: classes 6, 5, 4, 3, 2, 1, 0; image 1: 0, 1, 2, ...; image 2: 3, then 0 ...
 LOGITS = np.array([[0, 1, 2, 3, 4, 5, 6], [6, 5, 4, 3, 2, 1, 0], [5, 4, 3, 9, 2, 1, 0]], np.float32)

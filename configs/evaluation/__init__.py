@@ -1,9 +1,9 @@
 """Evaluation sets, one file each: python eval.py --workdir=DIR --data=NAME, or --weights=FILE.
 
 `get_config()`, or `get_config(argument)` for the text after the name and a colon, returns the keys
-of `effnet_jax.evaluation_sets.evaluation_set`. Every set has the 1000 classes of ImageNet, named by
+of `effnet_jax.robustness_sets.evaluation_set`. Every set has the 1000 classes of ImageNet, named by
 WordNet ids, which have to be among the network's. Resolution and preprocessing are the weights'
-own, except for what a set changes.
+own, except for what a set changes. Evaluations during training are `config.evaluations`.
 
 All sets are read by their TFDS name, prepared as ArrayRecord. Where a set is missing, the error
 gives the command; --data_dir says where it is, if not where the run's own data was.

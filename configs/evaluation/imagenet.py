@@ -5,7 +5,7 @@ Data:      TFDS imagenet2012, split validation: 50,000 images.
 Metric:    top-1 and top-5.
 """
 
-from effnet_jax.evaluation_sets import evaluation_set
+from effnet_jax.robustness_sets import evaluation_set
 
 
 def get_config():

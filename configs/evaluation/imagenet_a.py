@@ -9,7 +9,7 @@ Metric:    top-1 and top-5 among these 200 classes: a network's other outputs ar
 
 import pathlib
 
-from effnet_jax.evaluation_sets import evaluation_set
+from effnet_jax.robustness_sets import evaluation_set
 
 
 def get_config():

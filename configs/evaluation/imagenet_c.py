@@ -10,7 +10,7 @@ Metric:    mCE: for each corruption the top-1 errors over those of AlexNet, both
            the mean top-1, and the mean error of each corruption. With --csv a row for each of 75.
 """
 
-from effnet_jax.evaluation_sets import evaluation_set
+from effnet_jax.robustness_sets import evaluation_set
 
 # AlexNet's top-1 errors, means over the severities: github.com/google-research/augmix, imagenet.py;
 # github.com/NVlabs/FAN, utils/mce_utils.py, has the same.

@@ -7,7 +7,7 @@ Data:      TFDS imagenet2012, split minival: 25,022 images. TFDS itself doesn't 
 Metric:    top-1 and top-5.
 """
 
-from effnet_jax.evaluation_sets import evaluation_set
+from effnet_jax.robustness_sets import evaluation_set
 
 
 def get_config():

@@ -6,7 +6,7 @@ Metric:    top-1: the prediction is any of the image's labels; top-5: one of the
            Images without a label are left out. There is no loss.
 """
 
-from effnet_jax.evaluation_sets import evaluation_set
+from effnet_jax.robustness_sets import evaluation_set
 
 
 def get_config():

@@ -5,7 +5,7 @@ Data:      TFDS imagenet_sketch, split test: 50,889 images.
 Metric:    top-1 and top-5.
 """
 
-from effnet_jax.evaluation_sets import evaluation_set
+from effnet_jax.robustness_sets import evaluation_set
 
 
 def get_config():

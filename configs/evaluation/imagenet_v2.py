@@ -9,7 +9,7 @@ Metric:    top-1 and top-5.
 """
 
 from effnet_jax.errors import check_choice
-from effnet_jax.evaluation_sets import evaluation_set
+from effnet_jax.robustness_sets import evaluation_set
 
 VARIANTS = ("matched-frequency", "threshold-0.7", "topimages")
 

@@ -40,13 +40,13 @@ def main(args: argparse.Namespace) -> None:
         )
     if not of_run and args.data is None and args.data_dir is None:
         raise UserError("give --data=SET, or --data_dir=FOLDER of images, to evaluate weights on")
-    from effnet_jax import config, evaluation_sets, weights
+    from effnet_jax import config, robustness_sets, weights
 
     run, source = config.load(args.workdir) if of_run else None, args.workdir or args.weights
     if args.step is not None:
         source = pathlib.Path(source, "checkpoints", str(args.step))
     found = weights.load(source, *of_file, weights=args.weights if of_run else "ema")
-    data = evaluation_sets.choose_data(found, run, args.data, args.data_dir)
-    result = evaluation_sets.evaluate_set(found, data, args.weights, args.csv, args.processes)
+    data = robustness_sets.choose_data(found, run, args.data, args.data_dir)
+    result = robustness_sets.evaluate_set(found, data, args.weights, args.csv, args.processes)
     if args.processes.is_first:
         print(json.dumps(result))

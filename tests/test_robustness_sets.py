@@ -22,9 +22,9 @@ from effnet_jax.checkpoint import Checkpoints
 from effnet_jax.data import sources
 from effnet_jax.data.preprocess import normalize
 from effnet_jax.errors import UserError
-from effnet_jax.evaluation_sets import choose_data, load_evaluation_set
-from effnet_jax.evaluation_sets import evaluate_set as evaluate
 from effnet_jax.metrics import choose_classes
+from effnet_jax.robustness_sets import choose_data, load_evaluation_set
+from effnet_jax.robustness_sets import evaluate_set as evaluate
 from effnet_jax.tools import eval as eval_tool
 from effnet_jax.training import setup, supervisor
 from effnet_jax.training.state import abstract_state
@@ -242,7 +242,7 @@ def test_imagenet_c_is_relative_to_the_reference_and_takes_whole_images(run, tmp
     found.preprocess["crop_padding"] = 16
     path = tmp_path / "few_corruptions.py"
     path.write_text(
-        "from effnet_jax.evaluation_sets import load_evaluation_set\n\n\n"
+        "from effnet_jax.robustness_sets import load_evaluation_set\n\n\n"
         "def get_config():\n"
         "    config = load_evaluation_set('imagenet_c')\n"
         "    with config.unlocked():\n"
