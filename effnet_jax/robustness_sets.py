@@ -4,7 +4,6 @@ Evaluations during training are `config.evaluations`.
 """
 
 import dataclasses
-import inspect
 import pathlib
 import statistics
 from collections.abc import Mapping, Sequence
@@ -36,11 +35,7 @@ def evaluation_set(name: str, split: str) -> ConfigDict:
 
 def load_evaluation_set(name: str) -> ConfigDict:
     """A file of configs/evaluation: "NAME", "NAME:ARGUMENT" or "FILE.py:ARGUMENT"."""
-    name, _, argument = name.partition(":")
-    make = experiments.find("evaluation", "evaluation set", name, "get_config")
-    if argument and not inspect.signature(make).parameters:
-        raise UserError(f"evaluation set {name!r} takes no argument; got {argument!r}")
-    return make(argument) if argument else make()
+    return experiments.get_config("evaluation", "evaluation set", name)
 
 
 def choose_data(
