@@ -1,6 +1,7 @@
 """Experiments by name: the files of configs/, wherever they are, and configs that were saved."""
 
 import importlib.util
+import inspect
 import pathlib
 import re
 from collections.abc import Callable
@@ -23,12 +24,20 @@ def read(experiment: str) -> ConfigDict:
     name, _, argument = experiment.partition(":")
     path = pathlib.Path(name).expanduser()
     if path.suffix == ".json" or (path / config_lib.FILE).is_file():
-        return rescale(config_lib.load(path), argument) if argument else config_lib.load(path)
-    function = find("", "config", name, "get_config")
+        return _rescale(config_lib.load(path), argument) if argument else config_lib.load(path)
+    return get_config("", "config", experiment)
+
+
+def get_config(folder: str, what: str, name: str) -> ConfigDict:
+    """What `get_config` of NAME, NAME:ARGUMENT or FILE.py:ARGUMENT returns; others as in `find`."""
+    name, _, argument = name.partition(":")
+    function = find(folder, what, name, "get_config")
+    if argument and not inspect.signature(function).parameters:
+        raise UserError(f"{what} {name!r} takes no argument; got {argument!r}")
     return function(argument) if argument else function()
 
 
-def rescale(config: ConfigDict, model: str) -> ConfigDict:
+def _rescale(config: ConfigDict, model: str) -> ConfigDict:
     """The config with another scale of its own base network: a model's name, phi=2 or w=1.2,..."""
     chosen = models.parse_variant(model)
     if not re.match(r"(phi|[wdr])=", model) and chosen["base"] != config.model.base:
@@ -47,14 +56,8 @@ def experiments() -> list[pathlib.Path]:
 def find(folder: str, what: str, name: str, function: str) -> Callable[..., Any]:
     """`function` of the file configs/FOLDER/NAME.py, or of the file NAME where that ends in .py.
 
-    Args:
-      folder: under configs/; its files are the choices.
-      what: the kind of thing, for messages.
-      name: as on the command line.
-      function: its name.
-
-    Raises:
-      UserError: there is no such file, it doesn't load, or it lacks the function.
+    Raises UserError, which calls the file a `what`, if it is missing, doesn't load, or lacks the
+    function.
     """
     path = pathlib.Path(name).expanduser()
     if path.suffix != ".py":

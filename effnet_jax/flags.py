@@ -10,13 +10,11 @@ from effnet_jax.errors import UserError
 
 
 class Parser(argparse.ArgumentParser):
-    """The flags of a command.
+    """The flags of a command, whose docstring is `doc`.
 
-    Args:
-      doc: the command's docstring, for --help.
-      config: the experiment that is taken without --config; None: the command takes no config.
-      computes: whether the command runs anything on a device.
-      joins: whether it can be one of several processes, which `run` adds as `args.processes`.
+    `config` is the experiment without --config; None: the command takes no config. A command that
+    `computes` runs something on a device; one that `joins` can be one of several processes, which
+    `cli.run` adds as `args.processes`.
     """
 
     def __init__(
@@ -75,10 +73,8 @@ for kind in (int, float, str):
 def override(config: ConfigDict, arguments: list[str]) -> ConfigDict:
     """Locks a config after changing it by arguments like --config.optimizer.name=sgd.
 
-    A value is read by the type of the one that it replaces; None unsets it.
-
-    Raises:
-      UserError: an unknown key, a value of another type, or any other argument.
+    A value is read by the type of the one that it replaces; None unsets it. Raises UserError for an
+    unknown key, a value of another type, or any other argument.
     """
     values, argv = flags.FlagValues(), ["", *arguments]
     try:

@@ -1,10 +1,10 @@
 """ImageNet (ILSVRC 2012): its classes, counts, archives and the order of its records.
 
 The reference chooses checkpoints by `minival`, 25,022 training images. The list was never
-published. The rule is known: the first 20 of the 1024 files that the Inception script
+published, but the rule is known: the first 20 of the 1024 files that the Inception script
 build_imagenet_data.py makes (github.com/tensorflow/models, research/inception). This module has
-that script's order and file boundaries. The script takes the files of a class in the file system's
-order; here they are sorted by name.
+that script's order and file boundaries, except that the images of a class are sorted by name; the
+script takes them in the file system's order.
 """
 
 import collections
@@ -28,14 +28,13 @@ PER_CLASS = {TRAIN: (732, 1300), VALIDATION: (50, 50)}
 SHARDS = {TRAIN: 1024, VALIDATION: 128}  # The script's; fewer where there are few images.
 CLASSES = 1000
 RUNS = 8  # The script's threads: each takes an equal share of the images and of the files.
-SEED = 12345  # The script's.
 
 
 class Archive(NamedTuple):
-    """One of the two tars from image-net.org; its size is in bytes."""
+    """One of the two tars from image-net.org."""
 
     name: str
-    size: int
+    size: int  # Bytes.
     md5: str
 
 
@@ -72,12 +71,6 @@ def class_names() -> tuple[str, ...]:
     return tuple(titles())
 
 
-@functools.cache
-def labels() -> dict[str, int]:
-    """Label by WordNet id."""
-    return {name: label for label, name in enumerate(class_names())}
-
-
 def features():
     """TFDS's features of imagenet2012."""
     import tensorflow_datasets as tfds
@@ -92,21 +85,20 @@ def features():
 
 
 @functools.cache
-def _validation_classes() -> tuple[str, ...]:
+def _validation_classes() -> list[str]:
     """WordNet ids of the 50,000 validation images by number, from TFDS's list."""
     import tensorflow_datasets as tfds
 
-    path = tfds.core.tfds_path("datasets/imagenet2012/validation_labels.txt")
-    return tuple(path.read_text().split())
+    return tfds.core.tfds_path("datasets/imagenet2012/validation_labels.txt").read_text().split()
 
 
 def label_of(wnid: str, where: str) -> int:
     """Label of a class by its WordNet id; an error about another id names `where`."""
-    if wnid not in labels():
+    if wnid not in titles():
         raise UserError(
             f"{where}: {wnid!r} is none of ImageNet's 1000 classes, WordNet ids such as n01440764"
         )
-    return labels()[wnid]
+    return class_names().index(wnid)
 
 
 def validation_label(file_name: str, where: str) -> int:
@@ -121,15 +113,15 @@ def validation_label(file_name: str, where: str) -> int:
             f"{where}: {file_name!r} is no name of a validation image; "
             "they are ILSVRC2012_val_00000001.JPEG to ILSVRC2012_val_00050000.JPEG"
         )
-    return labels()[_validation_classes()[number - 1]]
+    return label_of(_validation_classes()[number - 1], where)
 
 
-def shuffled(count: int, seed: int = SEED) -> list[int]:
-    """0 to count - 1 as Python 2's `random.seed(seed); random.shuffle(...)` orders them.
+def shuffled(count: int) -> list[int]:
+    """0 to count - 1 as the script's `random.seed(12345); random.shuffle(...)` orders them.
 
-    Python 3 draws the same numbers but uses them differently.
+    The script ran in Python 2. Python 3 draws the same numbers but uses them differently.
     """
-    draw = random.Random(seed).random
+    draw = random.Random(12345).random
     order = list(range(count))
     for last in range(count - 1, 0, -1):
         chosen = int(draw() * (last + 1))
@@ -163,14 +155,13 @@ def minival_shards(shards: int) -> int:
 
 
 def check(split: str, items: Sequence[Item], subset: bool = False) -> None:
-    """Raises UserError for a split with too few images or two of one name.
+    """Raises UserError for a split with too few images or two of the same name.
 
-    If ImageNet is not to be a `subset`, also for one that has not exactly ImageNet's images.
+    Without `subset`, also for one whose images per class are not ImageNet's.
     """
-    names = collections.Counter(item.file_name for item in items)
     if len(items) < RUNS:
         raise UserError(f"{split} has {len(items)} images; at least {RUNS} are needed")
-    name, count = names.most_common(1)[0]
+    name, count = collections.Counter(item.file_name for item in items).most_common(1)[0]
     if count > 1:
         paths = sorted(item.path for item in items if item.file_name == name)
         raise UserError(f"{count} images of {split} are called {name}, in {', '.join(paths)}")
@@ -181,7 +172,7 @@ def check(split: str, items: Sequence[Item], subset: bool = False) -> None:
     wrong = []
     if len(items) != IMAGES[split]:
         wrong.append(f"{len(items):,} images, and ImageNet's has {IMAGES[split]:,}")
-    if missing := [name for name, label in labels().items() if label not in counts]:
+    if missing := [name for label, name in enumerate(class_names()) if label not in counts]:
         shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
         wrong.append(f"no images of {len(missing)} of 1000 classes ({shown})")
     if odd := [label for label, count in sorted(counts.items()) if not low <= count <= high]:

@@ -1,9 +1,10 @@
 """Indexes the forms of ImageNet that can be prepared: the official tars, folders, a copy by TFDS.
 
-Each becomes one list of `Item` a split. Tars are indexed by seeking from header to header; nothing
-is extracted.
+Each becomes a list of `Item` for each split. Tars are indexed from header to header, not extracted.
 """
 
+import functools
+import hashlib
 import os
 import pathlib
 import tarfile
@@ -14,8 +15,11 @@ from effnet_jax.data import sources
 from effnet_jax.errors import UserError
 from effnet_jax.imagenet import dataset as imagenet
 from effnet_jax.imagenet.dataset import ARCHIVES, NAME, TRAIN, VALIDATION, Item, features
+from effnet_jax.run.writers import console
 
 BLOCK = 512  # Bytes: tars are made of blocks.
+
+say = functools.partial(console.print, markup=False)
 
 
 class Input(NamedTuple):
@@ -26,15 +30,9 @@ class Input(NamedTuple):
     archives: dict[str, pathlib.Path]
 
 
-class BrokenTar(UserError):
-    """The tar of a split ends early, or has a damaged header."""
-
-    split: str
-    path: pathlib.Path
-
-
 def open_input(root: pathlib.Path) -> Input:
     """Detects the form of ImageNet in `root` and indexes it; raises UserError if there is none."""
+    say(f"indexing {root}")
     if not root.is_dir():
         raise UserError(f"no directory {root} (--from)")
     tars = {split: root / archive.name for split, archive in ARCHIVES.items()}
@@ -58,10 +56,7 @@ def open_input(root: pathlib.Path) -> Input:
 
 
 def read_item(item: Item) -> bytes:
-    """The encoded image.
-
-    Raises ValueError if the file is shorter than it was, UserError if it can't be read.
-    """
+    """The encoded image; ValueError if its file is cut short, UserError if it can't be read."""
     try:
         if ".array_record-" in item.path:
             return _example(sources.array_record(item.path), item.offset)["image"]
@@ -78,23 +73,25 @@ def read_item(item: Item) -> bytes:
 def _members(file: BinaryIO, start: int, end: int) -> Iterator[tuple[str, int, int]]:
     """Base name, offset and length in bytes of every file in the tar that lies in [start, end).
 
-    tarfile takes a damaged header for the end of the archive; here it is an error.
+    Raises tarfile.ReadError for a damaged header, which tarfile takes for the end of the archive.
     """
     position = start
     while True:
         file.seek(position)
         block = file.read(BLOCK)
         if position + BLOCK > end or len(block) < BLOCK:
-            raise BrokenTar(f"ends early, at byte {position:,}, where a header should be")
+            raise tarfile.ReadError(f"ends early, at byte {position:,}, where a header should be")
         if not any(block):
             return
         try:
             info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
         except tarfile.HeaderError as error:
-            raise BrokenTar(f"has a damaged header at byte {position:,} ({error})") from None
+            raise tarfile.ReadError(
+                f"has a damaged header at byte {position:,} ({error})"
+            ) from None
         data = position + BLOCK
         if data + info.size > end:
-            raise BrokenTar(
+            raise tarfile.ReadError(
                 f"ends early: {info.name}, which begins at byte {data:,}, needs {info.size:,} "
                 f"bytes and {end - data:,} are there"
             )
@@ -104,24 +101,31 @@ def _members(file: BinaryIO, start: int, end: int) -> Iterator[tuple[str, int, i
         position = data + -(-info.size // BLOCK) * BLOCK
 
 
+def md5(path: pathlib.Path) -> str:
+    """The checksum of a file; minutes for the training tar."""
+    say(f"computing the checksum of {path}, {path.stat().st_size / 1e9:,.1f} GB")
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "md5").hexdigest()
+
+
 def _tar(split: str, path: pathlib.Path) -> list[Item]:
-    """The images of a tar: in training of the tars of classes inside it."""
     try:
         with open(path, "rb") as file:
-            members = _members(file, 0, path.stat().st_size)
-            if split == TRAIN:
-                return list(_in_classes(file, path, members))
-            labeled = ((imagenet.validation_label(m[0], str(path)), *m) for m in members)
-            return [Item(name, label, str(path), *place) for label, name, *place in labeled]
-    except BrokenTar as error:
-        error.split, error.path = split, path
-        raise
+            return list(_tar_items(split, path, file))
+    except tarfile.ReadError as error:
+        expected = ARCHIVES[split]
+        raise UserError(
+            f"{path} {error}. It has {path.stat().st_size:,} bytes and the MD5 {md5(path)}; "
+            f"ImageNet's has {expected.size:,} and {expected.md5}. Download it again"
+        ) from None
 
 
-def _in_classes(
-    file: BinaryIO, path: pathlib.Path, tars: Iterator[tuple[str, int, int]]
-) -> Iterator[Item]:
-    for name, start, size in tars:
+def _tar_items(split: str, path: pathlib.Path, file: BinaryIO) -> Iterator[Item]:
+    """The images of a tar; the training tar has a tar for each class."""
+    for name, start, size in _members(file, 0, path.stat().st_size):
+        if split == VALIDATION:
+            yield Item(name, imagenet.validation_label(name, str(path)), str(path), start, size)
+            continue
         label = imagenet.label_of(name.removesuffix(".tar"), f"{name} in {path}")
         for image, *place in _members(file, start, start + size):
             yield Item(image, label, str(path), *place)
@@ -129,21 +133,22 @@ def _in_classes(
 
 def _folder(folder: pathlib.Path) -> list[Item]:
     """The images of folders of classes, or of one folder with validation images as in the tar."""
-    name = os.path.basename
+    labels = {}
     if any(entry.is_dir() and not entry.name.startswith(".") for entry in os.scandir(folder)):
-        labeled = [
-            (path, imagenet.label_of(wnid, str(folder / wnid)))
-            for wnid, paths in sources.list_classes(folder).items()
-            for path in paths
-        ]
+        for wnid, paths in sources.list_classes(folder).items():
+            labels |= dict.fromkeys(paths, imagenet.label_of(wnid, str(folder / wnid)))
     else:
-        paths = [entry.path for entry in os.scandir(folder) if sources.is_image(entry.name)]
-        labeled = [(path, imagenet.validation_label(name(path), path)) for path in paths]
-    return [Item(name(path), label, path, 0, os.path.getsize(path)) for path, label in labeled]
+        for entry in filter(sources.is_image, os.listdir(folder)):
+            path = str(folder / entry)
+            labels[path] = imagenet.validation_label(entry, path)
+    return [
+        Item(os.path.basename(path), label, path, 0, os.path.getsize(path))
+        for path, label in labels.items()
+    ]
 
 
 def _tfds(folder: pathlib.Path) -> Input:
-    """Both splits of a copy that TFDS, or this program, has written to `folder`."""
+    """Both splits of a copy that TFDS, or this program, has written."""
     import tensorflow_datasets as tfds
 
     info = tfds.core.read_only_builder.builder_from_directory(folder).info

@@ -15,7 +15,6 @@ preparation can be killed at any point: the same command continues, and ends in 
 import concurrent.futures
 import contextlib
 import csv
-import functools
 import hashlib
 import itertools
 import multiprocessing
@@ -34,10 +33,10 @@ from effnet_jax.errors import UserError
 from effnet_jax.imagenet import dataset as imagenet
 from effnet_jax.imagenet import inputs
 from effnet_jax.imagenet.dataset import MINIVAL, NAME, TRAIN, VALIDATION, VERSION, Item
+from effnet_jax.imagenet.inputs import say
 from effnet_jax.imagenet.shards import Report, Settings, Shard, make_shard
 from effnet_jax.run import files
 from effnet_jax.run.workers import end_with_parent, held_back
-from effnet_jax.run.writers import console
 
 Made = list[tuple[Shard, Report]]
 TOOL = "effnet-jax prepare_imagenet"
@@ -45,8 +44,6 @@ TOOL = "effnet-jax prepare_imagenet"
 BYTES_PER_PIXEL = 0.5
 RECORD_BYTES = 200  # Names, label and index of a record.
 SECONDS = 10  # Between two lines of progress.
-
-say = functools.partial(console.print, markup=False)
 
 
 def places(data_dir: Path) -> tuple[Path, Path]:
@@ -69,7 +66,7 @@ def prepare(
 
     Returns the shards of training and validation, in order, with their reports. Raises UserError if
     the input is not ImageNet; the data set exists, is being prepared, or was begun with other
-    settings; or the disk is too small or can't be written to.
+    settings; or the disk is too small. Raises OSError if it can't be written to.
     """
     final, work = places(data_dir)
     exists = UserError(
@@ -78,29 +75,29 @@ def prepare(
     )
     if final.exists() and not work.exists():
         raise exists
-    try:
-        work.mkdir(parents=True, exist_ok=True)
-        lock = files.Lock(work / "lock", "preparation", "choose another --data_dir")
-        with lock, heeding_ctrl_c() as check:
-            if final.exists():  # An earlier process was killed, or ended a moment ago.
-                shutil.rmtree(work)
-                raise exists
-            with _removed_unless_begun(work):
-                shards = _begin(source, work, settings, subset)
-            made = _make(shards, work, settings, processes, check)
-            _finish(work, made, settings)
-            os.rename(work / "data", final)
+    work.mkdir(parents=True, exist_ok=True)
+    lock = files.Lock(work / "lock", "preparation", "choose another --data_dir")
+    with lock, heeding_ctrl_c() as check:
+        if final.exists():  # An earlier process was killed, or ended a moment ago.
             shutil.rmtree(work)
-    except OSError as error:
-        raise UserError(f"{error.filename or work}: {error.strerror}") from None
+            raise exists
+        try:
+            shards = _begin(source, work, settings, subset)
+        finally:
+            if not (work / "state.json").exists():
+                shutil.rmtree(work)
+        made = _make(shards, work, settings, processes, check)
+        _finish(work, made, settings)
+        os.rename(work / "data", final)
+        shutil.rmtree(work)
     return made
 
 
 @contextlib.contextmanager
 def heeding_ctrl_c() -> Iterator[Callable[[], None]]:
-    """Yields a function that raises the KeyboardInterrupt of a Ctrl-C that was lost before.
+    """Yields a function that raises KeyboardInterrupt if that of an earlier Ctrl-C was lost.
 
-    Python discards, and reports, what is raised in callbacks of the garbage collector, as JAX's.
+    Python discards exceptions in callbacks of the garbage collector, such as JAX's.
     """
     lost, before = threading.Event(), sys.unraisablehook
 
@@ -121,24 +118,15 @@ def heeding_ctrl_c() -> Iterator[Callable[[], None]]:
         sys.unraisablehook = before
 
 
-@contextlib.contextmanager
-def _removed_unless_begun(work: Path) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        if not (work / "state.json").exists():
-            shutil.rmtree(work)
-
-
 def _begin(source: Path, work: Path, settings: Settings, subset: bool) -> list[Shard]:
     """Checks the input against ImageNet, the disk and what was begun; returns all shards."""
-    found = _open_input(source)
-    splits = {s: imagenet.ordered(s, found.splits[s]) for s in (TRAIN, VALIDATION)}
-    for split, items in splits.items():
+    found, shards = inputs.open_input(source), []
+    for split in (TRAIN, VALIDATION):
+        items = imagenet.ordered(split, found.splits[split])
         imagenet.check(split, items, subset)
         classes = len({item.label for item in items})
         say(f"{split}: {len(items):,} images of {classes} classes, from {found.kind}")
-    shards = _shards(splits)
+        shards += _shards(split, items)
     _check_space(shards, work, settings)
     source, data_dir = (shlex.quote(str(path.resolve())) for path in (source, work.parents[1]))
     command = f"{TOOL} --from={source} --data_dir={data_dir} --size={settings.size}"
@@ -158,38 +146,21 @@ def _make(
     shutil.rmtree(work / "unfinished", ignore_errors=True)
     for name in ("data", "reports", "unfinished"):
         (work / name).mkdir(exist_ok=True)
-    kept = [shard for shard in shards if (work / "data" / shard.name).exists()]
+    kept = (shard for shard in shards if (work / "data" / shard.name).exists())
     reports = {shard.name: make_shard(shard, work, settings) for shard in kept}
-    if kept:
-        say(f"going on: {len(kept)} of {len(shards)} shards are there")
+    if reports:
+        say(f"going on: {len(reports)} of {len(shards)} shards are there")
     left = [shard for shard in shards if shard.name not in reports]
     start = said = time.monotonic()
     with contextlib.closing(_make_all(left, work, settings, processes)) as made:
         for done, (shard, report) in enumerate(made, 1):
             check()
             reports[shard.name] = report
-            now = time.monotonic()
-            if now - said > SECONDS or done == len(left):
-                said, minutes = now, (now - start) / done * (len(left) - done) / 60
+            if time.monotonic() - said > SECONDS or done == len(left):
+                said = time.monotonic()
+                minutes = (said - start) / done * (len(left) - done) / 60
                 say(f"{done:,} of {len(left):,} shards, {minutes:,.0f} minutes left")
     return [(shard, reports[shard.name]) for shard in shards]
-
-
-# --- The input and what was begun with it ---------------------------------------------------------
-
-
-def _open_input(root: Path) -> inputs.Input:
-    """As `inputs.open_input`; the error for a broken tar has its checksum."""
-    say(f"indexing {root}")
-    try:
-        return inputs.open_input(root)
-    except inputs.BrokenTar as error:
-        expected = imagenet.ARCHIVES[error.split]
-        raise UserError(
-            f"{error.path} {error}. It has {error.path.stat().st_size:,} bytes and the MD5 "
-            f"{_md5(error.path)}; ImageNet's has {expected.size:,} and {expected.md5}. Download "
-            "it again"
-        ) from None
 
 
 def _fingerprint(shards: list[Shard]) -> str:
@@ -219,12 +190,6 @@ def _agree(work: Path, wanted: dict, command: str) -> None:
         )
 
 
-def _md5(path: Path) -> str:
-    say(f"computing the checksum of {path}, {path.stat().st_size / 1e9:,.1f} GB")
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "md5").hexdigest()
-
-
 def _check_archives(archives: dict[str, Path], work: Path) -> None:
     """Raises UserError if a tar is not the official one; remembers that it is."""
     state = files.read_json(work / "state.json")
@@ -234,7 +199,7 @@ def _check_archives(archives: dict[str, Path], work: Path) -> None:
         if state["archives"].get(split) == now:
             continue
         expected = imagenet.ARCHIVES[split]
-        if (found := _md5(path)) != expected.md5:
+        if (found := inputs.md5(path)) != expected.md5:
             if not (work / "data").exists():
                 (work / "state.json").unlink()  # Another tar may be begun with.
             raise UserError(
@@ -261,21 +226,16 @@ def _check_space(shards: list[Shard], work: Path, settings: Settings) -> None:
         )
 
 
-# --- The shards -----------------------------------------------------------------------------------
-
-
 def _file_name(split: str, index: int, shards: int) -> str:
     return f"{NAME}-{split}.array_record-{index:05d}-of-{shards:05d}"
 
 
-def _shards(splits: dict[str, list[Item]]) -> list[Shard]:
-    shards = []
-    for split, items in splits.items():
-        bounds = imagenet.shard_bounds(split, len(items))
-        for index, (low, high) in enumerate(itertools.pairwise(bounds)):
-            name = _file_name(split, index, len(bounds) - 1)
-            shards.append(Shard(split, name, items[low:high]))
-    return shards
+def _shards(split: str, items: list[Item]) -> list[Shard]:
+    bounds = imagenet.shard_bounds(split, len(items))
+    return [
+        Shard(split, _file_name(split, index, len(bounds) - 1), items[low:high])
+        for index, (low, high) in enumerate(itertools.pairwise(bounds))
+    ]
 
 
 def _make_all(
@@ -288,13 +248,11 @@ def _make_all(
     # Workers are forked from a process that has the modules imported, and nothing open.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([make_shard.__module__, "tensorflow_datasets"])
-    with concurrent.futures.ProcessPoolExecutor(
-        processes, context, initializer=end_with_parent
-    ) as pool:
+    executor = concurrent.futures.ProcessPoolExecutor
+    with executor(processes, context, initializer=end_with_parent) as pool:
         try:
-            with held_back(
-                signal.SIGINT
-            ):  # Ctrl-C goes to all processes; this one ends the others.
+            # Ctrl-C goes to all processes; this one ends the others.
+            with held_back(signal.SIGINT):
                 futures = {pool.submit(make_shard, s, work, settings): s for s in shards}
             for future in concurrent.futures.as_completed(futures):
                 yield futures[future], future.result()
@@ -310,9 +268,6 @@ def _make_all(
             raise
 
 
-# --- The metadata ---------------------------------------------------------------------------------
-
-
 def by_split(made: Made) -> dict[str, Made]:
     """The shards of each split, `minival` among them."""
     splits = {s: [pair for pair in made if pair[0].split == s] for s in (TRAIN, VALIDATION)}
@@ -320,21 +275,29 @@ def by_split(made: Made) -> dict[str, Made]:
     return splits | {MINIVAL: splits[TRAIN][:held]}
 
 
+def odd_images(made: Made) -> Iterator[tuple[str, str, str, str]]:
+    """Split and file name of the images that were repaired or dropped, which of them, and why."""
+    for shard, report in made:
+        for done in ("repaired", "dropped"):
+            yield from ((shard.split, name, done, why) for name, why in getattr(report, done))
+
+
 def _finish(work: Path, made: Made, settings: Settings) -> None:
-    """Adds `minival`, the metadata and the list of repaired images to the shards."""
+    """Adds `minival`, the metadata and the list of odd images to the shards."""
     import tensorflow_datasets as tfds
 
-    splits = by_split(made)
+    splits, data = by_split(made), work / "data"
     count, held = len(splits[TRAIN]), len(splits[MINIVAL])
-    for index in range(held):
-        source, target = _file_name(TRAIN, index, count), _file_name(MINIVAL, index, held)
-        (work / "data" / target).unlink(missing_ok=True)
+    for index, (shard, _) in enumerate(splits[MINIVAL]):
+        target = data / _file_name(MINIVAL, index, held)
+        target.unlink(missing_ok=True)
         try:
-            os.link(work / "data" / source, work / "data" / target)
+            os.link(data / shard.name, target)
         except OSError:  # This file system has no hard links.
-            shutil.copyfile(work / "data" / source, work / "data" / target)
+            shutil.copyfile(data / shard.name, target)
+    quality = "" if settings.size == "original" else f", quality {settings.quality}"
     tfds.folder_dataset.write_metadata(
-        data_dir=work / "data",
+        data_dir=data,
         features=imagenet.features(),
         split_infos=[
             tfds.core.SplitInfo(
@@ -347,16 +310,13 @@ def _finish(work: Path, made: Made, settings: Settings) -> None:
         version=VERSION,
         check_data=False,  # Would need TensorFlow.
         description=(
-            f"ImageNet (ILSVRC 2012), size {settings.size}"
-            + (f", quality {settings.quality}" if settings.size != "original" else "")
-            + f"; {MINIVAL} is the first {held} of {count} shards of {TRAIN}."
+            f"ImageNet (ILSVRC 2012), size {settings.size}{quality}; {MINIVAL} is the first {held} "
+            f"of {count} shards of {TRAIN}."
         ),
         homepage="https://image-net.org/",
         supervised_keys=("image", "label"),
     )
-    with open(work / "data" / "repaired.csv", "w", newline="") as file:
+    with open(data / "repaired.csv", "w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("split", "file_name", "done", "found"))
-        for shard, report in made:
-            for done in ("repaired", "dropped"):
-                writer.writerows((shard.split, name, done, f) for name, f in getattr(report, done))
+        writer.writerows(odd_images(made))

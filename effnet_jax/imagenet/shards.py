@@ -77,22 +77,24 @@ def make_shard(shard: Shard, work: pathlib.Path, settings: Settings) -> Report:
     Raises UserError if an image is damaged and `settings.drop` is not set.
     """
     path, report_path = work / "data" / shard.name, work / "reports" / f"{shard.name}.json"
-    if path.exists():
-        report = Report(**json.loads(report_path.read_text()))
-    else:
-        # A worker lives on for a moment after its parent was killed: no file is written by two.
-        unfinished = work / "unfinished" / f"{shard.name}.{os.getpid()}"
+    # A worker lives on for a moment after its parent was killed: no file is written by two.
+    unfinished = work / "unfinished" / f"{shard.name}.{os.getpid()}"
+    is_new = not path.exists()
+    if is_new:
         report = _write(unfinished, shard.items, settings)
+    else:
+        report = Report(**json.loads(report_path.read_text()))
+    if report.dropped and not settings.drop:
+        raise _damaged(shard, *report.dropped[0])
+    if is_new:
         draft = unfinished.with_name(f"{unfinished.name}.json")
         draft.write_text(json.dumps(report._asdict()))
-        publish(draft, report_path)
-        publish(unfinished, path)
-    for name, why in () if settings.drop else report.dropped:  # An earlier run dropped these.
-        raise _damaged(next(item for item in shard.items if item.file_name == name), why)
+        _publish(draft, report_path)
+        _publish(unfinished, path)
     return report
 
 
-def publish(draft: pathlib.Path, path: pathlib.Path) -> None:
+def _publish(draft: pathlib.Path, path: pathlib.Path) -> None:
     """Moves a whole file to its name, once it is on the disk: a crash never leaves half of it."""
     with open(draft, "rb") as file:
         os.fsync(file.fileno())
@@ -115,7 +117,7 @@ def _write(path: pathlib.Path, items: list[Item], settings: Settings) -> Report:
             except UserError:  # The file can't be read, which says nothing about the image.
                 raise
             except ValueError as error:
-                dropped.append(_dropped(item, str(error), settings))
+                dropped.append((item.file_name, str(error)))
                 continue
             if found:
                 repaired.append((item.file_name, found))
@@ -130,17 +132,11 @@ def _write(path: pathlib.Path, items: list[Item], settings: Settings) -> Report:
     return Report(images, path.stat().st_size, repaired, dropped)
 
 
-def _dropped(item: Item, why: str, settings: Settings) -> tuple[str, str]:
-    """A damaged image and why, for the report; raises UserError unless such images are left out."""
-    if not settings.drop:
-        raise _damaged(item, why)
-    return item.file_name, why
-
-
-def _damaged(item: Item, why: str) -> UserError:
-    place = f"{item.file_name} in {item.path}, at {item.offset:,},"
+def _damaged(shard: Shard, name: str, why: str) -> UserError:
+    item = next(item for item in shard.items if item.file_name == name)
+    place = f"{name} in {item.path}, at {item.offset:,},"
     return UserError(
-        f"{item.path if item.path.endswith(item.file_name) else place} is a damaged image: {why}. "
+        f"{item.path if item.path.endswith(name) else place} is a damaged image: {why}. "
         "Get a whole copy and run the same command again, or leave such images out with "
         "--on_corrupt=drop"
     )

@@ -1,7 +1,9 @@
-"""Evaluation sets: data to evaluate weights on, chosen by name, and the rows of results."""
+"""Sets that eval.py evaluates finished weights on, by name: ImageNet-V2, -A, -R, -C and others.
+
+Evaluations during training are `config.evaluations`.
+"""
 
 import dataclasses
-import inspect
 import pathlib
 import statistics
 from collections.abc import Mapping, Sequence
@@ -21,11 +23,7 @@ from effnet_jax.run.processes import ALONE, Alone
 
 
 def evaluation_set(name: str, split: str) -> ConfigDict:
-    """All keys of an evaluation set, a file of configs/evaluation, with the usual values.
-
-    Args:
-      name, split: of the data set in TFDS.
-    """
+    """All keys of an evaluation set, with the usual values, for a split of a data set in TFDS."""
     config = ConfigDict()
     config.data = config_lib.get_config().data  # Replaces the run's.
     config.data.update(name=name, eval_split=split)
@@ -37,11 +35,7 @@ def evaluation_set(name: str, split: str) -> ConfigDict:
 
 def load_evaluation_set(name: str) -> ConfigDict:
     """A file of configs/evaluation: "NAME", "NAME:ARGUMENT" or "FILE.py:ARGUMENT"."""
-    name, _, argument = name.partition(":")
-    make = experiments.find("evaluation", "evaluation set", name, "get_config")
-    if argument and not inspect.signature(make).parameters:
-        raise UserError(f"evaluation set {name!r} takes no argument; got {argument!r}")
-    return make(*filter(None, [argument]))
+    return experiments.get_config("evaluation", "evaluation set", name)
 
 
 def choose_data(
@@ -89,14 +83,15 @@ def _open_sources(config: ConfigDict, names: Sequence[str]) -> dict[str, Source]
             found[name] = sources.open_source(data, data.eval_split)
         except UserError as error:
             errors[name] = error
-    for name, error in errors.items():
-        if len(errors) == 1:
-            raise error
-        raise UserError(
-            f"{len(errors)} of {len(names)} data sets can't be read: {', '.join(errors)}. "
-            f"The first: {error}\nWithout '/{name.rpartition('/')[2]}' it prepares all of them."
-        )
-    return found
+    if not errors:
+        return found
+    name, error = next(iter(errors.items()))
+    if len(errors) == 1:
+        raise error
+    raise UserError(
+        f"{len(errors)} of {len(names)} data sets can't be read: {', '.join(errors)}. "
+        f"The first: {error}\nWithout '/{name.rpartition('/')[2]}' it prepares all of them."
+    )
 
 
 def evaluate_set(
@@ -108,19 +103,18 @@ def evaluate_set(
       weights: as for `evaluation.evaluate`.
       config: from `choose_data`.
       label: of the weights in the result: ema, raw, or their file.
-      csv: a file under results/ to add a row to, for each corruption and severity if there are any.
+      csv: a file to add a row to, or a row for each corruption and severity.
 
-    Returns:
-      top1, top5, loss, count, step, weights; without the loss where images have sets of labels. For
-      a set of corruptions: mce, top1 and error (both means; the error by corruption), count, step,
-      weights.
+    Returns top1, top5, loss (not where images have sets of labels), count, step and weights. For a
+    set of corruptions: mce, top1 and error (both means; the error by corruption), count, step and
+    weights.
     """
     name, split = config.data.name, config.data.eval_split
     parts = [f"{name}/{each}_{level}" for each in config.corruptions for level in config.severities]
     found = _open_sources(config, parts or [name])
     run, results = {"step": weights.step, "weights": label}, {}
     for part, result in evaluate(weights, config, found, label, processes):
-        results[part] = {**result, **run}
+        results[part] = result | run
         if parts:
             writers.say(f"{part}: top-1 {result['top1']:.2%}")
         if csv is not None and processes.is_first:

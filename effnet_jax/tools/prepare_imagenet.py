@@ -64,12 +64,12 @@ def main(args: argparse.Namespace) -> None:
         made = prepare.prepare(source, data_dir, settings, args.subset, workers)
     except KeyboardInterrupt:
         raise Interrupted("stopped by Ctrl-C; the same command goes on") from None
+    except OSError as error:
+        raise UserError(f"{error.filename or data_dir}: {error.strerror}") from None
     splits = prepare.by_split(made)
     show(table(splits))
-    for shard, report in made:
-        for done in ("repaired", "dropped"):
-            for name, found in getattr(report, done):
-                print(f"{done} {shard.split} {name}: {found}")
+    for split, name, done, why in prepare.odd_images(made):
+        print(f"{done} {split} {name}: {why}")
     held = sum(report.images for _, report in splits[imagenet.MINIVAL])
     print(
         f"{prepare.places(data_dir)[0]} in {time.time() - start:,.0f} s. Train on it with\n"

@@ -30,7 +30,7 @@ from effnet_jax.data import sources
 from effnet_jax.data.decode import decode_image
 from effnet_jax.errors import UserError
 from effnet_jax.imagenet import dataset as imagenet
-from effnet_jax.imagenet import prepare, shards
+from effnet_jax.imagenet import inputs, prepare, shards
 from effnet_jax.run import files
 from effnet_jax.tools import prepare_imagenet
 from tests.imagenet import miniature, victim
@@ -273,8 +273,8 @@ def test_checksums_are_compared_and_remembered(tars, tmp_path, monkeypatch):
         md5 = hashlib.md5((tars / archive.name).read_bytes()).hexdigest()
         monkeypatch.setitem(imagenet.ARCHIVES, split, archive._replace(md5=md5))
     computed = []
-    md5 = prepare._md5
-    monkeypatch.setattr(prepare, "_md5", lambda path: computed.append(path.name) or md5(path))
+    md5 = inputs.md5
+    monkeypatch.setattr(inputs, "md5", lambda path: computed.append(path.name) or md5(path))
     monkeypatch.setattr(prepare, "_finish", lambda *_: sys.exit(3))
     for _ in range(2):
         with pytest.raises(SystemExit):
