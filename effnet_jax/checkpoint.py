@@ -326,8 +326,8 @@ _saves = itertools.count()  # All processes of a run save alike.
 
 
 def _handler() -> ocp.CompositeCheckpointHandler:
-    # By default every device writes a slice of what all of them have, and each shape's slices are
-    # compiled: B0's first save from 8 devices kept the loop for 22 s instead of 1.
+    # By default every device writes a slice of what all have, and each shape's slices are compiled:
+    # B0's first save from 8 devices kept the loop for 22 s instead of 1.
     kinds = ocp.type_handlers
     handlers = {kind: kinds.get_type_handler(kind) for kind in kinds.supported_types()}
     handlers[jax.Array] = kinds.ArrayHandler(use_replica_parallel=False)

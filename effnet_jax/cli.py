@@ -55,10 +55,7 @@ def tune_process() -> None:
 
 
 def use_compilation_cache() -> None:
-    """Keeps compiled programs between runs, in $JAX_COMPILATION_CACHE_DIR if that is set.
-
-    Otherwise in effnet_jax/compiled of $XDG_CACHE_HOME, or of ~/.cache.
-    """
+    """Keeps compiled programs between runs, by default in ~/.cache/effnet_jax/compiled."""
     import jax
 
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:

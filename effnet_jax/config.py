@@ -28,8 +28,7 @@ from effnet_jax.models import operations
 from effnet_jax.run import files
 
 # Mean and standard deviation (RGB, of pixels in 0..1) that published weights were trained with:
-# ImageNet's own, (x - 127) / 128, (x - 128) / 128, or x / 127.5 - 1 (AdvProp's, and what timm
-# writes for the two before) of pixels in 0..255.
+# ImageNet's own; of 0..255, (x - 127) / 128, (x - 128) / 128, or x / 127.5 - 1, as AdvProp's.
 NORMALIZATIONS = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "127": ((127 / 255,) * 3, (128 / 255,) * 3),
@@ -75,9 +74,8 @@ class Interval(NamedTuple):
         try:
             first, last = map(float, value)
         except (TypeError, ValueError):
-            raise UserError(
-                f"config.{key} must be two numbers, as in '(0.1, 1.0)'; got {value}"
-            ) from None
+            text = f"config.{key} must be two numbers, as in '(0.1, 1.0)'; got {value}"
+            raise UserError(text) from None
         if not 0 < first <= last <= self.high:
             most = f" and at most {self.high}" if self.high != math.inf else ""
             raise UserError(f"config.{key} must be a range above 0{most}; got {value}")

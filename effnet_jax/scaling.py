@@ -4,8 +4,7 @@
     width      w = beta ** phi
     resolution r = gamma ** phi      with alpha * beta**2 * gamma**2 ~ 2, each >= 1
 
-so that multiply-adds grow by about 2 ** phi. alpha, beta and gamma come from a small grid search at
-phi = 1; the paper found 1.2, 1.1 and 1.15.
+so that multiply-adds grow by about 2 ** phi. A small grid search at phi = 1 gave 1.2, 1.1 and 1.15.
 """
 
 import dataclasses

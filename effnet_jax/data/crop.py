@@ -25,8 +25,8 @@ def random_box(
     """A crop of random area and aspect at a random place, or None where none of ten tries fits.
 
     As TensorFlow's sample_distorted_bounding_box with the whole image as the object: the `aspect`,
-    width over height, is uniform, then the height is uniform between those that give the smallest
-    and the largest `area`. This and `min_covered` are fractions of the image.
+    width over height, is uniform, then the height between those of the smallest and the largest
+    `area`. This and `min_covered` are fractions of the image.
     """
     for _ in range(10):
         ratio = rng.uniform(*aspect)

@@ -199,7 +199,7 @@ class Batches:
         stop = self._length if stop is None else stop
         most = int(config.prefetch_gib * 2**30 / (self._resolution**2 * 3))
         images = min(config.prefetch_batches * self._local, most)
-        # As large as leaves each thread two: a chunk costs as much as a third of an image.
+        # Each thread has two at least. A chunk costs as much as a third of an image.
         largest = min(CHUNK, images // (2 * config.threads * max(1, workers)))
         chunk = max(n for n in range(1, max(1, largest) + 1) if self._local % n == 0)
         per_batch = self._local // chunk

@@ -313,8 +313,8 @@ def check_classes(found: tuple[str, ...], expected: tuple[str, ...], split: str)
     Labels are positions in the sorted class names, so one missing folder would shift them all.
     """
     if found != expected:
-        missing = ", ".join(sorted(set(expected) - set(found))[:5]) or "none"
-        added = ", ".join(sorted(set(found) - set(expected))[:5]) or "none"
+        new, old = set(found), set(expected)
+        missing, added = (", ".join(sorted(x)[:5]) or "none" for x in (old - new, new - old))
         raise UserError(
             f"split {split!r} has {len(found)} classes and training has {len(expected)}; "
             f"missing: {missing}; added: {added}"

@@ -1,8 +1,7 @@
 """Decodes only a box of a JPEG with libturbojpeg 3, if it is installed, or the wheel `turbojpeg`.
 
-Most of a JPEG's decoding time goes into its entropy coding, which has to be read up to the box's
-last row; colour conversion and the inverse transform are spared outside the box. The pixels are
-those of simplejpeg, which decodes whole images.
+The entropy coding has to be read up to the box's last row; colour conversion and the inverse
+transform are spared outside the box. The pixels are those of simplejpeg.
 """
 
 import ctypes

@@ -1,7 +1,6 @@
-"""The layers that every network here is made of, with the reference's initialisers.
+"""The layers that every network here is made of; `dtype` is for the computation.
 
-Parameters and BatchNorm statistics are float32; `dtype` is for the computation. Initialisers:
-tensorflow/tpu models/official/efficientnet/efficientnet_model.py.
+Initialisers: tensorflow/tpu models/official/efficientnet/efficientnet_model.py.
 """
 
 import functools

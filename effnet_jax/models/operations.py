@@ -1,9 +1,8 @@
 """The layer arithmetic of EfficientNet in forms that XLA compiles well on every platform.
 
-TPU and GPU get the plain operations. XLA on CPU needs help in three places: its depthwise
-convolution is far slower than memory allows, its sums over N, H and W run one element at a time,
-and it writes out intermediate results that are cheaper to compute again. `lax.platform_dependent`
-chooses the form when a function is lowered, so code for a TPU has no trace of the CPU form.
+TPU and GPU get the plain operations. XLA's depthwise convolution on CPU is far slower than memory
+allows, its sums over N, H and W run one element at a time, and it writes out results that are
+cheaper to compute again. `lax.platform_dependent` chooses the form when a function is lowered.
 """
 
 import functools

@@ -51,7 +51,5 @@ def mix(
         weights = jnp.where(chosen, boxes, weights)
     weights = jnp.where(mask[::-1, None, None, None] > 0, weights, 1.0)
     shares = weights.mean((1, 2, 3))[:, None]
-    return (
-        images * weights + images[::-1] * (1 - weights),
-        targets * shares + targets[::-1] * (1 - shares),
-    )
+    images = images * weights + images[::-1] * (1 - weights)
+    return images, targets * shares + targets[::-1] * (1 - shares)

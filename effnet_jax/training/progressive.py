@@ -1,7 +1,6 @@
 """Progressive learning (arXiv 2104.00298): stages, each with its own resolution and regularisation.
 
-A stage is the run's config with some values replaced, on which no parameter's shape depends. The
-number of a step decides its stage and, as in any run, its data.
+A stage is the run's config with some values replaced, on which no parameter's shape depends.
 """
 
 import dataclasses

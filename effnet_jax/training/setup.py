@@ -57,9 +57,7 @@ class Run:
             )
         parallel.check_processes(len(source), "training")
         self.config = config = resolve(config, source.classes)
-        self.sources = {
-            name: _evaluation_source(config, name, source) for name in config.evaluations
-        }
+        self.sources = {n: _evaluation_source(config, n, source) for n in config.evaluations}
         self.model, self.optimizer, self.shapes = abstract_state(config, len(source))
         self.total = self._steps(config.epochs)
         if self.total < 1:
@@ -110,8 +108,7 @@ class Run:
     def batches(self, step: int, skipped: int) -> Iterator[dict[str, jax.Array]]:
         """The batches of the steps after `step`, on the devices; read ahead to a stage's end.
 
-        A stage does not affect which images a batch contains. `skipped` batches were passed over by
-        roll-backs.
+        Stages do not affect which images they contain. Roll-backs passed over `skipped` batches.
         """
         place, data = (self.processes.index, self.processes.count), self.config.data
         for stage in progressive.after(self.stages, step):
