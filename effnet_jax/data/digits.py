@@ -54,7 +54,8 @@ class Digits(Source):
         try:
             parts = ReadInstruction.from_spec(split).to_absolute(sizes)
         except ValueError as error:
-            raise UserError(f"no split {split!r} of the digits, which have test, train") from error
+            text = f"no split {split!r} in data set 'digits', which has test, train"
+            raise UserError(text) from error
         named = [(part, range(self.SIZES[part.splitname])) for part in parts]
         records = [(part.splitname, n) for part, all in named for n in all[part.from_ : part.to]]
         super().__init__(tuple("0123456789"), records)

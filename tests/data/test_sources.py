@@ -145,7 +145,7 @@ def test_a_file_that_is_not_whole_is_named(tmp_path, left):
 def test_an_unknown_split_lists_those_there_are(tmp_path):
     with pytest.raises(UserError, match=f"data_dir={tmp_path}: the digits are in no folder"):
         sources.digits_source("digits", str(tmp_path), "train")
-    with pytest.raises(UserError, match="which have test, train"):
+    with pytest.raises(UserError, match="which has test, train"):
         sources.digits_source("digits", None, "validation")
     write_set(tmp_path, "small", "train test", IMAGES[:2], LABELS)
     with pytest.raises(UserError, match="which has test, train"):
