@@ -162,8 +162,7 @@ SCHEMA = {
         # One made-up batch of 1,000 classes again and again: the device's speed alone.
         "synthetic": False,
     },
-    # Evaluations by name: see `evaluation`.
-    "evaluations": {},
+    "evaluations": {},  # By name: see `evaluation`.
     "preprocess": {
         "mean": (0.0,) * 3,  # RGB, of pixels in 0..1; the base network's own.
         "std": (1.0,) * 3,
