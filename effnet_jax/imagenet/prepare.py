@@ -57,12 +57,8 @@ def prepare(
 ) -> Made:
     """Prepares ImageNet in data_dir/imagenet2012/5.1.0, or continues to.
 
-    Args:
-      source: folder with one of the forms that `inputs.open_input` knows.
-      data_dir: TFDS's.
-      settings: for the images.
-      subset: accept an incomplete ImageNet, and don't compare counts and checksums.
-      processes: number of processes that work.
+    `source` has one of the forms that `inputs.open_input` knows. With `subset` it may be
+    incomplete: counts and checksums are not compared.
 
     Returns the shards of training and validation, in order, with their reports. Raises UserError if
     the input is not ImageNet; the data set exists, is being prepared, or was begun with other
@@ -178,14 +174,13 @@ def _agree(work: Path, wanted: dict, command: str) -> None:
     if not path.exists():
         files.write_json(path, {**wanted, "command": command, "archives": {}})
     state = files.read_json(path)
-    differing = [
-        "other images" if key == "images" else f"--{key}={state[key]}"
-        for key in wanted
-        if state[key] != wanted[key]
-    ]
+    differing = [key for key in wanted if state[key] != wanted[key]]
     if differing:
+        begun = (
+            "other images" if key == "images" else f"--{key}={state[key]}" for key in differing
+        )
         raise UserError(
-            f"{work} was begun with {', '.join(differing)}. Go on with the command that began it:\n"
+            f"{work} was begun with {', '.join(begun)}. Go on with the command that began it:\n"
             f"  {state['command']}\nor choose another --data_dir, or remove that directory"
         )
 

@@ -45,7 +45,7 @@ class Report(NamedTuple):
     dropped: list[tuple[str, str]]
 
 
-def fault(data: bytes) -> str | None:
+def _fault(data: bytes) -> str | None:
     """The mode and format of an image that is not an RGB or grey JPEG; None for one that is."""
     with contextlib.suppress(ValueError):  # It is not a JPEG.
         if simplejpeg.decode_jpeg_header(data, strict=False)[2] not in ("CMYK", "YCCK"):
@@ -60,7 +60,7 @@ def fit(data: bytes, settings: Settings) -> tuple[bytes, str | None]:
     They are the same unless its size or kind has to change. Raises ValueError if it is damaged.
     """
     pixels = decode_image(data)
-    found = fault(data)
+    found = _fault(data)
     shorter = min(pixels.shape[:2])
     if settings.size != "original" and shorter > int(settings.size):
         shape = tuple(round(side * (int(settings.size) / shorter)) for side in pixels.shape[:2])
@@ -85,7 +85,14 @@ def make_shard(shard: Shard, work: pathlib.Path, settings: Settings) -> Report:
     else:
         report = Report(**json.loads(report_path.read_text()))
     if report.dropped and not settings.drop:
-        raise _damaged(shard, *report.dropped[0])
+        name, why = report.dropped[0]
+        item = next(item for item in shard.items if item.file_name == name)
+        place = f"{name} in {item.path}, at {item.offset:,},"
+        raise UserError(
+            f"{item.path if item.path.endswith(name) else place} is a damaged image: {why}. "
+            "Get a whole copy and run the same command again, or leave such images out with "
+            "--on_corrupt=drop"
+        )
     if is_new:
         draft = unfinished.with_name(f"{unfinished.name}.json")
         draft.write_text(json.dumps(report._asdict()))
@@ -130,13 +137,3 @@ def _write(path: pathlib.Path, items: list[Item], settings: Settings) -> Report:
     except RuntimeError as error:  # The writer's: the disk is full.
         raise UserError(f"can't write {path}: {error}") from None
     return Report(images, path.stat().st_size, repaired, dropped)
-
-
-def _damaged(shard: Shard, name: str, why: str) -> UserError:
-    item = next(item for item in shard.items if item.file_name == name)
-    place = f"{name} in {item.path}, at {item.offset:,},"
-    return UserError(
-        f"{item.path if item.path.endswith(name) else place} is a damaged image: {why}. "
-        "Get a whole copy and run the same command again, or leave such images out with "
-        "--on_corrupt=drop"
-    )
