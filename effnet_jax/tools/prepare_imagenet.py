@@ -43,14 +43,10 @@ def table(splits: dict[str, prepare.Made]) -> rich.table.Table:
     columns = ("split", "images", "classes", "bytes", "repaired", "dropped")
     shown = rich.table.Table(*columns, title="ImageNet")
     for split, pairs in splits.items():
-        counts = (
-            sum(report.images for _, report in pairs),
-            len({item.label for shard, _ in pairs for item in shard.items}),
-            sum(report.bytes for _, report in pairs),
-            sum(len(report.repaired) for _, report in pairs),
-            sum(len(report.dropped) for _, report in pairs),
-        )
-        shown.add_row(split, *(f"{count:,}" for count in counts))
+        counts = [(r.images, r.bytes, len(r.repaired), len(r.dropped)) for _, r in pairs]
+        images, *others = map(sum, zip(*counts, strict=True))
+        classes = len({item.label for shard, _ in pairs for item in shard.items})
+        shown.add_row(split, *(f"{total:,}" for total in (images, classes, *others)))
     return shown
 
 

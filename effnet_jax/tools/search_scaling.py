@@ -53,10 +53,9 @@ def ranking(points: list[results.Point]) -> rich.table.Table:
 
 
 def propose(config: ConfigDict, csv: pathlib.Path, evaluation: str, root: pathlib.Path) -> None:
-    """Ranks the candidates in a grid's results, and writes root/scaling.json and root/search.png.
+    """Ranks the candidates in a grid's results by the top-1 of `evaluation`, say "val/ema".
 
-    `config` is the experiment whose network was scaled; the top-1 of `evaluation`, say "val/ema",
-    counts.
+    Writes root/scaling.json and root/search.png. `config` is the experiment that was scaled.
     """
     found = results.read([csv], evaluation)
     points = sorted(found.points("the search", "grid"), key=lambda point: -point.mean)

@@ -34,13 +34,13 @@ FAMILIES["v1"] = [name for name, variant in VARIANTS.items() if variant.base == 
 FAMILIES["all"] = list(VARIANTS)
 
 
-def describe(name: str, num_classes: int, stem_stride: int, with_layers: bool) -> dict[str, Any]:
+def describe(name: str, args: argparse.Namespace) -> dict[str, Any]:
     """One model as a dict: width, depth, resolution and the exact counts."""
     config = config_lib.get_config(name).model
-    config.num_classes, config.stem_stride = num_classes, stem_stride
+    config.num_classes, config.stem_stride = args.num_classes, args.stem_stride
     layers = models.architecture(config).layers()
     result = {"model": name, **vars(models.coefficients(config)), **counts(scaling.cost(layers))}
-    if with_layers:
+    if args.layers:
         result["layers"] = [vars(layer) | counts(layer) for layer in layers]
     return result
 
@@ -56,17 +56,12 @@ def model_table(
     columns = ("model", "width", "depth", "resolution", "parameters", "published", "multiply-adds")
     table = rich.table.Table(*columns, "published")
     for row in rows:
+        cells = [row["model"], f"{row['width']:.4g}", f"{row['depth']:.4g}", str(row["resolution"])]
         printed = published.get(row["model"], {"params_M": "", "flops_B": ""})
-        table.add_row(
-            row["model"],
-            f"{row['width']:.4g}",
-            f"{row['depth']:.4g}",
-            str(row["resolution"]),
-            f"{row['parameters']:,}",
-            printed["params_M"] and f"{printed['params_M']} M",
-            f"{row['multiply_adds']:,}",
-            printed["flops_B"] and f"{printed['flops_B']} B",
-        )
+        for key, published_key in (("parameters", "params_M"), ("multiply_adds", "flops_B")):
+            text, unit = printed[published_key], published_key[-1]
+            cells += [f"{row[key]:,}", text and f"{text} {unit}"]
+        table.add_row(*cells)
     return table
 
 
@@ -84,13 +79,13 @@ def layer_table(row: dict[str, Any]) -> rich.table.Table:
 
 def main(args: argparse.Namespace) -> None:
     names = [name for word in args.models for name in FAMILIES.get(word, [word])]
-    rows = [describe(m, args.num_classes, args.stem_stride, args.layers) for m in names]
+    rows = [describe(name, args) for name in names]
     if args.json:
         print(json.dumps(rows, indent=2))
         return
     # Published figures are those of the published network alone.
-    comparable = (args.num_classes, args.stem_stride) == (1000, 2)
-    published = paper.published() if comparable else {}
+    as_published = (args.num_classes, args.stem_stride) == (1000, 2)
+    published = paper.published() if as_published else {}
     show(model_table(rows, published))
     for line in paper.differences(published.keys() & set(names)):
         print(line)

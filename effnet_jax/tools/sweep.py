@@ -41,9 +41,7 @@ PARSER.add_argument("--sweep", required=True, help="KEY=VALUE,... or NAME:ARGUME
 def launch(args: argparse.Namespace, sweep: str) -> pathlib.Path | None:
     """Prints the schedule of a sweep and runs it; returns the table of results, if it did.
 
-    Raises:
-      UserError: before anything starts.
-      RunsFailed: some runs failed; the others are finished.
+    Raises UserError before anything starts, RunsFailed where some runs failed and others finished.
     """
     folder = Folder(args.workdir)
     schedule = make_schedule(args.config, sweep, args.experiment)
@@ -70,8 +68,8 @@ def launch(args: argparse.Namespace, sweep: str) -> pathlib.Path | None:
     writers.say(f"results: {csv}")
     if failed:
         text = f"{len(failed)} of {len(schedule)} runs failed; the same command tries them again"
-        lines = (f"\n{name}: {why}; {folder.log(name)}" for name, why in failed.items())
-        raise RunsFailed(text + "".join(lines))
+        lines = (f"{name}: {why}; {folder.log(name)}" for name, why in failed.items())
+        raise RunsFailed("\n".join([text, *lines]))
     return csv
 
 
