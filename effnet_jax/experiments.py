@@ -29,7 +29,7 @@ def read(experiment: str) -> ConfigDict:
 
 
 def get_config(folder: str, what: str, name: str) -> ConfigDict:
-    """What `get_config` of NAME, NAME:ARGUMENT or FILE.py:ARGUMENT returns; others as in `find`."""
+    """The config of NAME, NAME:ARGUMENT or FILE.py:ARGUMENT in configs/FOLDER; see `find`."""
     name, _, argument = name.partition(":")
     function = find(folder, what, name, "get_config")
     if argument and not inspect.signature(function).parameters:

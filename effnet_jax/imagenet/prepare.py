@@ -39,7 +39,6 @@ from effnet_jax.run import files
 from effnet_jax.run.workers import end_with_parent, held_back
 
 Made = list[tuple[Shard, Report]]
-TOOL = "effnet-jax prepare_imagenet"
 # Generous estimates, to see beforehand whether the disk is large enough.
 BYTES_PER_PIXEL = 0.5
 RECORD_BYTES = 200  # Names, label and index of a record.
@@ -125,9 +124,10 @@ def _begin(source: Path, work: Path, settings: Settings, subset: bool) -> list[S
         shards += _shards(split, items)
     _check_space(shards, work, settings)
     source, data_dir = (shlex.quote(str(path.resolve())) for path in (source, work.parents[1]))
-    command = f"{TOOL} --from={source} --data_dir={data_dir} --size={settings.size}"
-    command += f" --quality={settings.quality}" + " --subset" * subset
-    command += " --on_corrupt=drop" * settings.drop
+    command = (
+        f"effnet-jax prepare_imagenet --from={source} --data_dir={data_dir} --size={settings.size} "
+        f"--quality={settings.quality}{' --subset' * subset}{' --on_corrupt=drop' * settings.drop}"
+    )
     wanted = {"size": settings.size, "quality": settings.quality, "images": _fingerprint(shards)}
     _agree(work, wanted, command)
     if not subset:

@@ -57,10 +57,9 @@ def _fault(data: bytes) -> str | None:
 def fit(data: bytes, settings: Settings) -> tuple[bytes, str | None]:
     """The bytes of an image as they are stored, and its fault or None.
 
-    They are the same unless its size or kind has to change. Raises ValueError if it is damaged.
+    They change only if the image's size or kind has to. Raises ValueError for a damaged image.
     """
-    pixels = decode_image(data)
-    found = _fault(data)
+    pixels, found = decode_image(data), _fault(data)
     shorter = min(pixels.shape[:2])
     if settings.size != "original" and shorter > int(settings.size):
         shape = tuple(round(side * (int(settings.size) / shorter)) for side in pixels.shape[:2])
