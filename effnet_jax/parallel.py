@@ -41,8 +41,7 @@ def by_batch(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec("data"))
 
 
-# Below this many numbers a device, the time for communication outweighs the memory saved.
-LEAST_SPLIT = 1024
+LEAST_SPLIT = 1024  # With fewer numbers a device, communication outweighs the memory saved.
 
 
 def shard_largest_axis(shapes: PyTree, mesh: Mesh) -> PyTree:

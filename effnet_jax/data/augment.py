@@ -2,8 +2,7 @@
 
 The operations are those of tensorflow/tpu models/official/efficientnet/autoaugment.py to the pixel,
 but for sharpness, which may differ by one level where a sum of floats is nearly whole. Where the
-reference differs from Pillow, which it means to repeat, `config.augment` has a choice. Operations
-are pure functions of image and arguments; the policies draw from the record's own generator.
+reference differs from Pillow, which it means to repeat, `config.augment` has a choice.
 """
 
 import functools

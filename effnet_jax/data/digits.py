@@ -1,12 +1,13 @@
 """scikit-learn's handwritten digits as PNG images, made in memory when they are asked for.
 
 As they are, or cluttered: at random places and scales among parts of other digits. Small digits
-need resolution; telling a digit from the pieces around it needs depth and width. Everything follows
-from the index of the image, so the data set is the same wherever it is made.
+need resolution; telling a digit from the pieces around it needs depth and width.
 """
 
 import functools
+import importlib.util
 import io
+import pathlib
 import types
 from typing import ClassVar
 
@@ -31,24 +32,30 @@ NOISE = 8.0  # Standard deviation of each pixel's noise, of 255.
 @functools.cache
 def pixels_and_labels(test: bool) -> tuple[np.ndarray, np.ndarray]:
     """One split of the digits: uint8 [n, 8, 8] and the labels [n]."""
-    from sklearn.datasets import load_digits  # Slow to import.
-
-    digits = load_digits()
-    chosen = (np.arange(len(digits.target)) % 5 == 0) == test
-    return np.round(digits.images[chosen] * (255 / 16)).astype(np.uint8), digits.target[chosen]
+    # As sklearn.datasets.load_digits, whose import takes longer than all else here.
+    package = pathlib.Path(importlib.util.find_spec("sklearn").origin).parent
+    table = np.loadtxt(package / "datasets" / "data" / "digits.csv.gz", delimiter=",")
+    images, labels = table[:, :-1].reshape(-1, 8, 8), table[:, -1].astype(int)
+    chosen = (np.arange(len(labels)) % 5 == 0) == test
+    return np.round(images[chosen] * (255 / 16)).astype(np.uint8), labels[chosen]
 
 
 class Digits(Source):
     """1,797 grey images of 8x8 pixels in 10 classes (UCI optical digits, the test writers).
 
-    Every fifth image is for testing: 1,437 train, 360 test. Splits are written as in TFDS:
-    "train", "train[:512]", "train+test".
+    Every fifth image is for testing: 1,437 train, 360 test. Splits are written as in TFDS.
     """
 
     SIZES: ClassVar = {"train": 1437, "test": 360}
 
     def __init__(self, split: str):
-        from tensorflow_datasets.core import ReadInstruction
+        super().__init__(tuple("0123456789"), self._records_of(split))
+        self._made = {}
+
+    def _records_of(self, split: str) -> list[tuple[str, int]]:
+        if split in self.SIZES:
+            return [(split, number) for number in range(self.SIZES[split])]
+        from tensorflow_datasets.core import ReadInstruction  # Slow to import.
 
         sizes = {name: types.SimpleNamespace(num_examples=n) for name, n in self.SIZES.items()}
         try:
@@ -57,9 +64,7 @@ class Digits(Source):
             text = f"no split {split!r} in data set 'digits', which has test, train"
             raise UserError(text) from error
         named = [(part, range(self.SIZES[part.splitname])) for part in parts]
-        records = [(part.splitname, n) for part, all in named for n in all[part.from_ : part.to]]
-        super().__init__(tuple("0123456789"), records)
-        self._made = {}
+        return [(part.splitname, n) for part, all in named for n in all[part.from_ : part.to]]
 
     def __getitem__(self, index: int) -> Record:
         if index not in self._made:

@@ -1,7 +1,4 @@
-"""The layers that every network here is made of; `dtype` is for the computation.
-
-Initialisers: tensorflow/tpu models/official/efficientnet/efficientnet_model.py.
-"""
+"""Layers, initialised as in tensorflow/tpu models/official/efficientnet/efficientnet_model.py."""
 
 import functools
 import math

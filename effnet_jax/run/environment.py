@@ -29,10 +29,7 @@ def git_commit() -> str | None:
 
 
 def start_facts(config: ConfigDict, data: dict[str, str]) -> dict[str, Any]:
-    """What must be the same on every process of a run: code, versions, config and data, by name.
-
-    `data` has the fingerprint of each data set.
-    """
+    """What must be the same on every process: code, versions, config, and fingerprints of data."""
     root, digest = pathlib.Path(__file__).parents[1], hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
         digest.update(str(path.relative_to(root)).encode() + path.read_bytes())

@@ -101,9 +101,9 @@ class Console(Writer):
     def __init__(self, total: int, start: int):
         self._total, self._bar = total, None
         if ON_TERMINAL:
-            shown = progress.MofNCompleteColumn(), progress.TextColumn("{task.fields[status]}")
-            columns = *progress.Progress.get_default_columns(), *shown
-            self._bar = progress.Progress(*columns, console=console)
+            columns = progress.MofNCompleteColumn(), progress.TextColumn("{task.fields[status]}")
+            default = progress.Progress.get_default_columns()
+            self._bar = progress.Progress(*default, *columns, console=console)
             self._bar.start()
             self._task = self._bar.add_task("training", total=total, completed=start, status="")
 
