@@ -1,125 +1,162 @@
-"""Images per second of training and of evaluation steps: `python -m benchmarks model`.
+"""Images per second of training and of inference, next to timm's networks: `python -m benchmarks model`.
 
-The same model with `lax`'s grouped convolution as its depthwise layers is measured next to it. The
-two take turns in one process, so that the ratio holds on a noisy machine.
+Every contender is a process of its own: ours with each set of --operations, and, with
+--peers_python, timm's network in PyTorch, channels last, eager and compiled. They have the same
+settings of the allocator, and take turns in blocks of batches, of which the first are not counted:
+a process that sat idle loses its memory pages. A ratio holds within a turn.
 """
 
 import argparse
+import itertools
+import json
+import os
+import pathlib
 import statistics
-import time
-from typing import Any
+import subprocess
+import sys
+from typing import Any, NamedTuple
 
-import jax
-import numpy as np
 import rich.table
 
-from effnet_jax import config as config_lib
-from effnet_jax import csv_rows, flags, parallel
-from effnet_jax.evaluation import make_eval_step
-from effnet_jax.models import operations
+from benchmarks.throughput_ours import SETS
+from effnet_jax import csv_rows, flags
 from effnet_jax.run import writers
-from effnet_jax.training.state import abstract_state, fresh_state
-from effnet_jax.training.step import lower_train_step, random_key
 
-# Batches of each form that are not counted: until then, on CPU, memory is still being faulted in.
-WARM_UP = 2
-SEED = np.uint32(0)
-IMAGES = 1_281_167  # ImageNet's, in an epoch.
-FORMS = {"ours": operations.depthwise_conv, "lax": operations.lax_depthwise_conv}
-
+ROOT = pathlib.Path(__file__).parents[1]
+UNCOUNTED = 2  # Batches at the start of each block.
+SETTINGS = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 
 PARSER = flags.Parser(__doc__)
-PARSER.add_argument("--model", default="b0", help="as for the summary")
+PARSER.add_argument("--models", nargs="+", default=["b0"], help="as for the summary")
+PARSER.add_argument("--modes", nargs="+", default=["train", "infer"], choices=("train", "infer"))
+PARSER.add_argument("--operations", nargs="+", default=["auto", "plain"], choices=SETS)
+PARSER.add_argument("--peers_python", help="interpreter that has torch and timm")
 PARSER.add_argument("--batch", type=flags.count, default=16)
 PARSER.add_argument("--resolution", type=flags.count, help="by default the model's own")
-PARSER.add_argument("--dtype", default="float32")
-PARSER.add_argument("--repeats", type=flags.count, default=5, help="pairs of timed batches")
+PARSER.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+PARSER.add_argument("--turns", type=flags.count, default=7)
+PARSER.add_argument("--block", type=flags.count, default=5, help="batches in a turn, 2 uncounted")
 
 
-class Timed:
-    """A compiled program of one form: `run(mode)` gives the seconds of one batch."""
+class Contender(NamedTuple):
+    """A program that is timed: ours with a set of operations, or timm's in a form."""
 
-    def __init__(self, form: str, args: argparse.Namespace):
-        config = config_lib.get_config(args.model)
-        config.batch_size = args.batch
-        config.model.num_classes = 1000
-        config.model.dtype = args.dtype
-        if args.resolution:
-            config.model.resolution = args.resolution
-        mesh = parallel.data_mesh()
-        parallel.check_batch("batch_size", args.batch, parallel.data_shards(mesh))
-        replicated = parallel.replicated(mesh)
-        model, optimizer, shapes = abstract_state(config, IMAGES)
-        self.resolution = model.architecture.resolution
-        model = model.clone(depthwise_conv=FORMS[form])
-        rng, size = np.random.default_rng(0), self.resolution
-        images = rng.integers(0, 256, (args.batch, size, size, 3), np.uint8)
-        labels = rng.integers(0, 1000, args.batch, np.int32)
-        batch = {"image": images, "label": labels, "mask": np.ones(args.batch, np.float32)}
-        self._batch = parallel.put_batch(batch, mesh)
-        key = random_key(0, "init", 0)
-        self._state = fresh_state(model, optimizer, size, key, replicated)
-        evaluate = jax.jit(make_eval_step(model, config.preprocess), out_shardings=replicated)
-        self._train = lower_train_step(model, shapes, config, IMAGES, mesh).compile()
-        self._evaluate = evaluate.lower(*self._state.weights("raw"), self._batch).compile()
+    library: str
+    form: str
 
-    def run(self, mode: str) -> float:
-        start = time.perf_counter()
-        if mode == "train":
-            self._state, metrics = self._train(self._state, self._batch, SEED)
-        else:
-            metrics = self._evaluate(*self._state.weights("raw"), self._batch)
-        jax.block_until_ready(metrics)
-        return time.perf_counter() - start
+    def __str__(self) -> str:
+        return f"{self.library} {self.form}"
+
+
+class Worker:
+    """A contender's process: `throughput_ours` or `throughput_timm`."""
+
+    def __init__(self, contender: Contender, model: str, mode: str, args: argparse.Namespace):
+        ours = contender.library == "ours"
+        python = sys.executable if ours else args.peers_python
+        module = "benchmarks.throughput_ours" if ours else "benchmarks.throughput_timm"
+        command = [python, "-m", module, model, mode, contender.form, str(args.batch), args.dtype]
+        command += [str(args.resolution)] if args.resolution else []
+        environment = os.environ | SETTINGS
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self._process = subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)
+
+    def receive(self) -> Any:
+        """The next line of JSON that it prints."""
+        while line := self._process.stdout.readline():
+            if line.startswith(("{", "[")):
+                return json.loads(line)
+        sys.exit(f"{self._process.args} ended with code {self._process.wait()}")
+
+    def run(self, count: int) -> list[float]:
+        """Seconds of each of `count` batches."""
+        self._process.stdin.write(f"{count}\n")
+        self._process.stdin.flush()
+        return self.receive()
+
+    def close(self) -> dict[str, Any]:
+        """Ends the process; what it says of its memory."""
+        self._process.stdin.close()
+        end = self.receive()
+        self._process.wait()
+        return end
+
+
+def compare(model: str, mode: str, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """A row for each contender."""
+    contenders = [Contender("ours", each) for each in args.operations]
+    if args.peers_python:
+        contenders += [Contender("timm", "eager"), Contender("timm", "compiled")]
+    workers = {each: Worker(each, model, mode, args) for each in contenders}
+    about, seconds = {}, {each: [] for each in contenders}
+    for contender, worker in workers.items():
+        about[contender] = worker.receive()
+        started = about[contender]["start_seconds"]
+        writers.say(f"{model} {mode}, {contender}: ready after {started:.0f} s")
+    if len(sizes := {each["resolution"] for each in about.values()}) > 1:
+        sys.exit(f"{model}: the contenders take images of {sizes} px; choose --resolution")
+    for turn in range(args.turns):
+        for contender, worker in workers.items():
+            block = worker.run(args.block)[UNCOUNTED:]
+            seconds[contender].append(statistics.median(block))
+        rates = [f"{each} {args.batch / times[-1]:.1f}" for each, times in seconds.items()]
+        writers.say(f"{model} {mode}, turn {turn + 1}/{args.turns}, images/s: {', '.join(rates)}")
+    for contender, worker in workers.items():
+        about[contender] |= worker.close()
+    return [make_row(model, mode, each, seconds, about[each], args) for each in contenders]
+
+
+def make_row(
+    model: str,
+    mode: str,
+    contender: Contender,
+    seconds: dict[Contender, list[float]],
+    about: dict[str, Any],
+    args: argparse.Namespace,
+) -> dict[str, Any]:
+    """One row; ratios are the speed of ours with the first set over this contender's."""
+    first = next(iter(seconds.values()))
+    ratios = [other / own for own, other in zip(first, seconds[contender], strict=True)]
+    return {
+        "model": model,
+        "mode": mode,
+        "library": contender.library,
+        "form": contender.form,
+        "version": about["version"],
+        "resolution": about["resolution"],
+        "batch": args.batch,
+        "dtype": args.dtype,
+        "images_per_second": round(args.batch / statistics.median(seconds[contender]), 2),
+        "ratio_median": round(statistics.median(ratios), 3),
+        "ratio_min": round(min(ratios), 3),
+        "ratio_max": round(max(ratios), 3),
+        "peak_mib": about["peak_mib"],
+        "start_seconds": about["start_seconds"],
+        "turns": args.turns,
+        "block": args.block,
+        **csv_rows.describe_machine(),
+        "device": about["device"],
+    }
 
 
 def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """A row for each mode: images/s of both forms (median), and their ratio (median of pairs)."""
-    forms = {}
-    for form in FORMS:
-        start = time.perf_counter()
-        forms[form] = Timed(form, args)
-        writers.say(f"{form}: compiled after {time.perf_counter() - start:.0f} s")
-    machine = csv_rows.describe_machine()
-    rows = []
-    for mode in ("train", "infer"):
-        for _ in range(WARM_UP):
-            for timed in forms.values():
-                timed.run(mode)
-        pairs = []
-        for number in range(args.repeats):
-            pairs.append({form: timed.run(mode) for form, timed in forms.items()})
-            shown = ", ".join(f"{form} {args.batch / s:.2f}" for form, s in pairs[-1].items())
-            writers.say(f"{mode} {number + 1}/{args.repeats}: {shown} images/s")
-        ratios = [pair["lax"] / pair["ours"] for pair in pairs]
-        rate = {form: args.batch / statistics.median(p[form] for p in pairs) for form in FORMS}
-        rows.append(
-            {
-                "model": args.model,
-                "mode": mode,
-                "resolution": forms["ours"].resolution,
-                "batch": args.batch,
-                "dtype": args.dtype,
-                "images_per_second": round(rate["ours"], 3),
-                "lax_images_per_second": round(rate["lax"], 3),
-                "ratio_median": round(statistics.median(ratios), 3),
-                "ratio_min": round(min(ratios), 3),
-                "ratio_max": round(max(ratios), 3),
-                "repeats": args.repeats,
-                **machine,
-            }
-        )
-    return rows
+    """A row for each model, mode and contender."""
+    if args.block <= UNCOUNTED:
+        PARSER.error(f"--block={args.block} should be more than the {UNCOUNTED} uncounted batches")
+    pairs = itertools.product(args.models, args.modes)
+    return [row for model, mode in pairs for row in compare(model, mode, args)]
 
 
 def show(rows: list[dict[str, Any]]) -> rich.table.Table:
     """The rows for a person."""
     first = rows[0]
-    title = f"{first['model']}, {first['resolution']} px, batch {first['batch']}, {first['dtype']}"
-    columns = ("", "ours", "lax depthwise", "ratio (min to max)")
-    table = rich.table.Table(*columns, title=f"{title}, images/s")
+    name = f"{first['library']} {first['form']}"
+    columns = ("model", "mode", "contender", "images/s", f"{name} / this (min to max)", "peak MiB")
+    title = f"batch {first['batch']}, {first['dtype']}, {first['device']}"
+    table = rich.table.Table(*columns, title=title)
     for row in rows:
         spread = f"{row['ratio_median']:.2f} ({row['ratio_min']:.2f} to {row['ratio_max']:.2f})"
-        rates = [f"{row[key]:.2f}" for key in ("images_per_second", "lax_images_per_second")]
-        table.add_row(row["mode"], *rates, spread)
+        cells = (row["model"], row["mode"], f"{row['library']} {row['form']}")
+        rate = f"{row['images_per_second']:.1f}"
+        table.add_row(*cells, rate, spread, f"{row['peak_mib']:.0f}")
     return table

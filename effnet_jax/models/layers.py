@@ -85,13 +85,24 @@ class BatchNorm(nn.Module):
     axis: str | None = None  # In `jax.shard_map`: the mesh axis whose devices share statistics.
     scale_init: nn.initializers.Initializer = nn.initializers.ones
 
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        shape = (x.shape[-1],)
+    def arrays(self, channels: int):
+        """Scale, bias, and the variables of the running mean and variance."""
+        shape = (channels,)
         scale = self.param("scale", self.scale_init, shape, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, shape, jnp.float32)
         mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
         var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
+        return scale, bias, (mean, var)
+
+    def update(self, running, mean: jax.Array, var: jax.Array) -> None:
+        """Moves the running statistics towards a batch's."""
+        if not self.is_initializing():
+            for each, new in zip(running, (mean, var), strict=True):
+                each.value = self.momentum * each.value + (1 - self.momentum) * new
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale, bias, (mean, var) = self.arrays(x.shape[-1])
         if not self.train:
             return operations.batch_norm_eval(x, mean.value, var.value, scale, bias, self.epsilon)
         if self.group in (None, len(x)):
@@ -99,8 +110,5 @@ class BatchNorm(nn.Module):
         else:
             normalize = functools.partial(operations.batch_norm_groups, group=self.group)
         y, batch_mean, batch_var = normalize(x, scale, bias, self.epsilon)
-        if not self.is_initializing():
-            keep = self.momentum
-            mean.value = keep * mean.value + (1 - keep) * batch_mean
-            var.value = keep * var.value + (1 - keep) * batch_var
+        self.update((mean, var), batch_mean, batch_var)
         return y

@@ -12,24 +12,23 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from effnet_jax.models import operations
+from effnet_jax.models import fused, operations
 from effnet_jax.models.network import Block, Function, LayerFactories, Stage
 from effnet_jax.scaling import Layer
 
 
-class SqueezeExcite(nn.Module):
-    """Gates each channel by a small network of the pooled features (arXiv 1709.01507)."""
+class Gate(nn.Module):
+    """Squeeze-excitation's gate for pooled features [N, 1, 1, C] (arXiv 1709.01507)."""
 
     factories: LayerFactories
     squeezed: int
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        gate = operations.spatial_mean(x)
-        gate = self.factories.conv(self.squeezed, 1, use_bias=True, name="reduce")(gate)
+    def __call__(self, pooled: jax.Array) -> jax.Array:
+        gate = self.factories.conv(self.squeezed, 1, use_bias=True, name="reduce")(pooled)
         gate = self.factories.act(gate)
-        gate = self.factories.conv(x.shape[-1], 1, use_bias=True, name="expand")(gate)
-        return x * nn.sigmoid(gate)
+        gate = self.factories.conv(pooled.shape[-1], 1, use_bias=True, name="expand")(gate)
+        return nn.sigmoid(gate)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,15 +53,23 @@ class MBConv(Block):
         return rows if inside != self.inputs else rows[1:]
 
     def apply(self, make: LayerFactories, x: jax.Array, drop: Function) -> jax.Array:
-        y = x
-        if self.expanded != self.inputs:
-            y = make.act(make.conv_norm(y, "expand", 1, 1, self.expanded))
-        y = make.depthwise(self.kernel, self.stride, name="depthwise")(y)
-        y = make.act(make.norm(name="depthwise_norm")(y))
-        if self.squeezed:
-            y = SqueezeExcite(make, self.squeezed, name="squeeze_excite")(y)
-        y = make.conv_norm(y, "project", 1, 1, self.outputs)
+        gate = Gate(make, self.squeezed, name="squeeze_excite") if self.squeezed else None
+        if make.fused:
+            y = fused.inside(make.fused, make.act, self, gate, x)
+        else:
+            y = self._inside(make, gate, x)
+        y = make.norm(name="project_norm")(y)
         return drop(y) + x if self.has_skip else y
+
+    def _inside(self, make: LayerFactories, gate: Function | None, x: jax.Array) -> jax.Array:
+        """From the input to the output of the projection."""
+        if self.expanded != self.inputs:
+            x = make.act(make.conv_norm(x, "expand", 1, 1, self.expanded))
+        x = make.depthwise(self.kernel, self.stride, name="depthwise")(x)
+        x = make.act(make.norm(name="depthwise_norm")(x))
+        if gate:
+            x = x * gate(operations.spatial_mean(x))
+        return make.conv(self.outputs, 1, 1, name="project")(x)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

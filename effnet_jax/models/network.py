@@ -4,6 +4,8 @@ A family's file holds its kinds of block, each a `Block`, and a `Base` for each 
 table and settings. `Base.architecture` scales the table into an `Architecture`.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import functools
 import itertools
@@ -16,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from effnet_jax import scaling
-from effnet_jax.models import layers, operations
+from effnet_jax.models import fused, layers, operations
 from effnet_jax.scaling import Coefficients, Layer
 
 Function = Callable[[jax.Array], jax.Array]
@@ -30,6 +32,7 @@ class LayerFactories:
     depthwise: Callable[..., nn.Module]  # Of (kernel, stride=1, name=...).
     norm: Callable[..., nn.Module]  # Of (name=...).
     act: Function
+    fused: "fused.Settings | None" = None  # Of MBConv's inside in training; None: the plain form.
 
     def conv_norm(
         self, x: jax.Array, name: str, kernel: int, stride: int, filters: int, **norm: Any
@@ -247,6 +250,7 @@ class Network(nn.Module):
     remat: bool = False  # Compute the inside of a block again for its gradient.
     batch_norm_group: int | None = None
     batch_norm_axis: str | None = None
+    strips: tuple[int, int] | None = None  # Examples a device, and bytes of a strip.
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -264,6 +268,9 @@ class Network(nn.Module):
             depthwise=functools.partial(layers.DepthwiseConv, self.depthwise_conv, **settings),
             norm=functools.partial(layers.BatchNorm, **norm),
             act=spec.activation,
+            fused=fused.Settings(jnp.dtype(self.dtype), self.padding, norm, *self.strips)
+            if self.strips and train
+            else None,
         )
         features, stem, x = {}, spec.stem, images.astype(self.dtype)
         x = ConvNormAct(make, stem.filters, stem.kernel, stem.stride, name="stem")(x)
