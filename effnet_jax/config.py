@@ -137,6 +137,9 @@ SCHEMA = {
         # block: recompute the inside of each block for its gradient. Less memory, more time.
         "remat": Choice(("none", "block")),
         "dtype": Choice(("float32", "bfloat16")),  # Of the computation.
+        # plain: lax and automatic differentiation, forward mode included; cpu: forms for CPUs, in
+        # reverse mode only; auto: the best one on the platform that JAX runs on.
+        "operations": Choice(("auto", *operations.SETS)),
         # The reference's first weights have variance 1 / (3 classes), whatever the features: with
         # few classes that makes large random logits, larger in wider networks. True: start at 0.
         "zero_classifier": False,

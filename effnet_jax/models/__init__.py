@@ -137,6 +137,7 @@ def build(config: ConfigDict) -> Network:
     check_choice("config.model.dtype", config.dtype, ("float32", "bfloat16"))
     check_choice("config.model.remat", config.remat, ("none", "block"))
     check_choice("config.model.padding", config.padding, operations.PADDINGS)
+    check_choice("config.model.operations", config.operations, ("auto", *operations.SETS))
     return Network(
         architecture(config),
         dropout=dropout(config),
@@ -144,6 +145,7 @@ def build(config: ConfigDict) -> Network:
         epsilon=config.batch_norm_epsilon,
         dtype=jnp.dtype(config.dtype),
         padding=config.padding,
+        operations=config.operations,
         zero_classifier=config.zero_classifier,
         remat=config.remat == "block",
     )

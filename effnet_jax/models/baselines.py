@@ -64,7 +64,7 @@ def separable(row: Stage, rounded: Callable[[int], int], **block: Any) -> Separa
     return Separable(outputs=rounded(row.filters), skip=False, **block)
 
 
-_mobilenet = functools.partial(Base, activation=nn.relu6, dropout=0.2)
+_mobilenet = functools.partial(Base, activation="relu6", dropout=0.2)
 MOBILENETS = {
     "mobilenet_v1": _mobilenet(stages=V1, block=separable),
     # Its head is never narrower than the base's (section 5).
@@ -130,7 +130,7 @@ def _resnet(*repeats: int, bottleneck: bool = False, small: bool = False) -> Bas
         ),
         block=functools.partial(residual, bottleneck=bottleneck),
         stem=Stem(filters, stride=1) if small else Stem(filters, kernel=7, pool=True),
-        activation=nn.relu,
+        activation="relu",
         resolution=32 if small else 224,
         dropout=0.0,
     )

@@ -9,11 +9,8 @@ efficientnetv2 (effnetv2_configs.py, effnetv2_model.py).
 import functools
 from typing import NamedTuple
 
-import flax.linen as nn
-
 from effnet_jax.models.mbconv import block_of
 from effnet_jax.models.network import Base, Stage, Stem
-from effnet_jax.models.operations import swish
 
 FusedStage = functools.partial(Stage, fused=True)
 STAGES = (
@@ -51,16 +48,16 @@ _squeezed = functools.partial(block_of, squeeze_ratio=0.25)
 _family = functools.partial(Base, head_filters=1280, survival_probability=0.8)
 # V2's rounding has no rule of 0.9, which changes B3 alone.
 _v2 = functools.partial(
-    _family, block=_squeezed, activation=swish, least=0.0, batch_norm_momentum=0.9
+    _family, block=_squeezed, activation="swish", least=0.0, batch_norm_momentum=0.9
 )
 _large_v2 = functools.partial(_v2, normalization="128")
 FAMILIES = {
-    "efficientnet": _family(stages=STAGES, block=_squeezed, activation=swish),
+    "efficientnet": _family(stages=STAGES, block=_squeezed, activation="swish"),
     "efficientnet_lite": _family(
-        stages=STAGES, block=block_of, activation=nn.relu6, fixed_ends=True, normalization="127"
+        stages=STAGES, block=block_of, activation="relu6", fixed_ends=True, normalization="127"
     ),
     "efficientnet_edgetpu": _family(
-        stages=EDGETPU_STAGES, block=block_of, activation=nn.relu, normalization="127"
+        stages=EDGETPU_STAGES, block=block_of, activation="relu", normalization="127"
     ),
     "efficientnet_v2": _v2(stages=V2_STAGES),
     "efficientnet_v2_s": _large_v2(stages=V2_S_STAGES, stem=Stem(24), resolution=384, dropout=0.2),

@@ -30,6 +30,9 @@ from jax import Array, lax
 
 from effnet_jax.models import layers, operations
 
+# Of a strip's wide map on one device. A v5e has 128 MiB on chip; see docs/performance.md.
+STRIP_BYTES = 39 * 2**20
+
 Function = Callable[[Array], Array]
 Norm = tuple[Array, Array, Array, Array]  # Mean, variance, scale and bias, float32 [C].
 
@@ -39,29 +42,12 @@ def pointwise(x: Array, kernel: Array) -> Array:
     return lax.dot_general(x, kernel, (((3,), (0,)), ((), ())))
 
 
-def _over_devices(mean: Array, axis: str | None) -> Array:
-    return mean if axis is None else lax.pmean(mean, axis)
-
-
-def statistics(x: Array, axis: str | None = None) -> tuple[Array, Array]:
-    """Mean and biased variance of x [N, H, W, C] over N, H and W, in one pass; float32 [C].
-
-    `axis`: of a mesh, in `jax.shard_map`, whose devices share statistics.
-    """
-    x = x.astype(jnp.float32)
-    mean, square = x.mean((0, 1, 2)), jnp.square(x).mean((0, 1, 2))
-    mean, square = _over_devices(mean, axis), _over_devices(square, axis)
-    return mean, square - jnp.square(mean)
-
-
-def expansion_statistics(
-    x: Array, kernel: Array, axis: str | None = None
-) -> tuple[Array, Array]:
-    """`statistics(pointwise(x, kernel))`, computed from x [N, H, W, Cin] (A); float32 [Cout]."""
+def expansion_statistics(x: Array, kernel: Array, axis: str | None = None) -> tuple[Array, Array]:
+    """`plain_statistics(pointwise(x, kernel))`, computed from x [N, H, W, Cin] (A); float32 [Cout]."""
     rows = ((0, 1, 2), (0, 1, 2)), ((), ())
     gram = lax.dot_general(x, x, rows, preferred_element_type=jnp.float32)
-    gram = _over_devices(gram / (x.size // x.shape[-1]), axis)
-    mean = _over_devices(x.astype(jnp.float32).mean((0, 1, 2)), axis)
+    gram = operations.over_devices(gram / (x.size // x.shape[-1]), axis)
+    mean = operations.over_devices(x.astype(jnp.float32).mean((0, 1, 2)), axis)
     covariance = gram - jnp.outer(mean, mean)
     kernel = kernel.astype(jnp.float32)
     var = jnp.einsum("ic,ij,jc->c", kernel, covariance, kernel, precision="highest")
@@ -174,12 +160,13 @@ def excite_project(
         return act(operations.batch_norm_eval(y, *norm, epsilon))
 
     if gate is None:
-        return jax.checkpoint(lambda y, norm, w: pointwise(normalized(y, norm), w))(y, norm, project)
+        return jax.checkpoint(lambda y, norm, w: pointwise(normalized(y, norm), w))(
+            y, norm, project
+        )
 
     @jax.checkpoint
     def pooled(y, norm):
-        x = normalized(y, norm)
-        return x.astype(jnp.float32).mean((1, 2), keepdims=True).astype(x.dtype)
+        return operations.plain_spatial_mean(normalized(y, norm))
 
     @jax.checkpoint
     def projected(y, norm, gate, project):
@@ -201,12 +188,18 @@ class Kernel(nn.Module):
 
 
 class Moments(layers.BatchNorm):
-    """BatchNorm's arrays: updates the running statistics and returns a `Norm`."""
+    """BatchNorm's arrays, without its operation."""
 
     @nn.compact
-    def __call__(self, mean: Array, var: Array) -> Norm:
-        scale, bias, running = self.arrays(mean.shape[-1])
-        self.update(running, mean, var)
+    def __call__(self, statistics: Callable[..., tuple[Array, Array]], x: Array) -> Norm:
+        """The `Norm` of `statistics(x, axis)`, by group, with the running statistics updated."""
+        grouped = x.reshape(-1, self.group or x.shape[0], *x.shape[1:])
+        of_groups = jax.vmap(lambda x: statistics(x, axis=self.axis))(grouped)
+        scale, bias, running = self.arrays(of_groups[0].shape[-1])
+        self.update(running, *(each.mean(0) for each in of_groups))
+        repeated = (jnp.repeat(each, grouped.shape[1], 0) for each in of_groups)
+        by_example = [each[:, None, None, :] for each in repeated]
+        mean, var = by_example if len(grouped) > 1 else (each[0] for each in of_groups)
         return mean, var, scale, bias
 
 
@@ -217,40 +210,51 @@ class Settings:
     Attributes:
       norm: settings of `layers.BatchNorm`: momentum, epsilon, group, axis.
       examples: images on a device at a time.
-      strip_bytes: most that a strip's wide map takes on a device.
     """
 
     dtype: jnp.dtype
     padding: str
     norm: dict[str, Any]
     examples: int
-    strip_bytes: int
 
 
 def rows_in_strip(shape: tuple[int, ...], channels: int, settings: Settings, stride: int) -> int:
-    """Rows of x [N, H, W, Cin] in a strip whose expansion fits into `strip_bytes`."""
+    """Rows of x [N, H, W, Cin] in a strip whose expansion fits into `STRIP_BYTES`."""
     _, h, w, _ = shape
     row = settings.examples * w * channels * settings.dtype.itemsize
-    strips = max(1, math.ceil(h * row / settings.strip_bytes))
+    strips = max(1, math.ceil(h * row / STRIP_BYTES))
     return math.ceil(h / strips / stride) * stride
 
 
-def inside(settings: Settings, act: Function, block: Any, gate: Callable[[int], Function], x: Array) -> Array:
-    """An MBConv from its input x [N, H, W, Cin] to the output of its projection, in training."""
-    dtype, norm = settings.dtype, dict(settings.norm)
-    group, axis, epsilon = norm["group"], norm["axis"], norm["epsilon"]
-    x = x.astype(dtype)
-    kernel = functools.partial(Kernel, dtype=dtype)
-    depthwise = kernel((block.kernel, block.kernel, 1, block.expanded), layers.depthwise_init, name="depthwise")()
-    project = kernel((1, 1, block.expanded, block.outputs), layers.conv_init, name="project")()[0, 0]
-    columns = dict(stride=block.stride, padding=settings.padding)
+def inside(settings: Settings, act: Function, block: Any, gate: Function | None, x: Array) -> Array:
+    """From the input x [N, H, W, Cin] of an MBConv to the output of its projection, in training."""
+    x, epsilon = x.astype(settings.dtype), settings.norm["epsilon"]
+    stride, padding = block.stride, settings.padding
+
+    def kernel(name: str, *shape: int, init: Any = layers.conv_init) -> Array:
+        return Kernel(shape, init, settings.dtype, name=name)()
+
+    depthwise = kernel(
+        "depthwise", block.kernel, block.kernel, 1, block.expanded, init=layers.depthwise_init
+    )
     if block.expanded != block.inputs:
-        expand = kernel((1, 1, block.inputs, block.expanded), layers.conv_init, name="expand")()[0, 0]
-        mean, var = expansion_statistics(x, expand, axis)
-        moments = Moments(**norm, name="expand_norm")(mean, var)
-        rows = rows_in_strip(x.shape, block.expanded, settings, block.stride)
-        y = expand_depthwise(x, expand, moments, depthwise, act=act, epsilon=epsilon, rows=rows, **columns)
+        expand = kernel("expand", 1, 1, block.inputs, block.expanded)[0, 0]
+        statistics = functools.partial(expansion_statistics, kernel=expand)
+        norm = Moments(**settings.norm, name="expand_norm")(statistics, x)
+        rows = rows_in_strip(x.shape, block.expanded, settings, stride)
+        y = expand_depthwise(
+            x,
+            expand,
+            norm,
+            depthwise,
+            act=act,
+            stride=stride,
+            padding=padding,
+            epsilon=epsilon,
+            rows=rows,
+        )
     else:
-        y = operations.lax_depthwise_conv(x, depthwise, block.stride, settings.padding)
-    moments = Moments(**norm, name="depthwise_norm")(*statistics(y, axis))
-    return excite_project(y, moments, gate, project, act=act, epsilon=epsilon)
+        y = operations.lax_depthwise_conv(x, depthwise, stride, padding)
+    norm = Moments(**settings.norm, name="depthwise_norm")(operations.plain_statistics, y)
+    project = kernel("project", 1, 1, block.expanded, block.outputs)[0, 0]
+    return excite_project(y, norm, gate, project, act=act, epsilon=epsilon)

@@ -26,7 +26,7 @@ def stochastic_depth(x: jax.Array, survival: float, key: jax.Array) -> jax.Array
 
     Source: tensorflow/tpu models/official/efficientnet/utils.py, drop_connect; arXiv 1603.09382.
     """
-    kept = jnp.floor(survival + jax.random.uniform(key, (len(x), 1, 1, 1), jnp.float32))
+    kept = jnp.floor(survival + jax.random.uniform(key, (x.shape[0], 1, 1, 1), jnp.float32))
     return x * (kept / survival).astype(x.dtype)
 
 
@@ -51,14 +51,14 @@ class Conv(nn.Module):
             x = operations.lax_conv(x, kernel, self.stride, self.padding)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.filters,), jnp.float32)
-            x = x + bias.astype(self.dtype)
+            x = x + operations.along(bias.astype(self.dtype), x)
         return x
 
 
 class DepthwiseConv(nn.Module):
     """One kernel a channel. Parameter: kernel [k, k, 1, C]."""
 
-    operation: Callable[..., jax.Array]  # As `operations.depthwise_conv`.
+    operation: Callable[..., jax.Array]  # As `operations.lax_depthwise_conv`.
     kernel: int
     stride: int = 1
     dtype: jnp.dtype = jnp.float32
@@ -78,6 +78,7 @@ class BatchNorm(nn.Module):
     Running statistics average over the groups; the variance is biased, as in the reference.
     """
 
+    operation: Callable[..., tuple[jax.Array, ...]]  # As `operations.plain_batch_norm`.
     train: bool  # Normalise by the batch's statistics and update the running ones.
     momentum: float  # Fraction of the running value that is kept at each update.
     epsilon: float
@@ -105,10 +106,11 @@ class BatchNorm(nn.Module):
         scale, bias, (mean, var) = self.arrays(x.shape[-1])
         if not self.train:
             return operations.batch_norm_eval(x, mean.value, var.value, scale, bias, self.epsilon)
-        if self.group in (None, len(x)):
-            normalize = functools.partial(operations.batch_norm_train, axis=self.axis)
+        if self.group in (None, x.shape[0]):
+            normalize = functools.partial(self.operation, axis=self.axis)
         else:
-            normalize = functools.partial(operations.batch_norm_groups, group=self.group)
+            grouped = functools.partial(operations.batch_norm_groups, self.operation)
+            normalize = functools.partial(grouped, group=self.group)
         y, batch_mean, batch_var = normalize(x, scale, bias, self.epsilon)
         self.update((mean, var), batch_mean, batch_var)
         return y

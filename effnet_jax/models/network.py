@@ -32,7 +32,8 @@ class LayerFactories:
     depthwise: Callable[..., nn.Module]  # Of (kernel, stride=1, name=...).
     norm: Callable[..., nn.Module]  # Of (name=...).
     act: Function
-    fused: "fused.Settings | None" = None  # Of MBConv's inside in training; None: the plain form.
+    spatial_mean: Function  # As `operations.plain_spatial_mean`.
+    fused: fused.Settings | None = None  # Of MBConv's inside in training; None: layer by layer.
 
     def conv_norm(
         self, x: jax.Array, name: str, kernel: int, stride: int, filters: int, **norm: Any
@@ -89,7 +90,7 @@ class Architecture:
     stages: tuple[tuple[Block, ...], ...]
     head_filters: int  # Of the 1x1 convolution before the pooling; 0: without it.
     num_classes: int
-    activation: Function  # After normalisations, and inside squeeze-excitation.
+    activation: str  # Of `operations.Operations`; after normalisations, and inside the gate.
 
     @property
     def total_stride(self) -> int:
@@ -132,7 +133,7 @@ class Base:
     # `(row, round_filters, name=, stride=, inputs=, survival=)` -> a block of the row, where
     # `round_filters` scales and rounds the table's filters.
     block: Callable[..., Block]
-    activation: Function
+    activation: str  # Of `operations.Operations`: swish, relu or relu6.
     stem: Stem = Stem(filters=32)
     head_filters: int = 0
     fixed_ends: bool = False  # Do not scale stem, head, and the first and last stage's repeats.
@@ -245,12 +246,12 @@ class Network(nn.Module):
     epsilon: float = 1e-3
     dtype: jnp.dtype = jnp.float32  # Of the computation; parameters and statistics stay float32.
     padding: str = "same"  # Of every convolution and pooling; see `operations.PADDINGS`.
-    depthwise_conv: Callable[..., jax.Array] = operations.depthwise_conv
+    operations: str = "auto"  # See `operations.choose`.
     zero_classifier: bool = False  # Start the classifier at 0, not at the reference's values.
     remat: bool = False  # Compute the inside of a block again for its gradient.
     batch_norm_group: int | None = None
     batch_norm_axis: str | None = None
-    strips: tuple[int, int] | None = None  # Examples a device, and bytes of a strip.
+    examples: int | None = None  # On a device at a time, for the set "fused"; None: all.
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -260,17 +261,25 @@ class Network(nn.Module):
         one, [N, h, w, C], and pre_logits, [N, C]. Training needs the random streams "dropout" and
         "stochastic_depth", and "batch_stats" mutable.
         """
+        if not jnp.issubdtype(images.dtype, jnp.floating):
+            raise ValueError(
+                f"the network takes normalised images in floats, not {images.dtype}: "
+                "see data.preprocess.normalize"
+            )
         spec, settings = self.architecture, {"dtype": self.dtype, "padding": self.padding}
+        name = operations.choose(self.operations, jax.default_backend())
+        chosen, per_device = operations.SETS[name], self.examples or images.shape[0]
         norm = {"train": train, "momentum": self.momentum, "epsilon": self.epsilon}
         norm |= {"group": self.batch_norm_group, "axis": self.batch_norm_axis}
+        norm |= {"operation": chosen.batch_norm}
+        inside = fused.Settings(jnp.dtype(self.dtype), self.padding, norm, per_device)
         make = LayerFactories(
             conv=functools.partial(layers.Conv, **settings),
-            depthwise=functools.partial(layers.DepthwiseConv, self.depthwise_conv, **settings),
+            depthwise=functools.partial(layers.DepthwiseConv, chosen.depthwise_conv, **settings),
             norm=functools.partial(layers.BatchNorm, **norm),
-            act=spec.activation,
-            fused=fused.Settings(jnp.dtype(self.dtype), self.padding, norm, *self.strips)
-            if self.strips and train
-            else None,
+            act=getattr(chosen, spec.activation),
+            spatial_mean=chosen.spatial_mean,
+            fused=inside if name == "fused" and train else None,
         )
         features, stem, x = {}, spec.stem, images.astype(self.dtype)
         x = ConvNormAct(make, stem.filters, stem.kernel, stem.stride, name="stem")(x)
@@ -283,7 +292,7 @@ class Network(nn.Module):
         if spec.head_filters:
             x = ConvNormAct(make, spec.head_filters, name="head")(x)
             features["head"] = x
-        x = operations.spatial_mean(x)[:, 0, 0, :]
+        x = chosen.spatial_mean(x)[:, 0, 0, :]
         features["pre_logits"] = x
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         init = nn.initializers.zeros if self.zero_classifier else layers.dense_init

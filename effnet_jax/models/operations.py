@@ -1,11 +1,16 @@
-"""The layer arithmetic of EfficientNet in forms that XLA compiles well on every platform.
+"""The layer arithmetic of EfficientNet, as sets of operations: one for each kind of platform.
 
-TPU and GPU get the plain operations. XLA's depthwise convolution on CPU is far slower than memory
-allows, its sums over N, H and W run one element at a time, and it writes out results that are
-cheaper to compute again. `lax.platform_dependent` chooses the form when a function is lowered.
+`plain` is `lax` and automatic differentiation: right everywhere, in forward and reverse mode. `cpu`
+has forms of its own, because XLA's depthwise convolution on CPU is far slower than memory allows,
+its sums over N, H and W run one element at a time, and it writes out results that are cheaper to
+compute again. Its gradients are custom ones, in reverse mode only, and agree with the plain ones to
+second order. `fused` is plain, but trains MBConv's inside with fewer bytes moved: see fused.py.
 """
 
 import functools
+import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -48,34 +53,39 @@ def _fold_rows(rows, h, terms):
     return lax.optimization_barrier(sum(slabs[:-1], jnp.pad(slabs[-1], missing)))
 
 
-def _sums(x, axes, keepdims=False, fold=True):
-    """Sums of x [N, H, W, C] over axes that include H, in float32."""
-
-    def cpu(x):
-        folded = _fold_rows(lambda a, b: x[:, a:b].astype(jnp.float32), x.shape[1], SUM_TERMS)
-        return folded.sum(axes, keepdims=keepdims)
-
-    def plain(x):
-        return x.astype(jnp.float32).sum(axes, keepdims=keepdims)
-
-    return lax.platform_dependent(x, cpu=cpu if fold else plain, default=plain)
+def along(values: Array, x: Array) -> Array:
+    """Values [C] with as many axes as x [..., C]: no rank is promoted silently."""
+    return values if values.ndim == x.ndim else values.reshape((1,) * (x.ndim - 1) + values.shape)
 
 
-def channel_sums(x: Array) -> Array:
+def _sums(x, axes, fold=True):
+    """Sums of x [N, H, W, C] over axes that include H, in float32; the axes stay, with length 1."""
+    if not fold or not x.size:
+        return x.astype(jnp.float32).sum(axes, keepdims=True)
+    folded = _fold_rows(lambda a, b: x[:, a:b].astype(jnp.float32), x.shape[1], SUM_TERMS)
+    return folded.sum(axes, keepdims=True)
+
+
+def _channel_sums(x):
     """Sums of x [N, H, W, C] over N, H and W -> float32 [C]."""
-    return _sums(x, (0, 1, 2))
+    return _sums(x, (0, 1, 2)).reshape(-1)
+
+
+def plain_spatial_mean(x: Array) -> Array:
+    """Mean of x [N, H, W, C] over H and W -> [N, 1, 1, C]; sums in float32, returns x.dtype."""
+    return x.astype(jnp.float32).mean((1, 2), keepdims=True).astype(x.dtype)
 
 
 @jax.custom_vjp
-def spatial_mean(x: Array) -> Array:
-    """Mean of x [N, H, W, C] over H and W -> [N, 1, 1, C]; sums in float32, returns x.dtype."""
+def cpu_spatial_mean(x: Array) -> Array:
+    """The CPU form of `plain_spatial_mean`."""
     # Below 32 rows the plain sum runs from cache, and is no slower.
-    total = _sums(x, (1, 2), keepdims=True, fold=x.shape[1] >= 32)
+    total = _sums(x, (1, 2), fold=x.shape[1] >= 32)
     return (total / (x.shape[1] * x.shape[2])).astype(x.dtype)
 
 
-spatial_mean.defvjp(
-    lambda x: (spatial_mean(x), x),
+cpu_spatial_mean.defvjp(
+    lambda x: (cpu_spatial_mean(x), x),
     lambda x, dy: (jnp.broadcast_to(dy / (x.shape[1] * x.shape[2]), x.shape),),
 )
 
@@ -93,7 +103,10 @@ def lax_conv(x: Array, kernel: Array, stride: int, padding: str, groups: int = 1
 
 
 def lax_depthwise_conv(x: Array, kernel: Array, stride: int, padding: str = "same") -> Array:
-    """The plain form of `depthwise_conv`: correct everywhere, slow on CPU."""
+    """Depthwise convolution: x [N, H, W, C], kernel [k, k, 1, C] with k odd -> [N, h, w, C].
+
+    h and w are H / stride and W / stride, rounded up.
+    """
     return lax_conv(x, kernel, stride, padding, groups=x.shape[-1])
 
 
@@ -103,8 +116,8 @@ def pointwise_conv(x: Array, kernel: Array) -> Array:
     A product of two matrices. In the four-dimensional form the filter gradient contracts three axes
     of x at once, for which XLA CPU writes a transposed copy first: twice the time.
     """
-    y = x.reshape(-1, x.shape[-1]) @ kernel[0, 0]
-    return y.reshape(*x.shape[:-1], -1)
+    y = x.reshape(math.prod(x.shape[:-1]), x.shape[-1]) @ kernel[0, 0]
+    return y.reshape(*x.shape[:-1], kernel.shape[-1])
 
 
 def _padded(x, k, stride, padding):
@@ -128,7 +141,11 @@ def _shifted(x, kernel, stride, padding):
     k = kernel.shape[0]
     h, w = (-(-size // stride) for size in x.shape[1:3])
     x = _padded(x, k, stride, padding)
-    return sum(_tap(x, i, j, stride, h, w) * kernel[i, j, 0] for i in range(k) for j in range(k))
+    return sum(
+        _tap(x, i, j, stride, h, w) * kernel[i : i + 1, j : j + 1]
+        for i in range(k)
+        for j in range(k)
+    )
 
 
 def _shifted_input_grad(dy, kernel, stride, padding, h, w):
@@ -145,7 +162,7 @@ def _shifted_input_grad(dy, kernel, stride, padding, h, w):
     def phase(p, q):
         taps = [
             _tap(dy, k + (p + top - i) // stride, k + (q + left - j) // stride, 1, rows, columns)
-            * kernel[i, j, 0]
+            * kernel[i : i + 1, j : j + 1]
             for i in range(k)
             for j in range(k)
             if (p + top - i) % stride == 0 and (q + left - j) % stride == 0
@@ -175,102 +192,143 @@ def _shifted_filter_grad(x, dy, kernel, stride, padding):
     return jnp.stack(sums).reshape(kernel.shape).astype(kernel.dtype)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def depthwise_conv(x: Array, kernel: Array, stride: int, padding: str = "same") -> Array:
-    """Depthwise convolution: x [N, H, W, C], kernel [k, k, 1, C] with k odd -> [N, h, w, C].
+def cpu_depthwise_conv(x: Array, kernel: Array, stride: int, padding: str = "same") -> Array:
+    """The CPU form of `lax_depthwise_conv`.
 
-    h and w are H / stride and W / stride, rounded up. The gradient is written out because automatic
-    differentiation of the shifted form moves several times the bytes.
+    The gradient is written out because automatic differentiation of the shifted form moves several
+    times the bytes.
     """
-    return lax.platform_dependent(
-        x,
-        kernel,
-        cpu=lambda x, kernel: _shifted(x, kernel, stride, padding),
-        default=lambda x, kernel: lax_depthwise_conv(x, kernel, stride, padding),
-    )
+    return _depthwise(x, _varying_as(x, kernel), stride, padding)
+
+
+def _varying_as(x, value):
+    """`value`, which `shard_map` (with check_vma) then takes to differ between devices as x does.
+
+    A custom gradient differs so; automatic differentiation sums it over devices here, outside.
+    """
+    return value + jnp.zeros_like(x, value.dtype, shape=value.shape)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _depthwise(x, kernel, stride, padding):
+    return _shifted(x, kernel, stride, padding)
 
 
 def _depthwise_bwd(stride, padding, residuals, dy):
-    def cpu(x, kernel, dy):
-        dx = _shifted_input_grad(dy, kernel, stride, padding, *x.shape[1:3])
-        return dx, _shifted_filter_grad(x, dy, kernel, stride, padding)
-
-    def default(x, kernel, dy):
-        return jax.vjp(lambda *args: lax_depthwise_conv(*args, stride, padding), x, kernel)[1](dy)
-
-    return lax.platform_dependent(*residuals, dy, cpu=cpu, default=default)
+    x, kernel = residuals
+    dx = _shifted_input_grad(dy, kernel, stride, padding, *x.shape[1:3])
+    return dx, _shifted_filter_grad(x, dy, kernel, stride, padding)
 
 
-depthwise_conv.defvjp(lambda *args: (depthwise_conv(*args), args[:2]), _depthwise_bwd)
+_depthwise.defvjp(lambda *args: (_depthwise(*args), args[:2]), _depthwise_bwd)
 
 
 def batch_norm_eval(
     x: Array, mean: Array, var: Array, scale: Array, bias: Array, epsilon: float
 ) -> Array:
-    """Normalises x [N, H, W, C] by statistics [C]; computes in float32, returns x.dtype."""
+    """Normalises x [N, H, W, C] by statistics, [C] or [N, 1, 1, C]; in float32, returns x.dtype."""
+    mean, var, scale, bias = (along(each, x) for each in (mean, var, scale, bias))
     factor = scale * lax.rsqrt(var + epsilon)
     return ((x.astype(jnp.float32) - mean) * factor + bias).astype(x.dtype)
 
 
-def _over_devices(sums, axis):
-    """Sums over the devices of a mesh axis; unchanged without an axis."""
-    return sums if axis is None else lax.psum(sums, axis)
+def over_devices(mean: Array, axis: str | None) -> Array:
+    """Mean over the devices of a mesh axis in `jax.shard_map`; unchanged without an axis."""
+    return mean if axis is None else lax.pmean(mean, axis)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def batch_norm_train(
+def plain_statistics(x: Array, axis: str | None = None) -> tuple[Array, Array]:
+    """Mean and biased variance of x [N, H, W, C] over N, H and W, and devices; float32 [C].
+
+    In one pass, as Flax's: E[x^2] - E[x]^2 loses digits where the mean is many times the deviation.
+    """
+    x = x.astype(jnp.float32)
+    mean, square = x.mean((0, 1, 2)), jnp.square(x).mean((0, 1, 2))
+    mean, square = over_devices(mean, axis), over_devices(square, axis)
+    return mean, jnp.maximum(square - jnp.square(mean), 0)
+
+
+def plain_batch_norm(
     x: Array, scale: Array, bias: Array, epsilon: float, axis: str | None = None
 ) -> tuple[Array, Array, Array]:
     """Normalises x [N, H, W, C] by its own mean and biased variance over N, H and W.
 
-    Returns y in x.dtype, and mean and var in float32 [C] for running averages: the gradient ignores
-    their cotangents. The variance takes a second pass for the squared distance from the mean. It
-    can't cancel, and XLA on CPU does not compute E[x^2] - E[x]^2 in one pass either.
-
-    Inside `jax.shard_map` the statistics are also taken over the devices of the mesh axis `axis`,
-    and the gradients of scale and bias cover this device's part of x.
+    Returns y in x.dtype, and mean and var in float32 [C]. Inside `jax.shard_map` the statistics are
+    also taken over the devices of the mesh axis `axis`.
     """
-    count = _over_devices(x.size // x.shape[-1], axis)
-    mean = _over_devices(channel_sums(x), axis) / count
-    var = _over_devices(channel_sums(jnp.square(x.astype(jnp.float32) - mean)), axis) / count
+    mean, var = plain_statistics(x, axis)
     return batch_norm_eval(x, mean, var, scale, bias, epsilon), mean, var
 
 
-def _batch_norm_fwd(x, scale, bias, epsilon, axis):
-    y, mean, var = batch_norm_train(x, scale, bias, epsilon, axis)
+def cpu_batch_norm(
+    x: Array, scale: Array, bias: Array, epsilon: float, axis: str | None = None
+) -> tuple[Array, Array, Array]:
+    """The CPU form of `plain_batch_norm`.
+
+    The variance takes a second pass for the squared distance from the mean. It can't cancel, and
+    XLA on CPU does not compute E[x^2] - E[x]^2 in one pass either.
+    """
+    scale, bias = (_varying_as(x, value) for value in (scale, bias))
+    y, mean, var = _cpu_batch_norm(x, scale, bias, epsilon, axis)
+    return y, over_devices(mean, axis), over_devices(var, axis)
+
+
+def _normalized(x, scale, bias, epsilon, axis):
+    """The results of `_cpu_batch_norm`, and what its gradient needs."""
+    count = max(1, x.size // x.shape[-1])
+    mean = over_devices(_channel_sums(x) / count, axis)
+    centred = x.astype(jnp.float32) - along(mean, x)
+    var = over_devices(_channel_sums(jnp.square(centred)) / count, axis)
+    mean, var = _varying_as(x, mean), _varying_as(x, var)
+    y = batch_norm_eval(x, mean, var, scale, bias, epsilon)
     return (y, mean, var), (x, scale, mean, lax.rsqrt(var + epsilon))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _cpu_batch_norm(x, scale, bias, epsilon, axis):
+    return _normalized(x, scale, bias, epsilon, axis)[0]
 
 
 def _batch_norm_bwd(epsilon, axis, residuals, cotangents):
     x, scale, mean, inverse = residuals
-    dy = cotangents[0].astype(jnp.float32)
-    xhat = (x.astype(jnp.float32) - mean) * inverse
-    sums = channel_sums(dy), channel_sums(dy * xhat)
-    dbias, dscale = (each.astype(scale.dtype) for each in sums)
-    count = _over_devices(x.size // x.shape[-1], axis)
-    dmean, dvar = (each / count for each in _over_devices(sums, axis))
-    dx = scale * inverse * (dy - dmean - xhat * dvar)
-    return dx.astype(x.dtype), dscale, dbias
+    dy, *of_statistics = cotangents
+    dy, count = dy.astype(jnp.float32), max(1, x.size // x.shape[-1])
+    xhat = (x.astype(jnp.float32) - along(mean, x)) * along(inverse, x)
+    dbias, dscale = _channel_sums(dy), _channel_sums(dy * xhat)
+    factor = scale * inverse
+    # Means over all examples and devices of the gradients by mean and by var, both divided by what
+    # one value of x moves them.
+    by_mean, by_var = (over_devices(each / count, axis) for each in (dbias, dscale))
+    dmean, dvar = of_statistics
+    by_mean = factor * by_mean - over_devices(dmean, axis) / count
+    by_var = factor * by_var - 2 * over_devices(dvar, axis) / (count * inverse)
+    dx = along(factor, x) * dy - along(by_mean, x) - xhat * along(by_var, x)
+    return dx.astype(x.dtype), dscale.astype(scale.dtype), dbias.astype(scale.dtype)
 
 
-batch_norm_train.defvjp(_batch_norm_fwd, _batch_norm_bwd)
+_cpu_batch_norm.defvjp(_normalized, _batch_norm_bwd)
 
 
 def batch_norm_groups(
-    x: Array, scale: Array, bias: Array, epsilon: float, group: int
+    batch_norm: Callable[..., tuple[Array, Array, Array]],
+    x: Array,
+    scale: Array,
+    bias: Array,
+    epsilon: float,
+    group: int,
 ) -> tuple[Array, Array, Array]:
-    """`batch_norm_train` of each `group` consecutive examples; mean and var are means over groups.
+    """`batch_norm` of each `group` consecutive examples; mean and var are means over groups.
 
     Where x is sharded by examples and every group is on one device, the devices send nothing.
     """
-    each = jax.vmap(functools.partial(batch_norm_train, epsilon=epsilon), (0, None, None))
+    each = jax.vmap(functools.partial(batch_norm, epsilon=epsilon), (0, None, None))
     y, mean, var = each(x.reshape(-1, group, *x.shape[1:]), scale, bias)
     return y.reshape(x.shape), mean.mean(0), var.mean(0)
 
 
 @jax.custom_vjp
-def swish(x: Array) -> Array:
-    """x * sigmoid(x), any shape. The gradient keeps only x, not the sigmoid."""
+def cpu_swish(x: Array) -> Array:
+    """The CPU form of `jax.nn.swish`. The gradient keeps only x, not the sigmoid."""
     return x * jax.nn.sigmoid(x)
 
 
@@ -281,4 +339,28 @@ def _swish_bwd(x, dy):
     return (dy * (gate + x * gate * (1 - gate)),)
 
 
-swish.defvjp(lambda x: (swish(x), x), _swish_bwd)
+cpu_swish.defvjp(lambda x: (cpu_swish(x), x), _swish_bwd)
+
+
+class Operations(NamedTuple):
+    """One set: the operations that have more than one form."""
+
+    depthwise_conv: Callable[..., Array]
+    batch_norm: Callable[..., tuple[Array, Array, Array]]
+    spatial_mean: Callable[[Array], Array]
+    swish: Callable[[Array], Array]
+    relu: Callable[[Array], Array] = jax.nn.relu
+    relu6: Callable[[Array], Array] = jax.nn.relu6
+
+
+SETS = {
+    "plain": Operations(lax_depthwise_conv, plain_batch_norm, plain_spatial_mean, jax.nn.swish),
+    # In training, models/fused.py takes the place of whole blocks.
+    "fused": Operations(lax_depthwise_conv, plain_batch_norm, plain_spatial_mean, jax.nn.swish),
+    "cpu": Operations(cpu_depthwise_conv, cpu_batch_norm, cpu_spatial_mean, cpu_swish),
+}
+
+
+def choose(name: str, platform: str) -> str:
+    """The set of `config.model.operations`: "auto" is the one that is best on a platform."""
+    return {"cpu": "cpu", "tpu": "fused"}.get(platform, "plain") if name == "auto" else name

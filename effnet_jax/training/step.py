@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from effnet_jax import parallel
 from effnet_jax.data.preprocess import normalize
 from effnet_jax.metrics import cross_entropy, smooth_targets
+from effnet_jax.models import operations
 from effnet_jax.training.accumulation import in_microbatches
 from effnet_jax.training.mixing import is_mixing, mix
 from effnet_jax.training.optimizer import build_optimizer, ema_decay, learning_rate
@@ -40,6 +41,9 @@ def make_gradients(model: nn.Module, config: ConfigDict, mesh: Mesh) -> Callable
     group = parallel.batch_norm_group(config, shards)
     own = config.batch_size // (count * shards)  # A device's examples at a time.
     members = max(1, group // own)  # Devices that share statistics.
+    platform = mesh.devices.flat[0].platform  # The planner's devices are not JAX's own.
+    chosen = operations.choose(model.operations, platform)
+    model = model.clone(operations=chosen, examples=own)
     if count > 1 and members > 1:
         model = model.clone(batch_norm_axis="member")
     else:

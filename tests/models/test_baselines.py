@@ -13,8 +13,7 @@ from effnet_jax import config as default
 from effnet_jax import models, scaling
 from effnet_jax.data.preprocess import normalize
 from effnet_jax.errors import UserError
-from effnet_jax.models import baselines, efficientnet, init_variables, layers, network
-from effnet_jax.models.operations import lax_depthwise_conv
+from effnet_jax.models import baselines, efficientnet, init_variables, layers, network, operations
 from effnet_jax.scaling import Coefficients
 
 QUICK = {"xla_backend_optimization_level": 0}  # To compile.
@@ -121,7 +120,7 @@ def test_every_parameter_gets_a_gradient(base, stages):
     spec = model.architecture
     spec = dataclasses.replace(spec, stages=spec.stages[:stages])
     # The plain form compiles in half the time.
-    model = model.clone(architecture=spec, depthwise_conv=lax_depthwise_conv)
+    model = model.clone(architecture=spec, operations="plain")
     shapes = jax.eval_shape(lambda: init_variables(model, 32, jax.random.key(0)))
     # Any values do, but for the fresh scales of 0 that keep gradients out of residual branches.
     rng = np.random.default_rng(0)
@@ -151,8 +150,11 @@ def test_a_fresh_residual_block_passes_its_input_on():
     factories = network.LayerFactories(
         conv=layers.Conv,
         depthwise=layers.DepthwiseConv,
-        norm=functools.partial(layers.BatchNorm, train=False, momentum=0.9, epsilon=1e-3),
+        norm=functools.partial(
+            layers.BatchNorm, operations.plain_batch_norm, train=False, momentum=0.9, epsilon=1e-3
+        ),
         act=jax.nn.relu,
+        spatial_mean=operations.plain_spatial_mean,
     )
     module = network.BlockModule(factories, block, name="block2")
     x = np.random.default_rng(0).normal(size=(2, 3, 3, block.inputs)).astype("f")

@@ -14,7 +14,6 @@ from effnet_jax.models import init_variables
 from effnet_jax.models.efficientnet import VARIANTS
 from effnet_jax.models.mbconv import FusedMBConv
 from effnet_jax.models.network import Network
-from effnet_jax.models.operations import lax_depthwise_conv
 from effnet_jax.trees import path_name
 
 
@@ -23,7 +22,7 @@ def tiny_model():
     """Three stages, which have every kind of layer; the plain form compiles in half the time."""
     model = models.build(config_for("w=0.25,d=0.2,r=16", num_classes=10, stem_stride=1))
     spec = dataclasses.replace(model.architecture, stages=model.architecture.stages[:3])
-    model = model.clone(architecture=spec, depthwise_conv=lax_depthwise_conv)
+    model = model.clone(architecture=spec, operations="plain")
     rng = np.random.default_rng(1)
     shapes = jax.eval_shape(lambda: init_variables(model, 16, jax.random.key(0)))
 
@@ -105,7 +104,7 @@ def test_the_table_counts_what_the_module_builds(name):
         same = {dataclasses.replace(block, name="", survival=1.0) for block in blocks[1:]}
         assert len(same) == min(1, len(blocks) - 1)
     spec = dataclasses.replace(spec, stages=tuple(blocks[:2] for blocks in spec.stages))
-    shapes = shapes_of(Network(spec, depthwise_conv=lax_depthwise_conv))
+    shapes = shapes_of(Network(spec, operations="plain"))
     layers = spec.layers()
     cost = scaling.cost(layers)
 

@@ -11,16 +11,18 @@ from conftest import config_for
 from jax import lax
 
 from effnet_jax import models
-from effnet_jax.models import init_variables, layers
+from effnet_jax.models import init_variables, layers, operations
 from effnet_jax.models.mbconv import FusedMBConv
 from effnet_jax.models.network import BlockModule, LayerFactories
-from effnet_jax.models.operations import lax_depthwise_conv
 
 FACTORIES = LayerFactories(
     conv=layers.Conv,
     depthwise=layers.DepthwiseConv,
-    norm=functools.partial(layers.BatchNorm, train=False, momentum=0.9, epsilon=1e-3),
+    norm=functools.partial(
+        layers.BatchNorm, operations.plain_batch_norm, train=False, momentum=0.9, epsilon=1e-3
+    ),
     act=jax.nn.relu,
+    spatial_mean=operations.plain_spatial_mean,
 )
 
 
@@ -71,7 +73,7 @@ def test_a_fused_block_is_its_layers_in_order(expanded, stride, outputs, skip):
 @pytest.mark.parametrize("name", ["efficientnet,w=0.1,d=0.1,r=32", "resnet18,w=0.1,d=0.1,r=32"])
 @pytest.mark.parametrize("padding", ["same", "symmetric"])
 def test_a_model_s_padding_is_every_layer_s(name, padding):
-    model = models.build(config_for(name, padding=padding)).clone(depthwise_conv=lax_depthwise_conv)
+    model = models.build(config_for(name, padding=padding)).clone(operations="plain")
     variables = jax.eval_shape(lambda: init_variables(model, 32, jax.random.key(0)))
     images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
     program = jax.make_jaxpr(lambda v, x: model.apply(v, x, train=False))(variables, images)

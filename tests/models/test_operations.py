@@ -55,7 +55,7 @@ def test_depthwise_and_both_gradients_equal_lax(kernel, stride):
     def run(operation, inputs):
         return [value_and_grads(operation, x, w, stride) for x in inputs]
 
-    ours, plain = run(operations.depthwise_conv, inputs), run(plain_depthwise, inputs)
+    ours, plain = run(operations.cpu_depthwise_conv, inputs), run(plain_depthwise, inputs)
     for actual, expected in zip(jax.tree.leaves(ours), jax.tree.leaves(plain), strict=True):
         assert_close(actual, expected)
 
@@ -69,7 +69,7 @@ def test_depthwise_and_both_gradients_equal_lax_with_symmetric_padding(kernel):
         found, expected = (
             jax.jit(functools.partial(value_and_grads, operation, stride=2))(x, w)
             for operation in (
-                functools.partial(operations.depthwise_conv, padding="symmetric"),
+                functools.partial(operations.cpu_depthwise_conv, padding="symmetric"),
                 functools.partial(plain_depthwise, padding="symmetric"),
             )
         )
@@ -104,7 +104,7 @@ def test_depthwise_in_bfloat16():
     w = jax.random.normal(jax.random.key(1), (5, 5, 1, 8), jnp.bfloat16)
     ours, exact = (
         jax.jit(functools.partial(value_and_grads, operation, stride=1))
-        for operation in (operations.depthwise_conv, plain_depthwise)
+        for operation in (operations.cpu_depthwise_conv, plain_depthwise)
     )
     ours, exact = ours(x, w), exact(x.astype(jnp.float32), w.astype(jnp.float32))
     for actual, expected in zip(ours, exact, strict=True):
@@ -112,31 +112,19 @@ def test_depthwise_in_bfloat16():
         assert_close(actual.astype(jnp.float32), expected, 0.02)
 
 
-@pytest.mark.parametrize("platform", ["tpu", "cuda"])
-def test_depthwise_lowers_to_the_plain_convolution_on_accelerators(platform):
+def test_each_platform_has_its_set():
+    assert [operations.choose("auto", each) for each in ("cpu", "gpu", "tpu")] == [
+        "cpu",
+        "plain",
+        "fused",
+    ]
+    assert operations.choose("plain", "cpu") == "plain"
     x, w = jnp.zeros((2, 8, 8, 4)), jnp.zeros((3, 3, 1, 4))
-
-    def lowered(operation, function):
-        traced = jax.jit(functools.partial(function, operation, stride=2)).trace(x, w)
-        return traced.lower(lowering_platforms=(platform,)).as_text()
-
-    def forward(operation, x, w, stride):
-        return operation(x, w, stride)
-
-    for function in (forward, value_and_grads):
-        ours, plain = (
-            lowered(operation, function)
-            for operation in (operations.depthwise_conv, plain_depthwise)
-        )
-        count = plain.count("stablehlo.convolution")
-        assert count == (1 if function is forward else 3)
-        assert ours.count("stablehlo.convolution") == count
-        # What is left of the choice is a `case` with this one branch.
-        for shifted in ("stablehlo.pad", "stablehlo.slice"):
-            assert shifted not in ours
-    # And the CPU form has none.
-    traced = jax.jit(functools.partial(operations.depthwise_conv, stride=1)).trace(x, w)
-    assert "stablehlo.convolution" not in traced.lower(lowering_platforms=("cpu",)).as_text()
+    counts = {}
+    for name, chosen in operations.SETS.items():
+        step = jax.jit(functools.partial(value_and_grads, chosen.depthwise_conv, stride=2))
+        counts[name] = step.lower(x, w).as_text().count("stablehlo.convolution")
+    assert counts == {"plain": 3, "fused": 3, "cpu": 0}
 
 
 def test_depthwise_over_a_sharded_batch_gathers_nothing():
@@ -146,7 +134,7 @@ def test_depthwise_over_a_sharded_batch_gathers_nothing():
         NamedSharding(mesh, PartitionSpec("data")),
     )
     w = jax.random.normal(jax.random.key(1), (3, 3, 1, 8))
-    step = jax.jit(functools.partial(value_and_grads, operations.depthwise_conv, stride=1))
+    step = jax.jit(functools.partial(value_and_grads, operations.cpu_depthwise_conv, stride=1))
     text = step.lower(x, w).compile().as_text()
     assert "all-gather" not in text
     assert "all-to-all" not in text
@@ -188,7 +176,7 @@ def test_batch_norm_and_its_gradients_equal_the_textbook():
         grads, values = jax.jit(jax.grad(scalar, argnums=(0, 1, 2), has_aux=True))(x, scale, bias)
         return *values, *grads
 
-    ours, plain = run(operations.batch_norm_train), run(plain_batch_norm)
+    ours, plain = run(operations.cpu_batch_norm), run(plain_batch_norm)
     for actual, expected in zip(ours, plain, strict=True):
         assert_close(actual, expected)
     _, mean, var = ours[:3]
@@ -215,14 +203,18 @@ def test_batch_norm_over_groups_equals_the_textbook_on_each():
         grads, values = jax.jit(jax.grad(scalar, argnums=(0, 1, 2), has_aux=True))(x, scale, bias)
         return *values, *grads
 
-    for actual, expected in zip(run(operations.batch_norm_groups), run(plain), strict=True):
+    for actual, expected in zip(
+        run(functools.partial(operations.batch_norm_groups, operations.cpu_batch_norm)),
+        run(plain),
+        strict=True,
+    ):
         assert_close(actual, expected)
 
 
 def test_batch_norm_is_accurate_where_the_mean_is_large():
     # Here E[x^2] - E[x]^2 would lose half the digits of float32.
     x = 100 + jax.random.normal(jax.random.key(0), (16, 8, 8, 3))
-    y, mean, var = operations.batch_norm_train(x, jnp.ones(3), jnp.zeros(3), 1e-3)
+    y, mean, var = operations.cpu_batch_norm(x, jnp.ones(3), jnp.zeros(3), 1e-3)
     exact = np.asarray(x, np.float64)
     assert_close(mean, exact.mean((0, 1, 2)))
     assert_close(var, exact.var((0, 1, 2)))
@@ -249,7 +241,7 @@ def test_spatial_mean_swish_and_their_gradients():
         weights = jax.random.normal(jax.random.key(1), (2, 1, 1, 3))
 
         def ours(x, weights=weights):
-            return (operations.spatial_mean(operations.swish(x)) * weights).sum()
+            return (operations.cpu_spatial_mean(operations.cpu_swish(x)) * weights).sum()
 
         def plain(x, weights=weights):
             return ((x * jax.nn.sigmoid(x)).mean((1, 2), keepdims=True) * weights).sum()
