@@ -82,13 +82,19 @@ class Worker:
         return end
 
 
-def compare(model: str, mode: str, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """A row for each contender."""
+def start(model: str, mode: str, args: argparse.Namespace) -> dict[Contender, Worker]:
+    """Starts the process of every contender; they compile at the same time."""
     contenders = [Contender("ours", each) for each in args.operations]
     if args.peers_python:
         contenders += [Contender("timm", "eager"), Contender("timm", "compiled")]
-    workers = {each: Worker(each, model, mode, args) for each in contenders}
-    about, seconds = {}, {each: [] for each in contenders}
+    return {each: Worker(each, model, mode, args) for each in contenders}
+
+
+def compare(
+    model: str, mode: str, workers: dict[Contender, Worker], args: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """A row for each contender."""
+    about, seconds = {}, {each: [] for each in workers}
     for contender, worker in workers.items():
         about[contender] = worker.receive()
         started = about[contender]["start_seconds"]
@@ -103,7 +109,7 @@ def compare(model: str, mode: str, args: argparse.Namespace) -> list[dict[str, A
         writers.say(f"{model} {mode}, turn {turn + 1}/{args.turns}, images/s: {', '.join(rates)}")
     for contender, worker in workers.items():
         about[contender] |= worker.close()
-    return [make_row(model, mode, each, seconds, about[each], args) for each in contenders]
+    return [make_row(model, mode, each, seconds, about[each], args) for each in workers]
 
 
 def make_row(
@@ -144,7 +150,7 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
     if args.block <= UNCOUNTED:
         PARSER.error(f"--block={args.block} should be more than the {UNCOUNTED} uncounted batches")
     pairs = itertools.product(args.models, args.modes)
-    return [row for model, mode in pairs for row in compare(model, mode, args)]
+    return [row for pair in pairs for row in compare(*pair, start(*pair, args), args)]
 
 
 def show(rows: list[dict[str, Any]]) -> rich.table.Table:
