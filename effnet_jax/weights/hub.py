@@ -24,7 +24,7 @@ def fetch(source: str) -> pathlib.Path:
     try:
         import huggingface_hub
     except ImportError:
-        raise UserError(f"{source} needs huggingface_hub: pip install 'effnet_jax[hub]'") from None
+        raise UserError(f"{source} needs huggingface_hub: pip install huggingface_hub") from None
     try:
         patterns = [*FILES, "config.json"]
         folder = huggingface_hub.snapshot_download(

@@ -80,7 +80,7 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
     try:
         import h5py
     except ImportError:
-        raise UserError(f"{path} is an HDF5 file: pip install 'effnet_jax[keras]'") from None
+        raise UserError(f"{path} is an HDF5 file, which needs h5py: pip install h5py") from None
     arrays = {}
 
     def visit(name: str, item: Any) -> None:

@@ -108,8 +108,7 @@ def read(prefix: str) -> dict[str, np.ndarray]:
     except ImportError:
         raise UserError(
             f"{prefix} is a TensorFlow checkpoint, which only TensorFlow can read: pip install "
-            "'effnet_jax[tensorflow]', if necessary in a separate environment for "
-            "effnet-jax convert"
+            "tensorflow, if necessary in a separate environment for effnet-jax convert"
         ) from None
     try:
         reader = tf.train.load_checkpoint(prefix)
