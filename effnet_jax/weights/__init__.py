@@ -23,19 +23,12 @@ from effnet_jax.imagenet import dataset as imagenet
 from effnet_jax.models.efficientnet import FAMILIES, VARIANTS
 from effnet_jax.weights import files, keras, ours
 from effnet_jax.weights.files import Arrays
-from effnet_jax.weights.names import CLASSIFIER_BIAS, Array, Names, list_arrays
+from effnet_jax.weights.names import CLASSIFIER_BIAS, OUTPUTS, Array, Names, list_arrays, unwrap
 from effnet_jax.weights.origins import NAMES, ORIGINS, choose, detect
 
 MOST = 8  # Arrays of a kind in a message.
 MATCH = (0, "")  # No mismatches.
 WRITTEN = ("ours", "timm")  # Names that `save` writes.
-# Numbers of outputs that each name for a set of classes can have; google/automl's heads for
-# ImageNet-21k have the larger number.
-OUTPUTS = {
-    "imagenet": (1000, 1001),
-    "imagenet_background": (1001,),
-    "imagenet21k": (21841, 21843),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +72,8 @@ def load(
       classes: names of the outputs; or "imagenet" (the first of 1001 outputs, for background, is
         dropped), "imagenet_background" (it is kept), "imagenet21k", or a file of names. None: the
         source's, else "class 0" and so on.
-      weights: "ema" or "raw", for a checkpoint of a training program that has both.
+      weights: "ema" or "raw", for a checkpoint of a training program that has both; or the key of
+        a state dict in a PyTorch file, as in "student" or "models/student".
       normalization: one of `config.NORMALIZATIONS` instead of the origin's; AdvProp's weights need
         "inception".
       resolution: in pixels, instead of the model's own.
@@ -87,9 +81,8 @@ def load(
     Raises:
       UserError: the source can't be read, or an array is missing, left over or of another shape.
     """
-    check_choice("weights", weights, ("ema", "raw"))
     found, stated = files.read(source, weights)
-    stated, where = dict.fromkeys(files.STATED) | stated, str(source)
+    found, stated, where = unwrap(found), dict.fromkeys(files.STATED) | stated, str(source)
     key = detect(found, where)
     if stated["config"] is None:
         origin = choose(key, origin or stated["origin"], where)
