@@ -5,6 +5,7 @@ and the preprocessing that its weights go with.
 """
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -12,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import flax.traverse_util
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -31,7 +33,7 @@ MATCH = (0, "")  # No mismatches.
 WRITTEN = ("ours", "timm")  # Names that `save` writes.
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Weights:
     """The weights of a network, and what belongs to them.
 
@@ -42,6 +44,8 @@ class Weights:
       classes: names of the outputs.
       origin: whose weights they are, one of `origins.ORIGINS`.
       step: of the run that they were read from; None for other weights.
+
+    Raises UserError where these don't fit each other. `save` checks again: dicts can be changed.
     """
 
     config: ConfigDict
@@ -50,6 +54,73 @@ class Weights:
     classes: tuple[str, ...]
     origin: str
     step: int | None = None
+
+    def __post_init__(self):
+        if not isinstance(self.classes, str | None):
+            object.__setattr__(self, "classes", tuple(self.classes))
+        object.__setattr__(self, "preprocess", _complete(self.preprocess))
+        self.check()
+
+    def replace(self, **changes: Any) -> "Weights":
+        """A copy with other attributes, as in `found.replace(classes=["cat", "dog"])`.
+
+        Variables may be JAX arrays. The config gets the number of classes and the resolution of
+        `preprocess`; another number of classes needs variables with as many outputs.
+        """
+        config = changes.get("config", self.config).copy_and_resolve_references()
+        preprocess = _complete(changes.get("preprocess", self.preprocess))
+        _settle(config, len(changes.get("classes") or self.classes), preprocess)
+        if "variables" in changes:
+            as_array = functools.partial(np.asarray, dtype=np.float32)
+            changes["variables"] = jax.tree.map(as_array, changes["variables"])
+        return dataclasses.replace(self, **changes | {"config": config, "preprocess": preprocess})
+
+    def check(self) -> None:
+        """Raises UserError where the attributes don't fit each other."""
+        outputs, names = self.config.num_classes, self.classes
+        if not isinstance(names, tuple) or not all(isinstance(name, str) for name in names):
+            raise UserError(f"classes must be a list of names, not {names!r:.60}")
+        flat = flax.traverse_util.flatten_dict(self.variables, sep="/")
+        wanted = list_arrays(models.architecture(self.config))
+        if (wrong := find_mismatches(wanted, NAMES["ours"], flat)) != MATCH:
+            raise UserError(f"the variables don't fit the config of these weights:\n{wrong[1]}")
+        if len(names) != outputs:
+            raise UserError(f"the network has {outputs} outputs, and classes {len(names)} names")
+        _complete(self.preprocess)
+        check_choice("origin", self.origin, ORIGINS)
+
+    def __repr__(self) -> str:
+        flat = flax.traverse_util.flatten_dict(self.variables, sep="/")
+        config = {key: value for key, value in self.config.items() if value is not None}
+        classes = [*self.classes[:3], *["..."] * (len(self.classes) > 3)]
+        lines = {
+            "config": config,
+            "variables": f"{len(flat)} arrays, {sum(map(np.size, flat.values())):,} numbers",
+            "preprocess": self.preprocess,
+            "classes": f"{len(self.classes)}: {', '.join(classes)}",
+            "origin": self.origin,
+            "step": self.step,
+        }
+        return "Weights:" + "".join(f"\n  {key}: {value}" for key, value in lines.items())
+
+
+def _complete(preprocess: dict[str, Any] | Preprocess) -> dict[str, Any]:
+    """The values of a `Preprocess`; raises UserError where one is missing, unknown or wrong."""
+    values = preprocess.to_dict() if isinstance(preprocess, Preprocess) else preprocess
+    wanted = {field.name for field in dataclasses.fields(Preprocess)}
+    if wrong := sorted(wanted ^ values.keys()):
+        raise UserError(
+            f"preprocess needs {', '.join(sorted(wanted))}; missing or unknown: {', '.join(wrong)}"
+        )
+    return Preprocess(**values).to_dict()
+
+
+def _settle(config: ConfigDict, outputs: int, preprocess: dict[str, Any]) -> None:
+    """Sets in the config what follows from the classes and the preprocessing."""
+    with config.unlocked():
+        config.num_classes = outputs
+        if preprocess["resolution"] != models.coefficients(config).resolution:
+            config.resolution = preprocess["resolution"]
 
 
 def load(
@@ -112,10 +183,7 @@ def load(
 
     outputs = config.num_classes
     named = _name_classes(stated["classes"] if classes is None else classes, outputs, where)
-    with config.unlocked():
-        config.num_classes = len(named)
-        if preprocess["resolution"] != models.coefficients(config).resolution:
-            config.resolution = preprocess["resolution"]
+    _settle(config, len(named), preprocess)
     arrays = {}
     for array in list_arrays(models.architecture(config)):
         value = names.ours(array, np.asarray(by_name[names.of(array)], np.float32))
@@ -238,11 +306,13 @@ def save(
       overwrite: whether an existing file may be replaced.
 
     Raises:
-      UserError: the file exists, it can't be written, or timm has no names for the network.
+      UserError: the file exists, it can't be written, timm has no names for the network, or what
+        is to be written doesn't fit together, so that `load` would refuse it.
     """
     import safetensors.numpy
 
     check_choice("names", names, WRITTEN)
+    weights.check()
     path = pathlib.Path(path).expanduser()
     if path.exists() and not overwrite:
         raise UserError(f"{path} is there already; --overwrite replaces it")
@@ -250,7 +320,9 @@ def save(
         raise UserError(f"timm's names exist for EfficientNets alone, not {weights.config.base}")
     flat, format = flax.traverse_util.flatten_dict(weights.variables, sep="/"), NAMES[names]
     arrays = {
-        format.of(array): np.ascontiguousarray(format.theirs(array, np.asarray(flat[array.name])))
+        format.of(array): np.ascontiguousarray(
+            format.theirs(array, np.asarray(flat[array.name], np.float32))
+        )
         for array in list_arrays(models.architecture(weights.config))
     }
     temporary = path.with_name(path.name + ".tmp")

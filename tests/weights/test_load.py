@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import re
 import subprocess
@@ -6,6 +7,7 @@ import types
 import zipfile
 
 import h5py
+import jax
 import numpy as np
 import pytest
 import safetensors
@@ -14,6 +16,7 @@ import safetensors.numpy
 import effnet_jax
 from effnet_jax import config as default
 from effnet_jax import weights
+from effnet_jax.data.preprocess import Preprocess
 from effnet_jax.errors import UserError
 from effnet_jax.imagenet import dataset as imagenet
 from effnet_jax.models.efficientnet import VARIANTS
@@ -641,3 +644,66 @@ assert "configs" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", program], check=True, **elsewhere)
     check_equal(weights.load(elsewhere["cwd"] / "out"), random_weights())
+
+
+def test_a_record_s_repr_is_one_screen():
+    text = repr(random_weights("b0", 1000))
+    assert len(text.splitlines()) == 7 and max(map(len, text.splitlines())) < 700
+    assert "classes: 1000: label 0, label 1, label 2, ..." in text
+    assert "5,330,564 numbers" in text  # 5,288,548 parameters, 42,016 of statistics.
+
+
+def test_classes_and_variables_can_be_changed(tmp_path):
+    found = random_weights()
+    renamed = found.replace(classes=[f"digit {n}" for n in range(10)])
+    assert renamed.classes[9] == "digit 9" and found.classes[9] == "label 9"
+    check_equal(renamed, found)
+    three = random_weights(classes=3)
+    preprocess = dataclasses.replace(Preprocess(**found.preprocess), resolution=40)
+    other = found.replace(
+        classes=("cat", "dog", "cow"),
+        variables=jax.device_put(three.variables),
+        preprocess=preprocess,
+    )
+    assert (other.config.num_classes, found.config.num_classes) == (3, 10)
+    assert (other.config.resolution, other.preprocess["resolution"]) == (40, 40)
+    weights.save(tmp_path / "w.safetensors", other)
+    back = weights.load(tmp_path / "w.safetensors")
+    check_equal(back, three)
+    assert back.config == other.config and back.classes == other.classes
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"classes": ["cat"]}, r"of another shape: params/classifier/kernel \(there \d+x10, in th"),
+        ({"classes": "imagenet"}, "classes must be a list of names, not 'imagenet'"),
+        ({"classes": None}, "classes must be a list of names, not None"),
+        ({"classes": range(10)}, "classes must be a list of names"),
+        ({"preprocess": {}}, "missing or unknown: crop_fraction, .*std$"),
+        ({"origin": "me"}, "unknown origin 'me'"),
+        ({"variables": {"params": {}, "batch_stats": {}}}, "missing: params/stem/conv/kernel"),
+    ],
+)
+def test_a_change_that_does_not_fit_is_refused(changes, message):
+    with pytest.raises(UserError, match=message):
+        random_weights().replace(**changes)
+
+
+def test_nothing_is_written_that_load_would_refuse(tmp_path):
+    path = tmp_path / "w.safetensors"
+    found = random_weights()
+    with pytest.raises(UserError, match="10 outputs, and classes 9 names"):
+        dataclasses.replace(found, classes=found.classes[1:])
+    found.preprocess.clear()
+    with pytest.raises(UserError, match="preprocess needs crop_fraction, "):
+        weights.save(path, found)
+    found = random_weights()
+    found.variables["params"]["extra"] = np.zeros(3)
+    with pytest.raises(UserError, match="left over: params/extra"):
+        weights.save(path, found)
+    with found.config.unlocked():
+        found.config.num_classes = 7
+    with pytest.raises(UserError, match=r"in the model 7\)"):
+        weights.save(path, found)
+    assert not [*tmp_path.iterdir()]
