@@ -121,7 +121,7 @@ class Preprocess:
         pixels = []
         for number, image in enumerate(images if isinstance(images, list | tuple) else [images]):
             try:
-                pixels.append(self.pixels(_content(image)))
+                pixels.append(self.pixels(content(image)))
             except ValueError as error:
                 is_path = isinstance(image, str | os.PathLike)
                 name = f"{image!s:.80}" if is_path else f"image {number}"
@@ -131,8 +131,8 @@ class Preprocess:
         return normalize(np.stack(pixels), self.mean, self.std)
 
 
-def _content(image: ImageLike) -> bytes | np.ndarray:
-    """The bytes of an image, or its pixels."""
+def content(image: ImageLike) -> bytes | np.ndarray:
+    """The bytes of an image, or its pixels; raises ValueError for anything else."""
     if isinstance(image, str) and re.match(r"[a-z][a-z\d+.-]+://|data:", image, re.IGNORECASE):
         raise ValueError("a URL is not fetched; give the image's path or its bytes")
     if isinstance(image, str | os.PathLike):
