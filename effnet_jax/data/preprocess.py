@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import operator
 import os
 import pathlib
 import re
@@ -54,6 +55,11 @@ class Preprocess:
     def __post_init__(self):
         check_choice("preprocess.crop_rule", self.crop_rule, CROP_RULES)
         check_choice("preprocess.interpolation", self.interpolation, INTERPOLATIONS)
+        try:
+            object.__setattr__(self, "resolution", operator.index(self.resolution))
+        except TypeError:
+            text = f"must be a whole number of pixels; got {self.resolution!r}"
+            raise UserError(f"preprocess.resolution {text}") from None
         if self.resolution < 1 or self.crop_padding < 0 or not 0 < self.crop_fraction <= 1:
             raise UserError(
                 "preprocess needs a resolution of 1 or more, a crop_padding of 0 or more, and a "

@@ -150,7 +150,8 @@ def load(
       resolution: in pixels, instead of the model's own.
 
     Raises:
-      UserError: the source can't be read, or an array is missing, left over or of another shape.
+      UserError: the source can't be read; or an array is missing, left over, of another shape,
+        of integers, or not finite.
     """
     found, stated = files.read(source, weights)
     found, stated, where = unwrap(found), dict.fromkeys(files.STATED) | stated, str(source)
@@ -186,12 +187,22 @@ def load(
     _settle(config, len(named), preprocess)
     arrays = {}
     for array in list_arrays(models.architecture(config)):
-        value = names.ours(array, np.asarray(by_name[names.of(array)], np.float32))
+        value = names.ours(array, _finite(names.of(array), by_name[names.of(array)], where))
         if array.role == "classifier":
             value = value[..., outputs - len(named) :]  # Without the background, if it is dropped.
         arrays[array.name] = np.ascontiguousarray(value)
     variables = flax.traverse_util.unflatten_dict(arrays, sep="/")
     return Weights(config.lock(), variables, preprocess, named, origin, stated["step"])
+
+
+def _finite(name: str, value: np.ndarray, where: str) -> np.ndarray:
+    """An array as float32; raises UserError for integers, and for values that are not finite."""
+    if not jax.numpy.issubdtype(value.dtype, jax.numpy.floating):
+        raise UserError(f"{where}: {name} is {value.dtype}; quantised weights can't be read")
+    value = np.asarray(value, np.float32)
+    if not np.isfinite(value).all():
+        raise UserError(f"{where}: {name} is not finite everywhere, as after training diverged")
+    return value
 
 
 def _match(
@@ -282,13 +293,15 @@ def _name_classes(classes: str | Sequence[str] | None, outputs: int, where: str)
         return ("background",) * (kind != "imagenet") + imagenet.class_names()
     if isinstance(classes, str):
         try:
-            text = pathlib.Path(classes).expanduser().read_text()
-            classes = json.loads(text) if text.startswith("[") else text.splitlines()
+            text = pathlib.Path(classes).expanduser().read_text("utf-8-sig").rstrip()
+            classes = json.loads(text) if text.startswith(("[", "{")) else text.splitlines()
         except (OSError, ValueError) as error:
             raise UserError(
                 f"can't read the names of the classes from {classes}: {error}. Give a file with "
                 f"one on each line, or one of: {', '.join(OUTPUTS)}"
             ) from None
+    if not isinstance(classes, Sequence):
+        raise UserError(f"classes must be a list of names, not {type(classes).__name__}")
     if len(classes) != outputs:
         raise UserError(f"{where} has {outputs} outputs, and {len(classes)} classes were given")
     return tuple(classes)

@@ -36,7 +36,12 @@ def read(source: str | pathlib.Path, weights: str) -> tuple[Arrays, Stated]:
     Raises:
       UserError: it is missing, damaged or of an unknown format, or a package to read it is missing.
     """
-    path = pathlib.Path(hub.fetch(source) if str(source).startswith(hub.PREFIX) else source)
+    if not isinstance(source, str | os.PathLike):
+        raise UserError(f"weights come from a path or hf://ORG/NAME, not {type(source).__name__}")
+    is_hub = str(source).startswith(hub.PREFIX)
+    if not is_hub and re.match(r"\w{2,}://", str(source)):
+        raise UserError(f"{source} is a URL; download the file, or give hf://ORG/NAME")
+    path = pathlib.Path(hub.fetch(source) if is_hub else source)
     # Links are followed for runs alone: the Hub's cache has links to files without their names.
     path = pathlib.Path(os.path.abspath(path.expanduser()))
     if shard := re.fullmatch(r"(.+)-\d{5}-of-\d{5}\.safetensors", path.name):
@@ -113,6 +118,8 @@ def _read_safetensors(path: pathlib.Path, stated: Stated) -> tuple[Arrays, State
             metadata = file.metadata() or {}
     except (safetensors.SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path} is a damaged .safetensors file: {error}") from None
+    except AttributeError as error:  # Of NumPy, as float8_e4m3fn.
+        raise UserError(f"{path} has a type of numbers that can't be read: {error}") from None
     return arrays, ours.from_metadata(metadata, str(path)) or stated
 
 

@@ -198,7 +198,9 @@ def _choose(
 
 def _read_zip(path: pathlib.Path) -> tuple[Any, Callable[[Storage], bytes]]:
     archive = zipfile.ZipFile(path)
-    (pickled,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
+    if len(found := [name for name in archive.namelist() if name.endswith("/data.pkl")]) != 1:
+        raise ValueError(f"it is an archive of {', '.join(archive.namelist()[:4])}")
+    (pickled,) = found
     folder = pickled.removesuffix("data.pkl")
     order = f"{folder}byteorder"
     if order in archive.namelist() and archive.read(order) != b"little":
@@ -210,8 +212,10 @@ def _read_zip(path: pathlib.Path) -> tuple[Any, Callable[[Storage], bytes]]:
 
 def _read_legacy(path: pathlib.Path) -> tuple[Any, Callable[[Storage], bytes]]:
     with open(path, "rb") as file:
-        magic, protocol, system = (_Unpickler(file, path).load() for _ in range(3))
-        if magic != MAGIC or protocol != PROTOCOL or not system["little_endian"]:
+        if _Unpickler(file, path).load() != MAGIC:
+            raise ValueError("it is a pickle of something else")
+        protocol, system = (_Unpickler(file, path).load() for _ in range(2))
+        if protocol != PROTOCOL or not system["little_endian"]:
             raise ValueError("it doesn't start as one")
         unpickler = _Unpickler(file, path)
         state, memory = unpickler.load(), {}

@@ -216,6 +216,8 @@ def test_it_survives_json_and_comes_from_a_config():
         ({"crop_fraction": 0.0}, "crop_fraction above 0"),
         ({"crop_padding": -1}, "crop_padding of 0 or more"),
         ({"resolution": 0}, "resolution of 1 or more"),
+        ({"resolution": "224"}, "resolution must be a whole number of pixels; got '224'"),
+        ({"resolution": 224.5}, "resolution must be a whole number"),
         ({"mean": [0.5, 0.5]}, "mean must be three numbers"),
         ({"std": [0.5, 0.5, 0.0]}, "above 0"),
     ],

@@ -392,8 +392,35 @@ def test_what_wraps_a_network_is_no_part_of_its_names(tmp_path, key, wrappers):
     path = write(tmp_path / "w.safetensors", {**arrays, **counts})
     check_equal(weights.load(path, origin=GIVEN.get(key)), random_weights("b0"))
     write(path, {**arrays, "loss.weight": np.zeros(3, np.float32)})
-    with pytest.raises(UserError, match="names of no format that is known"):
+    message = rf"start with '{wrappers.partition('.')[0]}\.', and other names: loss\.weight\. Save"
+    if wrappers.count(".") == 1:
+        with pytest.raises(UserError, match=message):
+            weights.load(path)
+    else:
+        with pytest.raises(UserError, match="names of no format that is known"):
+            weights.load(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda a: a.astype(np.int8), "_fc.bias is int8; quantised weights can't be read"),
+        (lambda a: a * np.nan, "_fc.bias is not finite everywhere"),
+        (lambda a: a.astype(np.float64) * 1e39, "_fc.bias is not finite everywhere"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:overflow")
+def test_numbers_that_are_no_weights_are_refused(tmp_path, change, message):
+    arrays = in_format("lukemelas", "lite0")
+    path = write(tmp_path / "w.safetensors", arrays | {"_fc.bias": change(arrays["_fc.bias"])})
+    with pytest.raises(UserError, match=message):
         weights.load(path)
+
+
+@pytest.mark.parametrize("source", [None, 3, "https://example.org/b0.pth", "gs://bucket/run"])
+def test_what_is_no_source_is_named(source):
+    with pytest.raises(UserError, match=r"path or hf://ORG/NAME, not|is a URL; download the file"):
+        weights.load(source)
 
 
 def test_two_networks_in_a_file_are_not_mixed(tmp_path):
@@ -478,13 +505,17 @@ def test_classes_are_named_and_the_background_is_dropped_or_kept_by_name(tmp_pat
 
 def test_classes_may_be_given(tmp_path):
     np.savez(path := tmp_path / "w.npz", **in_format("ours", TINY, 3))
-    for text in ('["cat", "dog", "cow"]', "cat\ndog\ncow\n"):
+    for text in ('["cat", "dog", "cow"]', "cat\ndog\ncow\n", "\ufeffcat\ndog\ncow\n\n"):
         (tmp_path / "classes").write_text(text)
         found = weights.load(path, TINY, classes=str(tmp_path / "classes"))
         assert found.classes == ("cat", "dog", "cow")
     assert weights.load(path, TINY, classes=["a", "b", "c"]).classes == ("a", "b", "c")
     with pytest.raises(UserError, match="3 outputs, and 2 classes"):
         weights.load(path, TINY, classes=["a", "b"])
+    (tmp_path / "classes").write_text('{"0": "cat", "1": "dog", "2": "cow"}')
+    for given in (str(tmp_path / "classes"), {0: "cat", 1: "dog", 2: "cow"}):
+        with pytest.raises(UserError, match="must be a list of names, not dict"):
+            weights.load(path, TINY, classes=given)
     with pytest.raises(UserError, match="can't read the names of the classes"):
         weights.load(path, TINY, classes="imagnet")
 

@@ -3,6 +3,7 @@ import datetime
 import io
 import os
 import pathlib
+import pickle
 import zipfile
 from collections import Counter, defaultdict
 
@@ -101,7 +102,10 @@ def test_a_file_without_tensors_says_so(tmp_path):
         pth.read(path, "ema")
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("word/document.xml", "")
-    with pytest.raises(UserError, match="damaged or foreign"):
+    with pytest.raises(UserError, match=r"damaged or foreign .* an archive of word/document\.xml"):
+        pth.read(path, "ema")
+    path.write_bytes(pickle.dumps({"a": [1.0]}))
+    with pytest.raises(UserError, match=r"damaged or foreign .* a pickle of something else"):
         pth.read(path, "ema")
 
 
