@@ -12,6 +12,7 @@ steps or the scaled learning rate, are computed where they are used: an override
 
 import json
 import math
+import numbers
 import operator
 import pathlib
 import re
@@ -424,6 +425,7 @@ def validate(config: ConfigDict, devices: int | None = None) -> None:
 
     `devices` are those that the run will have, if known: batches have to divide among them.
     """
+    _check_finite("config", config.to_dict())
     for key, limit in _limits(SCHEMA):
         limit.check(key, operator.attrgetter(key)(config))
     _check_evaluations(config)
@@ -450,6 +452,17 @@ def _limits(schema: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield from _limits(value, f"{prefix}{key}.")
         elif hasattr(value, "check"):
             yield f"{prefix}{key}", value
+
+
+def _check_finite(key: str, value: Any) -> None:
+    if isinstance(value, dict):
+        for name, each in value.items():
+            _check_finite(f"{key}.{name}", each)
+    elif isinstance(value, tuple | list):
+        for each in value:
+            _check_finite(key, each)
+    elif isinstance(value, numbers.Real) and not abs(value) < math.inf:
+        raise UserError(f"{key} must be finite; got {value}")
 
 
 def _check_evaluations(config: ConfigDict) -> None:
