@@ -25,17 +25,20 @@ from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from jax.sharding import Sharding
 from ml_collections import ConfigDict
-from orbax.checkpoint import checkpoint_managers as policies
 
 from effnet_jax.errors import SaveFailed, UserError
 from effnet_jax.parallel import abstract
 from effnet_jax.run import files, manifest
 from effnet_jax.run.processes import ALONE, Alone, OtherFailed
+from effnet_jax.run.quiet import log_handlers_kept
 from effnet_jax.run.writers import say
 from effnet_jax.trees import shapes_by_name
+
+with log_handlers_kept():
+    import orbax.checkpoint as ocp
+    from orbax.checkpoint import checkpoint_managers as policies
 
 PyTree = Any
 T = TypeVar("T")

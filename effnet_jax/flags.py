@@ -1,6 +1,8 @@
 """The flags of commands, with `--config` and its overrides."""
 
 import argparse
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 from absl import flags
@@ -66,8 +68,17 @@ class _OrNone(flags.ArgumentParser):
         return None if argument in (None, "None") else self._kind(argument)
 
 
-for kind in (int, float, str):
-    config_flags.register_flag_parser_for_type(kind, _OrNone(kind))
+@contextlib.contextmanager
+def _none_unsets() -> Iterator[None]:
+    """Makes ml_collections read None for a number or a text, until the context is left."""
+    parsers = config_flags.config_flags._FIELD_TYPE_TO_PARSER  # Of the whole process.
+    before = dict(parsers)
+    for kind in (int, float, str):
+        config_flags.register_flag_parser_for_type(kind, _OrNone(kind))
+    try:
+        yield
+    finally:
+        parsers.update(before)
 
 
 def override(config: ConfigDict, arguments: list[str]) -> ConfigDict:
@@ -78,7 +89,8 @@ def override(config: ConfigDict, arguments: list[str]) -> ConfigDict:
     """
     values, argv = flags.FlagValues(), ["", *arguments]
     try:
-        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
+        with _none_unsets():
+            config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
         left = values(argv)[1:]
     except Exception as error:  # Of many kinds.
         while error.args and isinstance(error.args[0], Exception):

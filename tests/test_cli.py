@@ -3,7 +3,6 @@
 import sys
 
 import pytest
-import submitit  # noqa: F401 - Its first import configures logging, which breaks capsys.
 
 from effnet_jax import __main__ as command
 from effnet_jax import cli, experiments, flags
