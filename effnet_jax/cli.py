@@ -65,6 +65,16 @@ def use_compilation_cache() -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
+def _start_seconds(args: Any) -> float:
+    """How long to wait for the other processes: by the config, or by that of the run evaluated."""
+    from effnet_jax import config
+
+    workdir, given = getattr(args, "workdir", None), getattr(args, "config", None)
+    chosen = given or (config.load(workdir) if workdir else config.get_config())
+    config.validate(chosen)  # A mistake is reported before the wait.
+    return chosen.processes.start_seconds
+
+
 @contextlib.contextmanager
 def _exit_codes(processes: Any = None) -> Iterator[None]:
     """Ends with a message and a code; `processes` are the run's, None for a command on its own."""
@@ -114,6 +124,6 @@ def run(main: Callable[[Any], None], parser: Any, arguments: list[str] | None = 
             from effnet_jax.run.processes import join
 
             address, count, index = args.coordinator_address, args.num_processes, args.process_id
-            args.processes = processes = join(address, count, index)
+            args.processes = processes = join(address, count, index, _start_seconds(args))
     with _exit_codes(processes):
         main(args)
