@@ -119,6 +119,9 @@ class Checkpoints:
         finally:
             self._background.shutdown()
             self._orbax.close()
+            if self._processes.is_first:
+                with contextlib.suppress(OSError):  # It has checkpoints.
+                    self._folder.rmdir()
 
     def steps(self) -> list[int]:
         """Steps with a whole checkpoint on the disk, oldest first."""

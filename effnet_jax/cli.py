@@ -2,8 +2,8 @@
 
 Exit codes: 0 done; 1 some runs of a sweep failed, some images could not be read, or a run's last
 checkpoint could not be saved; 2 bad input, explained in one message; 3 the loss was not finite; 75
-interrupted after saving a checkpoint, from which the same command resumes (EX_TEMPFAIL: a scheduler
-may requeue); 130 Ctrl-C with nothing to save yet, or pressed a second time.
+interrupted after saving a checkpoint, or by SIGTERM before the first step: the same command resumes
+(EX_TEMPFAIL: a scheduler may requeue); 130 Ctrl-C with nothing to save yet, or pressed a second time.
 
 In a run of several processes, 75 also means that one was lost or stuck; if that was process 0, JAX
 may abort the others (134, SIGABRT). An error of one process ends the others with the same code.
@@ -12,6 +12,7 @@ may abort the others (134, SIGABRT). An error of one process ends the others wit
 import contextlib
 import importlib.util
 import os
+import pathlib
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from absl import logging
 
 from effnet_jax import errors
 from effnet_jax.errors import UserError
+from effnet_jax.run.workers import has_abandoned
 
 DONE, FAILED, BAD_INPUT, NOT_FINITE, INTERRUPTED, STOPPED = 0, 1, 2, 3, errors.RETRY, 130
 # The code of each error, and whether it comes to one process of a run and not to all by themselves.
@@ -30,6 +32,7 @@ ENDS = {
     errors.RunsFailed: (FAILED, False),
     errors.ImagesFailed: (FAILED, False),
     errors.NonFiniteLossError: (NOT_FINITE, False),
+    errors.StoppedEarly: (INTERRUPTED, True),
     errors.Interrupted: (INTERRUPTED, False),
 }
 
@@ -69,10 +72,12 @@ def _start_seconds(args: Any) -> float:
     """How long to wait for the other processes: by the config, or by that of the run evaluated."""
     from effnet_jax import config
 
-    workdir, given = getattr(args, "workdir", None), getattr(args, "config", None)
-    chosen = given or (config.load(workdir) if workdir else config.get_config())
-    config.validate(chosen)  # A mistake is reported before the wait.
-    return chosen.processes.start_seconds
+    if hasattr(args, "config"):
+        config.validate(args.config)  # A mistake is reported before the wait.
+        return args.config.processes.start_seconds
+    saved = pathlib.Path(getattr(args, "workdir", None) or "", config.FILE).expanduser()
+    found = config.load(saved) if saved.is_file() else config.get_config()
+    return found.processes.start_seconds
 
 
 @contextlib.contextmanager
@@ -102,6 +107,9 @@ def _exit_codes(processes: Any = None) -> Iterator[None]:
     # After a signal or a bad loss, all processes come to the same end by themselves.
     if processes:
         processes.leave(code if alone else DONE, message)
+    if code and has_abandoned():
+        sys.stdout.flush()
+        os._exit(code)
     if code:
         sys.exit(code)
 

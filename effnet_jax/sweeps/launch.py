@@ -195,7 +195,7 @@ def follow(
       Interrupted: SIGTERM or Ctrl-C came.
     """
     errors, pending, shown = {}, dict(jobs), time.monotonic()
-    with Signals() as interrupted, writers.console.status("starting") as status:
+    with Signals("stopping the sweep") as interrupted, writers.console.status("starting") as status:
         while pending:
             for name in [name for name, job in pending.items() if job.done()]:
                 job = pending.pop(name)
