@@ -3,7 +3,7 @@
 Exit codes: 0 done; 1 some runs of a sweep failed, some images could not be read, or a run's last
 checkpoint could not be saved; 2 bad input, explained in one message; 3 the loss was not finite; 75
 interrupted after saving a checkpoint, or by SIGTERM before the first step: the same command resumes
-(EX_TEMPFAIL: a scheduler may requeue); 130 Ctrl-C with nothing to save yet, or pressed a second time.
+(EX_TEMPFAIL: a scheduler may requeue); 130 Ctrl-C with nothing to save yet, or pressed again.
 
 In a run of several processes, 75 also means that one was lost or stuck; if that was process 0, JAX
 may abort the others (134, SIGABRT). An error of one process ends the others with the same code.
@@ -12,7 +12,6 @@ may abort the others (134, SIGABRT). An error of one process ends the others wit
 import contextlib
 import importlib.util
 import os
-import pathlib
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -68,18 +67,6 @@ def use_compilation_cache() -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-def _start_seconds(args: Any) -> float:
-    """How long to wait for the other processes: by the config, or by that of the run evaluated."""
-    from effnet_jax import config
-
-    if hasattr(args, "config"):
-        config.validate(args.config)  # A mistake is reported before the wait.
-        return args.config.processes.start_seconds
-    saved = pathlib.Path(getattr(args, "workdir", None) or "", config.FILE).expanduser()
-    found = config.load(saved) if saved.is_file() else config.get_config()
-    return found.processes.start_seconds
-
-
 @contextlib.contextmanager
 def _exit_codes(processes: Any = None) -> Iterator[None]:
     """Ends with a message and a code; `processes` are the run's, None for a command on its own."""
@@ -131,7 +118,7 @@ def run(main: Callable[[Any], None], parser: Any, arguments: list[str] | None = 
         if parser.joins:
             from effnet_jax.run.processes import join
 
-            address, count, index = args.coordinator_address, args.num_processes, args.process_id
-            args.processes = processes = join(address, count, index, _start_seconds(args))
+            place = args.coordinator_address, args.num_processes, args.process_id
+            args.processes = processes = join(*place, parser.start_seconds(args))
     with _exit_codes(processes):
         main(args)

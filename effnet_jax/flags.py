@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import pathlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -49,6 +50,17 @@ class Parser(argparse.ArgumentParser):
         args.experiment = args.config or self.config
         args.config = override(experiments.read(args.experiment), rest)
         return args
+
+    def start_seconds(self, args: Any) -> float:
+        """How long to wait for other processes, by the config or that of the run in --workdir."""
+        from effnet_jax import config as config_lib
+
+        if self.config:
+            config_lib.validate(args.config)  # A mistake is reported before the wait.
+            return args.config.processes.start_seconds
+        saved = pathlib.Path(getattr(args, "workdir", None) or "", config_lib.FILE).expanduser()
+        config = config_lib.load(saved) if saved.is_file() else config_lib.get_config()
+        return config.processes.start_seconds
 
 
 def count(text: str) -> int:
