@@ -1,8 +1,11 @@
 """The command effnet-jax, its flags, and the configs that they choose."""
 
+import os
+import subprocess
 import sys
 
 import pytest
+from conftest import ROOT
 
 from effnet_jax import __main__ as command
 from effnet_jax import cli, experiments, flags
@@ -82,3 +85,31 @@ def test_a_config_is_chosen_by_name_file_or_workdir_and_changed_by_flags(tmp_pat
     monkeypatch.setattr(experiments, "experiments", list)  # Not in a checkout.
     with pytest.raises(UserError, match="give --config=FILE"):
         parser.parse_args([])
+
+
+@pytest.mark.parametrize(
+    "arguments, redirected, code",
+    [
+        (["summary", "all"], "no reader", cli.NO_READER),  # A table.
+        (["summary", "all", "--json"], "no reader", cli.NO_READER),
+        (["sweep", "--help"], "no reader", cli.DONE),
+        ([], "no reader", cli.NO_READER),
+        (["predict", "a.jpg", "--weights=b"], "1>&- 2>&- 0<&-", cli.BAD_INPUT),
+        (["summary", "b0"], "1>&- 2>&-", cli.DONE),
+    ],
+)
+def test_a_closed_output_ends_a_command_quietly(tmp_path, arguments, redirected, code):
+    reading, writing = os.pipe()
+    os.close(reading)
+    piped = redirected == "no reader"
+    command = f'"$0" -m effnet_jax "$@" {"" if piped else redirected}'
+    result = subprocess.run(
+        ["bash", "-c", command, sys.executable, *arguments],
+        stdout=writing if piped else subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        cwd=tmp_path,
+    )
+    os.close(writing)
+    assert (result.returncode, result.stderr) == (code, b"")
+    assert not any(tmp_path.iterdir())

@@ -394,7 +394,8 @@ class Processes(Alone):
         if self._left.is_set():
             return
         more = ". Run the same command on all processes to resume" if code == RETRY else ""
-        print(f"{self.prefix}error: {message}{more}", file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):
+            print(f"{self.prefix}error: {message}{more}", file=sys.stderr, flush=True)
         threading.Timer(12 * self._beat, os._exit, [code]).start()  # Publishing may get stuck.
         self.leave(code, message)
 
@@ -426,6 +427,7 @@ class Processes(Alone):
 
 def _exit(code: int, message: str = "") -> None:
     """Ends the process whatever its threads do, and without JAX's wait for the others."""
-    print(message, end="\n" if message else "", file=sys.stderr, flush=True)
-    sys.stdout.flush()
+    with contextlib.suppress(OSError):  # Nobody reads the output.
+        print(message, end="\n" if message else "", file=sys.stderr, flush=True)
+        sys.stdout.flush()
     os._exit(code)

@@ -1,8 +1,10 @@
-"""Imports of libraries that configure logging when they are imported."""
+"""Libraries without their side effects: log handlers of imports, an exit at a closed pipe."""
 
 import contextlib
 import logging
 from collections.abc import Iterator
+
+import rich.console
 
 
 @contextlib.contextmanager
@@ -16,3 +18,10 @@ def log_handlers_kept() -> Iterator[None]:
         yield
     finally:
         logging.root.handlers[:] = before
+
+
+class Console(rich.console.Console):
+    """Rich's, which raises BrokenPipeError where nobody reads the output any more."""
+
+    def on_broken_pipe(self) -> None:
+        raise
