@@ -426,6 +426,8 @@ def validate(config: ConfigDict, devices: int | None = None) -> None:
     `devices` are those that the run will have, if known: batches have to divide among them.
     """
     _check_finite("config", config.to_dict())
+    for key in ("data.data_dir", "checkpoint.init_from"):
+        files.check_local(f"config.{key}", operator.attrgetter(key)(config) or "")
     for key, limit in _limits(SCHEMA):
         limit.check(key, operator.attrgetter(key)(config))
     _check_evaluations(config)
@@ -475,7 +477,9 @@ def _check_evaluations(config: ConfigDict) -> None:
         EVALUATION["epochs"].check(f"{where}.epochs", entry.epochs)
         for weights in entry.weights:
             check_choice(f"config.{where}.weights", weights, ("raw", "ema"))
-        Preprocess.from_config(for_evaluation(config, name).preprocess, resolution=1)
+        own = for_evaluation(config, name)
+        Preprocess.from_config(own.preprocess, resolution=1)
+        files.check_local(f"config.{where}.data.data_dir", own.data.data_dir or "")
     names = [
         f"{name}/{weights}/{metric}"
         for name, entry in config.evaluations.items()

@@ -10,6 +10,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from effnet_jax.errors import UserError
+from effnet_jax.run.files import check_local
 
 
 class Parser(argparse.ArgumentParser):
@@ -35,12 +36,29 @@ class Parser(argparse.ArgumentParser):
             self.add_argument("--num_processes", type=int, metavar="N", help="in this run")
             self.add_argument("--process_id", type=int, metavar="I", help="of this one, from 0")
 
+    def format_help(self) -> str:
+        """What argparse shows, and the keys of a config with their defaults."""
+        if not self.config:
+            return super().format_help()
+        from flax.traverse_util import flatten_dict
+
+        from effnet_jax import config
+
+        values = flatten_dict(config.get_config().to_dict(), sep=".")
+        lines = (f"  --config.{key}={value}" for key, value in values.items())
+        title = "config keys with their defaults; effnet_jax/config.py explains each:"
+        return "\n".join([super().format_help(), title, *lines, ""])
+
     def error(self, message: str) -> None:
         raise UserError(f"{message}. Try --help")
 
     def parse_args(self, args: list[str] | None = None, namespace: Any = None) -> Any:
         """The flags; `config` is the config itself, and `experiment` the text that chose it."""
         args, rest = self.parse_known_args(args, namespace)
+        for key, value in vars(args).items():
+            for each in value if isinstance(value, list) else [value]:
+                if key != "coordinator_address" and not str(each).startswith("hf://"):
+                    check_local(key, each)
         if not self.config:
             return self.error(f"unexpected argument {rest[0]!r}") if rest else args
         from effnet_jax import experiments  # With JAX, for a process that has its settings.

@@ -51,6 +51,12 @@ def changed(model: str = "b0", **changes):
         ("checkpoint.best_metric", "val/ema/top2", "did you mean: .*val/ema/top1"),
         ("checkpoint.resume", "always", "unknown config.checkpoint.resume"),
         ("checkpoint.init_weights", "avg", "unknown config.checkpoint.init_weights"),
+        (
+            "checkpoint.init_from",
+            "gs://b/run",
+            "init_from=gs://b/run is not a local path",
+        ),
+        ("data.data_dir", "gs://b", "config.data.data_dir=gs://b is not a local path"),
         ("nonfinite.action", "roll-back", r"nonfinite\.action 'roll-back'; did you mean: rollback"),
         ("processes.lost_seconds", 600.0, "lost_seconds must be at least 3 and at most 150"),
         ("evaluations.val.weights", ("averaged",), "unknown config.evaluations.val.weights"),

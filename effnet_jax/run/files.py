@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import pathlib
+import re
 import socket
 import threading
 import time
@@ -17,6 +18,16 @@ from effnet_jax.errors import UserError
 RUN_LOCK = "run.lock"  # Of a run, in its workdir.
 BEAT = 5.0  # Seconds between two signs of life of a lock's holder.
 PATIENCE = 30.0  # Seconds without one after which a holder on another machine counts as dead.
+
+
+def check_local(what: str, path: str | pathlib.Path) -> None:
+    """Raises a UserError, which names `what`, for an address like gs://BUCKET/FOLDER."""
+    # A pathlib.Path has dropped the second slash.
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:/", str(path)):
+        raise UserError(
+            f"{what}={path} is not a local path: files are read and written through the file "
+            "system alone. Mount the bucket, for instance with gcsfuse, or copy the files"
+        )
 
 
 def read_rows(path: pathlib.Path) -> list[dict[str, Any]]:

@@ -42,6 +42,7 @@ def train_and_evaluate(
         not waited for: StoppedEarly or KeyboardInterrupt.
       NonFiniteLossError: the message names the step; the last checkpoint is from before it.
     """
+    files.check_local("workdir", workdir)
     clock, workdir = Clock(), pathlib.Path(workdir).expanduser()
     with (
         Signals(early="at the start") as signals,
