@@ -91,11 +91,11 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: str | pathlib.Path, config: ConfigDict, processes: Alone = ALONE):
-        """Makes the folder if necessary; `config` is `config.checkpoint`."""
+        """Makes the workdir if necessary, and the folder for a save; `config` is its section."""
         self._folder, self._processes = pathlib.Path(workdir).resolve() / FOLDER, processes
         self._best = config.best_metric
         if processes.is_first:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            self._folder.parent.mkdir(parents=True, exist_ok=True)
             self._remove_leftovers()
         best = {"get_metric_fn": lambda score: score, "keep_checkpoints_without_metrics": False}
         self._policy = OnceVerified(
@@ -119,9 +119,6 @@ class Checkpoints:
         finally:
             self._background.shutdown()
             self._orbax.close()
-            if self._processes.is_first:
-                with contextlib.suppress(OSError):  # It has checkpoints.
-                    self._folder.rmdir()
 
     def steps(self) -> list[int]:
         """Steps with a whole checkpoint on the disk, oldest first."""
@@ -207,6 +204,7 @@ class Checkpoints:
         """The errno of creating a folder next to the checkpoints, or 0."""
         path = self._folder / f"try{DELETED}"
         try:
+            self._folder.mkdir(exist_ok=True)
             path.mkdir(exist_ok=True)
             path.rmdir()
         except OSError as error:

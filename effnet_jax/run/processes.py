@@ -393,7 +393,8 @@ class Processes(Alone):
         """Ends this process and, as it publishes that, the others."""
         if self._left.is_set():
             return
-        more = ". Run the same command on all processes to resume" if code == RETRY else ""
+        more = ". Run the same command on all processes to resume"
+        more = more if code == RETRY and "Run the same" not in message else ""
         with contextlib.suppress(OSError):
             print(f"{self.prefix}error: {message}{more}", file=sys.stderr, flush=True)
         threading.Timer(12 * self._beat, os._exit, [code]).start()  # Publishing may get stuck.
