@@ -11,6 +11,7 @@ discards a second SIGTERM, and names neither the signal nor its process.
 
 import collections
 import contextlib
+import functools
 import glob
 import importlib.util
 import json
@@ -31,6 +32,7 @@ from ml_collections import ConfigDict
 
 from effnet_jax.errors import RETRY, ProcessLost, UserError
 from effnet_jax.run.signals import Signals, metadata
+from effnet_jax.run.workers import abandonable
 
 REPORT_SECONDS = 20  # Between two lines about a wait for processes to join.
 # Only if our own watch fails: JAX's message names no process, and JAX aborts.
@@ -94,13 +96,15 @@ def join(
     waiting.start()
     jax.config.update("jax_enable_preemption_service", False)  # It would take SIGTERM.
     try:
-        jax.distributed.initialize(
+        initialize = functools.partial(
+            jax.distributed.initialize,
             *flags,
             # With detection, a cluster's task gets one device of its node, whatever the flags say.
             cluster_detection_method=None if cluster else "deactivate",
             initialization_timeout=int(seconds) + 60,
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
         )
+        abandonable(initialize)  # At Ctrl-C.
         index, count = jax.process_index(), jax.process_count()
         return Processes(index, count, seconds) if count > 1 else ALONE
     except (RuntimeError, ValueError) as error:

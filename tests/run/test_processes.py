@@ -84,21 +84,24 @@ def test_a_port_in_use_is_one_message_of_process_0(host):
             processes.join(f"localhost:{port}", 2, 0, 1.0)
 
 
+# As eval.py, with other times between two lines of progress.
+EVALUATION = (
+    "from effnet_jax import cli; from effnet_jax.run import processes\n"
+    "from effnet_jax.tools import eval\n"
+    "processes.REPORT_SECONDS = {}\n"
+    "cli.run(eval.main, eval.PARSER)"
+)
+
+
 def test_processes_that_are_not_there_are_waited_for_with_progress_and_a_limit(tmp_path):
     """As long as the config says; eval.py by the config of the run."""
     config = digits.get_config()
     config.processes.start_seconds = 1.5
     config_lib.save(config, tmp_path / "config.json")
-    script = (
-        "import sys; from effnet_jax import cli; from effnet_jax.run import processes\n"
-        "processes.REPORT_SECONDS = 1\n"
-        "from effnet_jax.tools import eval\n"
-        "cli.run(eval.main, eval.PARSER)"
-    )
     address = f"127.0.0.1:{free_port()}"
     place = [f"--coordinator_address={address}", "--num_processes=3", "--process_id=0"]
     process = subprocess.run(
-        [sys.executable, "-c", script, f"--workdir={tmp_path}", *place],
+        [sys.executable, "-c", EVALUATION.format(1), f"--workdir={tmp_path}", *place],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -110,6 +113,25 @@ def test_processes_that_are_not_there_are_waited_for_with_progress_and_a_limit(t
     assert progress == f"process 0: waiting {where}, 1 of 1.5 s"
     limit = "waited 1.5 s (config.processes.start_seconds)"
     assert end.startswith(f"process 0: error: {limit} {where}. Start each with the same address")
+
+
+def test_ctrl_c_ends_the_wait_for_other_processes():
+    address = f"--coordinator_address=127.0.0.1:{free_port()}"
+    place = [address, "--num_processes=2", "--process_id=1"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", EVALUATION.format(0.2), *place, "--workdir=run"],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stderr.readline().startswith("process 1: waiting at 127.0.0.1:")
+        process.send_signal(signal.SIGINT)
+        lines = process.communicate(timeout=30)[1].splitlines()
+    finally:
+        process.kill()
+    assert process.returncode == cli.STOPPED
+    assert lines[-1] == "stopped at once, by Ctrl-C; checkpoints are as they were"
 
 
 def test_a_cluster_is_found_by_its_variables(monkeypatch):
