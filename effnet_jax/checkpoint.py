@@ -26,17 +26,20 @@ from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from jax.sharding import Sharding
 from ml_collections import ConfigDict
-from orbax.checkpoint import checkpoint_managers as policies
 
 from effnet_jax.errors import SaveFailed, UserError
 from effnet_jax.parallel import abstract
 from effnet_jax.run import files, manifest
 from effnet_jax.run.processes import ALONE, Alone, OtherFailed
+from effnet_jax.run.quiet import log_handlers_kept
 from effnet_jax.run.writers import say
 from effnet_jax.trees import shapes_by_name
+
+with log_handlers_kept():
+    import orbax.checkpoint as ocp
+    from orbax.checkpoint import checkpoint_managers as policies
 
 PyTree = Any
 T = TypeVar("T")
@@ -91,11 +94,11 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: str | pathlib.Path, config: ConfigDict, processes: Alone = ALONE):
-        """Makes the folder if necessary; `config` is `config.checkpoint`."""
+        """Makes the workdir if necessary, and the folder for a save; `config` is its section."""
         self._folder, self._processes = pathlib.Path(workdir).resolve() / FOLDER, processes
         self._best = config.best_metric
         if processes.is_first:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            self._folder.parent.mkdir(parents=True, exist_ok=True)
             self._remove_leftovers()
         best = {"get_metric_fn": lambda score: score, "keep_checkpoints_without_metrics": False}
         self._policy = OnceVerified(
@@ -204,6 +207,7 @@ class Checkpoints:
         """The errno of creating a folder next to the checkpoints, or 0."""
         path = self._folder / f"try{DELETED}"
         try:
+            self._folder.mkdir(exist_ok=True)
             path.mkdir(exist_ok=True)
             path.rmdir()
         except OSError as error:

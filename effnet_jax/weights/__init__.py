@@ -23,6 +23,7 @@ from effnet_jax.data.preprocess import Preprocess
 from effnet_jax.errors import UserError, check_choice
 from effnet_jax.imagenet import dataset as imagenet
 from effnet_jax.models.efficientnet import FAMILIES, VARIANTS
+from effnet_jax.run.files import check_local
 from effnet_jax.weights import files, keras, ours
 from effnet_jax.weights.files import Arrays
 from effnet_jax.weights.names import CLASSIFIER_BIAS, OUTPUTS, Array, Names, list_arrays, unwrap
@@ -326,6 +327,7 @@ def save(
 
     check_choice("names", names, WRITTEN)
     weights.check()
+    check_local("path", path)
     path = pathlib.Path(path).expanduser()
     if path.exists() and not overwrite:
         raise UserError(f"{path} is there already; --overwrite replaces it")
