@@ -14,6 +14,11 @@ from effnet_jax.errors import UserError, check_choice
 
 
 def main() -> None:
+    with cli.output():
+        _main()
+
+
+def _main() -> None:
     paths = {p.stem: p for p in sorted(pathlib.Path(__file__).parent.glob("tools/[!_]*.py"))}
     name, *arguments = sys.argv[1:] or ["--help"]
     if name in ("-h", "--help"):

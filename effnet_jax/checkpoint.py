@@ -19,23 +19,27 @@ import os
 import pathlib
 import re
 import shutil
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from jax.sharding import Sharding
 from ml_collections import ConfigDict
-from orbax.checkpoint import checkpoint_managers as policies
 
 from effnet_jax.errors import SaveFailed, UserError
 from effnet_jax.parallel import abstract
 from effnet_jax.run import files, manifest
 from effnet_jax.run.processes import ALONE, Alone, OtherFailed
+from effnet_jax.run.quiet import log_handlers_kept
 from effnet_jax.run.writers import say
 from effnet_jax.trees import shapes_by_name
+
+with log_handlers_kept():
+    import orbax.checkpoint as ocp
+    from orbax.checkpoint import checkpoint_managers as policies
 
 PyTree = Any
 T = TypeVar("T")
@@ -44,6 +48,8 @@ FOLDER = "checkpoints"
 VARIABLES = ("params", "batch_stats")
 FACTS = ("model", "preprocess", "classes")
 DELETED = ".deleted"
+DELETED_NOW = "it was deleted while it was read"
+TRIES = 20  # To read the newest checkpoint of a run that deletes it meanwhile.
 SECONDS = 1200  # For Orbax to write, and for the first process to read back what was written.
 DISK = "disk: "  # Begins a process's note about a save that its disk refused.
 
@@ -88,11 +94,11 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: str | pathlib.Path, config: ConfigDict, processes: Alone = ALONE):
-        """Makes the folder if necessary; `config` is `config.checkpoint`."""
+        """Makes the workdir if necessary, and the folder for a save; `config` is its section."""
         self._folder, self._processes = pathlib.Path(workdir).resolve() / FOLDER, processes
         self._best = config.best_metric
         if processes.is_first:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            self._folder.parent.mkdir(parents=True, exist_ok=True)
             self._remove_leftovers()
         best = {"get_metric_fn": lambda score: score, "keep_checkpoints_without_metrics": False}
         self._policy = OnceVerified(
@@ -201,6 +207,7 @@ class Checkpoints:
         """The errno of creating a folder next to the checkpoints, or 0."""
         path = self._folder / f"try{DELETED}"
         try:
+            self._folder.mkdir(exist_ok=True)
             path.mkdir(exist_ok=True)
             path.rmdir()
         except OSError as error:
@@ -303,23 +310,34 @@ def read_weights(
     and FACTS. Raises UserError if there is no such step, or none can be read.
     """
     path = pathlib.Path(path).expanduser().resolve()
-    paths = [path] if _is_whole(path) else _candidates(path / FOLDER, step, processes)
-    if not paths:
-        return None
 
-    def read(path: pathlib.Path) -> PyTree:
+    def read(path: pathlib.Path) -> tuple[PyTree, dict[str, Any]]:
+        verified = manifest.exists(path)
+        facts = manifest.read(path) if verified else _facts(path.parent.parent, path.name)
+        if not facts.keys() >= {*FACTS}:
+            raise UserError(f"{path} has no {manifest.NAME} with the model; give the run's workdir")
         tree = _saved_tree(path)
         item = {"ema": tree["ema"]} if weights == "ema" else {key: tree[key] for key in VARIABLES}
         numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
         found = _read(path, item, numpy)
-        return found["ema"] if weights == "ema" else found
+        return found["ema"] if weights == "ema" else found, facts
 
-    path, variables, _ = _read_first(paths, read, processes)
-    verified = manifest.exists(path)
-    facts = manifest.read(path) if verified else _facts(path.parent.parent, path.name)
-    if not facts.keys() >= {*FACTS}:
-        raise UserError(f"{path} has no {manifest.NAME} with the model; give the run's workdir")
-    return int(facts["step"]), variables, {key: facts[key] for key in FACTS}
+    def list_paths() -> list[pathlib.Path]:
+        return [path] if _is_whole(path) else _candidates(path / FOLDER, step, processes)
+
+    paths = list_paths()
+    for tries_left in reversed(range(TRIES)):
+        if not paths:
+            return None
+        try:
+            _, (variables, facts), _ = _read_first(paths, read, processes)
+        except _NoneReadable:
+            # A run that goes on deletes checkpoints while they are read, and has newer ones.
+            before, paths = paths, list_paths()
+            if paths == before or not tries_left:
+                raise
+        else:
+            return int(facts["step"]), variables, {key: facts[key] for key in FACTS}
 
 
 _saves = itertools.count()  # All processes of a run save alike.
@@ -366,6 +384,23 @@ def _candidates(folder: pathlib.Path, step: int | None, processes: Alone) -> lis
     return [folder / str(each) for each in ([step] if step is not None else reversed(steps))]
 
 
+class _NoneReadable(UserError):
+    """There are checkpoints, and none can be read."""
+
+
+@contextlib.contextmanager
+def _without_late_errors() -> Iterator[None]:
+    """Keeps TensorStore's threads from printing that they have no one to tell of a failed read."""
+    hook = sys.unraisablehook
+    is_late = "Event loop is closed".__eq__
+    sys.unraisablehook = lambda error: is_late(str(error.exc_value)) or hook(error)
+    try:
+        yield
+    finally:
+        sys.unraisablehook = hook
+
+
+@_without_late_errors()
 def _read_first(
     paths: list[pathlib.Path], read: Callable[[pathlib.Path], T], processes: Alone
 ) -> tuple[pathlib.Path, T, list[pathlib.Path]]:
@@ -380,28 +415,30 @@ def _read_first(
             except UserError:
                 raise
             except Exception as error:  # Damage shows as any of a dozen kinds of error.
-                note = _first_line(error)[:200]
+                note = _first_line(error)[:200] if path.exists() else DELETED_NOW
             damage = _listed(processes.barrier(f"read {where}", 2 * SECONDS, note), processes)
         if not damage:
             return path, content, paths[:number]
         say(f"{where} can't be read: {damage}")
     tried = ", ".join(path.name for path in paths)
-    raise UserError(
+    raise _NoneReadable(
         f"no checkpoint in {paths[0].parent} can be read (tried {tried}); the files are left as "
         "they are"
     )
 
 
 def _find_damage(path: pathlib.Path) -> str | None:
+    damage = None
     if not _is_whole(path):
-        return "it was never finished"
-    if manifest.exists(path):
-        return manifest.find_damage(path)
-    say(
-        f"checkpoint {path.name} in {path.parent} has no {manifest.NAME}: its run was killed "
-        "before it was verified. It is read all the same"
-    )
-    return None
+        damage = "it was never finished"
+    elif manifest.exists(path):
+        damage = manifest.find_damage(path)
+    else:
+        say(
+            f"checkpoint {path.name} in {path.parent} has no {manifest.NAME}: its run is verifying "
+            "it, or was killed before. It is read all the same"
+        )
+    return DELETED_NOW if damage and not path.exists() else damage
 
 
 def _read(path: pathlib.Path, item: PyTree, restore_args: PyTree) -> PyTree:

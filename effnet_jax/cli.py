@@ -2,8 +2,9 @@
 
 Exit codes: 0 done; 1 some runs of a sweep failed, some images could not be read, or a run's last
 checkpoint could not be saved; 2 bad input, explained in one message; 3 the loss was not finite; 75
-interrupted after saving a checkpoint, from which the same command resumes (EX_TEMPFAIL: a scheduler
-may requeue); 130 Ctrl-C with nothing to save yet, or pressed a second time.
+interrupted after saving a checkpoint, or by SIGTERM before the first step: the same command resumes
+(EX_TEMPFAIL: a scheduler may requeue); 130 Ctrl-C with nothing to save yet, or pressed again;
+141 nobody reads the output any more, as after `| head` (what SIGPIPE gives other commands).
 
 In a run of several processes, 75 also means that one was lost or stuck; if that was process 0, JAX
 may abort the others (134, SIGABRT). An error of one process ends the others with the same code.
@@ -12,6 +13,7 @@ may abort the others (134, SIGABRT). An error of one process ends the others wit
 import contextlib
 import importlib.util
 import os
+import select
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -21,8 +23,10 @@ from absl import logging
 
 from effnet_jax import errors
 from effnet_jax.errors import UserError
+from effnet_jax.run.workers import has_abandoned
 
 DONE, FAILED, BAD_INPUT, NOT_FINITE, INTERRUPTED, STOPPED = 0, 1, 2, 3, errors.RETRY, 130
+NO_READER = 141
 # The code of each error, and whether it comes to one process of a run and not to all by themselves.
 ENDS = {
     UserError: (BAD_INPUT, True),
@@ -30,6 +34,7 @@ ENDS = {
     errors.RunsFailed: (FAILED, False),
     errors.ImagesFailed: (FAILED, False),
     errors.NonFiniteLossError: (NOT_FINITE, False),
+    errors.StoppedEarly: (INTERRUPTED, True),
     errors.Interrupted: (INTERRUPTED, False),
 }
 
@@ -92,8 +97,43 @@ def _exit_codes(processes: Any = None) -> Iterator[None]:
     # After a signal or a bad loss, all processes come to the same end by themselves.
     if processes:
         processes.leave(code if alone else DONE, message)
+    if code and has_abandoned():
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+        os._exit(code)
     if code:
         sys.exit(code)
+
+
+@contextlib.contextmanager
+def output() -> Iterator[None]:
+    """Ends a command quietly where nobody reads its output; opens what was closed at its start."""
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            descriptor = os.open(os.devnull, os.O_RDWR)  # The lowest that is free: its own.
+            os.set_inheritable(descriptor, True)
+            setattr(sys, name, open(descriptor, "r" if name == "stdin" else "w"))  # noqa: SIM115
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        if not _silence():
+            raise
+        sys.exit(NO_READER)
+
+
+def _silence() -> bool:
+    """Whether output has no reader any more; from now on such output goes nowhere."""
+    poll = select.poll()
+    for file in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):  # One that is no file, as in tests and notebooks.
+            poll.register(file.fileno(), 0)  # Errors alone.
+    gone = [descriptor for descriptor, _ in poll.poll(0)]
+    for descriptor in gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+    return bool(gone)
 
 
 def run(main: Callable[[Any], None], parser: Any, arguments: list[str] | None = None) -> None:
@@ -101,6 +141,11 @@ def run(main: Callable[[Any], None], parser: Any, arguments: list[str] | None = 
 
     `parser` is a `flags.Parser`; `arguments` are those of the command line unless given.
     """
+    with output():
+        _run(main, parser, arguments)
+
+
+def _run(main: Callable[[Any], None], parser: Any, arguments: list[str] | None) -> None:
     if parser.computes:
         tune_process()
     logging.set_verbosity(logging.ERROR)
@@ -113,7 +158,7 @@ def run(main: Callable[[Any], None], parser: Any, arguments: list[str] | None = 
         if parser.joins:
             from effnet_jax.run.processes import join
 
-            address, count, index = args.coordinator_address, args.num_processes, args.process_id
-            args.processes = processes = join(address, count, index)
+            place = args.coordinator_address, args.num_processes, args.process_id
+            args.processes = processes = join(*place, parser.start_seconds(args))
     with _exit_codes(processes):
         main(args)

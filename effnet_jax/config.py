@@ -12,6 +12,7 @@ steps or the scaled learning rate, are computed where they are used: an override
 
 import json
 import math
+import numbers
 import operator
 import pathlib
 import re
@@ -427,6 +428,9 @@ def validate(config: ConfigDict, devices: int | None = None) -> None:
 
     `devices` are those that the run will have, if known: batches have to divide among them.
     """
+    _check_finite("config", config.to_dict())
+    for key in ("data.data_dir", "checkpoint.init_from"):
+        files.check_local(f"config.{key}", operator.attrgetter(key)(config) or "")
     for key, limit in _limits(SCHEMA):
         limit.check(key, operator.attrgetter(key)(config))
     _check_evaluations(config)
@@ -455,6 +459,17 @@ def _limits(schema: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield f"{prefix}{key}", value
 
 
+def _check_finite(key: str, value: Any) -> None:
+    if isinstance(value, dict):
+        for name, each in value.items():
+            _check_finite(f"{key}.{name}", each)
+    elif isinstance(value, tuple | list):
+        for each in value:
+            _check_finite(key, each)
+    elif isinstance(value, numbers.Real) and not abs(value) < math.inf:
+        raise UserError(f"{key} must be finite; got {value}")
+
+
 def _check_evaluations(config: ConfigDict) -> None:
     for name, entry in config.evaluations.items():
         where = f"evaluations.{name}"
@@ -465,7 +480,9 @@ def _check_evaluations(config: ConfigDict) -> None:
         EVALUATION["epochs"].check(f"{where}.epochs", entry.epochs)
         for weights in entry.weights:
             check_choice(f"config.{where}.weights", weights, ("raw", "ema"))
-        Preprocess.from_config(for_evaluation(config, name).preprocess, resolution=1)
+        own = for_evaluation(config, name)
+        Preprocess.from_config(own.preprocess, resolution=1)
+        files.check_local(f"config.{where}.data.data_dir", own.data.data_dir or "")
     names = [
         f"{name}/{weights}/{metric}"
         for name, entry in config.evaluations.items()

@@ -23,6 +23,10 @@ class Interrupted(Exception):
     """The run saved and stopped because it was asked to; the same command goes on with it."""
 
 
+class StoppedEarly(Interrupted):
+    """SIGTERM came before there was anything to save; the same command starts the run again."""
+
+
 class ProcessLost(Exception):
     """Another process of the run is asleep, dead or stuck; the message names it."""
 

@@ -1,12 +1,16 @@
 """The flags of commands, with `--config` and its overrides."""
 
 import argparse
+import contextlib
+import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from effnet_jax.errors import UserError
+from effnet_jax.run.files import check_local
 
 
 class Parser(argparse.ArgumentParser):
@@ -32,12 +36,29 @@ class Parser(argparse.ArgumentParser):
             self.add_argument("--num_processes", type=int, metavar="N", help="in this run")
             self.add_argument("--process_id", type=int, metavar="I", help="of this one, from 0")
 
+    def format_help(self) -> str:
+        """What argparse shows, and the keys of a config with their defaults."""
+        if not self.config:
+            return super().format_help()
+        from flax.traverse_util import flatten_dict
+
+        from effnet_jax import config
+
+        values = flatten_dict(config.get_config().to_dict(), sep=".")
+        lines = (f"  --config.{key}={value}" for key, value in values.items())
+        title = "config keys with their defaults; effnet_jax/config.py explains each:"
+        return "\n".join([super().format_help(), title, *lines, ""])
+
     def error(self, message: str) -> None:
         raise UserError(f"{message}. Try --help")
 
     def parse_args(self, args: list[str] | None = None, namespace: Any = None) -> Any:
         """The flags; `config` is the config itself, and `experiment` the text that chose it."""
         args, rest = self.parse_known_args(args, namespace)
+        for key, value in vars(args).items():
+            for each in value if isinstance(value, list) else [value]:
+                if key != "coordinator_address" and not str(each).startswith("hf://"):
+                    check_local(key, each)
         if not self.config:
             return self.error(f"unexpected argument {rest[0]!r}") if rest else args
         from effnet_jax import experiments  # With JAX, for a process that has its settings.
@@ -47,6 +68,17 @@ class Parser(argparse.ArgumentParser):
         args.experiment = args.config or self.config
         args.config = override(experiments.read(args.experiment), rest)
         return args
+
+    def start_seconds(self, args: Any) -> float:
+        """How long to wait for other processes, by the config or that of the run in --workdir."""
+        from effnet_jax import config as config_lib
+
+        if self.config:
+            config_lib.validate(args.config)  # A mistake is reported before the wait.
+            return args.config.processes.start_seconds
+        saved = pathlib.Path(getattr(args, "workdir", None) or "", config_lib.FILE).expanduser()
+        config = config_lib.load(saved) if saved.is_file() else config_lib.get_config()
+        return config.processes.start_seconds
 
 
 def count(text: str) -> int:
@@ -66,8 +98,17 @@ class _OrNone(flags.ArgumentParser):
         return None if argument in (None, "None") else self._kind(argument)
 
 
-for kind in (int, float, str):
-    config_flags.register_flag_parser_for_type(kind, _OrNone(kind))
+@contextlib.contextmanager
+def _none_unsets() -> Iterator[None]:
+    """Makes ml_collections read None for a number or a text, until the context is left."""
+    parsers = config_flags.config_flags._FIELD_TYPE_TO_PARSER  # Of the whole process.
+    before = dict(parsers)
+    for kind in (int, float, str):
+        config_flags.register_flag_parser_for_type(kind, _OrNone(kind))
+    try:
+        yield
+    finally:
+        parsers.update(before)
 
 
 def override(config: ConfigDict, arguments: list[str]) -> ConfigDict:
@@ -78,7 +119,8 @@ def override(config: ConfigDict, arguments: list[str]) -> ConfigDict:
     """
     values, argv = flags.FlagValues(), ["", *arguments]
     try:
-        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
+        with _none_unsets():
+            config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
         left = values(argv)[1:]
     except Exception as error:  # Of many kinds.
         while error.args and isinstance(error.args[0], Exception):

@@ -2,6 +2,7 @@
 
 import ast
 import pathlib
+import re
 
 import pytest
 from conftest import ROOT
@@ -92,3 +93,10 @@ def test_functions_stay_small(path):
             length = node.end_lineno - node.lineno + 1
             assert length <= LINES, f"{where} has {length} lines"
             assert depth(node) <= LEVELS, f"{where} nests {depth(node)} levels"
+
+
+def test_no_text_sends_people_to_an_index_for_a_name_that_is_not_ours():
+    """Nobody here owns effnet_jax on PyPI: whoever takes the name would be installed."""
+    texts = [*FILES, *ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "Makefile"]
+    for path in texts:
+        assert not re.search(r"effnet[_-]jax\[|install\W+effnet[_-]jax", path.read_text()), path

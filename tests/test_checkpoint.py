@@ -269,7 +269,7 @@ def test_one_that_was_not_verified_is_read_and_reported_and_counts_for_nothing(
     path.unlink()  # As if the run was killed before.
     with Checkpoints(tmp_path, config) as checkpoints:
         assert int(checkpoints.restore(jax.eval_shape(lambda: state(0)), HERE).step) == 3
-    assert "has no manifest.json: its run was killed before it was verified" in said.pop()
+    assert "has no manifest.json: its run is verifying it, or was killed before" in said.pop()
     assert save_all(tmp_path, config, {5: None}) == [1, 5]
 
 
@@ -524,6 +524,30 @@ def test_weights_that_are_not_there_or_damaged(golden, tmp_path, said):
     (bare / manifest.NAME).unlink()
     with pytest.raises(UserError, match=f"has no {manifest.NAME} .* give the run's workdir"):
         checkpoint.read_weights(bare)
+
+
+@pytest.mark.parametrize("deletions", [2, 99])
+def test_weights_of_a_run_that_deletes_checkpoints_meanwhile(
+    golden, tmp_path, said, monkeypatch, deletions
+):
+    workdir = shutil.copytree(golden_checkpoint.WORKDIR, tmp_path / "run")
+    wanted, read = checkpoint.read_weights(workdir), checkpoint._read
+
+    def delete_and_read(path, *arguments):
+        if int(path.name) < 5 + deletions:  # And the run has saved a newer one.
+            os.replace(path, path.with_name(str(int(path.name) + 1)))
+        return read(path, *arguments)
+
+    monkeypatch.setattr(checkpoint, "_read", delete_and_read)
+    monkeypatch.setattr(checkpoint, "TRIES", 3)
+    if deletions > 2:
+        with pytest.raises(UserError, match=r"can be read \(tried 7\)"):
+            checkpoint.read_weights(workdir)
+    else:
+        found = checkpoint.read_weights(workdir)
+        jax.tree.map(np.testing.assert_array_equal, found[1], wanted[1])
+    names = [line.split()[1] for line in said if "it was deleted while it was read" in line]
+    assert names == ["5", "6", "7"][:deletions]
 
 
 def test_a_new_run_starts_from_the_weights_of_another(golden, monkeypatch, said):

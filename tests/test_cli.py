@@ -1,9 +1,12 @@
 """The command effnet-jax, its flags, and the configs that they choose."""
 
+import importlib
+import os
+import subprocess
 import sys
 
 import pytest
-import submitit  # noqa: F401 - Its first import configures logging, which breaks capsys.
+from conftest import ROOT
 
 from effnet_jax import __main__ as command
 from effnet_jax import cli, experiments, flags
@@ -27,11 +30,16 @@ def test_help_lists_every_tool_and_imports_none(monkeypatch, capsys):
     assert {name for name in sys.modules if name.startswith("effnet_jax.tools.")} <= before
 
 
-def test_each_tool_prints_its_flags(monkeypatch, capsys):
-    with pytest.raises(SystemExit, match="0"):
-        run(monkeypatch, "sweep", "--help")
+@pytest.mark.parametrize("tool", [path.stem for path in ROOT.glob("effnet_jax/tools/[!_]*.py")])
+def test_each_tool_prints_all_its_flags(monkeypatch, capsys, tool):
+    with pytest.raises(SystemExit, match=r"^0$"):
+        run(monkeypatch, tool, "--help")
     out = capsys.readouterr().out
-    assert "usage: effnet-jax sweep" in out and "--dry_run" in out and "--config.KEY" in out
+    parser = importlib.import_module(f"effnet_jax.tools.{tool}").PARSER
+    flags_of_tool = [name for action in parser._actions for name in action.option_strings]
+    assert f"usage: effnet-jax {tool}" in out and all(name in out for name in flags_of_tool)
+    assert str(ROOT) not in out and "'None'" not in out and "==SUPPRESS==" not in out
+    assert ("--config.optimizer.rmsprop.learning_rate=0.016\n" in out) == bool(parser.config)
 
 
 def test_an_unknown_tool_names_the_near_ones(monkeypatch, capsys):
@@ -83,3 +91,59 @@ def test_a_config_is_chosen_by_name_file_or_workdir_and_changed_by_flags(tmp_pat
     monkeypatch.setattr(experiments, "experiments", list)  # Not in a checkout.
     with pytest.raises(UserError, match="give --config=FILE"):
         parser.parse_args([])
+
+
+@pytest.mark.parametrize(
+    "arguments, redirected, code",
+    [
+        (["summary", "all"], "no reader", cli.NO_READER),  # A table.
+        (["summary", "all", "--json"], "no reader", cli.NO_READER),
+        (["sweep", "--help"], "no reader", cli.DONE),
+        ([], "no reader", cli.NO_READER),
+        (["predict", "a.jpg", "--weights=b"], "1>&- 2>&- 0<&-", cli.BAD_INPUT),
+        (["summary", "b0"], "1>&- 2>&-", cli.DONE),
+    ],
+)
+def test_a_closed_output_ends_a_command_quietly(tmp_path, arguments, redirected, code):
+    reading, writing = os.pipe()
+    os.close(reading)
+    piped = redirected == "no reader"
+    command = f'"$0" -m effnet_jax "$@" {"" if piped else redirected}'
+    result = subprocess.run(
+        ["bash", "-c", command, sys.executable, *arguments],
+        stdout=writing if piped else subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        cwd=tmp_path,
+    )
+    os.close(writing)
+    assert (result.returncode, result.stderr) == (code, b"")
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("train", "--workdir=gs://bucket/run"),
+        ("train", "--config=gs://bucket/run"),
+        ("train", "--config.data.data_dir=gs://bucket/data"),
+        ("eval", "--weights=s3://bucket/b0.npz", "--data_dir=x"),
+        ("eval", "--workdir=run", "--csv=gs://bucket/results.csv"),
+        ("sweep", "--sweep=seed=0,1", "--workdir=gs://bucket/sweep"),
+        ("sweep", "--sweep=data.data_dir=gs://bucket/data", "--workdir=sweep"),
+        ("report", "--out=gs://bucket/page"),
+        ("report", "--out=page", "--results", "results", "gs://bucket/results"),
+        ("convert", "b0.npz", "--to=https://host/b0.safetensors"),
+        ("prepare_imagenet", "--from=gs://bucket", "--data_dir=data"),
+        ("predict", "https://host/cat.jpg", "--weights=b0.npz"),
+    ],
+)
+def test_what_is_not_a_local_path_is_refused_and_makes_no_folder(
+    tmp_path, monkeypatch, capsys, arguments
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="2"):
+        run(monkeypatch, *arguments)
+    err = capsys.readouterr().err
+    assert "is not a local path" in err and "gcsfuse" in err and err.startswith("error: ")
+    assert not any(tmp_path.iterdir())

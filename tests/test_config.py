@@ -1,9 +1,11 @@
 """Config: limits of every section, evaluations by name, saving and loading."""
 
 import json
+import math
 import textwrap
 
 import pytest
+from flax.traverse_util import flatten_dict
 
 from effnet_jax import config as config_lib
 from effnet_jax import experiments
@@ -49,6 +51,12 @@ def changed(model: str = "b0", **changes):
         ("checkpoint.best_metric", "val/ema/top2", "did you mean: .*val/ema/top1"),
         ("checkpoint.resume", "always", "unknown config.checkpoint.resume"),
         ("checkpoint.init_weights", "avg", "unknown config.checkpoint.init_weights"),
+        (
+            "checkpoint.init_from",
+            "gs://b/run",
+            "init_from=gs://b/run is not a local path",
+        ),
+        ("data.data_dir", "gs://b", "config.data.data_dir=gs://b is not a local path"),
         ("nonfinite.action", "roll-back", r"nonfinite\.action 'roll-back'; did you mean: rollback"),
         ("processes.lost_seconds", 600.0, "lost_seconds must be at least 3 and at most 150"),
         ("evaluations.val.weights", ("averaged",), "unknown config.evaluations.val.weights"),
@@ -58,6 +66,27 @@ def changed(model: str = "b0", **changes):
 def test_a_value_that_cannot_work_is_refused_by_name(key, value, message):
     with pytest.raises(UserError, match=message):
         config_lib.validate(changed(**{key: value}))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_no_number_of_a_config_is_infinite_or_nan(bad):
+    """Any number, also in tuples and evaluations: inf steps or a NaN threshold mean nothing."""
+    flat = flatten_dict(changed(**{"progressive.dropout": (0.1, 0.2)}).to_dict(), sep=".")
+    of_floats = {key: value for key, value in flat.items() if isinstance(value, float)}
+    tuples = {key: value for key, value in flat.items() if value and isinstance(value, tuple)}
+    of_tuples = {key: value for key, value in tuples.items() if isinstance(value[0], float)}
+    rules = {"optimizer.weight_decay_rules": ((".*", bad),)}
+    keys = [*of_floats, "model.width", "evaluations.val.epochs"]
+    values = dict.fromkeys(keys, bad) | rules
+    values |= {key: (*value[:-1], bad) for key, value in of_tuples.items()}
+    assert len(values) > 40 and "preprocess.mean" in values and "model.alpha" in values
+    for key, value in values.items():
+        with pytest.raises(UserError, match=f"^config.{key} must be finite; got {bad}"):
+            config_lib.validate(changed(**{key: value}))
+    config = changed()
+    config.evaluations.val.preprocess.crop_fraction = bad
+    with pytest.raises(UserError, match=r"val\.preprocess\.crop_fraction must be finite"):
+        config_lib.validate(config)
 
 
 def test_a_batch_has_to_divide_among_the_devices():

@@ -23,6 +23,8 @@ def settings(argument: str) -> dict[str, float]:
             given[key] = float(value)
         except ValueError:
             raise UserError(f"{part!r} should be a name and a number, as in step=0.1") from None
+        if not abs(given[key]) <= 100:
+            raise UserError(f"the grid's {key} must be a number between -100 and 100; got {value}")
     return given
 
 

@@ -19,7 +19,6 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 
 import cv2
-import grain
 import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
@@ -31,7 +30,11 @@ from effnet_jax.data.preprocess import Preprocess
 from effnet_jax.data.resizing import resize
 from effnet_jax.data.sources import Record, Source
 from effnet_jax.errors import UserError
+from effnet_jax.run.quiet import log_handlers_kept
 from effnet_jax.run.workers import end_with_parent, held_back
+
+with log_handlers_kept():
+    import grain
 
 Batch = dict[str, np.ndarray]
 # (position, out) -> label, mask; writes the image into `out`, uint8 [size, size, 3].

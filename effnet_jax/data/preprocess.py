@@ -2,8 +2,10 @@
 
 import dataclasses
 import math
+import operator
 import os
 import pathlib
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +20,7 @@ from effnet_jax.data.resizing import INTERPOLATIONS, resize
 from effnet_jax.errors import UserError, check_choice
 
 CROP_RULES = ("padding", "fraction", "resize", "whole")
-# A file's path, its bytes, or its pixels: a Pillow image, or uint8 [h, w, 3].
+# A file's path, its bytes, or its pixels: a Pillow image, or uint8 [h, w, 3] of NumPy, JAX ...
 ImageLike = str | os.PathLike | bytes | Image.Image | np.ndarray
 
 
@@ -53,6 +55,11 @@ class Preprocess:
     def __post_init__(self):
         check_choice("preprocess.crop_rule", self.crop_rule, CROP_RULES)
         check_choice("preprocess.interpolation", self.interpolation, INTERPOLATIONS)
+        try:
+            object.__setattr__(self, "resolution", operator.index(self.resolution))
+        except TypeError:
+            text = f"must be a whole number of pixels; got {self.resolution!r}"
+            raise UserError(f"preprocess.resolution {text}") from None
         if self.resolution < 1 or self.crop_padding < 0 or not 0 < self.crop_fraction <= 1:
             raise UserError(
                 "preprocess needs a resolution of 1 or more, a crop_padding of 0 or more, and a "
@@ -114,20 +121,40 @@ class Preprocess:
     def __call__(self, images: ImageLike | Sequence[ImageLike]) -> np.ndarray:
         """Converts one image or a list of them to float32 [N, resolution, resolution, 3].
 
-        Raises ValueError for one that is not an image or damaged, OSError if it can't be read.
+        Raises UserError, a ValueError, that names one that is not an image or damaged; OSError if
+        it can't be read.
         """
-        images = images if isinstance(images, list | tuple) else [images]
-        pixels = np.stack([self.pixels(_content(image)) for image in images])
-        return normalize(pixels, self.mean, self.std)
+        pixels = []
+        for number, image in enumerate(images if isinstance(images, list | tuple) else [images]):
+            try:
+                pixels.append(self.pixels(content(image)))
+            except ValueError as error:
+                is_path = isinstance(image, str | os.PathLike)
+                name = f"{image!s:.80}" if is_path else f"image {number}"
+                raise UserError(f"{name}: {error}") from None
+        if not pixels:
+            raise UserError("an empty list has no images to preprocess")
+        return normalize(np.stack(pixels), self.mean, self.std)
 
 
-def _content(image: ImageLike) -> bytes | np.ndarray:
-    """The bytes of an image, or its pixels."""
+def content(image: ImageLike) -> bytes | np.ndarray:
+    """The bytes of an image, or its pixels; raises ValueError for anything else."""
+    if isinstance(image, str) and re.match(r"[a-z][a-z\d+.-]+://|data:", image, re.IGNORECASE):
+        raise ValueError("a URL is not fetched; give the image's path or its bytes")
     if isinstance(image, str | os.PathLike):
         return pathlib.Path(image).read_bytes()
     if isinstance(image, Image.Image):
         return np.asarray(image.convert("RGB"))
-    is_array = isinstance(image, np.ndarray)
-    if is_array and (image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3):
-        raise ValueError(f"an array must be uint8 [h, w, 3]; got {image.dtype} {image.shape}")
+    if isinstance(image, bytes | bytearray | memoryview):
+        return bytes(image)
+    if not hasattr(image, "__array__"):
+        raise ValueError(
+            f"{type(image).__name__} is no kind of image; give a path, bytes, a Pillow image or a "
+            "uint8 array [h, w, 3], or a list of these"
+        )
+    image = np.asarray(image)
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        raise ValueError(
+            f"an array must be uint8 [h, w, 3], with pixels; got {image.dtype} {image.shape}"
+        )
     return image

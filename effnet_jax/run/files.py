@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import pathlib
+import re
 import socket
 import threading
 import time
@@ -17,6 +18,16 @@ from effnet_jax.errors import UserError
 RUN_LOCK = "run.lock"  # Of a run, in its workdir.
 BEAT = 5.0  # Seconds between two signs of life of a lock's holder.
 PATIENCE = 30.0  # Seconds without one after which a holder on another machine counts as dead.
+
+
+def check_local(what: str, path: str | pathlib.Path) -> None:
+    """Raises a UserError, which names `what`, for an address like gs://BUCKET/FOLDER."""
+    # A pathlib.Path has dropped the second slash.
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:/", str(path)):
+        raise UserError(
+            f"{what}={path} is not a local path: files are read and written through the file "
+            "system alone. Mount the bucket, for instance with gcsfuse, or copy the files"
+        )
 
 
 def read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
@@ -63,7 +74,7 @@ class Lock:
 
     On one machine the kernel keeps the lock and drops it when the process ends, however it ends.
     Machines may not share a file system's locks, so the holder also writes a growing number to the
-    file as a sign of life. The file stays, and is empty while nobody holds it.
+    file as a sign of life. The file is removed when its holder is done; a killed one leaves it.
 
     A child process that inherits `descriptor`, as with `subprocess.Popen(pass_fds=[descriptor])`,
     holds the lock too: after its parent was killed, the next Lock waits until the child ends.
@@ -81,12 +92,8 @@ class Lock:
 
     def __enter__(self) -> "Lock":
         try:
-            self.descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
-            try:
-                self._take()
-            except BaseException:
-                os.close(self.descriptor)
-                raise
+            while not self._open():
+                pass
         except OSError as error:
             raise UserError(f"can't write to {self._path}: {error.strerror}") from None
         self._thread = threading.Thread(target=self._show_life, name="lock", daemon=True)
@@ -98,9 +105,29 @@ class Lock:
         self._thread.join()
         with contextlib.suppress(OSError):  # The disk is gone, and the lock with it.
             os.ftruncate(self.descriptor, 0)
+            if self._is_current():
+                self._path.unlink()
         os.close(self.descriptor)
 
-    def _take(self) -> None:
+    def _open(self) -> bool:
+        """Opens and takes the file; False where its holder removed it in the meantime."""
+        self.descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+        taken = False
+        try:
+            taken = self._take()
+        finally:
+            if not taken:
+                os.close(self.descriptor)
+        return taken
+
+    def _is_current(self) -> bool:
+        """Whether the open file is the one at the path."""
+        try:
+            return os.path.samestat(os.fstat(self.descriptor), os.stat(self._path))
+        except FileNotFoundError:
+            return False
+
+    def _take(self) -> bool:
         from effnet_jax.run.writers import say  # That module imports this one.
 
         waits = False
@@ -122,8 +149,11 @@ class Lock:
             alive = holder and not locked and _is_running(holder)
         if alive:
             raise self._refusal(holder)
+        if not self._is_current():
+            return False
         os.ftruncate(self.descriptor, 0)
         self._write(0)
+        return True
 
     def _try_kernel(self) -> bool | None:
         """Whether the kernel gave the lock; None where the file system has no locks."""

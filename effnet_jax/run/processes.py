@@ -11,6 +11,7 @@ discards a second SIGTERM, and names neither the signal nor its process.
 
 import collections
 import contextlib
+import functools
 import glob
 import importlib.util
 import json
@@ -31,8 +32,9 @@ from ml_collections import ConfigDict
 
 from effnet_jax.errors import RETRY, ProcessLost, UserError
 from effnet_jax.run.signals import Signals, metadata
+from effnet_jax.run.workers import abandonable
 
-JOIN_SECONDS = 300  # Until all processes have joined.
+REPORT_SECONDS = 20  # Between two lines about a wait for processes to join.
 # Only if our own watch fails: JAX's message names no process, and JAX aborts.
 HEARTBEAT_SECONDS = 180
 BEAT_SECONDS = 1.0  # More for hundreds of processes, as each reads the records of all.
@@ -67,15 +69,15 @@ def find_cluster(environment: Mapping[str, str] = os.environ) -> str | None:
 
 
 def join(
-    coordinator_address: str | None = None,
-    num_processes: int | None = None,
-    process_id: int | None = None,
-    seconds: float = JOIN_SECONDS,
+    coordinator_address: str | None,
+    num_processes: int | None,
+    process_id: int | None,
+    seconds: float,
 ) -> "Alone":
     """Joins the processes of a run, if there are several; call it before anything else of JAX.
 
-    Give HOST:PORT of process 0, the number of processes and the index of this one; or none of them,
-    for one process alone or a cluster.
+    Give HOST:PORT of process 0, the number of processes and the index of this one; or None three
+    times, for one process alone or a cluster. Exits with RETRY after `seconds` without the others.
     """
     flags, cluster = (coordinator_address, num_processes, process_id), None
     if flags == (None, None, None):
@@ -83,36 +85,73 @@ def join(
             return ALONE
     elif None in flags:
         raise UserError(f"{FLAGS} go together: give all three, or none")
-    elif not re.fullmatch(r".+:\d+", coordinator_address):
-        raise UserError(f"--coordinator_address={coordinator_address} is not HOST:PORT")
     elif not 0 <= process_id < num_processes:
         raise UserError(f"--process_id={process_id} of --num_processes={num_processes} is not one")
-    # JAX's own limit aborts the process with a trace of C++ calls, so this one comes first.
-    message = (
-        f"error: waited {seconds:g} s at {coordinator_address or cluster} for all "
-        f"{num_processes or ''} processes. Start each with the same address and number of "
-        "processes, and its own --process_id; the port has to be free on the first machine, and "
-        "open to the others"
-    )
-    prefix = "" if process_id is None else f"process {process_id}: "
-    timer = threading.Timer(seconds, _exit, [RETRY, prefix + message])
-    timer.daemon = True
-    timer.start()
+    else:
+        _check_address(coordinator_address, bind=process_id == 0)
+    joined = threading.Event()
+    who = "" if process_id is None else f"process {process_id}: "
+    where = f"at {coordinator_address or cluster} for all {num_processes or ''} processes"
+    waiting = threading.Thread(target=_report, args=(joined, who, where, seconds), daemon=True)
+    waiting.start()
     jax.config.update("jax_enable_preemption_service", False)  # It would take SIGTERM.
     try:
-        jax.distributed.initialize(
+        initialize = functools.partial(
+            jax.distributed.initialize,
             *flags,
             # With detection, a cluster's task gets one device of its node, whatever the flags say.
             cluster_detection_method=None if cluster else "deactivate",
             initialization_timeout=int(seconds) + 60,
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
         )
+        abandonable(initialize)  # At Ctrl-C.
         index, count = jax.process_index(), jax.process_count()
+        return Processes(index, count, seconds) if count > 1 else ALONE
     except (RuntimeError, ValueError) as error:
         raise UserError(f"can't find the other processes ({error}); give {FLAGS}") from None
     finally:
-        timer.cancel()
-    return Processes(index, count) if count > 1 else ALONE
+        joined.set()
+
+
+def _check_address(address: str, bind: bool) -> None:
+    """Raises UserError if it is not HOST:PORT, or if the port can't be bound here, where it has to.
+
+    JAX's coordinator would end the process with a segmentation fault.
+    """
+    host, _, port = address.rpartition(":")
+    if not re.fullmatch(r"\[[^]/]+\]|[^]:/\s[]+", host) or not re.fullmatch(r"\d{1,5}", port):
+        raise UserError(f"--coordinator_address={address} is not HOST:PORT, as in 10.0.0.2:9876")
+    if not 0 < int(port) < 2**16:
+        raise UserError(f"--coordinator_address={address}: a port is between 1 and 65535")
+    if not bind:
+        return
+    family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
+    with socket.socket(family) as probe:  # All addresses of this machine, as JAX binds.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        try:
+            probe.bind(("", int(port)))
+        except OSError as error:
+            raise UserError(
+                f"port {port} of --coordinator_address={address} can't be used on this machine, "
+                f"which process 0 has to be on: {error.strerror}. Give all processes another port"
+            ) from None
+
+
+def _report(joined: threading.Event, who: str, where: str, seconds: float) -> None:
+    """Prints progress until `joined`; ends this process after `seconds`, before JAX aborts it."""
+    start, waited = time.monotonic(), 0.0
+    while not joined.wait(min(REPORT_SECONDS, max(0.0, seconds - waited))):
+        waited = time.monotonic() - start
+        if waited >= seconds:
+            _exit(
+                RETRY,
+                f"{who}error: waited {seconds:g} s (config.processes.start_seconds) {where}. Start "
+                "each with the same address and number of processes, and its own --process_id; the "
+                "port has to be free on the first machine, and open to the others",
+            )
+        print(f"{who}waiting {where}, {waited:.0f} of {seconds:g} s", file=sys.stderr, flush=True)
 
 
 class Alone:
@@ -180,7 +219,7 @@ class Processes(Alone):
     answered. The first question after the highest number is the one to stop at.
     """
 
-    def __init__(self, index: int, count: int):
+    def __init__(self, index: int, count: int, seconds: float):
         self.index, self.count, self.is_first = index, count, index == 0
         self.prefix = f"process {index}: "
         # JAX has no public name for its table.
@@ -199,7 +238,7 @@ class Processes(Alone):
         self._beat = max(BEAT_SECONDS, count / 64)
         self._left = threading.Event()
         self._speak()
-        self.barrier("join", JOIN_SECONDS)
+        self.barrier("join", seconds)
         self._speak()  # Now all names are known.
         for work in (self._keep_speaking, self._keep_watching):
             threading.Thread(target=work, daemon=True).start()
@@ -358,8 +397,10 @@ class Processes(Alone):
         """Ends this process and, as it publishes that, the others."""
         if self._left.is_set():
             return
-        more = ". Run the same command on all processes to resume" if code == RETRY else ""
-        print(f"{self.prefix}error: {message}{more}", file=sys.stderr, flush=True)
+        more = ". Run the same command on all processes to resume"
+        more = more if code == RETRY and "Run the same" not in message else ""
+        with contextlib.suppress(OSError):
+            print(f"{self.prefix}error: {message}{more}", file=sys.stderr, flush=True)
         threading.Timer(12 * self._beat, os._exit, [code]).start()  # Publishing may get stuck.
         self.leave(code, message)
 
@@ -391,6 +432,7 @@ class Processes(Alone):
 
 def _exit(code: int, message: str = "") -> None:
     """Ends the process whatever its threads do, and without JAX's wait for the others."""
-    print(message, end="\n" if message else "", file=sys.stderr, flush=True)
-    sys.stdout.flush()
+    with contextlib.suppress(OSError):  # Nobody reads the output.
+        print(message, end="\n" if message else "", file=sys.stderr, flush=True)
+        sys.stdout.flush()
     os._exit(code)

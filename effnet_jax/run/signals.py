@@ -7,6 +7,7 @@ import urllib.request
 
 import jax
 
+from effnet_jax.errors import StoppedEarly
 from effnet_jax.run.writers import say
 
 METADATA = "http://metadata.google.internal/computeMetadata/v1/instance/"
@@ -25,11 +26,14 @@ class Signals:
     """As a context, notes the first SIGTERM or SIGINT as `name`; a call returns whether one came.
 
     A second signal has its usual effect, so that a hanging run can be ended. Outside the main
-    thread, where Python handles no signals, the first one does too.
+    thread, where Python handles no signals, the first one does too. `effect` is what the first one
+    leads to, for people. While there is nothing to save, `early` says where the program is, and the
+    first signal raises at once: SIGTERM StoppedEarly, and SIGINT KeyboardInterrupt.
     """
 
-    def __init__(self):
+    def __init__(self, effect: str = "saving a checkpoint, then stopping", early: str = ""):
         self._previous, self._left = {}, threading.Event()
+        self._effect, self.early = effect, early
         self.name: str | None = None
 
     def __call__(self) -> bool:
@@ -51,11 +55,19 @@ class Signals:
     def _note(self, number: int, frame: object) -> None:
         for each, handler in self._previous.items():
             signal.signal(each, handler)
-        self.name = signal.Signals(number).name
-        say(f"{self.name}: saving a checkpoint, then stopping (again: stop at once)")
+        name = signal.Signals(number).name
+        if self.early and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        if self.early:
+            raise StoppedEarly(
+                f"stopped by {name} {self.early}; checkpoints are as they were. Run the same "
+                "command again to resume"
+            )
+        self.name = name
+        say(f"{self.name}: {self._effect} (again: stop at once)")
 
     def _watch_maintenance(self) -> None:
         while not self._left.wait(MAINTENANCE_SECONDS) and self.name is None:
             if (event := metadata("maintenance-event")) not in (None, "NONE"):
                 self.name = f"maintenance ({event})"
-                say(f"{self.name}: saving a checkpoint, then stopping")
+                say(f"{self.name}: {self._effect}")

@@ -1,11 +1,16 @@
-"""The cores that this process may use, and worker processes that end with it."""
+"""The cores that this process may use, worker processes that end with it, and work left alone."""
 
+import concurrent.futures
 import contextlib
 import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+T = TypeVar("T")
+ABANDONABLE = "abandonable"  # Name of a thread.
 
 
 def available_cores() -> list[int]:
@@ -29,3 +34,25 @@ def held_back(*numbers: signal.Signals) -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def abandonable(work: Callable[[], T]) -> T:
+    """Returns `work()`; an exception of a signal's handler is raised without waiting for its end.
+
+    Handlers run between two instructions of Python, and a compiler is a single one, for minutes.
+    """
+    result = concurrent.futures.Future()
+
+    def run() -> None:
+        try:
+            result.set_result(work())
+        except BaseException as error:
+            result.set_exception(error)
+
+    threading.Thread(target=run, name=ABANDONABLE, daemon=True).start()
+    return result.result()
+
+
+def has_abandoned() -> bool:
+    """Whether such work goes on, in which case Python can't end this process in its usual way."""
+    return any(thread.name == ABANDONABLE for thread in threading.enumerate())

@@ -12,17 +12,16 @@ import time
 
 import jax
 import psutil
-import rich.console
 from rich import progress
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
-from effnet_jax.run import files
+from effnet_jax.run import files, quiet
 
 METRICS = "metrics.jsonl"
-ON_TERMINAL = sys.stderr.isatty()
-console = rich.console.Console(stderr=True, highlight=False, soft_wrap=True)
+ON_TERMINAL = sys.stderr is not None and sys.stderr.isatty()
+console = quiet.Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def say(text: str) -> None:

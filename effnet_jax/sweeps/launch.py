@@ -15,8 +15,6 @@ from collections.abc import Iterator
 from concurrent import futures
 from typing import Any, NamedTuple
 
-import submitit
-
 from effnet_jax import cli
 from effnet_jax.errors import Interrupted, UserError
 from effnet_jax.run import files, writers
@@ -118,6 +116,8 @@ class Job:
 
     def checkpoint(self) -> Any:
         """Called by submitit before a preemption or time limit: saves, and asks to be requeued."""
+        import submitit
+
         self.stop()
         # A signal handler calls this during the process's own wait(), which would block another.
         with contextlib.suppress(ChildProcessError, AttributeError):
@@ -159,6 +159,8 @@ def slurm(
     The context is a job of each run, by name. `parameters` are submitit's, as in
     "timeout_min=240,gpus_per_node=1".
     """
+    import submitit  # Here, as it configures logging.
+
     ids = folder.root / "jobs.json"
     known = files.read_json(ids) if ids.exists() else {}
     try:
@@ -193,7 +195,7 @@ def follow(
       Interrupted: SIGTERM or Ctrl-C came.
     """
     errors, pending, shown = {}, dict(jobs), time.monotonic()
-    with Signals() as interrupted, writers.console.status("starting") as status:
+    with Signals("stopping the sweep") as interrupted, writers.console.status("starting") as status:
         while pending:
             for name in [name for name, job in pending.items() if job.done()]:
                 job = pending.pop(name)

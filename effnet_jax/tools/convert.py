@@ -28,7 +28,7 @@ PARSER.add_argument("--model", help="as in b0, lite2, v2-s; by default detected 
 PARSER.add_argument("--names", default="ours", help="ours or timm")
 PARSER.add_argument("--origin", help="tf, keras, timm, timm_tf, torchvision or lukemelas")
 PARSER.add_argument("--classes", help="what the outputs are")
-PARSER.add_argument("--weights", default="ema", help="ema or raw, where SRC has both")
+PARSER.add_argument("--weights", default="ema", help="ema, raw, or a state dict's key in a .pth")
 PARSER.add_argument("--normalization", help="of pixels: imagenet, inception, 127 or 128")
 PARSER.add_argument("--resolution", type=int, help="of images, in pixels")
 PARSER.add_argument("--overwrite", action="store_true", help="replace an existing file")

@@ -1,27 +1,34 @@
 """The most probable classes of images, by weights of ours or of others.
 
-As in: effnet-jax predict cat.jpg dog.png --weights=lite0.safetensors
+As in: effnet-jax predict cat.jpg photos/ 'more/*.png' --weights=lite0.safetensors
 
---weights is a file of weights, the workdir of a run, or hf://ORG/NAME. Crop, resizing,
-normalisation and classes are the weights' own; --model, --origin and --classes state what a file
-doesn't, as for convert. --top=N sets how many classes are shown; --json prints an object for
-each image: image, and predictions, each with label, class, name and probability. An image that
-can't be read is reported on stderr, the others are classified, and the exit code is 1.
+IMAGE is a file, a folder, whose images are taken at any depth, a pattern with *, ** or ?, or - for
+an image on the standard input. --weights is a file of weights, the workdir of a run, or
+hf://ORG/NAME. Crop, resizing, normalisation and classes are the weights' own; --model, --origin and
+--classes state what a file doesn't, as for convert. --top=N sets how many classes are shown; --json
+prints an object for each image: image, and predictions, each with label, class, name and
+probability; --csv prints a row for each prediction. An image that can't be read is reported on
+stderr, the others are classified, and the exit code is 1.
 """
 
 import argparse
+import csv
 import functools
+import glob
 import itertools
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import rich.console
+import rich.progress
 import rich.table
 
 from effnet_jax import flags
-from effnet_jax.errors import ImagesFailed
+from effnet_jax.errors import ImagesFailed, UserError
 from effnet_jax.tools import show
 
 BATCH = 16  # Most images in a batch.
@@ -31,15 +38,43 @@ PARSER.add_argument("--weights", required=True, metavar="FILE|WORKDIR")
 for name in ("model", "origin", "classes"):
     PARSER.add_argument(f"--{name}", help="of weights that don't state it; see convert")
 PARSER.add_argument("--top", type=flags.count, default=5, help="classes of each image")
-PARSER.add_argument("--json", action="store_true", help="a line of JSON for each image")
+FORMAT = PARSER.add_mutually_exclusive_group()
+FORMAT.add_argument("--json", action="store_true", help="a line of JSON for each image")
+FORMAT.add_argument("--csv", action="store_true", help="a row for each image and class")
+COLUMNS = ("image", "label", "class", "name", "probability")  # Of --csv.
 
 
-def readable(paths: Sequence[str], pixels: Callable[[bytes], np.ndarray], bad: list[str]):
+def list_images(arguments: Sequence[str]) -> list[str]:
+    """The paths that arguments stand for, in their order; reports how many files are left out.
+
+    Raises UserError for a folder without images, and a pattern that no image matches.
+    """
+    from effnet_jax.data.sources import is_image
+
+    paths = []
+    for argument in arguments:
+        is_folder = os.path.isdir(argument)
+        pattern = os.path.join(glob.escape(argument), "**") if is_folder else argument
+        if not glob.has_magic(pattern) or os.path.isfile(argument) or "://" in argument:
+            paths.append(argument)
+            continue
+        found = [path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path)]
+        images = sorted(path for path in found if is_image(os.path.basename(path)))
+        if not images:
+            raise UserError(f"no image in {argument} (files: {len(found)})")
+        if others := len(found) - len(images):
+            print(f"{argument}: {others} of {len(found)} files are no images", file=sys.stderr)
+        paths += images
+    return paths
+
+
+def readable(paths: Iterable[str], pixels: Callable[[bytes], np.ndarray], bad: list[str]):
     """Pairs of a path and its pixels; reports paths that can't be read and adds them to `bad`."""
+    from effnet_jax.data.preprocess import content
+
     for path in paths:
         try:
-            with open(path, "rb") as file:
-                yield path, pixels(file.read())
+            yield path, pixels(sys.stdin.buffer.read() if path == "-" else content(path))
         except (OSError, ValueError) as error:
             print(f"can't read {path}: {getattr(error, 'strerror', error)}", file=sys.stderr)
             bad.append(path)
@@ -82,6 +117,14 @@ def table(results: Iterable[tuple[str, list[dict[str, Any]]]]) -> rich.table.Tab
     return shown
 
 
+def track(paths: Sequence[str], streams: bool) -> Iterable[str]:
+    """The paths, with a display on stderr if they are many and both can be seen."""
+    shown = len(paths) > BATCH and not (streams and sys.stdout.isatty())
+    console = rich.console.Console(stderr=True)
+    hidden = not (shown and console.is_terminal)
+    return rich.progress.track(paths, "images", console=console, disable=hidden, transient=True)
+
+
 def main(args: argparse.Namespace) -> None:
     import jax
 
@@ -89,6 +132,7 @@ def main(args: argparse.Namespace) -> None:
     from effnet_jax.data.preprocess import Preprocess, normalize
     from effnet_jax.imagenet.dataset import titles
 
+    paths = list_images(args.images)
     found = weights.load(args.weights, args.model, args.origin, args.classes)
     model, preprocess = models.build(found.config), Preprocess(**found.preprocess)
 
@@ -98,12 +142,19 @@ def main(args: argparse.Namespace) -> None:
         return jax.nn.softmax(model.apply(variables, images, train=False)[0])
 
     classify, bad = functools.partial(classify, jax.device_put(found.variables)), []
-    classified = classify_all(readable(args.images, preprocess.pixels, bad), classify)
+    tracked = track(paths, streams=args.json or args.csv)
+    classified = classify_all(readable(tracked, preprocess.pixels, bad), classify)
     results = ((path, best(p, found.classes, titles(), args.top)) for path, p in classified)
     if args.json:
         for path, rows in results:
             print(json.dumps({"image": path, "predictions": rows}), flush=True)
+    elif args.csv:
+        writer = csv.DictWriter(sys.stdout, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        for path, rows in results:
+            writer.writerows({"image": path, **row} for row in rows)
+            sys.stdout.flush()
     elif (shown := table(results)).rows:
         show(shown)
     if bad:
-        raise ImagesFailed(f"{len(bad)} of {len(args.images)} images could not be read")
+        raise ImagesFailed(f"{len(bad)} of {len(paths)} images could not be read")

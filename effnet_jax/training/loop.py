@@ -9,6 +9,7 @@ import numpy as np
 from effnet_jax.checkpoint import Checkpoints
 from effnet_jax.errors import Interrupted
 from effnet_jax.run import writers as writers_lib
+from effnet_jax.run.workers import abandonable
 from effnet_jax.run.writers import Writers
 from effnet_jax.training import progressive
 from effnet_jax.training.clock import Meter
@@ -80,7 +81,7 @@ def compile_step(run: Run, stage: Stage) -> jax.stages.Compiled:
     with run.clock.spent("compile"):
         examples = len(run.source)
         lowered = lower_train_step(stage.model, run.shapes, stage.config, examples, run.mesh)
-        program = lowered.compile()
+        program = abandonable(lowered.compile)
         run.processes.barrier("compiled", run.config.processes.start_seconds)
     seconds = run.clock.seconds()["compile"] - before
     which = f"stage {stage.number} of {len(run.stages)}, " if len(run.stages) > 1 else ""

@@ -12,6 +12,7 @@ from jax.sharding import Sharding
 from ml_collections import ConfigDict
 
 from effnet_jax import models
+from effnet_jax.run.workers import abandonable
 from effnet_jax.training.optimizer import build_optimizer, learning_rate
 
 PyTree = Any
@@ -62,7 +63,8 @@ def fresh_state(
     on_cpu = jax.default_backend() == "cpu"
     options = {"xla_backend_optimization_level": 0} if on_cpu else None
     init = functools.partial(init_state, model, optimizer, resolution)
-    return jax.jit(init, out_shardings=sharding, compiler_options=options)(key)
+    lowered = jax.jit(init, out_shardings=sharding, compiler_options=options).lower(key)
+    return abandonable(lowered.compile)(key)
 
 
 def abstract_state(config: ConfigDict, examples: int) -> tuple[nn.Module, Any, TrainState]:

@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 import numpy as np
@@ -38,28 +38,24 @@ def train_and_evaluate(
 
     Raises:
       UserError: bad input, before any compute is spent.
-      Interrupted: SIGTERM or Ctrl-C; a checkpoint was saved.
+      Interrupted: SIGTERM or Ctrl-C; a checkpoint was saved. A signal before the first step is
+        not waited for: StoppedEarly or KeyboardInterrupt.
       NonFiniteLossError: the message names the step; the last checkpoint is from before it.
     """
+    files.check_local("workdir", workdir)
     clock, workdir = Clock(), pathlib.Path(workdir).expanduser()
-    run = prepare(config, workdir, processes, clock)
     with (
-        Signals() as signals,
-        files.Lock(workdir / files.RUN_LOCK) if processes.is_first else contextlib.nullcontext(),
-        Checkpoints(workdir, config.checkpoint, processes=processes) as checkpoints,
-        contextlib.closing(clock),
+        Signals(early="at the start") as signals,
+        _prepared(config, workdir, processes, clock) as (run, checkpoints),
     ):
         state = run.newest_state(checkpoints)
+        signals.early = f"before step {int(state.step) + 1}"
         _open_run(run, int(state.step))
         # The program in use is kept here, so that a roll-back does not compile it again.
         compiled = functools.lru_cache(maxsize=1)(functools.partial(compile_step, run))
         compiled(run.stage(int(state.step) + 1))  # Before its data starts to flow.
+        signals.early = ""  # From here on there will be something to save.
         stopped = processes.agreed(signals)
-        if stopped():
-            raise Interrupted(
-                f"stopped by {signals.name} before step {int(state.step) + 1}; {workdir} is "
-                f"unchanged. {AGAIN}"
-            )
         scores = None
         while scores is None:
             skipped, rollbacks = int(state.skipped), int(state.rollbacks)
@@ -76,6 +72,21 @@ def train_and_evaluate(
                 raise UserError(f"{error}. {_last_good(run, checkpoints)}") from None
         _wait(run, checkpoints)
     return state, scores
+
+
+@contextlib.contextmanager
+def _prepared(
+    config: ConfigDict, workdir: pathlib.Path, processes: Alone, clock: Clock
+) -> Iterator[tuple[Run, Checkpoints]]:
+    """A run whose workdir is held by this process, and its checkpoints."""
+    run = prepare(config, workdir, processes, clock)
+    lock = files.Lock(workdir / files.RUN_LOCK)
+    with (
+        lock if processes.is_first else contextlib.nullcontext(),
+        Checkpoints(workdir, config.checkpoint, processes=processes) as checkpoints,
+        contextlib.closing(clock),
+    ):
+        yield run, checkpoints
 
 
 def _wait(run: Run, checkpoints: Checkpoints) -> None:

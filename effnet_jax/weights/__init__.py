@@ -5,6 +5,7 @@ and the preprocessing that its weights go with.
 """
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -12,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import flax.traverse_util
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -21,24 +23,18 @@ from effnet_jax.data.preprocess import Preprocess
 from effnet_jax.errors import UserError, check_choice
 from effnet_jax.imagenet import dataset as imagenet
 from effnet_jax.models.efficientnet import FAMILIES, VARIANTS
+from effnet_jax.run.files import check_local
 from effnet_jax.weights import files, keras, ours
 from effnet_jax.weights.files import Arrays
-from effnet_jax.weights.names import CLASSIFIER_BIAS, Array, Names, list_arrays
+from effnet_jax.weights.names import CLASSIFIER_BIAS, OUTPUTS, Array, Names, list_arrays, unwrap
 from effnet_jax.weights.origins import NAMES, ORIGINS, choose, detect
 
 MOST = 8  # Arrays of a kind in a message.
 MATCH = (0, "")  # No mismatches.
 WRITTEN = ("ours", "timm")  # Names that `save` writes.
-# Numbers of outputs that each name for a set of classes can have; google/automl's heads for
-# ImageNet-21k have the larger number.
-OUTPUTS = {
-    "imagenet": (1000, 1001),
-    "imagenet_background": (1001,),
-    "imagenet21k": (21841, 21843),
-}
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Weights:
     """The weights of a network, and what belongs to them.
 
@@ -49,6 +45,8 @@ class Weights:
       classes: names of the outputs.
       origin: whose weights they are, one of `origins.ORIGINS`.
       step: of the run that they were read from; None for other weights.
+
+    Raises UserError where these don't fit each other. `save` checks again: dicts can be changed.
     """
 
     config: ConfigDict
@@ -57,6 +55,73 @@ class Weights:
     classes: tuple[str, ...]
     origin: str
     step: int | None = None
+
+    def __post_init__(self):
+        if not isinstance(self.classes, str | None):
+            object.__setattr__(self, "classes", tuple(self.classes))
+        object.__setattr__(self, "preprocess", _complete(self.preprocess))
+        self.check()
+
+    def replace(self, **changes: Any) -> "Weights":
+        """A copy with other attributes, as in `found.replace(classes=["cat", "dog"])`.
+
+        Variables may be JAX arrays. The config gets the number of classes and the resolution of
+        `preprocess`; another number of classes needs variables with as many outputs.
+        """
+        config = changes.get("config", self.config).copy_and_resolve_references()
+        preprocess = _complete(changes.get("preprocess", self.preprocess))
+        _settle(config, len(changes.get("classes") or self.classes), preprocess)
+        if "variables" in changes:
+            as_array = functools.partial(np.asarray, dtype=np.float32)
+            changes["variables"] = jax.tree.map(as_array, changes["variables"])
+        return dataclasses.replace(self, **changes | {"config": config, "preprocess": preprocess})
+
+    def check(self) -> None:
+        """Raises UserError where the attributes don't fit each other."""
+        outputs, names = self.config.num_classes, self.classes
+        if not isinstance(names, tuple) or not all(isinstance(name, str) for name in names):
+            raise UserError(f"classes must be a list of names, not {names!r:.60}")
+        flat = flax.traverse_util.flatten_dict(self.variables, sep="/")
+        wanted = list_arrays(models.architecture(self.config))
+        if (wrong := find_mismatches(wanted, NAMES["ours"], flat)) != MATCH:
+            raise UserError(f"the variables don't fit the config of these weights:\n{wrong[1]}")
+        if len(names) != outputs:
+            raise UserError(f"the network has {outputs} outputs, and classes {len(names)} names")
+        _complete(self.preprocess)
+        check_choice("origin", self.origin, ORIGINS)
+
+    def __repr__(self) -> str:
+        flat = flax.traverse_util.flatten_dict(self.variables, sep="/")
+        config = {key: value for key, value in self.config.items() if value is not None}
+        classes = [*self.classes[:3], *["..."] * (len(self.classes) > 3)]
+        lines = {
+            "config": config,
+            "variables": f"{len(flat)} arrays, {sum(map(np.size, flat.values())):,} numbers",
+            "preprocess": self.preprocess,
+            "classes": f"{len(self.classes)}: {', '.join(classes)}",
+            "origin": self.origin,
+            "step": self.step,
+        }
+        return "Weights:" + "".join(f"\n  {key}: {value}" for key, value in lines.items())
+
+
+def _complete(preprocess: dict[str, Any] | Preprocess) -> dict[str, Any]:
+    """The values of a `Preprocess`; raises UserError where one is missing, unknown or wrong."""
+    values = preprocess.to_dict() if isinstance(preprocess, Preprocess) else preprocess
+    wanted = {field.name for field in dataclasses.fields(Preprocess)}
+    if wrong := sorted(wanted ^ values.keys()):
+        raise UserError(
+            f"preprocess needs {', '.join(sorted(wanted))}; missing or unknown: {', '.join(wrong)}"
+        )
+    return Preprocess(**values).to_dict()
+
+
+def _settle(config: ConfigDict, outputs: int, preprocess: dict[str, Any]) -> None:
+    """Sets in the config what follows from the classes and the preprocessing."""
+    with config.unlocked():
+        config.num_classes = outputs
+        if preprocess["resolution"] != models.coefficients(config).resolution:
+            config.resolution = preprocess["resolution"]
 
 
 def load(
@@ -79,17 +144,18 @@ def load(
       classes: names of the outputs; or "imagenet" (the first of 1001 outputs, for background, is
         dropped), "imagenet_background" (it is kept), "imagenet21k", or a file of names. None: the
         source's, else "class 0" and so on.
-      weights: "ema" or "raw", for a checkpoint of a training program that has both.
+      weights: "ema" or "raw", for a checkpoint of a training program that has both; or the key of
+        a state dict in a PyTorch file, as in "student" or "models/student".
       normalization: one of `config.NORMALIZATIONS` instead of the origin's; AdvProp's weights need
         "inception".
       resolution: in pixels, instead of the model's own.
 
     Raises:
-      UserError: the source can't be read, or an array is missing, left over or of another shape.
+      UserError: the source can't be read; or an array is missing, left over, of another shape,
+        of integers, or not finite.
     """
-    check_choice("weights", weights, ("ema", "raw"))
     found, stated = files.read(source, weights)
-    stated, where = dict.fromkeys(files.STATED) | stated, str(source)
+    found, stated, where = unwrap(found), dict.fromkeys(files.STATED) | stated, str(source)
     key = detect(found, where)
     if stated["config"] is None:
         origin = choose(key, origin or stated["origin"], where)
@@ -119,18 +185,25 @@ def load(
 
     outputs = config.num_classes
     named = _name_classes(stated["classes"] if classes is None else classes, outputs, where)
-    with config.unlocked():
-        config.num_classes = len(named)
-        if preprocess["resolution"] != models.coefficients(config).resolution:
-            config.resolution = preprocess["resolution"]
+    _settle(config, len(named), preprocess)
     arrays = {}
     for array in list_arrays(models.architecture(config)):
-        value = names.ours(array, np.asarray(by_name[names.of(array)], np.float32))
+        value = names.ours(array, _finite(names.of(array), by_name[names.of(array)], where))
         if array.role == "classifier":
             value = value[..., outputs - len(named) :]  # Without the background, if it is dropped.
         arrays[array.name] = np.ascontiguousarray(value)
     variables = flax.traverse_util.unflatten_dict(arrays, sep="/")
     return Weights(config.lock(), variables, preprocess, named, origin, stated["step"])
+
+
+def _finite(name: str, value: np.ndarray, where: str) -> np.ndarray:
+    """An array as float32; raises UserError for integers, and for values that are not finite."""
+    if not jax.numpy.issubdtype(value.dtype, jax.numpy.floating):
+        raise UserError(f"{where}: {name} is {value.dtype}; quantised weights can't be read")
+    value = np.asarray(value, np.float32)
+    if not np.isfinite(value).all():
+        raise UserError(f"{where}: {name} is not finite everywhere, as after training diverged")
+    return value
 
 
 def _match(
@@ -221,13 +294,15 @@ def _name_classes(classes: str | Sequence[str] | None, outputs: int, where: str)
         return ("background",) * (kind != "imagenet") + imagenet.class_names()
     if isinstance(classes, str):
         try:
-            text = pathlib.Path(classes).expanduser().read_text()
-            classes = json.loads(text) if text.startswith("[") else text.splitlines()
+            text = pathlib.Path(classes).expanduser().read_text("utf-8-sig").rstrip()
+            classes = json.loads(text) if text.startswith(("[", "{")) else text.splitlines()
         except (OSError, ValueError) as error:
             raise UserError(
                 f"can't read the names of the classes from {classes}: {error}. Give a file with "
                 f"one on each line, or one of: {', '.join(OUTPUTS)}"
             ) from None
+    if not isinstance(classes, Sequence):
+        raise UserError(f"classes must be a list of names, not {type(classes).__name__}")
     if len(classes) != outputs:
         raise UserError(f"{where} has {outputs} outputs, and {len(classes)} classes were given")
     return tuple(classes)
@@ -245,11 +320,14 @@ def save(
       overwrite: whether an existing file may be replaced.
 
     Raises:
-      UserError: the file exists, it can't be written, or timm has no names for the network.
+      UserError: the file exists, it can't be written, timm has no names for the network, or what
+        is to be written doesn't fit together, so that `load` would refuse it.
     """
     import safetensors.numpy
 
     check_choice("names", names, WRITTEN)
+    weights.check()
+    check_local("path", path)
     path = pathlib.Path(path).expanduser()
     if path.exists() and not overwrite:
         raise UserError(f"{path} is there already; --overwrite replaces it")
@@ -257,7 +335,9 @@ def save(
         raise UserError(f"timm's names exist for EfficientNets alone, not {weights.config.base}")
     flat, format = flax.traverse_util.flatten_dict(weights.variables, sep="/"), NAMES[names]
     arrays = {
-        format.of(array): np.ascontiguousarray(format.theirs(array, np.asarray(flat[array.name])))
+        format.of(array): np.ascontiguousarray(
+            format.theirs(array, np.asarray(flat[array.name], np.float32))
+        )
         for array in list_arrays(models.architecture(weights.config))
     }
     temporary = path.with_name(path.name + ".tmp")

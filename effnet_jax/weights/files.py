@@ -1,15 +1,26 @@
 """Reads any source of weights: its arrays by name, and what it states about them."""
 
+import json
+import os
 import pathlib
+import re
 import zipfile
 from typing import Any
 
 import numpy as np
 
-from effnet_jax.errors import UserError
+from effnet_jax.errors import UserError, check_choice
 from effnet_jax.weights import hub, keras, ours, pth, tf_checkpoint, timm
+from effnet_jax.weights.names import WHICH
 
 HDF5 = b"\x89HDF\r\n\x1a\n"
+INDEX = ".safetensors.index.json"  # Names the shards of one set of weights.
+# What a download leaves where weights should be, by its first bytes in lower case.
+NOT_WEIGHTS = {
+    b"version https://git-lfs": "a pointer of Git LFS, not the file itself; run git lfs pull there",
+    b"<!doctype html": "a web page, as for an error or a login; download the file itself",
+    b"<html": "a web page, as for an error or a login; download the file itself",
+}
 Arrays = dict[str, np.ndarray]
 Stated = dict[str, Any]  # A value for each of STATED that the source has.
 STATED = ("config", "model", "origin", "preprocess", "classes", "step")
@@ -20,15 +31,23 @@ def read(source: str | pathlib.Path, weights: str) -> tuple[Arrays, Stated]:
 
     Args:
       source: as for `weights.load`.
-      weights: "ema" or "raw", for sources that have both.
+      weights: "ema" or "raw", for sources that have both; or a key in a PyTorch file.
 
     Raises:
       UserError: it is missing, damaged or of an unknown format, or a package to read it is missing.
     """
-    path = pathlib.Path(hub.fetch(source) if str(source).startswith(hub.PREFIX) else source)
-    path = path.expanduser().resolve()
-    if ours.is_run(path):
-        return ours.read_run(path, weights)
+    if not isinstance(source, str | os.PathLike):
+        raise UserError(f"weights come from a path or hf://ORG/NAME, not {type(source).__name__}")
+    is_hub = str(source).startswith(hub.PREFIX)
+    if not is_hub and re.match(r"\w{2,}://", str(source)):
+        raise UserError(f"{source} is a URL; download the file, or give hf://ORG/NAME")
+    path = pathlib.Path(hub.fetch(source) if is_hub else source)
+    # Links are followed for runs alone: the Hub's cache has links to files without their names.
+    path = pathlib.Path(os.path.abspath(path.expanduser()))
+    if shard := re.fullmatch(r"(.+)-\d{5}-of-\d{5}\.safetensors", path.name):
+        path = path.with_name(shard[1] + INDEX)
+    if ours.is_run(path.resolve()):
+        return ours.read_run(path.resolve(), weights)
     for name in hub.FILES:
         if (path / name).is_file():
             return _read_file(path / name, weights)
@@ -49,10 +68,17 @@ def _read_file(path: pathlib.Path, weights: str) -> tuple[Arrays, Stated]:
     stated = timm.read_config(path.with_name("config.json"))
     try:
         with open(path, "rb") as file:
-            start = file.read(9)
+            start = file.read(64)
     except OSError as error:
         raise UserError(f"can't read {path}: {error.strerror}") from None
-    if start[8:] == b"{":  # First: the length before it may be any bytes.
+    for first, meaning in NOT_WEIGHTS.items():
+        if start.lstrip().lower().startswith(first):
+            raise UserError(f"{path} is {meaning}")
+    if not start.startswith((b"PK", b"\x80")):
+        check_choice("weights", weights, WHICH)
+    if path.name.endswith(INDEX):
+        return _read_shards(path, stated)
+    if start[8:9] == b"{":  # Before the others: the length before it may be any bytes.
         return _read_safetensors(path, stated)
     if start.startswith(HDF5):
         return keras.read(path), {}
@@ -62,8 +88,25 @@ def _read_file(path: pathlib.Path, weights: str) -> tuple[Arrays, Stated]:
         return pth.read(path, weights), stated
     raise UserError(
         f"{path} is no file of weights that is known: .safetensors, .npz, .pth of PyTorch, or .h5 "
-        f"of Keras; it starts with {start!r}"
+        f"of Keras; it starts with {start[:9]!r}"
     )
+
+
+def _read_shards(index: pathlib.Path, stated: Stated) -> tuple[Arrays, Stated]:
+    """The arrays of all files that an index names, next to it."""
+    try:
+        shards = json.loads(index.read_text())["weight_map"]
+        names = sorted({pathlib.PurePath(name).name for name in shards.values()})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{index} is no index of .safetensors files: {error!r}") from None
+    if missing := [name for name in names if not index.with_name(name).is_file()]:
+        raise UserError(f"{index} names files that are not next to it: {', '.join(missing)}")
+    found = {name: _read_safetensors(index.with_name(name), stated)[0] for name in names}
+    places = {array: name for name, arrays in found.items() for array in arrays}
+    if places != shards or sum(map(len, found.values())) != len(shards):
+        wrong = sorted(name for name in places | shards if places.get(name) != shards.get(name))
+        raise UserError(f"{index} and its files differ in where arrays are: {', '.join(wrong[:8])}")
+    return {name: array for arrays in found.values() for name, array in arrays.items()}, stated
 
 
 def _read_safetensors(path: pathlib.Path, stated: Stated) -> tuple[Arrays, Stated]:
@@ -75,6 +118,8 @@ def _read_safetensors(path: pathlib.Path, stated: Stated) -> tuple[Arrays, State
             metadata = file.metadata() or {}
     except (safetensors.SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path} is a damaged .safetensors file: {error}") from None
+    except AttributeError as error:  # Of NumPy, as float8_e4m3fn.
+        raise UserError(f"{path} has a type of numbers that can't be read: {error}") from None
     return arrays, ours.from_metadata(metadata, str(path)) or stated
 
 
@@ -84,6 +129,8 @@ def _read_zip(path: pathlib.Path, weights: str) -> Arrays:
             names = archive.namelist()
     except zipfile.BadZipFile:
         raise UserError(f"{path} is a damaged .pth or .npz file: its end is missing") from None
+    if "model.weights.h5" in names:
+        raise UserError(f"{path} is a .keras file. {keras.UNNAMED}")
     if not names or not all(name.endswith(".npy") for name in names):
         return pth.read(path, weights)
     try:

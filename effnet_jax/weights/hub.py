@@ -6,7 +6,9 @@ import re
 from effnet_jax.errors import UserError
 
 PREFIX = "hf://"
-FILES = ("model.safetensors", "pytorch_model.bin")  # Files of weights in a repository.
+# Files of weights in a repository; the second names shards.
+FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+SHARDS = "model-?????-of-?????.safetensors"
 
 
 def fetch(source: str) -> pathlib.Path:
@@ -24,9 +26,9 @@ def fetch(source: str) -> pathlib.Path:
     try:
         import huggingface_hub
     except ImportError:
-        raise UserError(f"{source} needs huggingface_hub: pip install 'effnet_jax[hub]'") from None
+        raise UserError(f"{source} needs huggingface_hub: pip install huggingface_hub") from None
     try:
-        patterns = [*FILES, "config.json"]
+        patterns = [*FILES, SHARDS, "config.json"]
         folder = huggingface_hub.snapshot_download(
             match[1], revision=match[2], allow_patterns=patterns
         )

@@ -12,7 +12,7 @@ import numpy as np
 
 from effnet_jax.config import NORMALIZATIONS
 from effnet_jax.errors import UserError
-from effnet_jax.weights.names import TENSORFLOW, Array, Names
+from effnet_jax.weights.names import TENSORFLOW, Array, Names, by_plain_name
 
 # A layer and its normalisation, by role.
 PARTS = {
@@ -25,6 +25,7 @@ PARTS = {
     "head/conv": ("top_conv", "top_bn"),
     "classifier": ("predictions", ""),
 }
+UNNAMED = "Keras 3's form doesn't name its layers; write model.save('FILE.h5')"
 NOT_WEIGHTS = ("optimizer_weights", "top_level_model_weights")  # First groups of a path.
 
 
@@ -39,11 +40,11 @@ def _path(name: str) -> list[str]:
 
 def clean(found: Iterable[str], weights: str) -> dict[str, str]:
     """See `Names.clean`."""
-    return {
-        "/".join(_path(name)): name
+    return by_plain_name(
+        ("/".join(_path(name)), name)
         for name in found
         if not name.startswith(NOT_WEIGHTS) and not _path(name)[0].startswith("normalization")
-    }
+    )
 
 
 NAMES = Names(
@@ -80,7 +81,7 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
     try:
         import h5py
     except ImportError:
-        raise UserError(f"{path} is an HDF5 file: pip install 'effnet_jax[keras]'") from None
+        raise UserError(f"{path} is an HDF5 file, which needs h5py: pip install h5py") from None
     arrays = {}
 
     def visit(name: str, item: Any) -> None:
@@ -93,8 +94,5 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
     except Exception as error:  # A damaged file raises half a dozen kinds of error.
         raise UserError(f"{path} is a damaged HDF5 file: {error}") from None
     if any("/vars/" in f"/{name}" for name in arrays):
-        raise UserError(
-            f"{path} is in Keras 3's form, which doesn't name its layers; write "
-            "model.save('FILE.h5')"
-        )
+        raise UserError(f"{path} is a .weights.h5 file. {UNNAMED}")
     return arrays

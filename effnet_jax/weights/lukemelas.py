@@ -17,7 +17,7 @@ PARTS = {
     "classifier": ("_fc", ""),
 }
 NAMES = Names(
-    r"(module\.)?_(conv_stem|blocks)\..+",
+    r"_(conv_stem|blocks)\..+",
     block=lambda array: f"_blocks.{array.index}.",
     parts=lambda array: PARTS[array.role],
     **TORCH,

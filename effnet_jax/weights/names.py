@@ -1,10 +1,12 @@
 """The arrays of a network, and the name and the order of axes that a format has for each."""
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
 
+from effnet_jax.errors import UserError
 from effnet_jax.models.network import Architecture
 from effnet_jax.scaling import Layer
 
@@ -15,6 +17,19 @@ NORM = {
     "mean": ("batch_stats", "mean"),
     "var": ("batch_stats", "var"),
 }
+WHICH = ("ema", "raw")  # Averages of weights, or the weights themselves.
+# Numbers of outputs that each name for a set of classes can have; google/automl's heads for
+# ImageNet-21k have the larger number.
+OUTPUTS = {
+    "imagenet": (1000, 1001),
+    "imagenet_background": (1001,),
+    "imagenet21k": (21841, 21843),
+}
+# What programs of PyTorch put before every name: torch.compile, DistributedDataParallel, the
+# attribute of a Lightning module or of a user's own, and transformers' wrapper of timm.
+WRAPPERS = ("_orig_mod.", "module.", "model.", "net.", "network.", "backbone.", "timm_model.")
+# Counts of BatchNorm and of torch.optim.swa_utils.AveragedModel, which are no weights.
+COUNTS = re.compile(r"(.+\.)?(num_batches_tracked|n_averaged)")
 
 
 class Array(NamedTuple):
@@ -144,10 +159,27 @@ def _leaves(layer: Layer) -> Iterator[tuple[str, str, tuple[int, ...]]]:
             yield f"{collection}/{norm}/{name}", leaf, (outs,)
 
 
-def _clean_torch(names: Iterable[str], weights: str) -> dict[str, str]:
-    """Drops the prefix of DistributedDataParallel, and the counts next to running statistics."""
-    kept = (name for name in names if not name.endswith(".num_batches_tracked"))
-    return {name.removeprefix("module."): name for name in kept}
+def unwrap(found: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Arrays without COUNTS, and without each of WRAPPERS that all names start with."""
+    found = {name: array for name, array in found.items() if not COUNTS.fullmatch(name)}
+    while found and (shared := [w for w in WRAPPERS if all(n.startswith(w) for n in found)]):
+        found = {name.removeprefix(shared[0]): array for name, array in found.items()}
+    return found
+
+
+def by_plain_name(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """A dict of pairs of a name as `Names.of` gives it and the name in the file.
+
+    Raises UserError if two names in the file have the same plain name, as of two networks.
+    """
+    kept = {}
+    for plain, name in pairs:
+        if plain in kept:
+            raise UserError(
+                f"both {kept[plain]} and {name} are {plain} of a network; save one network alone"
+            )
+        kept[plain] = name
+    return kept
 
 
 # Attributes of Names that all modules of PyTorch, and all models of TensorFlow, share.
@@ -159,7 +191,6 @@ TORCH = {
         "var": ".running_var",
     },
     "axes": {"conv": (3, 2, 0, 1), "depthwise": (3, 2, 0, 1), "dense": (1, 0)},
-    "clean": _clean_torch,
 }
 TENSORFLOW = {
     "leaves": {

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from effnet_jax.errors import UserError, check_choice
 from effnet_jax.models.efficientnet import VARIANTS
 from effnet_jax.weights import keras, lukemelas, ours, tf_checkpoint, timm, torchvision
+from effnet_jax.weights.names import WRAPPERS
 
 NAMES = {
     "ours": ours.NAMES,
@@ -59,6 +60,14 @@ def detect(found: Iterable[str], where: str) -> str:
         if any(re.fullmatch(names.pattern, name) for name in found):
             return key
     shown = ", ".join(sorted(found)[:8]) or "none at all"
+    for wrapper in WRAPPERS:
+        inside = [name.removeprefix(wrapper) for name in found if name.startswith(wrapper)]
+        if any(re.fullmatch(names.pattern, name) for names in NAMES.values() for name in inside):
+            others = sorted(name for name in found if not name.startswith(wrapper))
+            raise UserError(
+                f"{where} has a network in the names that start with {wrapper!r}, and other names: "
+                f"{', '.join(others[:8])}. Save the network's state dict alone"
+            )
     raise UserError(
         f"{where} has the names of no format that is known ({', '.join(NAMES)}); its first names: "
         f"{shown}"

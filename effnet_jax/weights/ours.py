@@ -11,9 +11,9 @@ from ml_collections import ConfigDict
 from effnet_jax import config as default
 from effnet_jax import models
 from effnet_jax.data.preprocess import Preprocess
-from effnet_jax.errors import UserError
+from effnet_jax.errors import UserError, check_choice
 from effnet_jax.run import manifest
-from effnet_jax.weights.names import Names
+from effnet_jax.weights.names import WHICH, Names
 
 KEY, VERSION = "effnet_jax", 1  # Of the metadata in a file.
 FOLDER = "checkpoints"  # In a workdir.
@@ -68,6 +68,7 @@ def read_run(path: pathlib.Path, weights: str) -> tuple[dict[str, np.ndarray], d
       path: see `is_run`; the newest checkpoint of a workdir is taken.
       weights: "ema" or "raw".
     """
+    check_choice("weights", weights, WHICH)
     # Imported here: Orbax takes seconds, which a file of weights must not cost.
     from effnet_jax import checkpoint
 

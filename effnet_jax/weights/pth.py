@@ -6,9 +6,10 @@ nothing but say where a tensor is in the file.
 
 import pathlib
 import pickle
+import re
 import struct
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, NamedTuple
 
 import ml_dtypes
@@ -29,8 +30,21 @@ STORAGES = {
     "ByteStorage": np.uint8,
     "BoolStorage": np.bool_,
 }
-# Keys under which training programs save weights together with other things.
-RAW, EMA = ("state_dict", "model"), ("state_dict_ema", "model_ema")
+# What training programs save next to weights; all versions of NumPy and of Python's pickle.
+BUILTINS = "bool bytearray complex dict float frozenset int list object set slice str tuple"
+BESIDE = {
+    "argparse": "Namespace",
+    "collections": "Counter defaultdict deque",
+    "datetime": "date datetime timedelta",
+    "pathlib": "Path PosixPath PurePath PurePosixPath PureWindowsPath WindowsPath",
+    "numpy": "dtype ndarray",
+    "torch": "device dtype float16 float32 float64 bfloat16 int32 int64",
+    "_codecs": "encode",
+    **dict.fromkeys(("builtins", "__builtin__"), BUILTINS),
+    **dict.fromkeys(("numpy.core.multiarray", "numpy._core.multiarray"), "_reconstruct scalar"),
+}
+AVERAGED = {"ema", "swa", "avg", "average", "averaged", "averages"}  # Words in a key.
+NESTED = 3  # Levels of dicts around a state dict.
 
 
 class Storage(NamedTuple):
@@ -70,6 +84,22 @@ class _Dict(dict):
         pass
 
 
+class _Inert(dict):
+    """Stands for what is saved next to weights: takes whatever a pickle gives it; does nothing."""
+
+    def __new__(cls, *_: Any, **__: Any) -> "_Inert":
+        return super().__new__(cls)
+
+    def __init__(self, *_: Any, **__: Any):
+        super().__init__()
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+    append = extend = add = __setstate__
+    __hash__ = object.__hash__
+
+
 class _Unpickler(pickle.Unpickler):
     def __init__(self, file: BinaryIO, path: pathlib.Path):
         super().__init__(file)
@@ -82,11 +112,13 @@ class _Unpickler(pickle.Unpickler):
             return tuple
         if module in ("torch", "torch.storage") and name in STORAGES:
             return name
+        if name in BESIDE.get(module.removesuffix("._local"), "").split():
+            return _Inert
         if module == "torch._utils" and name in ("_rebuild_tensor", "_rebuild_tensor_v2"):
             return lambda storage, offset, shape, strides, *_: Tensor(
                 storage, int(offset), tuple(map(int, shape)), tuple(map(int, strides))
             )
-        if (module, name) == ("torch._utils", "_rebuild_parameter"):
+        if module == "torch._utils" and name.startswith("_rebuild_parameter"):
             return lambda data, *_: data
         raise UserError(
             f"{self._path} wants to run code: it names {module}.{name}, where weights need only "
@@ -107,14 +139,14 @@ def read(path: pathlib.Path, weights: str) -> dict[str, np.ndarray]:
 
     Args:
       path: a file of `torch.save`, in PyTorch's form since 1.6 (zip) or the form before.
-      weights: "ema" or "raw", where a training program has saved both.
+      weights: "ema" or "raw", where a training program has saved both; or the key of a dict.
 
     Raises:
-      UserError: the file is damaged, holds no state dict, or wants to run code.
+      UserError: the file is damaged, holds no state dict or several, or wants to run code.
     """
     try:
         state, memory = _read_zip(path) if zipfile.is_zipfile(path) else _read_legacy(path)
-        tensors = _state_dict(state, weights)
+        tensors = _choose(dict(_state_dicts(state)), weights, path)
         if not tensors:
             raise UserError(
                 f"{path} holds no dict of tensors by name; write torch.save(model.state_dict(), "
@@ -127,17 +159,48 @@ def read(path: pathlib.Path, weights: str) -> dict[str, np.ndarray]:
         raise UserError(f"{path} is a damaged or foreign PyTorch file: {error}") from None
 
 
-def _state_dict(state: Any, weights: str) -> dict[str, Tensor]:
-    for key in (*(EMA if weights == "ema" else ()), *RAW):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
+def _state_dicts(state: Any, key: str = "", depth: int = NESTED) -> Iterator[tuple[str, Any]]:
+    """Every dict that has tensors, by its key: "", "state_dict" or "state/model"."""
     items = state.items() if isinstance(state, dict) else ()
-    return {str(name): value for name, value in items if isinstance(value, Tensor)}
+    if tensors := {str(name): value for name, value in items if isinstance(value, Tensor)}:
+        yield key, tensors
+    for name, value in items if depth else ():
+        yield from _state_dicts(value, f"{key}/{name}".removeprefix("/"), depth - 1)
+
+
+def _choose(
+    dicts: dict[str, dict[str, Tensor]], weights: str, path: pathlib.Path
+) -> dict[str, Tensor]:
+    """The state dict that `weights` stands for; a UserError where it could be several or is none.
+
+    State of an optimizer or of random numbers, which has no names of weights, doesn't count.
+    """
+    if weights in dicts:
+        return dicts[weights]
+    networks = {
+        key: tensors
+        for key, tensors in dicts.items()
+        if any(name.endswith(".weight") for name in tensors)
+    } or dicts
+    averaged = [key for key in networks if AVERAGED & {*re.split("[^a-z]+", key.lower())}]
+    raw = [key for key in networks if key not in averaged]
+    chosen = {"ema": averaged or raw, "raw": raw}.get(weights, [])
+    keys = ", ".join(networks)
+    if networks and not chosen:
+        raise UserError(f"{path} has no weights {weights!r}; its state dicts: {keys}")
+    if any(networks[key] != networks[chosen[0]] for key in chosen):
+        raise UserError(
+            f"{path} has several state dicts ({keys}); name one, as in --weights={chosen[0]} of "
+            "effnet-jax convert"
+        )
+    return networks[chosen[0]] if chosen else {}
 
 
 def _read_zip(path: pathlib.Path) -> tuple[Any, Callable[[Storage], bytes]]:
     archive = zipfile.ZipFile(path)
-    (pickled,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
+    if len(found := [name for name in archive.namelist() if name.endswith("/data.pkl")]) != 1:
+        raise ValueError(f"it is an archive of {', '.join(archive.namelist()[:4])}")
+    (pickled,) = found
     folder = pickled.removesuffix("data.pkl")
     order = f"{folder}byteorder"
     if order in archive.namelist() and archive.read(order) != b"little":
@@ -149,8 +212,10 @@ def _read_zip(path: pathlib.Path) -> tuple[Any, Callable[[Storage], bytes]]:
 
 def _read_legacy(path: pathlib.Path) -> tuple[Any, Callable[[Storage], bytes]]:
     with open(path, "rb") as file:
-        magic, protocol, system = (_Unpickler(file, path).load() for _ in range(3))
-        if magic != MAGIC or protocol != PROTOCOL or not system["little_endian"]:
+        if _Unpickler(file, path).load() != MAGIC:
+            raise ValueError("it is a pickle of something else")
+        protocol, system = (_Unpickler(file, path).load() for _ in range(2))
+        if protocol != PROTOCOL or not system["little_endian"]:
             raise ValueError("it doesn't start as one")
         unpickler = _Unpickler(file, path)
         state, memory = unpickler.load(), {}

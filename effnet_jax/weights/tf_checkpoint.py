@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from effnet_jax.errors import UserError
+from effnet_jax.errors import UserError, check_choice
 from effnet_jax.models.efficientnet import VARIANTS
-from effnet_jax.weights.names import TENSORFLOW, Array, Names
+from effnet_jax.weights.names import TENSORFLOW, WHICH, Array, Names, by_plain_name
 
 EMA = "/ExponentialMovingAverage"
 # A layer and its normalisation, by role, where no number follows.
@@ -45,22 +45,22 @@ def _parts(array: Array) -> tuple[str, str]:
 
 def clean(found: Iterable[str], weights: str) -> dict[str, str]:
     """See `Names.clean`."""
-    found = list(found)
+    found, weights = list(found), check_choice("weights", weights, WHICH)
     if weights == "ema" and not any(name.endswith(EMA) for name in found):
         raise UserError(
             "the checkpoint has no averages (.../ExponentialMovingAverage); --weights=raw takes "
             "the variables themselves"
         )
-    kept = {}
+    kept = []
     for name in found:
         match = VARIABLE.fullmatch(name)
         if match is None:
             if not SLOT.fullmatch(name):
-                kept[name] = name
+                kept.append((name, name))
         elif bool(match[2]) == (weights == "ema"):
             plain = match[1].replace("/batch_normalization", "/tpu_batch_normalization")
-            kept[plain] = name
-    return kept
+            kept.append((plain, name))
+    return by_plain_name(kept)
 
 
 NAMES = Names(
@@ -108,8 +108,7 @@ def read(prefix: str) -> dict[str, np.ndarray]:
     except ImportError:
         raise UserError(
             f"{prefix} is a TensorFlow checkpoint, which only TensorFlow can read: pip install "
-            "'effnet_jax[tensorflow]', if necessary in a separate environment for "
-            "effnet-jax convert"
+            "tensorflow, if necessary in a separate environment for effnet-jax convert"
         ) from None
     try:
         reader = tf.train.load_checkpoint(prefix)

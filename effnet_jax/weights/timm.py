@@ -11,7 +11,7 @@ from typing import Any
 
 from effnet_jax.config import NORMALIZATIONS
 from effnet_jax.models.efficientnet import VARIANTS
-from effnet_jax.weights.names import TORCH, Array, Names
+from effnet_jax.weights.names import OUTPUTS, TORCH, Array, Names
 
 NORMALIZED = {name: {"mean": mean, "std": std} for name, (mean, std) in NORMALIZATIONS.items()}
 # A layer and its normalisation, by role, where the block doesn't matter.
@@ -39,7 +39,7 @@ def _parts(array: Array) -> tuple[str, str]:
 
 
 NAMES = Names(
-    r"(module\.)?(conv_stem|blocks\.\d+\.\d+)\..+",
+    r"(conv_stem|blocks\.\d+\.\d+)\..+",
     block=lambda array: f"blocks.{array.stage}.{array.block}.",
     parts=_parts,
     **TORCH,
@@ -103,6 +103,7 @@ OWN = {
     "v2-l": recipe(1.0, 480),
     "v2-xl": recipe(1.0, 512),
 }
+TAGS = {"in1k": "imagenet", "in21k": "imagenet21k"}  # Classes by the end of a tag.
 
 
 def model_of(architecture: str) -> str | None:
@@ -121,15 +122,14 @@ def read_config(path: pathlib.Path) -> dict[str, Any]:
     """What a config.json as in timm's repositories states about the weights next to it.
 
     Returns:
-      model, origin, preprocess and classes, which follow from the tag that names the data; empty
-      where the file is missing, or another program's.
+      model, origin, preprocess and classes; empty where the file is missing, or another program's.
     """
     try:
         content = json.loads(path.read_text())
         name, settings = content["architecture"], content["pretrained_cfg"]
         # Optional keys, in a file that isn't ours.
         size = settings.get("test_input_size") or settings["input_size"]
-        data = re.search("in1k$|in21k$", settings.get("tag") or "")
+        classes = _classes(content, settings.get("tag") or "")
         preprocess = recipe(
             settings.get("test_crop_pct") or settings["crop_pct"],
             size[-1],
@@ -142,5 +142,19 @@ def read_config(path: pathlib.Path) -> dict[str, Any]:
         "model": model_of(name),
         "origin": "timm_tf" if name.startswith("tf_") else "timm",
         "preprocess": preprocess,
-        "classes": {"in1k": "imagenet", "in21k": "imagenet21k"}[data[0]] if data else None,
+        "classes": classes,
     }
+
+
+def _classes(content: dict[str, Any], tag: str) -> str | list[str] | None:
+    """The label names of a config.json; or what its tag stands for, with that many outputs.
+
+    A fine-tuned model keeps the tag of the weights that it started from.
+    """
+    outputs, names = content.get("num_classes"), content.get("label_names")
+    if isinstance(names, dict):  # By the number of the output, with gaps.
+        names = [names.get(str(number), f"class {number}") for number in range(outputs)]
+    if names:
+        return [str(name) for name in names]
+    classes = next((classes for end, classes in TAGS.items() if tag.endswith(end)), None)
+    return classes if outputs in (None, *OUTPUTS.get(classes, ())) else None

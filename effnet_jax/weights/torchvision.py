@@ -21,7 +21,7 @@ def _parts(array: Array) -> tuple[str, str]:
 
 
 NAMES = Names(
-    r"(module\.)?features\.\d+\..+",
+    r"features\.\d+\..+",
     block=lambda array: f"features.{array.stage + 1}.{array.block}.block.",
     parts=_parts,
     **TORCH,

@@ -4,6 +4,7 @@ import io
 import json
 import math
 
+import jax
 import numpy as np
 import pytest
 import skimage.data
@@ -158,6 +159,37 @@ def test_every_kind_of_input_gives_the_same(tmp_path):
         ours(b"text")
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ((image for image in [CHELSEA]), "image 0: generator is no kind of image; give a path"),
+        (None, "NoneType is no kind of image"),
+        ([CHELSEA, None], "image 1: NoneType is no kind"),
+        ([[CHELSEA]], "image 0: list is no kind of image"),
+        ({"image": CHELSEA}, "dict is no kind of image"),
+        ([], "an empty list"),
+        ((), "an empty list"),
+        (CHELSEA[:0], r"with pixels; got uint8 \(0, 451, 3\)"),
+        (CHELSEA[None], r"\[h, w, 3\].* got uint8 \(1, 300, 451, 3\)"),
+        (CHELSEA[..., 0], r"got uint8 \(300, 451\)"),
+        (jax.numpy.zeros((4, 5, 3)), r"uint8 \[h, w, 3\].* got float32"),
+        ("https://example.org/cat.jpg", "https://example.org/cat.jpg: a URL is not fetched"),
+        ("data:image/png;base64," + "A" * 500, "^.{80}: a URL is not fetched"),
+        ([CHELSEA, b"text"], "image 1: it is no image"),
+        (b"", "image 0: it is no image"),
+    ],
+)
+def test_what_is_no_image_is_named_in_one_sentence(given, message):
+    with pytest.raises(UserError, match=message):
+        preprocess()(given)
+
+
+def test_arrays_of_jax_and_views_of_bytes_are_taken():
+    ours, data = preprocess(), encode(CHELSEA, "PNG")
+    for given in (jax.numpy.asarray(CHELSEA), bytearray(data), memoryview(data)):
+        np.testing.assert_array_equal(ours(given), ours(CHELSEA))
+
+
 def test_normalisation_is_the_same_on_the_device():
     import jax.numpy as jnp
 
@@ -184,6 +216,8 @@ def test_it_survives_json_and_comes_from_a_config():
         ({"crop_fraction": 0.0}, "crop_fraction above 0"),
         ({"crop_padding": -1}, "crop_padding of 0 or more"),
         ({"resolution": 0}, "resolution of 1 or more"),
+        ({"resolution": "224"}, "resolution must be a whole number of pixels; got '224'"),
+        ({"resolution": 224.5}, "resolution must be a whole number"),
         ({"mean": [0.5, 0.5]}, "mean must be three numbers"),
         ({"std": [0.5, 0.5, 0.0]}, "above 0"),
     ],

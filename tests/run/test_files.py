@@ -53,7 +53,7 @@ def test_a_second_run_is_refused_until_the_first_and_its_children_end(path, monk
     with files.Lock(path):
         assert json.loads(path.read_text())["pid"] == os.getpid()
     assert "waiting for the children of a run that was killed" in capsys.readouterr().err
-    assert not path.read_text()
+    assert not path.exists()
     with files.Lock(path):  # As often as wanted.
         pass
 

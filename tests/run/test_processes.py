@@ -5,6 +5,7 @@ That they compute what one does, whatever happens to them, is in test_soak.py.
 
 import queue
 import signal
+import socket
 import subprocess
 import sys
 
@@ -15,6 +16,7 @@ from processes import Started, free_port
 
 from configs import digits
 from effnet_jax import cli, parallel
+from effnet_jax import config as config_lib
 from effnet_jax.data import sources
 from effnet_jax.errors import UserError
 from effnet_jax.run import processes, signals
@@ -53,27 +55,83 @@ def test_a_process_that_makes_no_progress_or_fails_ends_all(tmp_path, case, code
         assert message in two.output(0)
 
 
-def test_flags_that_make_no_sense_are_refused():
-    for arguments, message in (
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
         (("here:1", None, None), "go together"),
         (("here:1", 2, 2), "--process_id=2 of --num_processes=2"),
         (("here", 2, 1), "is not HOST:PORT"),
-    ):
+        (("http://localhost:9876", 2, 1), "http://localhost:9876 is not HOST:PORT"),
+        (("10.0.0.2:9876/", 2, 1), "is not HOST:PORT"),
+        (("fe80::1:9876", 2, 1), "is not HOST:PORT"),
+        ((":9876", 2, 1), "is not HOST:PORT"),
+        (("[::1]:70000", 2, 1), "a port is between 1 and 65535"),
+        (("here:0", 2, 1), "a port is between 1 and 65535"),
+    ],
+)
+def test_flags_that_make_no_sense_are_refused(arguments, message):
+    with pytest.raises(UserError, match=message):
+        processes.join(*arguments, 1.0)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+def test_a_port_in_use_is_one_message_of_process_0(host):
+    """JAX's coordinator ends with a segmentation fault."""
+    with socket.create_server((host, 0)) as other:
+        port = other.getsockname()[1]
+        message = f"port {port} of --coordinator_address=localhost:{port} can't be used on this"
         with pytest.raises(UserError, match=message):
-            processes.join(*arguments)
+            processes.join(f"localhost:{port}", 2, 0, 1.0)
 
 
-def test_processes_that_are_not_there_are_not_waited_for_for_ever():
-    call = (
-        "from effnet_jax.run import processes; "
-        f"processes.join('127.0.0.1:{free_port()}', 3, 0, 1.0)"
-    )
+# As eval.py, with other times between two lines of progress.
+EVALUATION = (
+    "from effnet_jax import cli; from effnet_jax.run import processes\n"
+    "from effnet_jax.tools import eval\n"
+    "processes.REPORT_SECONDS = {}\n"
+    "cli.run(eval.main, eval.PARSER)"
+)
+
+
+def test_processes_that_are_not_there_are_waited_for_with_progress_and_a_limit(tmp_path):
+    """As long as the config says; eval.py by the config of the run."""
+    config = digits.get_config()
+    config.processes.start_seconds = 1.5
+    config_lib.save(config, tmp_path / "config.json")
+    address = f"127.0.0.1:{free_port()}"
+    place = [f"--coordinator_address={address}", "--num_processes=3", "--process_id=0"]
     process = subprocess.run(
-        [sys.executable, "-c", call], cwd=ROOT, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", EVALUATION.format(1), f"--workdir={tmp_path}", *place],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert process.returncode == cli.INTERRUPTED
-    assert "process 0: error: waited 1 s at 127.0.0.1" in process.stderr
-    assert "for all 3 processes" in process.stderr
+    where = f"at {address} for all 3 processes"
+    progress, end = process.stderr.splitlines()
+    assert progress == f"process 0: waiting {where}, 1 of 1.5 s"
+    limit = "waited 1.5 s (config.processes.start_seconds)"
+    assert end.startswith(f"process 0: error: {limit} {where}. Start each with the same address")
+
+
+def test_ctrl_c_ends_the_wait_for_other_processes():
+    address = f"--coordinator_address=127.0.0.1:{free_port()}"
+    place = [address, "--num_processes=2", "--process_id=1"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", EVALUATION.format(0.2), *place, "--workdir=run"],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stderr.readline().startswith("process 1: waiting at 127.0.0.1:")
+        process.send_signal(signal.SIGINT)
+        lines = process.communicate(timeout=30)[1].splitlines()
+    finally:
+        process.kill()
+    assert process.returncode == cli.STOPPED
+    assert lines[-1] == "stopped at once, by Ctrl-C; checkpoints are as they were"
 
 
 def test_a_cluster_is_found_by_its_variables(monkeypatch):

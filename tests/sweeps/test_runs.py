@@ -202,6 +202,8 @@ def test_bad_sweeps_are_one_message(monkeypatch, tmp_path):
         "width:-1": "must be above 0",
         "grid:size=3": "unknown setting of the sweep 'size'",
         "grid:step=x": "a name and a number",
+        "grid:phi=nan": "the grid's phi must be a number between -100 and 100; got nan",
+        "grid:step=inf": "the grid's step must be a number",
         "missing.py": "no sweep file missing.py",
         "phi:b0,x": "unknown model 'x'",
         "methods:2,widht": "unknown method 'widht'; did you mean: width",

@@ -1,7 +1,11 @@
 """What is in images: the released Lite0 on photographs, and bad images among good."""
 
+import csv
+import io
 import json
 import pathlib
+import re
+import shutil
 import subprocess
 import sys
 
@@ -97,6 +101,33 @@ def test_the_best_come_first_and_have_names():
     rows = predict.best(np.array([0.1, 0.6, 0.3]), classes, titles, top=2)
     assert [row["label"] for row in rows] == [1, 2]
     assert [row["name"] for row in rows] == ["espresso", "mine"]
+
+
+def test_folders_patterns_and_the_standard_input_are_taken(capsys, pictures, tmp_path, monkeypatch):
+    cat, text, _, coffee = pictures
+    (deep := tmp_path / "photos" / "deep").mkdir(parents=True)
+    for number, name in enumerate(("b.png", "a[1].png", "notes.txt", ".hidden.png")):
+        shutil.copy(cat if number != 2 else text, deep / name)
+    taken = predict.list_images([str(tmp_path / "photos"), "-", str(tmp_path / "*.jpg"), "gone"])
+    names = ["a[1].png", "b.png"]
+    assert taken == [*(str(deep / name) for name in names), "-", str(coffee), str(text), "gone"]
+    assert "photos: 1 of 3 files are no images" in capsys.readouterr().err
+    assert predict.list_images([str(deep / "a[1].png")]) == [str(deep / "a[1].png")]
+    assert len(predict.list_images([str(tmp_path / "**" / "*.png")])) == 3
+    for argument in (tmp_path / "*.gif", GOLDEN / "checkpoint_v1" / "checkpoints"):
+        with pytest.raises(errors.UserError, match=f"no image in {re.escape(str(argument))}"):
+            predict.list_images([str(argument)])
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(cat.read_bytes())))
+    flags = [f"--weights={GOLDEN / 'checkpoint_v1'}", "--csv", "--top=2"]
+    with pytest.raises(errors.ImagesFailed, match="1 of 4 images"):
+        run(deep, "-", "https://example.org/cat.jpg?size=9", *flags)
+    output = capsys.readouterr()
+    assert "can't read https://example.org/cat.jpg?size=9: a URL is not fetched" in output.err
+    rows = [*csv.DictReader(io.StringIO(output.out))]
+    images = [str(deep / name) for name in names]
+    assert [row["image"] for row in rows] == [name for name in [*images, "-"] for _ in range(2)]
+    assert [row["class"] for row in rows[:2]] == [row["class"] for row in rows[4:]]
+    assert float(rows[0]["probability"]) >= float(rows[1]["probability"])
 
 
 def test_bad_arguments_are_told(pictures):

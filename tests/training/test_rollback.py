@@ -1,7 +1,9 @@
 """Loss that is not finite: back, past the data that did it; and the same end after being killed."""
 
 import json
+import os
 import signal
+import threading
 from collections.abc import Iterator
 
 import jax
@@ -10,9 +12,9 @@ import pytest
 
 from effnet_jax import evaluation
 from effnet_jax.data import pipeline
-from effnet_jax.errors import Interrupted, NonFiniteLossError
+from effnet_jax.errors import Interrupted, NonFiniteLossError, StoppedEarly, UserError
 from effnet_jax.report import finish
-from effnet_jax.run import files, writers
+from effnet_jax.run import files, signals, workers, writers
 from effnet_jax.training import clock, supervisor
 from effnet_jax.training import step as training_step
 
@@ -131,3 +133,36 @@ def test_a_signal_while_the_step_is_compiled_stops_before_the_first(
     assert not feed.taken
     (row,) = [json.loads(line) for line in (tmp_path / "runs.jsonl").read_text().splitlines()]
     assert row["start_step"] == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_does_not_wait_for_the_compiler(config, tmp_path, feed, monkeypatch, number):
+    """Nothing is there to save, and the workdir has no checkpoints and no lock afterwards."""
+    compiler_ends, said = threading.Event(), []
+
+    def compile(lowered):
+        os.kill(os.getpid(), number)
+        assert compiler_ends.wait(60)
+
+    monkeypatch.setattr(jax.stages.Lowered, "compile", compile)
+    monkeypatch.setattr(signals, "say", said.append)
+    ends = {
+        signal.SIGTERM: (StoppedEarly, "stopped by SIGTERM at the start; checkpoints are as they"),
+        signal.SIGINT: (KeyboardInterrupt, None),
+    }
+    error, message = ends[number]
+    try:
+        with pytest.raises(error, match=message):
+            supervisor.train_and_evaluate(config, str(tmp_path / "run"))
+        assert workers.has_abandoned()
+    finally:
+        compiler_ends.set()
+    assert not said and not feed.taken
+    assert not any((tmp_path / "run").iterdir())
+
+
+def test_a_start_that_fails_leaves_nothing_in_the_workdir(config, tmp_path, feed):
+    config.checkpoint.init_from = str(tmp_path)
+    with pytest.raises(UserError):
+        supervisor.train_and_evaluate(config, str(tmp_path / "run"))
+    assert not any((tmp_path / "run").iterdir())

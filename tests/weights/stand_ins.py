@@ -85,7 +85,9 @@ def memory(array: np.ndarray) -> bytes:
     return array.ravel("K").tobytes()
 
 
-def write_pth(path, arrays: dict[str, np.ndarray], zipped=True, extra=None, strides=None) -> None:
+def write_pth(
+    path, arrays: dict[str, np.ndarray], zipped=True, extra=None, strides=None, around=None
+):
     """A file as of torch.save.
 
     Args:
@@ -93,6 +95,7 @@ def write_pth(path, arrays: dict[str, np.ndarray], zipped=True, extra=None, stri
       arrays: float32, by name.
       zipped: the form since PyTorch 1.6, else the one before.
       extra: an object to pickle beside the state dict, in a dict around both.
+      around: `around(state dict)` is pickled instead of the state dict.
       strides: the tensors' strides, in numbers, by name; else those of an array in order.
     """
     modules = _modules()
@@ -119,6 +122,7 @@ def write_pth(path, arrays: dict[str, np.ndarray], zipped=True, extra=None, stri
         (name, tensor(key, name)) for key, name in zip(storages, arrays, strict=True)
     )
     content = state if extra is None else {"state_dict": state, "extra": extra}
+    content = around(state) if around else content
     saved = {name: sys.modules.get(name) for name in modules}
     sys.modules.update(modules)
     try:

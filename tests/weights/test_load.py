@@ -1,10 +1,13 @@
+import dataclasses
 import json
 import re
 import subprocess
 import sys
 import types
+import zipfile
 
 import h5py
+import jax
 import numpy as np
 import pytest
 import safetensors
@@ -13,6 +16,7 @@ import safetensors.numpy
 import effnet_jax
 from effnet_jax import config as default
 from effnet_jax import weights
+from effnet_jax.data.preprocess import Preprocess
 from effnet_jax.errors import UserError
 from effnet_jax.imagenet import dataset as imagenet
 from effnet_jax.models.efficientnet import VARIANTS
@@ -22,6 +26,23 @@ from tests import golden_checkpoint
 from tests.weights.stand_ins import TINY, flat, in_format, random_weights, table, write_pth
 
 GIVEN = {"timm": "timm_tf"}  # Names that leave the origin open.
+
+
+# A config.json of timm.
+TIMM = {
+    "architecture": "tf_efficientnetv2_b0",
+    "num_classes": 1000,
+    "pretrained_cfg": {
+        "tag": "in1k",
+        "input_size": [3, 192, 192],
+        "test_input_size": [3, 208, 208],
+        "interpolation": "bicubic",
+        "crop_pct": 0.8,
+        "crop_mode": "center",
+        "mean": [0.5, 0.5, 0.5],
+        "std": [0.25, 0.25, 0.25],
+    },
+}
 
 
 def write(path, arrays, metadata=None):
@@ -192,21 +213,7 @@ def test_names_that_two_origins_share_are_not_guessed_at(tmp_path):
 def test_timms_config_beside_the_file_tells(tmp_path):
     arrays = in_format("timm", "v2-b0", 1000)
     path = write(tmp_path / "model.safetensors", arrays)
-    config = {
-        "architecture": "tf_efficientnetv2_b0",
-        "num_classes": 1000,
-        "pretrained_cfg": {
-            "tag": "in1k",
-            "input_size": [3, 192, 192],
-            "test_input_size": [3, 208, 208],
-            "interpolation": "bicubic",
-            "crop_pct": 0.8,
-            "crop_mode": "center",
-            "mean": [0.5, 0.5, 0.5],
-            "std": [0.25, 0.25, 0.25],
-        },
-    }
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "config.json").write_text(json.dumps(TIMM))
     for source in (path, tmp_path):  # A folder as of the Hub.
         found = weights.load(source)
         assert found.origin == "timm_tf" and found.classes == imagenet.class_names()
@@ -220,6 +227,25 @@ def test_timms_config_beside_the_file_tells(tmp_path):
             "mean": [0.5] * 3,
             "std": [0.25] * 3,
         }
+
+
+@pytest.mark.parametrize(
+    ("stated", "classes"),
+    [
+        ({"label_names": ["cat", "dog", "cow"]}, ("cat", "dog", "cow")),
+        ({"label_names": {"2": "cow", "0": "cat"}}, ("cat", "class 1", "cow")),
+        ({}, ("class 0", "class 1", "class 2")),  # Not ImageNet's, which the tag still names.
+    ],
+)
+def test_a_fine_tuned_repository_has_classes_of_its_own(tmp_path, stated, classes):
+    write(tmp_path / "model.safetensors", in_format("timm", "v2-b0", 3))
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({**TIMM, "num_classes": 3, **stated}))
+    found = weights.load(tmp_path)
+    assert (found.classes, found.origin, found.config.num_classes) == (classes, "timm_tf", 3)
+    config.write_text(json.dumps({**TIMM, "num_classes": 3, "label_names": ["cat", "dog"]}))
+    with pytest.raises(UserError, match="3 outputs, and 2 classes"):
+        weights.load(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -317,6 +343,131 @@ def test_keras_normalisation_is_folded_into_the_preprocessing(tmp_path):
     assert weights.load(v2).preprocess["std"] == list(default.NORMALIZATIONS["imagenet"][1])
 
 
+def split(path, arrays, shards=2):
+    """A folder with arrays in several files and their index, as Hugging Face's libraries write."""
+    path.mkdir()
+    names = [f"model-{n + 1:05}-of-{shards:05}.safetensors" for n in range(shards)]
+    parts = {name: dict([*arrays.items()][n::shards]) for n, name in enumerate(names)}
+    for name, part in parts.items():
+        write(path / name, part)
+    places = {array: name for name, part in parts.items() for array in part}
+    index = path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    return index
+
+
+def test_shards_are_read_by_their_index(tmp_path):
+    index = split(tmp_path / "parts", in_format("lukemelas", "lite0"))
+    shard = index.with_name("model-00002-of-00002.safetensors")
+    for source in (index, index.parent, shard):
+        check_equal(weights.load(source), random_weights("lite0"))
+    content = json.loads(index.read_text())
+    content["weight_map"].pop("_fc.bias")
+    index.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"differ in where arrays are: _fc\.bias$"):
+        weights.load(index)
+    shard.unlink()
+    with pytest.raises(UserError, match=rf"not next to it: {shard.name}$"):
+        weights.load(index)
+    index.write_text('["weight_map"]')
+    with pytest.raises(UserError, match="no index of"):
+        weights.load(index)
+
+
+def test_a_link_without_a_name_has_the_config_next_to_it(tmp_path):
+    """As in the Hub's cache, where the content has a digest for its name."""
+    blob = write(tmp_path / "4f2c", in_format("timm", "v2-b0", 3))
+    (folder := tmp_path / "snapshot").mkdir()
+    (folder / "model.safetensors").symlink_to(blob)
+    (folder / "config.json").write_text(json.dumps({**TIMM, "num_classes": 3}))
+    assert weights.load(folder / "model.safetensors").origin == "timm_tf"
+
+
+@pytest.mark.parametrize("wrappers", ["_orig_mod.", "module._orig_mod.", "model.net.", "backbone."])
+@pytest.mark.parametrize("key", ["timm", "torchvision", "lukemelas"])
+def test_what_wraps_a_network_is_no_part_of_its_names(tmp_path, key, wrappers):
+    arrays = {f"{wrappers}{name}": array for name, array in in_format(key, "b0").items()}
+    names = ("n_averaged", f"{wrappers}bn1.num_batches_tracked")
+    counts = dict.fromkeys(names, np.array(3))
+    path = write(tmp_path / "w.safetensors", {**arrays, **counts})
+    check_equal(weights.load(path, origin=GIVEN.get(key)), random_weights("b0"))
+    write(path, {**arrays, "loss.weight": np.zeros(3, np.float32)})
+    message = rf"start with '{wrappers.partition('.')[0]}\.', and other names: loss\.weight\. Save"
+    if wrappers.count(".") == 1:
+        with pytest.raises(UserError, match=message):
+            weights.load(path)
+    else:
+        with pytest.raises(UserError, match="names of no format that is known"):
+            weights.load(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda a: a.astype(np.int8), "_fc.bias is int8; quantised weights can't be read"),
+        (lambda a: a * np.nan, "_fc.bias is not finite everywhere"),
+        (lambda a: a.astype(np.float64) * 1e39, "_fc.bias is not finite everywhere"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:overflow")
+def test_numbers_that_are_no_weights_are_refused(tmp_path, change, message):
+    arrays = in_format("lukemelas", "lite0")
+    path = write(tmp_path / "w.safetensors", arrays | {"_fc.bias": change(arrays["_fc.bias"])})
+    with pytest.raises(UserError, match=message):
+        weights.load(path)
+
+
+@pytest.mark.parametrize("source", [None, 3, "https://example.org/b0.pth", "gs://bucket/run"])
+def test_what_is_no_source_is_named(source):
+    with pytest.raises(UserError, match=r"path or hf://ORG/NAME, not|is a URL; download the file"):
+        weights.load(source)
+
+
+def test_two_networks_in_a_file_are_not_mixed(tmp_path):
+    arrays = in_format("keras", "b0")
+    twice = {f"{name}/{layer}": a for name in ("student", "teacher") for layer, a in arrays.items()}
+    np.savez(path := tmp_path / "w.npz", **twice)
+    with pytest.raises(UserError, match="both student/stem_conv/kernel and teacher/stem_conv/kern"):
+        weights.load(path)
+
+
+@pytest.mark.parametrize(
+    ("start", "what"),
+    [
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a", "run git lfs pull"),
+        ("\n<!DOCTYPE html>\n<html><title>Sign in</title>", "a web page"),
+        ("<HTML><body>404 Not Found", "a web page"),
+    ],
+)
+def test_what_a_download_left_is_named(tmp_path, start, what):
+    (path := tmp_path / "model.safetensors").write_text(start)
+    for source in (path, tmp_path):
+        with pytest.raises(UserError, match=f"model.safetensors is .*{what}"):
+            weights.load(source)
+
+
+def test_a_keras_archive_is_named(tmp_path):
+    with zipfile.ZipFile(path := tmp_path / "model.keras", "w") as archive:
+        for name in ("metadata.json", "config.json", "model.weights.h5"):
+            archive.writestr(name, "")
+    with pytest.raises(UserError, match=r"is a \.keras file\. .*model\.save\('FILE\.h5'\)"):
+        weights.load(path)
+
+
+@pytest.mark.parametrize("source", ["safetensors", "tf", "run"])
+def test_only_a_pytorch_file_has_keys(tmp_path, source):
+    path = tmp_path / "w"
+    if source == "run":
+        path = golden_checkpoint.WORKDIR
+    elif source == "tf":
+        with open(path, "wb") as file:
+            np.savez(file, **in_format("tf", "b0"))
+    else:
+        write(path, in_format("ours", "b0"))
+    with pytest.raises(UserError, match="unknown weights 'student'; did you mean"):
+        weights.load(path, "b0", weights="student")
+
+
 def test_keras_3s_own_form_is_refused(tmp_path):
     with h5py.File(path := tmp_path / "w.weights.h5", "w") as file:
         file["layers/conv2d/vars/0"] = np.zeros(3)
@@ -354,13 +505,17 @@ def test_classes_are_named_and_the_background_is_dropped_or_kept_by_name(tmp_pat
 
 def test_classes_may_be_given(tmp_path):
     np.savez(path := tmp_path / "w.npz", **in_format("ours", TINY, 3))
-    for text in ('["cat", "dog", "cow"]', "cat\ndog\ncow\n"):
+    for text in ('["cat", "dog", "cow"]', "cat\ndog\ncow\n", "\ufeffcat\ndog\ncow\n\n"):
         (tmp_path / "classes").write_text(text)
         found = weights.load(path, TINY, classes=str(tmp_path / "classes"))
         assert found.classes == ("cat", "dog", "cow")
     assert weights.load(path, TINY, classes=["a", "b", "c"]).classes == ("a", "b", "c")
     with pytest.raises(UserError, match="3 outputs, and 2 classes"):
         weights.load(path, TINY, classes=["a", "b"])
+    (tmp_path / "classes").write_text('{"0": "cat", "1": "dog", "2": "cow"}')
+    for given in (str(tmp_path / "classes"), {0: "cat", 1: "dog", 2: "cow"}):
+        with pytest.raises(UserError, match="must be a list of names, not dict"):
+            weights.load(path, TINY, classes=given)
     with pytest.raises(UserError, match="can't read the names of the classes"):
         weights.load(path, TINY, classes="imagnet")
 
@@ -435,7 +590,7 @@ def test_averages_of_a_tensorflow_checkpoint_are_taken(tensorflow_checkpoint, mo
         np.testing.assert_array_equal(found, flat(raw)["params/classifier/bias"] + 1)
     check_equal(weights.load(tensorflow_checkpoint, weights="raw"), raw)
     monkeypatch.setitem(sys.modules, "tensorflow", None)  # As if it weren't installed.
-    with pytest.raises(UserError, match=r"effnet_jax\[tensorflow\]"):
+    with pytest.raises(UserError, match="pip install tensorflow"):
         weights.load(tensorflow_checkpoint)
 
 
@@ -459,14 +614,15 @@ def test_the_hub_is_asked_for_weights_and_config_alone(tmp_path, monkeypatch):
     stand_in.snapshot_download = snapshot_download
     monkeypatch.setitem(sys.modules, "huggingface_hub", stand_in)
     check_equal(weights.load("hf://org/lite0@v2"), random_weights("lite0"))
-    files = ["model.safetensors", "pytorch_model.bin", "config.json"]
+    files = ["model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"]
+    files += ["model-?????-of-?????.safetensors", "config.json"]
     assert asked == [("org/lite0", "v2", files)]
     with pytest.raises(UserError, match=r"can't fetch hf://org/gone: 401 Client Error\. Offline"):
         weights.load("hf://org/gone")
     with pytest.raises(UserError, match="write hf://ORG/NAME"):
         weights.load("hf://lite0")
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(UserError, match=r"effnet_jax\[hub\]"):
+    with pytest.raises(UserError, match="pip install huggingface_hub"):
         weights.load("hf://org/lite0")
 
 
@@ -519,3 +675,66 @@ assert "configs" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", program], check=True, **elsewhere)
     check_equal(weights.load(elsewhere["cwd"] / "out"), random_weights())
+
+
+def test_a_record_s_repr_is_one_screen():
+    text = repr(random_weights("b0", 1000))
+    assert len(text.splitlines()) == 7 and max(map(len, text.splitlines())) < 700
+    assert "classes: 1000: label 0, label 1, label 2, ..." in text
+    assert "5,330,564 numbers" in text  # 5,288,548 parameters, 42,016 of statistics.
+
+
+def test_classes_and_variables_can_be_changed(tmp_path):
+    found = random_weights()
+    renamed = found.replace(classes=[f"digit {n}" for n in range(10)])
+    assert renamed.classes[9] == "digit 9" and found.classes[9] == "label 9"
+    check_equal(renamed, found)
+    three = random_weights(classes=3)
+    preprocess = dataclasses.replace(Preprocess(**found.preprocess), resolution=40)
+    other = found.replace(
+        classes=("cat", "dog", "cow"),
+        variables=jax.device_put(three.variables),
+        preprocess=preprocess,
+    )
+    assert (other.config.num_classes, found.config.num_classes) == (3, 10)
+    assert (other.config.resolution, other.preprocess["resolution"]) == (40, 40)
+    weights.save(tmp_path / "w.safetensors", other)
+    back = weights.load(tmp_path / "w.safetensors")
+    check_equal(back, three)
+    assert back.config == other.config and back.classes == other.classes
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"classes": ["cat"]}, r"of another shape: params/classifier/kernel \(there \d+x10, in th"),
+        ({"classes": "imagenet"}, "classes must be a list of names, not 'imagenet'"),
+        ({"classes": None}, "classes must be a list of names, not None"),
+        ({"classes": range(10)}, "classes must be a list of names"),
+        ({"preprocess": {}}, "missing or unknown: crop_fraction, .*std$"),
+        ({"origin": "me"}, "unknown origin 'me'"),
+        ({"variables": {"params": {}, "batch_stats": {}}}, "missing: params/stem/conv/kernel"),
+    ],
+)
+def test_a_change_that_does_not_fit_is_refused(changes, message):
+    with pytest.raises(UserError, match=message):
+        random_weights().replace(**changes)
+
+
+def test_nothing_is_written_that_load_would_refuse(tmp_path):
+    path = tmp_path / "w.safetensors"
+    found = random_weights()
+    with pytest.raises(UserError, match="10 outputs, and classes 9 names"):
+        dataclasses.replace(found, classes=found.classes[1:])
+    found.preprocess.clear()
+    with pytest.raises(UserError, match="preprocess needs crop_fraction, "):
+        weights.save(path, found)
+    found = random_weights()
+    found.variables["params"]["extra"] = np.zeros(3)
+    with pytest.raises(UserError, match="left over: params/extra"):
+        weights.save(path, found)
+    with found.config.unlocked():
+        found.config.num_classes = 7
+    with pytest.raises(UserError, match=r"in the model 7\)"):
+        weights.save(path, found)
+    assert not [*tmp_path.iterdir()]

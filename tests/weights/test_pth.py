@@ -1,5 +1,11 @@
+import argparse
+import datetime
+import io
 import os
+import pathlib
+import pickle
 import zipfile
+from collections import Counter, defaultdict
 
 import numpy as np
 import pytest
@@ -96,5 +102,85 @@ def test_a_file_without_tensors_says_so(tmp_path):
         pth.read(path, "ema")
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("word/document.xml", "")
-    with pytest.raises(UserError, match="damaged or foreign"):
+    with pytest.raises(UserError, match=r"damaged or foreign .* an archive of word/document\.xml"):
         pth.read(path, "ema")
+    path.write_bytes(pickle.dumps({"a": [1.0]}))
+    with pytest.raises(UserError, match=r"damaged or foreign .* a pickle of something else"):
+        pth.read(path, "ema")
+
+
+NETWORK = {"conv_stem.weight": np.ones((4, 3), np.float32), "head.bias": np.zeros(4, np.float32)}
+
+
+def only(state, *names):
+    """A part of a state dict, by which several networks in a file are told apart."""
+    return {name: state[name] for name in names}
+
+
+@pytest.mark.parametrize(
+    "around",
+    [
+        lambda state: {"model_state_dict": state, "epoch": 3},
+        lambda state: {"net": state, "rng_state": only(state, "head.bias")["head.bias"]},
+        lambda state: {"best": {"weights": state}, "optimizer": {"state": {0: {"exp": 1.0}}}},
+        lambda state: {"model": state, "best": dict(state)},  # The same tensors twice.
+        lambda state: {"model": state, "optimizer": {"state": {0: {"m": state["head.bias"]}}}},
+        lambda state: defaultdict(dict, state),
+    ],
+)
+def test_a_state_dict_is_found_under_any_key(tmp_path, around):
+    write_pth(path := tmp_path / "w.pth", NETWORK, around=around)
+    for weights in ("ema", "raw"):
+        found = pth.read(path, weights)
+        assert found.keys() == NETWORK.keys()
+        np.testing.assert_array_equal(found["conv_stem.weight"], NETWORK["conv_stem.weight"])
+
+
+@pytest.mark.parametrize("keys", [("state_dict", "state_dict_ema"), ("model", "model_ema")])
+def test_averages_are_those_with_a_key_that_says_so(tmp_path, keys):
+    def around(state):
+        return {keys[0]: only(state, "conv_stem.weight"), keys[1]: state}
+
+    write_pth(path := tmp_path / "w.pth", NETWORK, around=around)
+    assert [len(pth.read(path, which)) for which in ("ema", "raw", *keys)] == [2, 1, 1, 2]
+    write_pth(path, NETWORK, around=lambda state: {keys[1]: state})
+    with pytest.raises(UserError, match=f"no weights 'raw'; its state dicts: {keys[1]}$"):
+        pth.read(path, "raw")
+
+
+def test_of_several_state_dicts_one_has_to_be_named(tmp_path):
+    def around(state):
+        return {"nets": {"student": only(state, "conv_stem.weight"), "teacher": state}}
+
+    write_pth(path := tmp_path / "w.pth", NETWORK, around=around)
+    with pytest.raises(UserError, match=r"several state dicts \(nets/student, nets/teacher\); n"):
+        pth.read(path, "ema")
+    assert len(pth.read(path, "nets/teacher")) == 2
+    with pytest.raises(UserError, match=r"no weights 'pupil'; its state dicts: nets/stud"):
+        pth.read(path, "pupil")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_what_timm_saves_next_to_weights_is_passed_over(tmp_path, zipped):
+    beside = {
+        "args": argparse.Namespace(lr=0.1, mean=(0.5, 0.5)),
+        "metric": np.float64(81.5),
+        "history": np.arange(3.0),
+        "path": pathlib.PurePosixPath("out"),
+        "seen": {1, 2},
+        "counts": Counter("aab"),
+        "date": datetime.datetime(2025, 1, 2),
+        "bytes": b"\xff",
+    }
+    write_pth(path := tmp_path / "w.pth", some_arrays(), zipped, extra=beside)
+    found = pth.read(path, "ema")
+    np.testing.assert_array_equal(found["strided"], some_arrays()["strided"])
+
+
+@pytest.mark.parametrize(
+    "name", ["numpy.core.multiarray scalar", "numpy._core.multiarray scalar", "torch float32"]
+)
+def test_stand_ins_do_nothing(name):
+    pickled = f"c{name.replace(' ', chr(10))}\n(S'touch'\ntR(dS'a'\nI1\nsb.".encode()
+    found = pth._Unpickler(io.BytesIO(pickled), pathlib.Path("w.pth")).load()
+    assert type(found) is pth._Inert and not found and not vars(found)
