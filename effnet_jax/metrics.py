@@ -30,14 +30,16 @@ def metric_sums(
     and, where labels are [N], loss, the cross-entropy over the choices.
     """
     if choices is not None:
-        logits = jnp.where(choices, logits, jnp.finfo(logits.dtype).min)  # 0 * -inf would be NaN.
+        logits = jnp.where(
+            choices[None], logits, jnp.finfo(logits.dtype).min
+        )  # 0 * -inf would be NaN.
     sets = labels.reshape(len(labels), -1)
     best = jax.lax.top_k(logits, min(5, logits.shape[-1]))[1]
     hits = (best[:, :, None] == sets[:, None, :]).any(-1)
-    counted = mask * (sets >= 0).any(-1)
+    counted = jnp.where((sets >= 0).any(-1), mask, 0)
     sums = {
-        "top1": (hits[:, 0] * counted).sum(),
-        "top5": (hits.any(-1) * counted).sum(),
+        "top1": jnp.where(hits[:, 0], counted, 0).sum(),
+        "top5": jnp.where(hits.any(-1), counted, 0).sum(),
         "count": counted.sum(),
         "images": mask.sum(),
     }

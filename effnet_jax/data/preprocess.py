@@ -26,7 +26,8 @@ ImageLike = str | os.PathLike | bytes | Image.Image | np.ndarray
 
 def normalize(images: Any, mean: Sequence[float], std: Sequence[float]) -> Any:
     """uint8 images [N, H, W, 3] of NumPy or JAX to float32: `(x - 255 mean) / (255 std)`."""
-    mean, std = (np.asarray(value, np.float32) * 255 for value in (mean, std))
+    shape = (1,) * (images.ndim - 1) + (3,)
+    mean, std = (255 * np.asarray(each, np.float32).reshape(shape) for each in (mean, std))
     return (images.astype(np.float32) - mean) / std
 
 

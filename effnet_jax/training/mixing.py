@@ -23,10 +23,10 @@ def box_weights(key: jax.Array, areas: jax.Array, height: int, width: int) -> ja
     for axis_key, length in zip(jax.random.split(key), (height, width), strict=True):
         half = jnp.sqrt(areas)[:, None] * length / 2
         centre = jax.random.uniform(axis_key, (len(areas), 1), maxval=length)
-        pixels = jnp.arange(length) + 0.5
+        pixels = jnp.arange(length, dtype=jnp.float32)[None] + 0.5
         inside.append(jnp.abs(pixels - centre) < half)
     rows, columns = inside
-    return 1.0 - (rows[:, :, None, None] & columns[:, None, :, None])
+    return jnp.where(rows[:, :, None, None] & columns[:, None, :, None], 0.0, 1.0)
 
 
 def mix(

@@ -34,6 +34,7 @@ def learning_rate(config: ConfigDict, examples: int) -> optax.Schedule:
     decay_steps = schedule.decay_epochs * examples / config.batch_size
 
     def rate(step: jax.Array) -> jax.Array:
+        step = jnp.asarray(step, jnp.float32)
         if schedule.name == "staircase":
             # Not rate ** count: float32 rounds 0.97, and the power multiplies that error.
             decays = jnp.floor(step / decay_steps)
@@ -49,6 +50,7 @@ def learning_rate(config: ConfigDict, examples: int) -> optax.Schedule:
 
 def ema_decay(decay: float, updates: jax.Array) -> jax.Array:
     """min(decay, (1 + n) / (10 + n)) at update n, as tf.train.ExponentialMovingAverage."""
+    updates = jnp.asarray(updates, jnp.float32)
     return jnp.minimum(decay, (1 + updates) / (10 + updates))
 
 

@@ -58,7 +58,7 @@ def make_gradients(model: nn.Module, config: ConfigDict, mesh: Mesh) -> Callable
                 variables, batch["image"], train=True, mutable=["batch_stats"], rngs=rngs
             )
             losses = cross_entropy(logits, batch["target"]) * batch["mask"]
-            correct = (logits.argmax(-1) == batch["label"]) * batch["mask"]
+            correct = jnp.where(logits.argmax(-1) == batch["label"], batch["mask"], 0)
             return losses.sum() / jnp.maximum(examples, 1), (correct.sum(), updated["batch_stats"])
 
         return jax.value_and_grad(loss_fn, has_aux=True)(params)

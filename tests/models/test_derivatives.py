@@ -19,8 +19,11 @@ from effnet_jax.models.network import Stage, Stem
 SIZE = 8
 
 
-def tiny(name: str, rows=(Stage(2, 4, 1, expand=2),), **settings):
-    """A network of a stem and one MBConv with expansion and gate; second derivatives compile long."""
+ROWS = (Stage(2, 4, 1, expand=2),)
+
+
+def tiny(name: str, rows=ROWS, **settings):
+    """A network of a stem and one MBConv with expansion and gate: second orders compile long."""
     base = models.BASES["efficientnet"]
     values = vars(base) | {"stages": rows, "stem": Stem(4)}
     spec = type(base)(**values).architecture(models.scaling.Coefficients(1.0, 1.0, SIZE), 3)

@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from effnet_jax import config as config_lib
+from effnet_jax import parallel
 from effnet_jax.data import pipeline, sources
+from effnet_jax.evaluation import make_eval_step
 from effnet_jax.metrics import cross_entropy, smooth_targets
 from effnet_jax.training.state import abstract_state, fresh_state
-from effnet_jax.training.step import make_train_step, random_key
+from effnet_jax.training.step import lower_train_step, make_train_step, random_key
 
 SEED = np.uint32(0)
 
@@ -101,3 +104,21 @@ def test_loss_falls_on_a_memorisable_batch_and_averages_follow(tiny):
     assert int(state.step) == 40
     moved = jax.tree.map(lambda a, b: bool((a != b).any()), initial.params, state.params)
     assert all(jax.tree.leaves(moved))
+
+
+# Not adamw: optax itself takes the power of a float by an int there.
+@pytest.mark.parametrize(("optimizer", "schedule"), [("rmsprop", "staircase"), ("sgd", "cosine")])
+def test_the_whole_step_promotes_nothing_silently(optimizer, schedule):
+    config = config_lib.get_config("resnet20,w=0.25,d=0.3,r=8")
+    config.batch_size, config.optimizer.name, config.schedule.name = 4, optimizer, schedule
+    config.augment.mixup_alpha = config.augment.cutmix_alpha = 0.5
+    with config.unlocked():
+        config.model.num_classes = 3
+    model, _, shapes = abstract_state(config, 100)
+    mesh = parallel.data_mesh(jax.devices()[:1])
+    evaluate = make_eval_step(model, config.preprocess)
+    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+        lower_train_step(model, shapes, config, 100, mesh)
+        batch = parallel.abstract_batch(4, 8, mesh)
+        sums = jax.eval_shape(evaluate, *shapes.weights("ema"), batch)
+    assert {leaf.dtype for leaf in jax.tree.leaves(sums)} == {jnp.dtype("float32")}
