@@ -100,6 +100,9 @@ SCHEMA = {
     "batch_size": Number(2048, 1),  # Images a step, over all devices and processes.
     "accumulation_steps": Number(1, 1),  # Microbatches that a step's batch is computed in.
     "epochs": Number(350.0),  # Length of the run.
+    # Steps an epoch: exact, records / batch_size; or whole, that rounded down, as Keras counts them.
+    # The stream of records is the same.
+    "epoch_steps": Choice(("exact", "whole")),
     "log_steps": Number(100, 1),  # Steps between two lines of progress and metrics.
     "eval_epochs": Number(5.0),  # Epochs between two evaluations; there is always one at the end.
     "eval_batch_size": Number(1024, 1),
@@ -130,9 +133,10 @@ SCHEMA = {
         "batch_norm_momentum": Number(0.99, 0, 1),  # Fraction of the running statistics kept.
         "batch_norm_epsilon": Number(1e-3, 0, 1),
         # Who shares BatchNorm's statistics in training: global, the batch (or microbatch); group,
-        # `batch_norm_group` consecutive examples; or reference, the reference's rule: each device
-        # alone up to 8 devices, else groups of max(8, devices / 8) devices.
-        "batch_norm_scope": Choice(("global", "group", "reference")),
+        # `batch_norm_group` consecutive examples; reference, the reference's rule: each device
+        # alone up to 8 devices, else groups of max(8, devices / 8) devices; or reference_v2, that
+        # of EfficientNetV2: groups of min(8, devices) devices.
+        "batch_norm_scope": Choice(("global", "group", "reference", "reference_v2")),
         "batch_norm_group": Number(32, 1),  # Examples; for the scope "group" alone.
         # block: recompute the inside of each block for its gradient. Less memory, more time.
         "remat": Choice(("none", "block")),
@@ -177,6 +181,8 @@ SCHEMA = {
         "crop_fraction": 0.875,  # Of the shorter side.
         "crop_area": Interval((0.08, 1.0), 1),  # Training: fraction of the image in a random crop.
         "crop_aspect": Interval((3 / 4, 4 / 3)),  # Its width over its height.
+        "crop_min_covered": Number(0.1, 0, 1),  # A drawn crop with less of the image is drawn anew,
+        "crop_attempts": Number(10, 1, 1000),  # so often at most; then it is evaluation's crop.
         "flip": True,  # Training: mirror every other image.
     },
     "augment": {  # Of training images, after crop, resize and flip.
@@ -223,7 +229,8 @@ SCHEMA = {
             "learning_rate": Number(0.016),
             "decay": Number(0.9, 0, 1),
             "momentum": Number(0.9, 0, 1),
-            "epsilon": Number(1e-3),
+            "epsilon": Number(1e-3),  # Inside the root.
+            "accumulator": Number(1.0),  # Its value at the start: TensorFlow 1's; Keras's is 0.
             "weight_decay": Number(1e-5),
         },
         "sgd": {

@@ -52,6 +52,11 @@ def test_v2_s_own_recipe():
     assert (config.augment.policy, config.augment.randaugment_magnitude) == ("randaugment", 10)
     assert (config.model.resolution, config.model.dropout) == (384, 0.2)
     assert config.model.batch_norm_momentum == 0.9
+    assert config.model.batch_norm_scope == "reference_v2"
+    assert config.data.train_split == "train[25022:]"  # datasets.py leaves the hold-out out.
+    crops = {key: config.preprocess[f"crop_{key}"] for key in ("area", "aspect", "min_covered")}
+    assert crops == {"area": (0.05, 1.0), "aspect": (0.75, 1.33), "min_covered": 0.0}
+    assert (config.preprocess.crop_attempts, config.epoch_steps) == (100, "whole")
     assert (config.optimizer.rmsprop.weight_decay, config.ema.decay) == (1e-5, 0.9999)
     params = {"classifier": {"kernel": 0, "bias": 0}, "norm": {"scale": 0}}
     decayed = multipliers(config.optimizer.weight_decay_rules, params, "")
