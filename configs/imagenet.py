@@ -120,6 +120,9 @@ def in_stages(config, last: Last) -> None:
         magnitudes = np.linspace(5, last.magnitude, STAGES)
         config.progressive.randaugment_magnitude = tuple(magnitudes.tolist())
     if last.alpha:
+        # datasets.py; a group is the share that each of 32 cores has of 4096 images.
+        config.augment.mixing, config.augment.cutmix_labels = "halves", "mean_area"
+        config.augment.mix_group = 128
         config.augment.mixup_alpha = config.augment.cutmix_alpha = last.alpha
         alphas = tuple(np.linspace(0, last.alpha, STAGES).tolist())
         config.progressive.mixup_alpha = config.progressive.cutmix_alpha = alphas

@@ -100,8 +100,8 @@ SCHEMA = {
     "batch_size": Number(2048, 1),  # Images a step, over all devices and processes.
     "accumulation_steps": Number(1, 1),  # Microbatches that a step's batch is computed in.
     "epochs": Number(350.0),  # Length of the run.
-    # Steps an epoch: exact, records / batch_size; or whole, that rounded down, as Keras counts them.
-    # The stream of records is the same.
+    # Steps an epoch: exact, records / batch_size; or whole, that rounded down, as Keras counts. The
+    # stream of records is the same.
     "epoch_steps": Choice(("exact", "whole")),
     "log_steps": Number(100, 1),  # Steps between two lines of progress and metrics.
     "eval_epochs": Number(5.0),  # Epochs between two evaluations; there is always one at the end.
@@ -205,7 +205,16 @@ SCHEMA = {
         "erase_aspect": Interval((0.3, 3.3)),  # Height over width; log-uniform.
         "erase_fill": Choice(("mean", "noise")),  # config.preprocess.mean, or uniform noise.
         "mixup_alpha": Number(0.0),  # Beta(alpha, alpha) of mixup, on the device; 0.0: none.
-        "cutmix_alpha": Number(0.0),  # Of cutmix; where both are set, each takes half the images.
+        "cutmix_alpha": Number(0.0),  # Of cutmix, on the device.
+        # Where both are set: each image draws one of them; or of every `mix_group` images the first
+        # half gets mixup and the second cutmix, as in EfficientNetV2.
+        "mixing": Choice(("drawn", "halves")),
+        # What weighs an image's labels after cutmix: its own pasted area; or the mean of all such
+        # images in its group, or half, as in EfficientNetV2.
+        "cutmix_labels": Choice(("own_area", "mean_area")),
+        # Consecutive images that mix among each other. None: the batch; the reference's is a
+        # device's share of it.
+        "mix_group": Number(None, 1, kind=int),
     },
     # Progressive learning (2104.00298): a value for each stage of the run in place of its own, the
     # same number of values for each key; (): its own value in all stages. Stages are equally long
@@ -445,6 +454,7 @@ def validate(config: ConfigDict, devices: int | None = None) -> None:
     _check_model("", config)
     for number, stage in enumerate(stages(config), 1):
         _check_model(f"stage {number} of config.progressive: ", stage)
+        _check_mixing(stage)
     if devices is not None:
         parallel.check_batch("batch_size", config.batch_size, devices, config.accumulation_steps)
         parallel.check_batch("eval_batch_size", config.eval_batch_size, devices)
@@ -478,6 +488,22 @@ def _check_evaluations(config: ConfigDict) -> None:
     ]
     if names and config.checkpoint.keep_best:
         check_choice("config.checkpoint.best_metric", config.checkpoint.best_metric, names)
+
+
+def _check_mixing(config: ConfigDict) -> None:
+    augment, batch = config.augment, config.batch_size
+    alphas, group = (augment.mixup_alpha, augment.cutmix_alpha), augment.mix_group or batch
+    if max(alphas) > 0 and batch % group:
+        raise UserError(
+            f"config.batch_size={batch} is not divisible by config.augment.mix_group={group}; a "
+            f"group that divides it: {math.gcd(batch, group)}"
+        )
+    if min(alphas) > 0 and augment.mixing == "halves" and group % 2:
+        key = "batch_size" if augment.mix_group is None else "augment.mix_group"
+        raise UserError(
+            f"config.augment.mixing='halves' halves config.{key}={group}; make it even, or use "
+            "'drawn'"
+        )
 
 
 def _check_model(where: str, config: ConfigDict) -> None:

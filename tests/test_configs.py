@@ -63,3 +63,11 @@ def test_v2_s_own_recipe():
     assert decayed == {"classifier": {"kernel": 1, "bias": 0}, "norm": {"scale": 0}}
     assert config.preprocess.crop_rule == "whole"
     assert imagenet.get_config("v2-b0").preprocess.crop_rule == "padding"
+
+
+def test_v2_m_mixes_as_the_reference_does():
+    # datasets.py: halves of a replica's share, 4096 / 32, and one weight of labels for a half.
+    augment = imagenet.get_config("v2-m").augment
+    assert (augment.mixing, augment.cutmix_labels) == ("halves", "mean_area")
+    assert augment.mix_group == 128
+    assert imagenet.get_config("b0").augment.mixing == "drawn"
