@@ -88,6 +88,7 @@ def get_config(argument: str = "b0"):
         config.data.train_split = "train[25022:]"
         config.optimizer.rmsprop.accumulator = 0.0
         config.model.batch_norm_scope = "reference_v2"
+        config.augment.rounding = "truncate"
         config.optimizer.weight_decay_rules = ((r".*/(scale|bias)", 0.0), (r".*", 1.0))
         if V2[model].magnitude is not None:  # preprocessing.py; the B's keep V1's.
             config.preprocess.interpolation = "bilinear"

@@ -187,6 +187,9 @@ SCHEMA = {
     },
     "augment": {  # Of training images, after crop, resize and flip.
         "policy": Choice(("none", "autoaugment", "randaugment")),
+        # Of resized pixels before a policy: nearest; or truncate, as the references do, which makes
+        # images darker by half a grey level.
+        "rounding": Choice(("nearest", "truncate")),
         "randaugment_layers": Number(2, 0, 16),  # Operations an image.
         "randaugment_magnitude": Number(10.0, 0, 30),  # Level of all; 10 is AutoAugment's highest.
         # What the reference's operations do differently from Pillow's; the reference's first.

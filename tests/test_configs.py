@@ -57,6 +57,7 @@ def test_v2_s_own_recipe():
     crops = {key: config.preprocess[f"crop_{key}"] for key in ("area", "aspect", "min_covered")}
     assert crops == {"area": (0.05, 1.0), "aspect": (0.75, 1.33), "min_covered": 0.0}
     assert (config.preprocess.crop_attempts, config.epoch_steps) == (100, "whole")
+    assert config.augment.rounding == "truncate"
     assert (config.optimizer.rmsprop.weight_decay, config.ema.decay) == (1e-5, 0.9999)
     params = {"classifier": {"kernel": 0, "bias": 0}, "norm": {"scale": 0}}
     decayed = multipliers(config.optimizer.weight_decay_rules, params, "")

@@ -124,7 +124,8 @@ class TrainImages:
 
     def distort(self, image: np.ndarray, rng: np.random.Generator, out: np.ndarray) -> None:
         """Resizes the crop `image`, flips and augments it, and writes it to `out`."""
-        image = resize(image, out.shape[:2], self._preprocess.interpolation)
+        truncate = self._policy is not None and self._augment.rounding == "truncate"
+        image = resize(image, out.shape[:2], self._preprocess.interpolation, truncate)
         if self._preprocess.flip and rng.random() < 0.5:
             image = cv2.flip(image, 1)
         if self._policy:

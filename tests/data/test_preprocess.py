@@ -66,6 +66,30 @@ def test_resizing_is_that_of_tensorflow():
         assert np.abs(ours - golden[name].clip(0, 255)).max() <= most
 
 
+def test_truncated_pixels_are_tensorflow_s():
+    """tf.cast(tf.clip_by_value(resized, 0, 255), tf.uint8), of TensorFlow's own floats."""
+    golden = np.load(GOLDEN / "resizing.npz")
+    for name in (name for name in golden.files if name != "image"):
+        interpolation, *shape = name.split()
+        ours = resize(golden["image"], tuple(map(int, shape)), interpolation, truncate=True)
+        floats = golden[name].clip(0, 255)
+        off = np.abs(floats - np.rint(floats)) > 2e-3  # Of a whole number.
+        np.testing.assert_array_equal(ours[off], floats.astype(np.uint8)[off])
+        np.testing.assert_array_equal(ours[~off], np.rint(floats)[~off])
+
+
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+def test_truncation_is_half_a_level_darker_and_keeps_flat_images(interpolation):
+    flat = np.full((9, 7, 4), 77, np.uint8)
+    assert (resize(flat, (24, 24), interpolation, truncate=True) == 77).all()
+    one, other = (
+        resize(CHELSEA, (64, 96), interpolation, cut).astype(int) for cut in (False, True)
+    )
+    assert ((one - other >= 0) & (one - other <= 1)).mean() > 0.999
+    # Of whole numbers nothing is cut off; area's are often whole.
+    assert (one - other).mean() == pytest.approx(0.5 * (interpolation != "nearest"), abs=0.15)
+
+
 def test_bicubic_is_neither_of_tensorflow_one_nor_pillow():
     """So that nobody takes one for another: on a photograph they differ by grey levels."""
     made = {name: resize(CHELSEA, (64, 96), name).astype(int) for name in INTERPOLATIONS}
