@@ -175,7 +175,8 @@ SCHEMA = {
         "interpolation": Choice(("bicubic", *(i for i in INTERPOLATIONS if i != "bicubic"))),
         # Evaluation's part of the image: padding, the central size / (size + crop_padding) of it;
         # fraction, the central crop_fraction; resize, the same cut out of the resized image, as by
-        # timm and torchvision; or whole, squeezed to a square. See effnet_jax/data/preprocess.py.
+        # timm and torchvision; squash, as resize of both sides to one length, timm's; or whole,
+        # squeezed to a square. See effnet_jax/data/preprocess.py.
         "crop_rule": Choice(CROP_RULES),
         "crop_padding": 32,  # Pixels.
         "crop_fraction": 0.875,  # Of the shorter side.

@@ -124,6 +124,16 @@ def test_resize_is_torchvision_s_and_timm_s_rule(interpolation, size, fraction, 
     assert turned.shape == (size, size, 3)
 
 
+def test_squash_is_timm_s_rule():
+    """Resize((333, 333)), then CenterCrop(300), as timm's create_transform with crop_pct 0.9."""
+    ours = preprocess(
+        resolution=300, crop_rule="squash", crop_fraction=0.9, interpolation="bicubic_pillow"
+    )
+    whole = Image.fromarray(CHELSEA).resize((333, 333), Image.Resampling.BICUBIC)
+    expected = np.asarray(whole.crop((16, 16, 316, 316)))  # round(16.5) is 16.
+    np.testing.assert_array_equal(ours.pixels(encode(CHELSEA, "PNG")), expected)
+
+
 @pytest.mark.parametrize(
     ("size", "resized"),  # Of torchvision's weights of EfficientNet.
     [
@@ -151,12 +161,14 @@ def test_a_jpeg_s_pixels_are_pillow_s():
         ({"crop_rule": "fraction"}, (19, 95, 262, 262)),
         # floor(64 / 0.875) = 73, and 64 / 73 * 300 = 263.01.
         ({"crop_rule": "resize"}, (19, 94, 263, 263)),
+        # 64 / 73 of both sides: 263.01 and 395.4.
+        ({"crop_rule": "squash"}, (19, 28, 263, 395)),
         ({"crop_rule": "whole"}, (0, 0, 300, 451)),
     ],
 )
 def test_the_part_that_is_kept(changes, box):
     assert preprocess(**changes).box(300, 451) == box
-    if changes["crop_rule"] != "resize":
+    if changes["crop_rule"] not in ("resize", "squash"):
         top, left, height, width = box
         part = CHELSEA[top : top + height, left : left + width]
         expected = resize(part, (64, 64), "bicubic")
