@@ -14,6 +14,9 @@ Argument:  a model, and with a comma one of four recipes, as in b0,baseline or b
 Data:      imagenet2012 in DIR, written by effnet-jax prepare_imagenet, or by TFDS
            as ArrayRecord. With the former, the reference's hold-out instead of the validation
            images: --config.data.train_split='train[25022:]' --config.data.eval_split=minival
+           V2's models leave the hold-out out of training in any case, as their reference does:
+           1,256,145 images, and 306 steps an epoch at batch 4096.
+Fidelity:  docs/fidelity.md lists what differs from the reference.
 Hardware:  the reference trained on 32 or more TPU cores, batch 2048 or 4096; V2 on 32 TPUv3 cores,
            v2-s in 7.1 hours, v2-m in 13, v2-l in 24.
 Expect:    the reference's published top-1, of which this repository has run none yet:

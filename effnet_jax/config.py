@@ -3,8 +3,9 @@
 The defaults are the reference's training recipe, tensorflow/tpu models/official/efficientnet
 (main.py, utils.py): TF-style RMSProp, learning rate 0.016 per 256 images with 5 epochs of warm-up
 and x0.97 every 2.4 epochs, L2 1e-5, label smoothing 0.1, an average of the weights with decay
-0.9999, 350 epochs. One thing differs: BatchNorm statistics are those of the global batch;
-`model.batch_norm_scope="reference"` groups devices as the reference does.
+0.9999, 350 epochs. docs/fidelity.md lists what differs. Three of these have a key with the
+reference's value: `model.batch_norm_scope="reference"`, `preprocess.interpolation="bicubic_tf1"`
+and `augment.rounding="truncate"`.
 
 An experiment (a file in configs/) calls `get_config` and changes what differs. Derived values, as
 steps or the scaled learning rate, are computed where they are used: an override is never stale.

@@ -1,8 +1,13 @@
 """Experiments: what their arguments choose."""
 
+import operator
+import re
+
 import pytest
+from conftest import ROOT
 
 from configs import imagenet
+from effnet_jax import config as default
 from effnet_jax.errors import UserError
 from effnet_jax.training.optimizer import multipliers
 
@@ -64,6 +69,19 @@ def test_v2_s_own_recipe():
     assert decayed == {"classifier": {"kernel": 1, "bias": 0}, "norm": {"scale": 0}}
     assert config.preprocess.crop_rule == "whole"
     assert imagenet.get_config("v2-b0").preprocess.crop_rule == "padding"
+
+
+def test_the_page_on_fidelity_names_keys_and_choices_that_exist():
+    config = imagenet.get_config("v2-m")
+    sections = "augment|checkpoint|data|ema|model|optimizer|preprocess"
+    pattern = rf"((?:{sections})\.(?!py)[\w.]+|epoch_steps)(?:=([\w.]+))?"
+    found = re.findall(pattern, (ROOT / "docs" / "fidelity.md").read_text())
+    assert len(found) > 10
+    for key, value in found:
+        section, _, name = key.rpartition(".")
+        owner = operator.attrgetter(section)(config) if section else config
+        owner[name] = type(owner[name])(value) if value else owner[name]
+    default.validate(config)
 
 
 def test_v2_m_mixes_as_the_reference_does():
