@@ -74,7 +74,7 @@ def test_v2_s_own_recipe():
 def test_the_page_on_fidelity_names_keys_and_choices_that_exist():
     config = imagenet.get_config("v2-m")
     sections = "augment|checkpoint|data|ema|model|optimizer|preprocess"
-    pattern = rf"((?:{sections})\.(?!py)[\w.]+|epoch_steps)(?:=([\w.]+))?"
+    pattern = rf"(?:`|--config\.)((?:{sections})\.[\w.]+|epoch_steps)(?:=([\w.]+))?"
     found = re.findall(pattern, (ROOT / "docs" / "fidelity.md").read_text())
     assert len(found) > 10
     for key, value in found:
