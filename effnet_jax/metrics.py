@@ -26,18 +26,24 @@ def metric_sums(
     them is correct, and images without a label are not counted, as in arXiv 2006.07159. `choices`,
     bool [classes], are the classes that a prediction may be; None: all.
 
+    A label is among the best five if fewer than five logits are higher: ties are hits, as in
+    tf.nn.in_top_k of the references; but the best one is the first of those that tie, as tf.argmax.
+
     Returns images, those not masked; count, those with a label; top1 and top5, correct predictions;
     and, where labels are [N], loss, the cross-entropy over the choices.
     """
+    lowest = jnp.finfo(logits.dtype).min  # Not -inf: 0 * -inf would be NaN.
     if choices is not None:
-        logits = jnp.where(choices, logits, jnp.finfo(logits.dtype).min)  # 0 * -inf would be NaN.
+        logits = jnp.where(choices, logits, lowest)
     sets = labels.reshape(len(labels), -1)
-    best = jax.lax.top_k(logits, min(5, logits.shape[-1]))[1]
-    hits = (best[:, :, None] == sets[:, None, :]).any(-1)
     counted = mask * (sets >= 0).any(-1)
+    own = jnp.take_along_axis(logits, sets, -1, mode="clip")
+    higher = (logits[:, None, :] > own[:, :, None]).sum(-1)
+    finite = jnp.isfinite(logits).all(-1, keepdims=True)
+    in_five = ((higher < 5) & (own > lowest) & (sets >= 0) & finite).any(-1)
     sums = {
-        "top1": (hits[:, 0] * counted).sum(),
-        "top5": (hits.any(-1) * counted).sum(),
+        "top1": ((sets == logits.argmax(-1)[:, None]).any(-1) * counted).sum(),
+        "top5": (in_five * counted).sum(),
         "count": counted.sum(),
         "images": mask.sum(),
     }

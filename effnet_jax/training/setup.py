@@ -57,13 +57,15 @@ class Run:
             )
         parallel.check_processes(len(source), "training")
         self.config = config = resolve(config, source.classes)
+        self.examples = optimizers.epoch_examples(config, len(source))
         self.sources = {n: _evaluation_source(config, n, source) for n in config.evaluations}
         self.model, self.optimizer, self.shapes = abstract_state(config, len(source))
         self.total = self._steps(config.epochs)
         if self.total < 1:
+            whole = " (config.epoch_steps='whole': an epoch's last, smaller step is left out)"
             raise UserError(
                 f"config.epochs={config.epochs} of {len(source)} images is less than one step of "
-                f"batch_size={config.batch_size}"
+                f"batch_size={config.batch_size}{whole * (config.epoch_steps == 'whole')}"
             )
         self.schedule = optimizers.learning_rate(config, len(source))
         self.shardings = parallel.state_sharding(self.shapes, mesh, config.optimizer.sharded)
@@ -77,10 +79,10 @@ class Run:
             self.every[name] = max(1, self._steps(epochs))
 
     def _steps(self, epochs: float) -> int:
-        return optimizers.steps(epochs, self.config.batch_size, len(self.source))
+        return optimizers.steps(epochs, self.config.batch_size, self.examples)
 
     def epoch(self, step: int) -> float:
-        return step * self.config.batch_size / len(self.source)
+        return step * self.config.batch_size / self.examples
 
     def stage(self, step: int) -> Stage:
         """The stage that step `step` belongs to."""
