@@ -15,6 +15,7 @@ import numpy as np
 import simplejpeg
 from ml_collections import ConfigDict
 
+from effnet_jax.data import imagenet_names
 from effnet_jax.errors import UserError, check_choice
 from effnet_jax.run import files
 
@@ -186,6 +187,7 @@ def list_classes(folder: pathlib.Path) -> dict[str, list[str]]:
             f"no JPEG or PNG file in {folder / empty[0]} and {len(empty) - 1} other class folders; "
             "remove the empty folder or add images"
         )
+    imagenet_names.check_names((name, path) for name, paths in found.items() for path in paths)
     return found
 
 

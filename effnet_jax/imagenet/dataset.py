@@ -10,14 +10,15 @@ script takes them in the file system's order.
 import collections
 import functools
 import itertools
+import os
 import pathlib
 import random
-import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from effnet_jax.data.imagenet_names import VALIDATION_NAME, check_names, stated_class
 from effnet_jax.errors import UserError
 
 NAME, VERSION = "imagenet2012", "5.1.0"  # In TFDS.
@@ -84,14 +85,6 @@ def features():
     )
 
 
-@functools.cache
-def _validation_classes() -> list[str]:
-    """WordNet ids of the 50,000 validation images by number, from TFDS's list."""
-    import tensorflow_datasets as tfds
-
-    return tfds.core.tfds_path("datasets/imagenet2012/validation_labels.txt").read_text().split()
-
-
 def label_of(wnid: str, where: str) -> int:
     """Label of a class by its WordNet id; an error about another id names `where`."""
     if wnid not in titles():
@@ -106,14 +99,13 @@ def validation_label(file_name: str, where: str) -> int:
 
     TFDS counts the sorted names, which gives other labels for a subset of the images.
     """
-    match = re.fullmatch(r"ILSVRC2012_val_(\d{8})\.JPEG", file_name)
-    number = int(match[1]) if match else 0
-    if not 1 <= number <= len(_validation_classes()):
+    stated = VALIDATION_NAME.fullmatch(file_name) and stated_class(file_name)
+    if stated is None:
         raise UserError(
             f"{where}: {file_name!r} is no name of a validation image; "
             "they are ILSVRC2012_val_00000001.JPEG to ILSVRC2012_val_00050000.JPEG"
         )
-    return label_of(_validation_classes()[number - 1], where)
+    return label_of(stated, where)
 
 
 def shuffled(count: int) -> list[int]:
@@ -155,7 +147,7 @@ def minival_shards(shards: int) -> int:
 
 
 def check(split: str, items: Sequence[Item], subset: bool = False) -> None:
-    """Raises UserError for a split with too few images or two of the same name.
+    """Raises UserError for a split with too few images, two of one name, or one of another class.
 
     Without `subset`, also for one whose images per class are not ImageNet's.
     """
@@ -164,7 +156,12 @@ def check(split: str, items: Sequence[Item], subset: bool = False) -> None:
     name, count = collections.Counter(item.file_name for item in items).most_common(1)[0]
     if count > 1:
         paths = sorted(item.path for item in items if item.file_name == name)
-        raise UserError(f"{count} images of {split} are called {name}, in {', '.join(paths)}")
+        raise UserError(
+            f"{count} images of {split} are called {name}, in {', '.join(paths[:5])}. Remove "
+            "copies; give other images names of their own, as ImageNet's WNID_NUMBER.JPEG"
+        )
+    # The path of an image in a tar or an ArrayRecord file is that file's.
+    check_names((class_names()[i.label], os.path.join(i.path, i.file_name)) for i in items)
     if subset:
         return
     counts = collections.Counter(item.label for item in items)

@@ -26,6 +26,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from effnet_jax import cli
+from effnet_jax import config as default
 from effnet_jax.data import sources
 from effnet_jax.data.decode import decode_image
 from effnet_jax.errors import UserError
@@ -330,6 +331,43 @@ def test_inputs_that_are_not_imagenet(tars, prepared, tmp_path):
     )
     file.unlink()
     fails(tmp_path / "records", f"{file.name} is missing")
+
+
+def test_names_of_files_state_their_class(prepared, tmp_path):
+    """Validation images in shuffled folders, and a training image in another class's folder."""
+    folder = miniature.make_folder(tmp_path / "in", truncated=False, flat=False)
+    classes = sorted(path.name for path in (folder / "val").iterdir())
+    shuffled = dict(zip(classes, classes[1:] + classes[:1], strict=True))
+    for wnid in classes:
+        (folder / "val" / wnid).rename(folder / "val" / f"{wnid}_")
+    for wnid in classes:
+        (folder / "val" / f"{wnid}_").rename(folder / "val" / shuffled[wnid])
+    message = r"10 of 10 images lie .* another class .*\.JPEG is of n\d{8}(, .*){4}, \.\.\.\. Move"
+    with pytest.raises(UserError, match=message):
+        prepare.prepare(folder, tmp_path / "out", ORIGINAL, subset=True)
+    assert contents(tmp_path / "out") == {}
+    data = default.get_config().data  # Training and eval.py read such folders as they are.
+    data.update(source="folder", data_dir=str(folder), eval_split="val")
+    with pytest.raises(UserError, match="10 of 10 images lie"):
+        sources.open_source(data, "val")
+    image = next((folder / "train" / classes[0]).iterdir())
+    image.rename(folder / "train" / classes[1] / image.name)
+    with pytest.raises(UserError, match=rf"1 of 60 images .*{image.name} is of {classes[0]}\. "):
+        sources.open_source(data, "train")
+    # Labels in a copy by TFDS are compared as well.
+    items = [imagenet.Item(f"n01440764_{n}.JPEG", 1, "x", 0, 0) for n in range(8)]
+    with pytest.raises(UserError, match="8 of 8 images lie"):
+        imagenet.check("train", items, subset=True)
+    # Own groups of ImageNet's files are nobody's mistake.
+    for wnid in classes:
+        (folder / "train" / wnid).rename(folder / "train" / f"group {wnid}")
+    assert len(sources.open_source(data, "train")) == 60
+
+
+def test_images_of_one_name_are_refused():
+    items = [imagenet.Item("1.JPEG", n, f"train/{n}/1.JPEG", 0, 0) for n in range(8)]
+    with pytest.raises(UserError, match=r"8 images of train are called 1.JPEG, .* WNID_NUMBER"):
+        imagenet.check("train", items, subset=True)
 
 
 def test_a_tfrecord_copy_is_to_be_converted(prepared, tmp_path):
