@@ -191,8 +191,11 @@ def test_this_program_reads_it(prepared):
 
 @pytest.mark.parametrize("kind", ["flat folder", "folder", "array_record"])
 def test_every_input_gives_the_same_bytes(kind, prepared, tmp_path):
-    if kind == "array_record":
-        root = prepared
+    if kind == "array_record":  # Also where what TFDS made it of lies next to it.
+        root = tmp_path / "in"
+        shutil.copytree(prepared, root)
+        (root / "downloads/manual").mkdir(parents=True)
+        (root / "downloads/manual/ILSVRC2012_img_val.tar").touch()
     else:
         root = miniature.make_folder(tmp_path / "in", truncated=False, flat=kind == "flat folder")
     prepare.prepare(root, tmp_path / "out", ORIGINAL, subset=True)
@@ -202,6 +205,49 @@ def test_every_input_gives_the_same_bytes(kind, prepared, tmp_path):
         assert repaired(tmp_path / "out") == []
         del expected[name], found[name]
     assert found == expected
+
+
+def test_folders_as_people_have_them(prepared, tmp_path, capsys):
+    """Kaggle's archive from its top, validation/ of .jpg, and tars of classes left in train/."""
+    top = tmp_path / "in"
+    folder = miniature.make_folder(top / "ILSVRC/Data/CLS-LOC", truncated=False)
+    for split in ("train/n01440764", "val"):
+        (top / "ILSVRC/Annotations/CLS-LOC" / split).mkdir(parents=True)
+    (top / "ILSVRC/ImageSets").mkdir()
+    (folder / "test").mkdir()
+    (folder / "val").rename(folder / "validation")
+    for path in (folder / "validation").iterdir():
+        path.rename(path.with_suffix(".jpg"))
+    classes = sorted((folder / "train").iterdir())
+    for wnid in classes[:3]:
+        images = {path.name: path.read_bytes() for path in wnid.iterdir()}
+        miniature.write_tar(wnid.with_suffix(".tar"), images)
+    for wnid in classes[1:3]:
+        shutil.rmtree(wnid)
+    prepare.prepare(top, tmp_path / "out", ORIGINAL, subset=True)
+    said = "".join(capsys.readouterr().err.split())  # Lines are wrapped.
+    assert f"reading {folder / 'train'} and {folder / 'validation'}".replace(" ", "") in said
+    assert f"{folder / 'train'} has 3 tars of classes".replace(" ", "") in said
+    assert records(tmp_path / "out", "train") == records(prepared, "train")
+    expected = [(n.replace("JPEG", "jpg"), *rest) for n, *rest in records(prepared, "validation")]
+    assert records(tmp_path / "out", "validation") == expected
+
+    def fails(message):
+        with pytest.raises(UserError, match=message):
+            prepare.prepare(top, tmp_path / "other", ORIGINAL, subset=True)
+
+    next(classes[0].iterdir()).unlink()
+    fails(rf"{classes[0].name}.tar has 12 images, and the folder next to it 11; unpack")
+    shutil.rmtree(classes[0])
+    with open(classes[0].with_suffix(".tar"), "r+b") as file:
+        file.truncate(5000)
+    fails(rf"{classes[0].name}.tar ends early: .*; unpack the tar that it comes from again")
+    (folder / "val").mkdir()
+    fails(r"CLS-LOC has both val and validation; remove one of them")
+    miniature.make_folder(top / "again/one", truncated=False)
+    miniature.make_folder(top / "again/two", truncated=False)
+    shutil.rmtree(top / "ILSVRC")
+    fails(rf"in has several data sets; give one: {top}/again/one {top}/again/two")
 
 
 def test_repairs(prepared):
