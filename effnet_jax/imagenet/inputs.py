@@ -174,11 +174,13 @@ def _tar_items(split: str, path: pathlib.Path, file: BinaryIO) -> Iterator[Item]
 
 def labels_of(folder: pathlib.Path) -> dict[str, int]:
     """Labels by path of the images in folders of classes, or side by side as in the tar of val."""
+    paths = [str(folder / name) for name in os.listdir(folder) if sources.is_image(name)]
     if any(entry.is_dir() and not entry.name.startswith(".") for entry in os.scandir(folder)):
+        if paths:
+            raise UserError(f"{folder} has folders and {len(paths):,} images next to them")
         classes = sources.list_classes(folder)
         labels = {wnid: imagenet.label_of(wnid, str(folder / wnid)) for wnid in classes}
         return {path: labels[wnid] for wnid, paths in classes.items() for path in paths}
-    paths = [str(folder / name) for name in os.listdir(folder) if sources.is_image(name)]
     return {path: imagenet.validation_label(os.path.basename(path), path) for path in paths}
 
 
@@ -205,9 +207,7 @@ def _folder(folder: pathlib.Path) -> list[Item]:
                 "unpack the tar again, or remove the folder or the tar"
             )
     if tars:
-        say(
-            f"{folder} has {len(tars)} tars of classes; those without a folder are read as they are"
-        )
+        say(f"{folder} has {len(tars)} tars of classes; those without a folder are read")
     return items
 
 
