@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from effnet_jax.errors import UserError
 
 WNID = re.compile(r"n\d{8}")
-TRAIN_NAME = re.compile(r"(n\d{8})_\d+[_.]", re.IGNORECASE)
 # The copy on the Hugging Face Hub adds the WordNet id.
+TRAIN_NAME = re.compile(r"((n\d{8})_\d+)(_n\d{8})?(\.\w+)?", re.IGNORECASE)
 VALIDATION_NAME = re.compile(r"ILSVRC2012_val_(\d{8})(_n\d{8})?\.(jpe?g|png)", re.IGNORECASE)
 
 
@@ -31,8 +31,14 @@ def stated_class(file_name: str) -> str | None:
     if match := VALIDATION_NAME.fullmatch(file_name):
         number = int(match[1])
         return validation_classes()[number - 1] if 1 <= number <= 50_000 else None
-    match = TRAIN_NAME.match(file_name)
-    return match[1].lower() if match and match[1].lower() in _known() else None
+    match = TRAIN_NAME.fullmatch(file_name)
+    return match[2].lower() if match and match[2].lower() in _known() else None
+
+
+def train_name(file_name: str) -> str | None:
+    """The name of a training image without its ending, as in n01440764_10026; None for another."""
+    match = TRAIN_NAME.fullmatch(file_name)
+    return match and match[1].lower()
 
 
 def check_names(images: Iterable[tuple[str, str]]) -> None:

@@ -1,10 +1,11 @@
 """ImageNet (ILSVRC 2012): its classes, counts, archives and the order of its records.
 
-The reference chooses checkpoints by `minival`, 25,022 training images. The list was never
-published, but the rule is known: the first 20 of the 1024 files that the Inception script
-build_imagenet_data.py makes (github.com/tensorflow/models, research/inception). This module has
-that script's order and file boundaries, except that the images of a class are sorted by name; the
-script takes them in the file system's order.
+The reference chooses checkpoints by `minival`, 25,022 training images: 20 of the 1024 files that
+the Inception script build_imagenet_data.py (github.com/tensorflow/models, research/inception) made.
+Their names are in val_split20.txt, which efficientnet/README.md of github.com/tensorflow/tpu links;
+`hold_out` takes such a list. Without one `minival` is the first 20 files in that script's order and
+boundaries, except that the images of a class are sorted by name; the script takes them in the file
+system's order.
 """
 
 import collections
@@ -18,7 +19,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from effnet_jax.data.imagenet_names import VALIDATION_NAME, check_names, stated_class
+from effnet_jax.data.imagenet_names import (
+    VALIDATION_NAME,
+    check_names,
+    stated_class,
+    train_name,
+)
 from effnet_jax.errors import UserError
 
 NAME, VERSION = "imagenet2012", "5.1.0"  # In TFDS.
@@ -129,13 +135,56 @@ def ordered(split: str, items: Sequence[Item]) -> list[Item]:
     return [items[position] for position in shuffled(len(items))]
 
 
-def shard_bounds(split: str, images: int) -> list[int]:
+def read_minival(path: pathlib.Path) -> set[str]:
+    """The names of training images, without ending, in a file with one on each line.
+
+    Raises UserError for other lines. Folders in front of a name are left out.
+    """
+    try:
+        lines = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"can't read --minival={path}: {error}") from None
+    names = [train_name(line.rpartition("/")[2]) for line in lines]
+    if None in names:
+        line = lines[names.index(None)]
+        raise UserError(f"--minival={path}: {line!r} is no name such as n01440764_10026.JPEG")
+    return set(names)
+
+
+def hold_out(items: Sequence[Item], names: set[str], subset: bool) -> tuple[list[Item], int]:
+    """The training images in order, those with `names` first, and the number of those.
+
+    Raises UserError for too few or too many of them, and without `subset` for missing ones.
+    """
+    found = [train_name(item.file_name) for item in items]
+    if (missing := sorted(names.difference(found))) and not subset:
+        raise UserError(
+            f"--minival lists {len(missing):,} images that are not in {TRAIN}: "
+            f"{', '.join(missing[:5])}. Complete the input, or accept this with --subset"
+        )
+    groups = {True: [], False: []}
+    for item, name in zip(items, found, strict=True):
+        groups[name in names].append(item)
+    held, least = len(groups[True]), minival_shards(len(shard_bounds(TRAIN, len(items))) - 1)
+    if not least <= held <= len(items) // 2:
+        raise UserError(
+            f"--minival lists {held:,} of {len(items):,} images; {least:,} to {len(items) // 2:,} "
+            "can be held out of training"
+        )
+    return groups[True] + groups[False], held
+
+
+def shard_bounds(split: str, images: int, held: int | None = None) -> list[int]:
     """Index of the first image of each shard, and the end of the last shard.
 
     For all of ImageNet these are the script's. A smaller set has a shard for every 64 images; the
-    number of shards is a multiple of 8.
+    number of shards is a multiple of 8. The first shards, `minival`, have `held` images if given.
     """
     per_run = min(max(images // (64 * RUNS), 1), SHARDS[split] // RUNS)
+    if held is not None:
+        first = minival_shards(per_run * RUNS)
+        bounds = np.linspace(0, held, first + 1)[:-1].astype(int).tolist()
+        return bounds + np.linspace(held, images, per_run * RUNS - first + 1).astype(int).tolist()
     runs = itertools.pairwise(np.linspace(0, images, RUNS + 1).astype(int))
     bounds = [np.linspace(*run, per_run + 1).astype(int)[:-1] for run in runs]
     return [*np.concatenate(bounds).tolist(), images]

@@ -183,6 +183,36 @@ def test_minival_is_the_first_of_train(prepared):
     assert [file.stat().st_nlink for file in files] == [2]  # Takes no room.
 
 
+def test_minival_is_what_a_list_names(prepared, tars, tmp_path):
+    """As val_split20.txt does, with or without folders; the other images keep their order."""
+    names = [name for name, _, _ in records(prepared, "train")]
+    chosen, path = sorted(names)[::6], tmp_path / "list.txt"
+    path.write_text("\n".join([f"n1/{chosen[0]}", chosen[1][:-5], *chosen[2:]]) + "\n\n")
+    run_tool(f"--from={tars}", f"--data_dir={tmp_path}", "--subset", f"--minival={path}")
+    minival, train = records(tmp_path, "minival"), records(tmp_path, "train")
+    assert sorted(name for name, _, _ in minival) == chosen
+    assert train[:10] == minival
+    assert train[10:] == [r for r in records(prepared, "train") if r[0] not in chosen]
+    assert records(tmp_path, "validation") == records(prepared, "validation")
+    # All of ImageNet: 20 and 1,004 files.
+    bounds = imagenet.shard_bounds("train", 1_281_167, 25_022)
+    assert (len(bounds), bounds[0], bounds[20], bounds[-1]) == (1025, 0, 25_022, 1_281_167)
+
+    def fails(lines, message, subset=True):
+        path.write_text("\n".join(lines))
+        with pytest.raises(UserError, match=message):
+            items = [imagenet.Item(name, 0, "", 0, 0) for name in names]
+            imagenet.hold_out(items, imagenet.read_minival(path), subset)
+
+    fails([*chosen, "cat.jpg"], r"'cat\.jpg' is no name such as n01440764_10026")
+    fails([*chosen, "n01440764_1.JPEG"], "lists 1 images that are not in train: n01440764_1", False)
+    fails(["n01440764_1"], "lists 0 of 60 images; 1 to 30 can be held out")
+    fails(names, "lists 60 of 60 images; 1 to 30 can be held out")
+    path.unlink()
+    with pytest.raises(UserError, match="can't read --minival="):
+        prepare.prepare(tmp_path, tmp_path / "out", ORIGINAL, minival=path)
+
+
 def test_this_program_reads_it(prepared):
     source = sources.TfdsSource("imagenet2012", str(prepared), "minival")
     assert source.classes == imagenet.class_names()
@@ -589,7 +619,7 @@ def test_other_settings_or_images_are_refused(half_prepared, tars, tmp_path_fact
     refused(tars, shards.Settings(quality=80), "--quality=90")
     other = miniature.make_folder(tmp_path_factory.mktemp("other"), truncated=False)
     next((other / "val").iterdir()).unlink()
-    refused(other, ORIGINAL, "other images")
+    refused(other, ORIGINAL, "other images or another --minival")
     assert contents(half_prepared) == before
     prepare.prepare(tars, half_prepared, ORIGINAL, subset=True)
 
