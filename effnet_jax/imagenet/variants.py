@@ -59,6 +59,7 @@ def choose_data(
     for key in weights.preprocess.keys() & config.preprocess.keys():  # Resolution is the model's.
         config.preprocess[key] = weights.preprocess[key]
     config.corruptions, config.severities, config.images = ConfigDict(), (), 0
+    config.training_data = config.data.copy_and_resolve_references() if run else ConfigDict()
     if run is None:
         config.eval_batch_size = 32 * jax.device_count()
     if data is not None:
@@ -123,6 +124,19 @@ def _open_sources(config: ConfigDict, names: Sequence[str]) -> dict[str, Source]
     )
 
 
+def _count_trained_on(config: ConfigDict, found: dict[str, Source]) -> int:
+    """The number of images that the run was trained on; says so if there are any."""
+    data, training = config.data, config.training_data
+    count = sum(sources.count_trained_on(source, data, training) for source in found.values())
+    if count:
+        images = sum(map(len, found.values()))
+        split = f"config.data.train_split={training.train_split!r}"
+        writers.say(
+            f"warning: the run was trained on {count:,} of these {images:,} images, {split}"
+        )
+    return count
+
+
 def evaluate_set(
     weights: Any, config: ConfigDict, label: str, csv: str | None = None, processes: Alone = ALONE
 ) -> dict[str, Any]:
@@ -136,12 +150,14 @@ def evaluate_set(
 
     Returns top1, top5, loss (not where images have sets of labels), count, step and weights. For a
     set of corruptions: mce, top1 and error (both means; the error by corruption), count, step and
-    weights.
+    weights. Where the run was trained on some of the images, also their number, trained_on.
     """
     name, split = config.data.name, config.data.eval_split
     parts = [f"{name}/{each}_{level}" for each in config.corruptions for level in config.severities]
     found = _open_sources(config, parts or [name])
     run, results = {"step": weights.step, "weights": label}, {}
+    if config.training_data and (trained_on := _count_trained_on(config, found)):
+        run["trained_on"] = trained_on
     for part, result in evaluate(weights, config, found, label, processes):
         results[part] = result | run
         if parts:
