@@ -162,16 +162,15 @@ def hold_out(items: Sequence[Item], names: set[str], subset: bool) -> tuple[list
             f"--minival lists {len(missing):,} images that are not in {TRAIN}: "
             f"{', '.join(missing[:5])}. Complete the input, or accept this with --subset"
         )
-    groups = {True: [], False: []}
-    for item, name in zip(items, found, strict=True):
-        groups[name in names].append(item)
-    held, least = len(groups[True]), minival_shards(len(shard_bounds(TRAIN, len(items))) - 1)
+    held = sum(name in names for name in found)
+    least = minival_shards(len(shard_bounds(TRAIN, len(items))) - 1)
     if not least <= held <= len(items) // 2:
         raise UserError(
             f"--minival lists {held:,} of {len(items):,} images; {least:,} to {len(items) // 2:,} "
             "can be held out of training"
         )
-    return groups[True] + groups[False], held
+    order = sorted(range(len(items)), key=lambda index: found[index] not in names)
+    return [items[index] for index in order], held
 
 
 def shard_bounds(split: str, images: int, held: int | None = None) -> list[int]:

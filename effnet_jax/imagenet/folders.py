@@ -3,7 +3,7 @@
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -32,22 +32,24 @@ def open_set(data: ConfigDict) -> FolderSource | None:
     if not root.is_dir() or data.eval_split not in (VALIDATION, "test"):
         return None
     places = _places(root, name)
-    if len(places) > 1 and data.eval_classes:
-        places = [place for place in places if not _others(place, data.eval_classes)] or places
     if not places:
         return None
     if len(places) > 1:
         raise UserError(f"{root} has several sets; give one of {' '.join(map(str, places))}")
     (place,) = places
-    if others := _others(place, data.eval_classes):
-        raise UserError(
-            f"{place} isn't {name}: {len(others)} classes, {', '.join(others[:5])} and so on, are "
-            f"none of its {len(data.eval_classes)}"
-        )
     labels = _numbered(place) if name.startswith("imagenet_v2/") else labels_of(place)
-    # All but the original validation images have names of their own.
-    of_validation = name.startswith(NAME)
-    wrong = [path for path in labels if _is_foreign(os.path.basename(path), of_validation)]
+    known = set(data.eval_classes or class_names())
+    if others := {class_names()[label] for label in labels.values()} - known:
+        raise UserError(
+            f"{place} isn't {name}: {len(others)} classes, {', '.join(sorted(others)[:5])} and so "
+            f"on, are none of its {len(known)}"
+        )
+    # The original validation images have names of their own, which no other set uses.
+    names = {path: os.path.basename(path) for path in labels}
+    if name.startswith(NAME):
+        wrong = [path for path in labels if not VALIDATION_NAME.fullmatch(names[path])]
+    else:
+        wrong = [path for path in labels if stated_class(names[path])]
     if wrong:
         raise UserError(
             f"{place} isn't {name}: {len(wrong):,} of {len(labels):,} images have names that don't "
@@ -77,18 +79,6 @@ def _places(root: pathlib.Path, name: str) -> list[pathlib.Path]:
 
 def _has(folder: pathlib.Path, *tests: Callable[[str], object]) -> bool:
     return any(test(name) for name in os.listdir(folder) for test in tests)
-
-
-def _others(folder: pathlib.Path, classes: Sequence[str]) -> list[str]:
-    """The WordNet ids of a folder that are not among `classes`, unless that is empty."""
-    names = sorted(name for name in os.listdir(folder) if WNID.fullmatch(name))
-    return [name for name in names if name not in classes] if classes else []
-
-
-def _is_foreign(file_name: str, of_validation: bool) -> bool:
-    if of_validation:
-        return not VALIDATION_NAME.fullmatch(file_name)
-    return stated_class(file_name) is not None
 
 
 def _numbered(folder: pathlib.Path) -> dict[str, int]:

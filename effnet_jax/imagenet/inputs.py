@@ -3,7 +3,6 @@
 Each becomes a list of `Item` for each split. Tars are indexed from header to header, not extracted.
 """
 
-import collections
 import functools
 import hashlib
 import os
@@ -185,30 +184,16 @@ def labels_of(folder: pathlib.Path) -> dict[str, int]:
 
 
 def _folder(folder: pathlib.Path) -> list[Item]:
-    """The images of a split's folder, also those in tars of classes that are not unpacked."""
-    items = [
+    """The images of a split's folder."""
+    if tars := [path for path in folder.glob("*.tar") if not path.with_suffix("").is_dir()]:
+        raise UserError(
+            f"{folder} has {len(tars)} tars of classes that are not unpacked, such as "
+            f"{tars[0].name}; unpack each to a folder of its name, or give the tars they come from"
+        )
+    return [
         Item(os.path.basename(path), label, path, 0, os.path.getsize(path))
         for path, label in labels_of(folder).items()
     ]
-    counts = collections.Counter(item.label for item in items)
-    tars = sorted(folder.glob("*.tar"))
-    for path in tars:
-        label = imagenet.label_of(path.stem, str(path))
-        try:
-            with open(path, "rb") as file:
-                members = list(_members(file, 0, path.stat().st_size))
-        except tarfile.ReadError as error:
-            raise UserError(f"{path} {error}; unpack the tar that it comes from again") from None
-        if not counts[label]:
-            items += [Item(name, label, str(path), *place) for name, *place in members]
-        elif counts[label] != len(members):
-            raise UserError(
-                f"{path} has {len(members)} images, and the folder next to it {counts[label]}; "
-                "unpack the tar again, or remove the folder or the tar"
-            )
-    if tars:
-        say(f"{folder} has {len(tars)} tars of classes; those without a folder are read")
-    return items
 
 
 def _tfds(folder: pathlib.Path) -> Input:
