@@ -133,7 +133,7 @@ def _begin(
         held = None
         if split == TRAIN and listed is not None:
             items, held = imagenet.hold_out(items, listed, subset)
-            say(f"{MINIVAL}: {held:,} images, from {minival}")
+            say(f"{MINIVAL}: {held:,} images of {len(listed):,} that {minival} lists")
         shards += _shards(split, items, held)
     _check_space(shards, work, settings)
     source, data_dir = (shlex.quote(str(path.resolve())) for path in (source, work.parents[1]))

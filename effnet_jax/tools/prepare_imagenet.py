@@ -1,10 +1,10 @@
 """Prepares ImageNet: effnet-jax prepare_imagenet --from=DIR --data_dir=DIR.
 
 --from is a directory with ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar from image-net.org;
-or with train/WNID/*.JPEG and val/*.JPEG or val/WNID/*.JPEG; or a copy of imagenet2012 by TFDS, in
-ArrayRecord. The result, DIR/imagenet2012/5.1.0, is what TFDS and configs/imagenet.py read, with the
-splits train, validation and minival. TensorFlow is not needed. A command that was stopped continues
-when it is given again.
+or with train/WNID/*.JPEG and val/*.JPEG or val/WNID/*.JPEG (also validation/); or one at most 3
+levels above these; or a copy of imagenet2012 by TFDS, in ArrayRecord. The result,
+DIR/imagenet2012/5.1.0, is what TFDS and configs/imagenet.py read, with the splits train, validation
+and minival. TensorFlow is not needed. A command that was stopped continues when it is given again.
 
 minival is held out of training to choose checkpoints by. --minival=FILE names its images, one on
 each line; the reference's 25,022 are in val_split20.txt, at
@@ -58,10 +58,11 @@ def main(args: argparse.Namespace) -> None:
     if not 1 <= args.quality <= 100:
         raise UserError(f"--quality={args.quality} is not between 1 and 100")
     source, data_dir, start = args.source.expanduser(), args.data_dir.expanduser(), time.time()
-    workers = args.workers or len(available_cores())
+    workers, minival = args.workers or len(available_cores()), args.minival
+    minival = minival and minival.expanduser()
     settings = shards.Settings(args.size, args.quality, args.on_corrupt == "drop")
     try:
-        made = prepare.prepare(source, data_dir, settings, args.subset, workers, args.minival)
+        made = prepare.prepare(source, data_dir, settings, args.subset, workers, minival)
     except KeyboardInterrupt:
         raise Interrupted("stopped by Ctrl-C; the same command goes on") from None
     except OSError as error:
