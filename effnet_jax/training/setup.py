@@ -224,6 +224,11 @@ def _evaluation_source(config: ConfigDict, name: str, train: Source) -> Source:
     data = config_lib.for_evaluation(config, name).data
     source = sources.open_source(data, data.eval_split)
     parallel.check_processes(len(source), f"evaluation {name!r}")
+    if count := sources.count_trained_on(source, data, config.data):
+        say(
+            f"warning: {count:,} of {len(source):,} images of evaluation {name!r} are trained on, "
+            f"with config.data.train_split={config.data.train_split!r}"
+        )
     if config.evaluations[name].data:
         return sources.with_classes(source, train.classes, data.eval_split, say)
     sources.check_classes(source.classes, train.classes, data.eval_split)

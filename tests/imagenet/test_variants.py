@@ -20,7 +20,7 @@ from effnet_jax.checkpoint import Checkpoints
 from effnet_jax.data import sources
 from effnet_jax.data.preprocess import normalize
 from effnet_jax.errors import UserError
-from effnet_jax.imagenet.variants import choose_data, load_evaluation_set
+from effnet_jax.imagenet.variants import _open_source, choose_data, load_evaluation_set
 from effnet_jax.imagenet.variants import evaluate_set as evaluate
 from effnet_jax.metrics import choose_classes
 from effnet_jax.tools import eval as eval_tool
@@ -90,6 +90,35 @@ def test_imagenet_a_chooses_among_its_200_classes(run, tmp_path):
     with open(table, newline="") as file:
         (row,) = csv.DictReader(file)
     assert row["data"] == "imagenet_a/test" and row["top1"] == "0.75"
+
+
+def test_a_set_is_the_same_from_tfds_and_from_its_authors_folders(run, tmp_path, capsys):
+    workdir, images, logits = run
+    classes = load_evaluation_set("imagenet_a").data.eval_classes
+    chosen = np.array([WNIDS.index(name) for name in classes])
+    labels = shifted(chosen[logits[:, chosen].argmax(1)], chosen, range(5))
+    write_set(tmp_path, "imagenet_a", "test", images, labels)
+    for number, (image, label) in enumerate(zip(images, labels, strict=True)):
+        folder = tmp_path / "unpacked/imagenet-a" / WNIDS[label]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / f"{number}.png")
+    results = [
+        evaluate_run(workdir, data="imagenet_a", data_dir=str(folder))
+        for folder in (tmp_path, tmp_path / "unpacked", tmp_path / "unpacked/imagenet-a")
+    ]
+    losses = [result.pop("loss") for result in results]
+    assert losses[1:] == pytest.approx(losses[:1] * 2, rel=1e-6)
+    assert results[1] == results[2] == results[0] and results[0]["top1"] == 15 / 20
+    assert "imagenet_a: 20 of 7,500 images" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"tfds build imagenet_r .*\nor give --data_dir=FOLDER"):
+        evaluate_run(workdir, data="imagenet_r", data_dir=str(tmp_path))
+    folder = tmp_path / "unpacked/imagenet-a"
+    for wnid in classes:  # Without --data the folder's name may promise another metric.
+        (folder / wnid).mkdir(exist_ok=True)
+        Image.fromarray(images[0]).save(folder / wnid / "more.png")
+    config = choose_data(weights.load(workdir), None, None, str(folder))
+    assert len(_open_source(config.data)) == 220
+    assert "classes of imagenet_a; --data=imagenet_a chooses among" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
