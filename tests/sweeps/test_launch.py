@@ -282,8 +282,10 @@ def test_the_command_line_prints_the_schedule_and_starts_nothing(tmp_path, monke
     assert not (tmp_path / "a").exists()
 
 
-def test_a_run_s_command_reads_the_config_that_was_written(tmp_path):
-    folder, (scheduled,) = Folder(tmp_path), make_schedule(small(), "augment.erase_area=(0.1,0.2)")
+@pytest.mark.parametrize("name", [".", "lr=0.1,wd=1e-5", "a:b c"])
+def test_a_run_s_command_reads_the_config_that_was_written(tmp_path, name):
+    (scheduled,) = make_schedule(small(), "augment.erase_area=(0.1,0.2)")
+    folder = Folder(tmp_path / name)
     folder.write_configs([scheduled])
     python, *module, tool, config, workdir = launch.command(folder, scheduled.run.name)
     assert [python, *module, tool] == [sys.executable, "-m", "effnet_jax", "train"]
