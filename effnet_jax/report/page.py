@@ -27,8 +27,7 @@ def missing(key: str, results: Results) -> list[str]:
         names = paper.transfer().values()
         run = {run.kind for run in results.runs if run.data.partition("/")[0] in names}
     else:
-        shown = [run for run in results.runs if results.data in (None, run.data)]
-        run = {run.kind for run in shown if key != "table2" or paper.is_imagenet(run.data)}
+        run = {run.kind for run in results.runs if key != "table2" or paper.is_imagenet(run.data)}
     section = SECTIONS[key]
     config = section.get("config", "configs/cluttered_digits.py")
     sweeps = {bare_name(sweep): sweep for sweep in section.get("sweeps", ())}

@@ -158,7 +158,7 @@ MACHINE = ("batch", "dtype", "threads", "jax", "jaxlib", "device", "cpus", "pyth
 
 def table4(results: Results) -> Table:
     """The newest row of each model, and how much faster it is if the same machine ran both."""
-    by_time = sorted(results.latency, key=lambda row: row.get("time") or "")
+    by_time = sorted(results.latency, key=lambda r: r["time"].timestamp() if r["time"] else 0)
     newest = {row["model"]: row for row in by_time}
     printed = {row["model"]: row for row in paper.read("table4")}
     others = {name: name for name in newest if name not in LATENCY_MODELS.values()}

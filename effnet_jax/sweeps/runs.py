@@ -1,6 +1,7 @@
 """From an experiment and a sweep to the schedule of runs, checked before any of them starts."""
 
 import copy
+import hashlib
 import itertools
 import operator
 import re
@@ -14,6 +15,13 @@ from effnet_jax import config as config_lib
 from effnet_jax import experiments, flags, models, scaling
 from effnet_jax.data import sources
 from effnet_jax.errors import UserError
+
+# Keys that do not change what a run learns.
+WITHOUT_EFFECT = re.compile(
+    r"config\.(seed|log_steps|eval_\w+|(evaluations|processes|nonfinite)\.\S+"
+    r"|checkpoint\.(?!init_)\w+|data\.(data_dir|check_images|threads|processes|prefetch_\w+)"
+    r"|model\.remat|optimizer\.sharded): "
+)
 
 
 class Run(NamedTuple):
@@ -51,12 +59,17 @@ class Scheduled(NamedTuple):
     def row(self) -> dict[str, Any]:
         """The columns of the table of results that are known before the run.
 
-        Values that the sweep changes are in columns config.KEY.
+        Values that the sweep changes are in columns config.KEY; `recipe` is a digest of all others
+        that change what a run learns.
         """
         config, model = self.config, self.config.model
         row = {"config": self.experiment, "sweep": self.sweep, **self.run._asdict()}
         swept = row.pop("overrides").items()
         row |= {f"config.{key}": str(value) for key, value in swept if key != "seed"}
+        changed = config_lib.changes(*map(config_lib.to_dict, (config_lib.get_config(), config)))
+        kept = [line for line in changed if not WITHOUT_EFFECT.match(line)]
+        kept = [line for line in kept if line.partition(":")[0] not in row]
+        row["recipe"] = hashlib.sha256("\n".join(kept).encode()).hexdigest()[:8]
         row |= {"data": f"{config.data.name}/{config.data.eval_split}", "seed": config.seed}
         row |= {key: model[key] for key in ("base", "phi", "alpha", "beta", "gamma")}
         row |= {key: round(value, 6) for key, value in vars(self.coefficients).items()}

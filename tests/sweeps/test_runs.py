@@ -199,6 +199,20 @@ def get_sweep(config, argument):
     assert [row["config.loss.label_smoothing"] for row in rows] == ["0.0", "0.3"]
 
 
+def test_the_recipe_is_all_that_the_runs_of_a_sweep_share():
+    def recipes(sweep="optimizer.sgd.momentum=0.5,0.9 seed=0,1", **changes):
+        config = small()
+        config.update_from_flattened_dict(changes)
+        return {each.row()["recipe"] for each in make_schedule(config, sweep)}
+
+    (one,) = recipes()
+    changes = {"optimizer.sgd.momentum": 0.7, "seed": 7, "log_steps": 3, "data.threads": 2}
+    changes |= {"checkpoint.keep_newest": 1, "processes.lost_seconds": 9.0, "eval_epochs": 9.0}
+    assert recipes(**changes) == {one}
+    other = {"loss.label_smoothing": 0.3}, {"checkpoint.init_from": "a"}, {"epochs": 9.0}
+    assert len({one}.union(*(recipes(**each) for each in other))) == 4
+
+
 def test_table_3_scales_the_other_bases():
     runs = {each.run.name: each for each in make_schedule(b0(), "table3")}
     assert len(runs) == 4 + 5 + 5
