@@ -40,17 +40,18 @@ def read(path: pathlib.Path) -> tuple[list[str], list[tuple[dict[str, str], str]
         with open(path, newline="", encoding="utf-8-sig") as file:
             delimiter = max(",;\t", key=file.readline().count)
             file.seek(0)
-            reader, rows = csv.DictReader(file, delimiter=delimiter), []
-            for row in reader:
-                place = f"{path}, line {reader.line_num}"
-                if any(row.pop(None, ())):
-                    raise UserError(f"{place} has more cells than the file has columns")
-                cells = {name.strip(): (text or "").strip() for name, text in row.items()}
-                if any(cells.values()):
-                    rows.append((cells, place))
-            return [name.strip() for name in reader.fieldnames or ()], rows
+            reader = csv.DictReader(file, delimiter=delimiter)
+            found = [(row, f"{path}, line {reader.line_num}") for row in reader]
     except (OSError, UnicodeError, csv.Error) as error:
         raise UserError(f"can't read {path}: {error}") from None
+    rows = []
+    for row, place in found:
+        if any(row.pop(None, ())):
+            raise UserError(f"{place} has more cells than the file has columns")
+        cells = {name.strip(): (text or "").strip() for name, text in row.items()}
+        if any(cells.values()):
+            rows.append((cells, place))
+    return [name.strip() for name in reader.fieldnames or ()], rows
 
 
 def moment(text: str, place: str) -> datetime.datetime:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from effnet_jax.models import efficientnet
 from effnet_jax.report import drawing, paper
-from effnet_jax.report.results import Point, Results, describe
+from effnet_jax.report.results import Point, Results, Swept, describe, find_swept
 
 COSTS = {"multiply_adds": "multiply-adds", "parameters": "parameters"}
 # The other networks of Table 2 whose names find room.
@@ -187,27 +187,62 @@ def figure_grid(results: Results) -> Drawn | None:
     points = sorted(results.points("the grid search", "grid"), key=lambda point: point.mean)
     if not points:
         return None
-    *others, best = points
     figure, axes = drawing.new_figure(1.0 + 0.27 * len(points))
-    for place, point in enumerate(points):
-        colour, _ = drawing.style("compound" if point is best else "width")
-        form = {"fmt": "*", "markersize": 12} if point is best else {"fmt": "o", "markersize": 6}
-        bar = None if point.sd is None else 100 * point.sd
-        axes.errorbar(100 * point.mean, place, xerr=bar, color=colour, capsize=3, **form)
-        if point.n > 1:
-            seeds = [100 * top1 for top1 in point.top1]
-            axes.scatter(seeds, [place] * point.n, s=7, color=colour, alpha=0.5)
     names = [f"{point.label}  ({drawing.count(point.multiply_adds)})" for point in points]
-    axes.set_yticks(range(len(points)), names)
-    axes.set_ylim(-0.7, len(points) - 0.3)
+    drawing.draw_ranked(axes, points, names)
     axes.set_ylabel("alpha, beta, gamma", fontsize=drawing.TEXT)
-    axes.set_xlabel("top-1 (%)", fontsize=drawing.TEXT)
-    caption = f"{describe(points)} The best mean: {best.label}."
-    if best.sd is not None:
-        low = best.mean - best.sd
+    return Drawn(figure, f"{describe(points)} {best(points, points[-1].label)}", rows(points))
+
+
+def best(points: Sequence[Point], label: str) -> str:
+    """Which of points, sorted by their means, has the best, and how many come near it."""
+    *others, first = points
+    text = f"The best mean: {label}."
+    if first.sd is not None and others:
+        low = first.mean - first.sd
         overlap = sum(p.mean + p.sd >= low for p in others if p.sd is not None)
-        caption += f" The bars of {overlap} of the {len(others)} others overlap its bar."
-    return Drawn(figure, caption, rows(points))
+        text += f" The bars of {overlap} of the {len(others)} others overlap its bar."
+    return text
+
+
+def figure_sweeps(results: Results) -> Drawn | None:
+    """The sweeps that are none of the paper's, each over the key that it changes."""
+    sweeps = results.own("the figure of your sweeps")
+    if not sweeps:
+        return None
+    found = [find_swept(points) for points in sweeps]
+    heights = [3.6 if each.key else 1.0 + 0.27 * len(each.names) for each in found]
+    figure, _ = drawing.new_figure(sum(heights), len(found), height_ratios=heights)
+    drawn, captions = [], []
+    for axes, points, swept in zip(figure.axes, sweeps, found, strict=True):
+        ranked = sorted(zip(points, swept.names, strict=True), key=lambda pair: pair[0].mean)
+        title = f"{swept.title} on {points[0].data}"
+        axes.set_title(title, fontsize=drawing.SMALL + 1)
+        draw_sweep(axes, swept, *zip(*ranked, strict=True))
+        near = best([point for point, _ in ranked], ranked[-1][1])
+        captions.append(f"{title}: {describe(points)} {near}")
+        drawn += [dict(p.runs[0].swept) | row for p, row in zip(points, rows(points), strict=True)]
+    columns = dict.fromkeys(key for row in drawn for key in row)
+    drawn = [{key: row.get(key, "") for key in columns} for row in drawn]
+    return Drawn(figure, " ".join(captions), drawn)
+
+
+def draw_sweep(axes: Axes, swept: Swept, points: Sequence[Point], names: Sequence[str]) -> None:
+    """Draws a sweep over its key, with a line for each of the others' values; or as a ranking.
+
+    `points` and `names` are sorted by top-1.
+    """
+    if not swept.key:
+        drawing.draw_ranked(axes, points, names)
+        return
+    for number, (name, line) in enumerate(swept.lines.items()):
+        x, at = zip(*line, strict=True)
+        drawing.draw_points(axes, at, x, *drawing.style("", number), label=name)
+    pairs = [pair for line in swept.lines.values() for pair in line]
+    drawing.label_values(axes, swept.key, [x for x, _ in pairs])
+    drawing.mark_best(axes, *max(pairs, key=lambda pair: pair[1].mean))
+    if len(swept.lines) > 1:
+        axes.legend(fontsize=drawing.SMALL)
 
 
 def figure6(results: Results) -> Drawn:

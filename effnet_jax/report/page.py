@@ -68,8 +68,8 @@ def make_files(results: Results) -> dict[str, bytes]:
             files[f"{key}.csv"] = csv_bytes(made.rows[0], (row.values() for row in made.rows))
         elif made:
             files[f"{key}.csv"] = csv_bytes(made.columns, (map(plain, row) for row in made.rows))
-        elif key.startswith("table"):
-            continue  # The figure before it has the commands.
+        elif key.startswith("table") or not wanted[key]:
+            continue  # The figure before a table has the commands.
         section = {"key": key, "made": made, "png": png, "commands": wanted[key]}
         sections.append(SECTIONS[key] | section)
     text = (HERE / "page.html").read_text(encoding="utf-8")

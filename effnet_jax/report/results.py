@@ -8,13 +8,16 @@ import collections
 import dataclasses
 import datetime
 import hashlib
+import math
 import operator
 import pathlib
 import re
 import statistics
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
+from effnet_jax import config as config_lib
 from effnet_jax import csv_rows
 from effnet_jax.errors import UserError, near
 
@@ -88,12 +91,17 @@ def whole(text: str) -> int:
     return int(value)
 
 
+def number(text: str) -> float:
+    """A finite number, or NaN."""
+    try:
+        return float(text) if math.isfinite(float(text)) else math.nan
+    except ValueError:
+        return math.nan
+
+
 def value(text: str) -> str:
     """A value of a config key; numbers alike however they are written."""
-    try:
-        return f"{float(text):.12g}"
-    except ValueError:
-        return text
+    return text if math.isnan(number(text)) else f"{number(text):.12g}"
 
 
 OTHERS = ("scores", *Run._field_defaults)  # What is no column that each file has to have.
@@ -212,6 +220,51 @@ class Results:
         for run in runs:
             groups[operator.attrgetter("data", *keys)(run)].append(run)
         return [dataclasses.replace(self, runs=tuple(group)) for group in groups.values()]
+
+
+class Swept(NamedTuple):
+    """How to show the points of a sweep of config keys.
+
+    Attributes:
+      title: the keys that the sweep changes, or the name of its file.
+      names: what differs between the points, or their labels, in the points' order.
+      key: the key of numbers to draw them over; None: there is none, or keys change together.
+      lines: the numbers of `key` and the points in their order, by the values of the other keys.
+    """
+
+    title: str
+    names: list[str]
+    key: str | None
+    lines: dict[str, list[tuple[float, Point]]]
+
+
+def find_swept(points: Sequence[Point]) -> Swept:
+    """Finds what differs between a sweep's points."""
+    values = [dict(point.runs[0].swept) for point in points]
+    columns = {key: [each.get(key, "") for each in values] for key in dict.fromkeys(chain(*values))}
+    columns = {key: column for key, column in columns.items() if len(set(column)) > 1}
+    short = dict(zip(columns, config_lib.short_names(columns), strict=True))
+
+    def name(place: int, *without: str | None) -> str:
+        chosen = (key for key in columns if key not in without)
+        return ", ".join(f"{short[key]}={columns[key][place]}" for key in chosen)
+
+    numeric = {
+        key: set(column)
+        for key, column in columns.items()
+        if not any(math.isnan(number(text)) for text in column)
+    }
+    key = max(numeric, key=lambda key: len(numeric[key]), default=None)
+    lines = collections.defaultdict(list)
+    for place, point in enumerate(points) if key else ():
+        lines[name(place, key)].append((number(columns[key][place]), point))
+    lines = {name: sorted(line, key=lambda pair: pair[0]) for name, line in lines.items()}
+    if 2 * len(lines) > len(points):
+        key = None
+    names = [name(place) or point.label for place, point in enumerate(points)]
+    keys = points[0].runs[0].kind.split()
+    title = ", ".join(config_lib.short_names(keys) if len(keys) > 1 else keys)
+    return Swept(title, names, key, lines)
 
 
 def describe(points: Sequence[Point]) -> str:

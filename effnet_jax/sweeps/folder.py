@@ -18,7 +18,7 @@ from effnet_jax import config as config_lib
 from effnet_jax import csv_rows
 from effnet_jax.errors import UserError
 from effnet_jax.run import files, writers
-from effnet_jax.sweeps.runs import Scheduled, short_names
+from effnet_jax.sweeps.runs import Scheduled
 
 
 class Folder:
@@ -123,7 +123,7 @@ class Folder:
         row["pixels"] = str(scale.resolution)
         shown = ("seed", "model.width", "model.depth", "model.resolution")
         swept = {key: value for key, value in scheduled.run.overrides.items() if key not in shown}
-        row |= zip(short_names(swept), map(str, swept.values()), strict=True)
+        row |= zip(config_lib.short_names(swept), map(str, swept.values()), strict=True)
         row |= {"seed": str(scheduled.config.seed), "parameters": f"{cost.parameters:,}"}
         row["multiply-adds"] = f"{cost.multiply_adds:,}"
         row["cost"] = f"{scheduled.training_cost / first:.2f}x"

@@ -93,19 +93,13 @@ def product(sweep: str) -> Iterator[Run]:
         if not equals or key in choices:
             raise UserError(f"--sweep: {part!r} should be KEY=VALUE,VALUE with a key of its own")
         choices[key] = _split(values, ",")
-    names = short_names(choices)
+    names = config_lib.short_names(choices)
     series = ",".join(name for name in names if name != "seed") or "seed"
     for texts in itertools.product(*choices.values()):
         words = [f"{name}={text}" for name, text in zip(names, texts, strict=True)]
         label = ", ".join(word for word in words if not word.startswith("seed=")) or "base"
         name = re.sub(r"[^A-Za-z0-9_.=+-]+", "-", "_".join(words))
         yield Run(name, series, label, dict(zip(choices, texts, strict=True)))
-
-
-def short_names(keys: Iterable[str]) -> list[str]:
-    """The last part of each dotted key, or all of it where several end alike."""
-    ends = [key.rpartition(".")[2] for key in keys]
-    return [end if ends.count(end) == 1 else key for key, end in zip(keys, ends, strict=True)]
 
 
 def _split(text: str, separator: str) -> list[str]:

@@ -60,7 +60,7 @@ def swept(sweep: str, *values: dict, **changes) -> list[dict]:
         label = ", ".join(f"{key}={text}" for key, text in each.items())
         keys = {f"config.{key}": text for key, text in each.items()}
         for seed in (0, 1):
-            top1 = 0.5 + 0.1 * number + 0.02 * seed
+            top1 = 0.5 + 0.05 * number + 0.02 * seed
             rows.append(row(top1, sweep=sweep, label=label, seed=seed, **changes) | keys)
     return rows
 

@@ -1,9 +1,9 @@
 """From CSV to figure: what is drawn is what the rows say."""
 
 import pytest
-from samples import methods, row, write
+from samples import methods, row, swept, write
 
-from effnet_jax.report import figures, results
+from effnet_jax.report import figures, results, tables
 
 
 @pytest.fixture
@@ -107,6 +107,55 @@ def test_transfer_takes_the_results_of_its_data_sets_side_by_side(read):
     assert "Ours: CIFAR-10" in drawn.caption
 
 
+def test_a_sweep_is_drawn_over_the_key_that_it_changes(read):
+    """With bars over seeds, in the order of the key's values."""
+    key = "optimizer.sgd.learning_rate"
+    rows = swept(f"{key}=0.1,1,0.001 seed=0,1", {key: "0.1"}, {key: "1.0"}, {key: "0.001"})
+    drawn = figures.figure_sweeps(read(rows))
+    (axes,) = drawn.figure.axes
+    (x, y), *_ = curves(drawn)
+    assert (x, y) == ([0.001, 0.1, 1], pytest.approx([61, 51, 56]))
+    assert axes.get_xlabel() == key and axes.get_xscale() == "log"
+    assert axes.get_title() == f"{key} on cluttered_digits/test"
+    assert texts(drawn) == ["61.0"]  # The best.
+    assert f"{key} on cluttered_digits/test: Top-1 of" in drawn.caption
+    assert "The best mean: learning_rate=0.001. The bars of 0 of the 2 others" in drawn.caption
+    assert [r[key] for r in drawn.rows] == ["0.1", "1", "0.001"]
+    assert [r["top1_mean"] for r in drawn.rows] == pytest.approx([0.51, 0.56, 0.61])
+
+
+def test_a_sweep_of_several_keys_has_a_line_for_each_of_the_others_values(read):
+    keys = ({"ema.decay": d, "epochs": e} for e in ("2.0", "10.0") for d in ("0.0", "0.5", "0.9"))
+    names = swept("ema.decay=0,0.5,0.9 epochs=2,10", *keys)
+    other = swept("optimizer.name=sgd,adamw", *({"optimizer.name": n} for n in ("sgd", "adamw")))
+    drawn = figures.figure_sweeps(read(names + other))
+    first, second = drawn.figure.axes
+    assert [text.get_text() for text in first.get_legend().get_texts()] == ["epochs=2", "epochs=10"]
+    assert [x for x, _ in curves(drawn)][:2] == [[0, 0.5, 0.9]] * 2
+    # No numbers: by name, the best on top.
+    assert [label.get_text() for label in second.get_yticklabels()] == ["name=sgd", "name=adamw"]
+    # Keys that change together, here without a grid, are no lines.
+    pairs = [{"ema.decay": d, "epochs": e} for d, e in (("0.1", "1.0"), ("0.2", "2.0"))]
+    (axes,) = figures.figure_sweeps(read(swept("mine.py", *pairs))).figure.axes
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    assert names == ["decay=0.1, epochs=1", "decay=0.2, epochs=2"]
+    assert axes.get_title() == "mine on cluttered_digits/test"
+
+
+def test_sweeps_on_several_data_sets_are_drawn_apart(read):
+    decays = [{"ema.decay": text} for text in ("0.5", "0.9")]
+    rows = swept("ema.decay=0.5,0.9", *decays, data="f/val")
+    rows = [each | {"val/identity": data} for data in ("9 ab", "9 cd") for each in rows]
+    found = read(rows)
+    titles = [axes.get_title() for axes in figures.figure_sweeps(found).figure.axes]
+    assert len(set(titles)) == 2 and all("on f/val [" in title for title in titles)
+    table = tables.table_sweeps(found)
+    assert [cells[:4] for cells in table.rows] == 2 * [
+        ("decay=0.9", "56.00", "1.42", "2"),
+        ("decay=0.5", "51.00", "1.42", "2"),
+    ]
+
+
 def test_the_grid_shows_every_candidate_with_its_cost_and_marks_the_best(read):
     rows = [
         row(sweep="seeds:2,grid", series="grid", label=label, seed=s, top1=t, multiply_adds=m)
@@ -124,6 +173,6 @@ def test_the_grid_shows_every_candidate_with_its_cost_and_marks_the_best(read):
     assert "1 of the 2 others overlap" in drawn.caption
 
 
-@pytest.mark.parametrize("key", ["figure3", "figure4", "figure8", "figure_grid"])
+@pytest.mark.parametrize("key", ["figure3", "figure4", "figure8", "figure_grid", "figure_sweeps"])
 def test_nothing_is_drawn_of_nothing(key):
     assert getattr(figures, key)(results.Results()) is None
