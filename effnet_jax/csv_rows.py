@@ -41,6 +41,7 @@ def read(path: pathlib.Path) -> tuple[list[str], list[tuple[dict[str, str], str]
             delimiter = max(",;\t", key=file.readline().count)
             file.seek(0)
             reader = csv.DictReader(file, delimiter=delimiter)
+            columns = [name.strip() for name in reader.fieldnames or ()]
             found = [(row, f"{path}, line {reader.line_num}") for row in reader]
     except (OSError, UnicodeError, csv.Error) as error:
         raise UserError(f"can't read {path}: {error}") from None
@@ -51,7 +52,7 @@ def read(path: pathlib.Path) -> tuple[list[str], list[tuple[dict[str, str], str]
         cells = {name.strip(): (text or "").strip() for name, text in row.items()}
         if any(cells.values()):
             rows.append((cells, place))
-    return [name.strip() for name in reader.fieldnames or ()], rows
+    return columns, rows
 
 
 def moment(text: str, place: str) -> datetime.datetime:
