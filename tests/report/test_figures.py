@@ -98,6 +98,28 @@ def test_the_paper_s_points_are_drawn_only_beside_imagenet(read):
     assert "GPipe" in {r["label"] for r in figures.figure1(results.Results()).rows}
 
 
+@pytest.mark.parametrize("figure", [figures.figure1, figures.figure5])
+def test_figures_1_and_5_show_the_methods_where_phi_was_not_run(read, figure):
+    drawn = figure(read(methods()))
+    assert len(drawn.rows) == 9 and {r["source"] for r in drawn.rows} == {"ours"}
+    (line,) = [y for x, y in curves(drawn) if len(x) == 3]  # The base, and compound scaling twice.
+    assert line == pytest.approx([70, 77.5, 81.5])
+    shown = [text.get_text() for text in drawn.figure.axes[0].get_legend().get_texts()]
+    assert sorted(shown) == ["compound", "depth", "resolution", "width"]
+    assert "the other methods of figure 8" in drawn.caption
+    both = figure(read([*methods(), row(sweep="phi", series="compound", label="b0")]))
+    assert [r["label"] for r in both.rows] == ["b0"]
+
+
+def test_the_second_panel_of_figure_8_is_explained(read):
+    rows = methods()
+    low = [r | {"val/ema/top1": 0.4} if r["series"] == "depth" else r for r in rows]
+    drawn = figures.figure8(read(low))
+    assert "Below, the same points without depth, which falls more than 10 points" in drawn.caption
+    assert [axes.get_title() for axes in drawn.figure.axes] == ["", "without depth"]
+    assert "Below" not in figures.figure8(read(rows)).caption
+
+
 def test_transfer_takes_the_results_of_its_data_sets_side_by_side(read):
     phi = {"sweep": "phi", "series": "compound", "label": "b0"}
     rows = [row(**phi, data="cifar10/test", top1=0.98), row(**phi, data="cifar100/test")]
