@@ -33,8 +33,8 @@ def read(path: pathlib.Path) -> tuple[list[str], list[tuple[dict[str, str], str]
     """The columns of a CSV, and its rows, each with its file and line for messages.
 
     Semicolons or tabs instead of commas, a byte-order mark, and empty cells and lines at the end,
-    as spreadsheets write them, are read too. Raises UserError if the file can't be read, or a row
-    has more cells than there are columns.
+    as spreadsheets write them, are read too. Raises UserError if the file can't be read, a column
+    is there twice, or a row has more cells than there are columns.
     """
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
@@ -45,6 +45,8 @@ def read(path: pathlib.Path) -> tuple[list[str], list[tuple[dict[str, str], str]
             found = [(row, f"{path}, line {reader.line_num}") for row in reader]
     except (OSError, UnicodeError, csv.Error) as error:
         raise UserError(f"can't read {path}: {error}") from None
+    if twice := [name for name in dict.fromkeys(columns) if name and columns.count(name) > 1]:
+        raise UserError(f"{path} has the column {twice[0]!r} twice")
     rows = []
     for row, place in found:
         if any(row.pop(None, ())):

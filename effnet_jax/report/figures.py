@@ -228,13 +228,12 @@ def figure_sweeps(results: Results) -> Drawn | None:
     sweeps = results.own("the figure of your sweeps")
     if not sweeps:
         return None
-    found = [find_swept(points) for points in sweeps]
+    found = [find_swept(points) for points in sweeps.values()]
     heights = [3.6 if each.key else 1.0 + 0.27 * len(each.names) for each in found]
     figure, _ = drawing.new_figure(sum(heights), len(found), height_ratios=heights)
     drawn, captions = [], []
-    for axes, points, swept in zip(figure.axes, sweeps, found, strict=True):
+    for axes, swept, (title, points) in zip(figure.axes, found, sweeps.items(), strict=True):
         ranked = sorted(zip(points, swept.names, strict=True), key=lambda pair: pair[0].mean)
-        title = f"{swept.title} on {points[0].data}"
         axes.set_title(title, fontsize=drawing.SMALL + 1)
         draw_sweep(axes, swept, *zip(*ranked, strict=True))
         near = best([point for point, _ in ranked], ranked[-1][1])

@@ -7,7 +7,6 @@ only in their seed make one `Point`. Accuracies are fractions.
 import collections
 import dataclasses
 import datetime
-import hashlib
 import math
 import operator
 import pathlib
@@ -208,11 +207,19 @@ class Results:
         found = [run for run in self.runs if run.data.partition("/")[0] == name]
         return [point for each in self._split(found) for point in each.points(what, "phi")]
 
-    def own(self, what: str) -> list[list[Point]]:
-        """The points of each sweep that is none of the paper's, apart by data set and recipe."""
-        found = [run for run in self.runs if run.kind not in PAPER]
-        sweeps = self._split(found, "kind", "recipe")
-        return [each.points(what, each.runs[0].kind) for each in sweeps]
+    def own(self, what: str) -> dict[str, list[Point]]:
+        """The points of each sweep that is none of the paper's, apart by data set and recipe.
+
+        Keys are titles: what the sweep changes, or the name of its file, and the data set.
+        """
+        found, sweeps = [run for run in self.runs if run.kind not in PAPER], {}
+        for each in self._split(found, "kind", "recipe"):
+            first, keys = each.runs[0], each.runs[0].kind.split()
+            keys = config_lib.short_names(keys) if len(keys) > 1 else keys
+            title = f"{', '.join(keys)} on {first.data}"
+            title += f", recipe {first.recipe}" if title in sweeps else ""
+            sweeps[title] = each.points(what, first.kind)
+        return sweeps
 
     def _split(self, runs: Sequence[Run], *keys: str) -> list["Results"]:
         """Results of each data set alone, and of each value of other keys."""
@@ -226,13 +233,11 @@ class Swept(NamedTuple):
     """How to show the points of a sweep of config keys.
 
     Attributes:
-      title: the keys that the sweep changes, or the name of its file.
       names: what differs between the points, or their labels, in the points' order.
       key: the key of numbers to draw them over; None: there is none, or keys change together.
       lines: the numbers of `key` and the points in their order, by the values of the other keys.
     """
 
-    title: str
     names: list[str]
     key: str | None
     lines: dict[str, list[tuple[float, Point]]]
@@ -262,9 +267,7 @@ def find_swept(points: Sequence[Point]) -> Swept:
     if 2 * len(lines) > len(points):
         key = None
     names = [name(place) or point.label for place, point in enumerate(points)]
-    keys = points[0].runs[0].kind.split()
-    title = ", ".join(config_lib.short_names(keys) if len(keys) > 1 else keys)
-    return Swept(title, names, key, lines)
+    return Swept(names, key, lines)
 
 
 def describe(points: Sequence[Point]) -> str:
@@ -293,7 +296,7 @@ def find_files(paths: Sequence[pathlib.Path]) -> dict[pathlib.Path, bool]:
     for path in sorted(paths, key=pathlib.Path.is_dir):  # Named files first.
         if not path.exists():
             raise UserError(f"no file or folder {path}; is --results right?")
-        for file in sorted(path.rglob("*.csv")) if path.is_dir() else [path]:
+        for file in sorted(path.rglob("*.[cC][sS][vV]")) if path.is_dir() else [path]:
             found.setdefault(file.resolve(), (file, file == path))
     return dict(found.values())
 
@@ -315,26 +318,18 @@ def parse(cells: dict[str, str], place: str, evaluation: str = EVALUATION) -> Ru
             raise UserError(f"{place}: {name} is {values[name]}; accuracies are fractions, 0 to 1")
     scores = {name: values.pop(name) for name in scores}
     swept = ((name, text) for name, text in cells.items() if name.startswith("config.") and text)
-    return Run(
-        **values,
-        scores=scores,
-        swept=tuple((name.removeprefix("config."), value(text)) for name, text in swept),
-        recipe=cells.get("recipe", ""),
-        trained_on=cells.get("train/identity", ""),
-        identity=cells.get(f"{evaluation.partition('/')[0]}/identity", ""),
-    )
+    swept = tuple(sorted((name.removeprefix("config."), value(text)) for name, text in swept))
+    others = ("recipe", "train/identity", f"{evaluation.partition('/')[0]}/identity")
+    return Run(*values.values(), scores, swept, *(cells.get(name, "") for name in others))
 
 
 def name_data(runs: Sequence[Run]) -> list[Run]:
-    """The runs with a digest after the names of data sets that are several."""
-    sets = {(run.data, run.identity) for run in runs}
-    several = collections.Counter(name for name, _ in sets)
-    texts = {
-        identity: hashlib.sha256(identity.encode()).hexdigest()[:8] if identity else "unknown"
-        for _, identity in sets
-    }
+    """The runs with the end of its identity after the name of a data set that is several."""
+    several = collections.Counter(name for name, _ in {(run.data, run.identity) for run in runs})
     return [
-        run._replace(data=f"{run.data} [{texts[run.identity]}]") if several[run.data] > 1 else run
+        run._replace(data=f"{run.data} [{run.identity[-8:] or 'unknown'}]")
+        if several[run.data] > 1
+        else run
         for run in runs
     ]
 

@@ -229,12 +229,12 @@ def table_methods(results: Results) -> Table | None:
 def table_sweeps(results: Results) -> Table | None:
     """The sweeps that are none of the paper's in numbers, the best of each first."""
     rows = []
-    for points in results.own("the table of your sweeps"):
+    for title, points in results.own("the table of your sweeps").items():
         points = sorted(points, key=lambda point: -point.mean)
         for point, name in zip(points, find_swept(points).names, strict=True):
             cost = (f"{point.parameters:,}", f"{point.multiply_adds:,}", minutes(point))
-            rows.append((name, *accuracy(point), point.runs[0].kind, point.data, *cost))
-    columns = ("values", "top-1", "sd", "n", "sweep", "data set", "parameters", "multiply-adds")
+            rows.append((name, *accuracy(point), title, *cost))
+    columns = ("values", "top-1", "sd", "n", "sweep", "parameters", "multiply-adds")
     return Table((*columns, "minutes a run"), rows, "") if rows else None
 
 

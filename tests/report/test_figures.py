@@ -167,7 +167,7 @@ def test_a_sweep_of_several_keys_has_a_line_for_each_of_the_others_values(read):
 def test_sweeps_on_several_data_sets_are_drawn_apart(read):
     decays = [{"ema.decay": text} for text in ("0.5", "0.9")]
     rows = swept("ema.decay=0.5,0.9", *decays, data="f/val")
-    rows = [each | {"val/identity": data} for data in ("9 ab", "9 cd") for each in rows]
+    rows = [each | {"val/identity": data} for data in ("9 records ab", "9 cd") for each in rows]
     found = read(rows)
     titles = [axes.get_title() for axes in figures.figure_sweeps(found).figure.axes]
     assert len(set(titles)) == 2 and all("on f/val [" in title for title in titles)
