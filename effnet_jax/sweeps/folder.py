@@ -103,7 +103,7 @@ class Folder:
         times = sum(scheduled.training_cost for scheduled in schedule) / first
         title = f"{len(schedule)} runs in {self.root}, together {times:.1f} times the first's cost"
         rows = [self._cells(scheduled, first) for scheduled in schedule]
-        kept = ("run", "state") if len(rows) > 1 else rows[0]
+        kept = [k for k in rows[0] if k in ("run", "state") or "/" in k or len(rows) == 1]
         same = {
             key: value
             for key, value in rows[0].items()
