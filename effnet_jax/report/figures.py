@@ -209,13 +209,14 @@ def figure_grid(results: Results) -> Drawn | None:
     names = [f"{point.label}  ({drawing.count(point.multiply_adds)})" for point in points]
     drawing.draw_ranked(axes, points, names)
     axes.set_ylabel("alpha, beta, gamma", fontsize=drawing.TEXT)
-    return Drawn(figure, f"{describe(points)} {best(points, points[-1].label)}", rows(points))
+    return Drawn(figure, f"{describe(points)} {best(points, [p.label for p in points])}", rows(points))
 
 
-def best(points: Sequence[Point], label: str) -> str:
+def best(points: Sequence[Point], names: Sequence[str]) -> str:
     """Which of points, sorted by their means, has the best, and how many come near it."""
     *others, first = points
-    text = f"The best mean: {label}."
+    equal = [name for name, p in zip(names, points, strict=True) if p.mean == first.mean]
+    text = f"The best mean: {' and '.join(equal)}."
     if first.sd is not None and others:
         low = first.mean - first.sd
         overlap = sum(p.mean + p.sd >= low for p in others if p.sd is not None)
@@ -236,8 +237,7 @@ def figure_sweeps(results: Results) -> Drawn | None:
         ranked = sorted(zip(points, swept.names, strict=True), key=lambda pair: pair[0].mean)
         axes.set_title(title, fontsize=drawing.SMALL + 1)
         draw_sweep(axes, swept, *zip(*ranked, strict=True))
-        near = best([point for point, _ in ranked], ranked[-1][1])
-        captions.append(f"{title}: {describe(points)} {near}")
+        captions.append(f"{title}: {describe(points)} {best(*zip(*ranked, strict=True))}")
         drawn += [dict(p.runs[0].swept) | row for p, row in zip(points, rows(points), strict=True)]
     columns = dict.fromkeys(key for row in drawn for key in row)
     drawn = [{key: row.get(key, "") for key in columns} for row in drawn]

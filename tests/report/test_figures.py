@@ -146,6 +146,12 @@ def test_a_sweep_is_drawn_over_the_key_that_it_changes(read):
     assert [r["top1_mean"] for r in drawn.rows] == pytest.approx([0.51, 0.56, 0.61])
 
 
+def test_equal_means_are_both_the_best(read):
+    rows = swept("ema.decay=0,1", {"ema.decay": 0}, {"ema.decay": 1})
+    rows = [each | {"val/ema/top1": 0.5} for each in rows]
+    assert "The best mean: decay=0 and decay=1." in figures.figure_sweeps(read(rows)).caption
+
+
 def test_a_sweep_of_several_keys_has_a_line_for_each_of_the_others_values(read):
     keys = ({"ema.decay": d, "epochs": e} for e in ("2.0", "10.0") for d in ("0.0", "0.5", "0.9"))
     names = swept("ema.decay=0,0.5,0.9 epochs=2,10", *keys)

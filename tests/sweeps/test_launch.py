@@ -127,7 +127,8 @@ def test_runs_share_the_machine_and_one_table(fake):
 
 def test_the_columns_are_the_evaluations_that_there_were(fake, capsys):
     run(fake, "epochs=1,2 seed=3")
-    assert capsys.readouterr().out.count("│ finished │ 53.00%") == 2  # Shown also where it is equal.
+    # Shown also where it is equal.
+    assert capsys.readouterr().out.count("│ finished │ 53.00%") == 2
     assert [row["name"] for row in table(fake)] == ["epochs=1_seed=3", "epochs=2_seed=3"]
     assert [row["far/raw/top1"] for row in table(fake)] == ["0.25", ""]
     assert [row["val/ema/count"] for row in table(fake)] == ["10.0", "10.0"]
