@@ -209,7 +209,8 @@ def figure_grid(results: Results) -> Drawn | None:
     names = [f"{point.label}  ({drawing.count(point.multiply_adds)})" for point in points]
     drawing.draw_ranked(axes, points, names)
     axes.set_ylabel("alpha, beta, gamma", fontsize=drawing.TEXT)
-    return Drawn(figure, f"{describe(points)} {best(points, [p.label for p in points])}", rows(points))
+    caption = f"{describe(points)} {best(points, [point.label for point in points])}"
+    return Drawn(figure, caption, rows(points))
 
 
 def best(points: Sequence[Point], names: Sequence[str]) -> str:
