@@ -91,9 +91,9 @@ def whole(text: str) -> int:
 
 
 def number(text: str) -> float:
-    """A finite number, or NaN."""
+    """A number, or NaN for any other text."""
     try:
-        return float(text) if math.isfinite(float(text)) else math.nan
+        return float(text)
     except ValueError:
         return math.nan
 
@@ -230,12 +230,11 @@ class Results:
 
 
 class Swept(NamedTuple):
-    """How to show the points of a sweep of config keys.
+    """What differs between a sweep's points, and how to draw them over a key of numbers.
 
-    Attributes:
-      names: what differs between the points, or their labels, in the points' order.
-      key: the key of numbers to draw them over; None: there is none, or keys change together.
-      lines: the numbers of `key` and the points in their order, by the values of the other keys.
+    `names` are of the points, in their order. `lines` are pairs of the key's number and the point,
+    in their order, by the values of the other keys. `key` is None where there is none of numbers
+    alone, or keys change together.
     """
 
     names: list[str]
@@ -246,28 +245,23 @@ class Swept(NamedTuple):
 def find_swept(points: Sequence[Point]) -> Swept:
     """Finds what differs between a sweep's points."""
     values = [dict(point.runs[0].swept) for point in points]
-    columns = {key: [each.get(key, "") for each in values] for key in dict.fromkeys(chain(*values))}
-    columns = {key: column for key, column in columns.items() if len(set(column)) > 1}
-    short = dict(zip(columns, config_lib.short_names(columns), strict=True))
+    keys = dict.fromkeys(chain(*values))
+    keys = [key for key in keys if len({each.get(key) for each in values}) > 1]
+    short = dict(zip(keys, config_lib.short_names(keys), strict=True))
 
-    def name(place: int, *without: str | None) -> str:
-        chosen = (key for key in columns if key not in without)
-        return ", ".join(f"{short[key]}={columns[key][place]}" for key in chosen)
+    def name(each: dict[str, str], without: str | None = None) -> str:
+        return ", ".join(f"{short[k]}={each.get(k, '')}" for k in keys if k != without)
 
-    numeric = {
-        key: set(column)
-        for key, column in columns.items()
-        if not any(math.isnan(number(text)) for text in column)
-    }
-    key = max(numeric, key=lambda key: len(numeric[key]), default=None)
+    columns = {key: {number(each.get(key, "")) for each in values} for key in keys}
+    numeric = [key for key in keys if all(map(math.isfinite, columns[key]))]
+    key = max(numeric, key=lambda key: len(columns[key]), default=None)
     lines = collections.defaultdict(list)
-    for place, point in enumerate(points) if key else ():
-        lines[name(place, key)].append((number(columns[key][place]), point))
-    lines = {name: sorted(line, key=lambda pair: pair[0]) for name, line in lines.items()}
-    if 2 * len(lines) > len(points):
-        key = None
-    names = [name(place) or point.label for place, point in enumerate(points)]
-    return Swept(names, key, lines)
+    for each, point in zip(values, points, strict=True) if key else ():
+        lines[name(each, key)].append((number(each[key]), point))
+    for line in lines.values():
+        line.sort(key=operator.itemgetter(0))
+    names = [name(each) or p.label for each, p in zip(values, points, strict=True)]
+    return Swept(names, None if 2 * len(lines) > len(points) else key, lines)
 
 
 def describe(points: Sequence[Point]) -> str:

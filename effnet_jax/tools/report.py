@@ -1,4 +1,4 @@
-"""The paper's tables and figures from results: effnet-jax report --out=DIR.
+"""Your sweeps, and the paper's tables and figures, from results: effnet-jax report --out=DIR.
 
 Reads the CSVs that sweeps and the latency benchmark write, and writes DIR/index.html, one page with
 everything, and next to it every figure as PNG and CSV and every table as CSV.
