@@ -17,7 +17,7 @@ import numbers
 import operator
 import pathlib
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict, config_dict
@@ -402,6 +402,12 @@ def changes(old: dict, new: dict, prefix: str = "config") -> list[str]:
         elif before != after:
             lines.append(f"{prefix}.{key}: {before} -> {after}")
     return lines
+
+
+def short_names(keys: Collection[str]) -> list[str]:
+    """The last part of each dotted key, or all of it where several end alike."""
+    ends = [key.rpartition(".")[2] for key in keys]
+    return [end if ends.count(end) == 1 else key for key, end in zip(keys, ends, strict=True)]
 
 
 def for_evaluation(config: ConfigDict, name: str) -> ConfigDict:

@@ -15,9 +15,6 @@ import cv2
 import numpy as np
 from ml_collections import ConfigDict
 
-# The pipeline has a thread for each image.
-cv2.setNumThreads(0)
-
 Policy = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
 FILL = 128  # Colour of pixels from outside the image, and of cutout.

@@ -177,6 +177,7 @@ class Batches:
 
     def _make(self, chunk: int, number: int, images: np.ndarray | None = None) -> Batch:
         """Makes a chunk of this process in this thread; its images in `images` if that is given."""
+        cv2.setNumThreads(0)  # Not when imported: it is a setting of the whole process.
         images = self._empty(chunk) if images is None else images
         step, part = divmod(number, self._local // chunk)
         first = step * self._global + self._process * self._local + part * chunk

@@ -16,9 +16,6 @@ import cv2
 import numpy as np
 from PIL import Image
 
-# The pipeline has a thread for each image.
-cv2.setNumThreads(0)
-
 OPENCV = {
     "bicubic": cv2.INTER_CUBIC,
     "bilinear": cv2.INTER_LINEAR,

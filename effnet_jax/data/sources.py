@@ -355,3 +355,15 @@ def check_classes(found: tuple[str, ...], expected: tuple[str, ...], split: str)
             f"split {split!r} has {len(found)} classes and training has {len(expected)}; "
             f"missing: {missing}; added: {added}"
         )
+
+
+def identity(source: Source) -> str:
+    """Tells a split from others of one name: its images, and a digest of the names of its classes.
+
+    The digest of a folder, whose name says little, also covers some of its images.
+    """
+    while isinstance(source, Relabeled):
+        source = source._records
+    with contextlib.suppress(OSError):  # Damaged files are reported elsewhere.
+        return fingerprint(source, 32 if isinstance(source, FolderSource) else 0)
+    return fingerprint(source, 0)

@@ -151,11 +151,17 @@ def evaluate_set(
     Returns top1, top5, loss (not where images have sets of labels), count, step and weights. For a
     set of corruptions: mce, top1 and error (both means; the error by corruption), count, step and
     weights. Where the run was trained on some of the images, also their number, trained_on.
+
+    Raises csv_rows.NotWritten, which has the result, if `csv` lacks a row in the end; UserError
+    before anything is evaluated if it has other columns, or can't be written.
     """
     name, split = config.data.name, config.data.eval_split
     parts = [f"{name}/{each}_{level}" for each in config.corruptions for level in config.severities]
     found = _open_sources(config, parts or [name])
-    run, results = {"step": weights.step, "weights": label}, {}
+    run, results, lost = {"step": weights.step, "weights": label}, {}, []
+    identities = {part: sources.identity(source) for part, source in found.items()}
+    if csv is not None and processes.is_first:
+        csv_rows.check_append(pathlib.Path(csv), _row(config, "", "", weights, {}))
     if config.training_data and (trained_on := _count_trained_on(config, found)):
         run["trained_on"] = trained_on
     for part, result in evaluate(weights, config, found, label, processes):
@@ -163,10 +169,20 @@ def evaluate_set(
         if parts:
             writers.say(f"{part}: top-1 {result['top1']:.2%}")
         if csv is not None and processes.is_first:
-            row = _row(config, f"{part}/{split}", weights, results[part])
-            csv_rows.append_csv(pathlib.Path(csv), [row])
-    if not parts:
-        return results[name]
+            row = _row(config, f"{part}/{split}", identities[part], weights, results[part])
+            try:
+                csv_rows.append_csv(pathlib.Path(csv), [row])
+            except UserError as error:
+                lost.append(str(error))
+    result = _summary(config, results) | run if parts else results[name]
+    if lost:
+        raise csv_rows.NotWritten(f"{lost[0]} ({len(lost)} of {len(results)} rows)", result)
+    return result
+
+
+def _summary(config: ConfigDict, results: dict[str, Metrics]) -> dict[str, Any]:
+    """The result of a set of corruptions, from those of its parts."""
+    name = config.data.name
     errors = {
         each: [1 - results[f"{name}/{each}_{level}"]["top1"] for level in config.severities]
         for each in config.corruptions
@@ -176,7 +192,6 @@ def evaluate_set(
         "top1": statistics.fmean(result["top1"] for result in results.values()),
         "error": {each: statistics.fmean(values) for each, values in errors.items()},
         "count": sum(result["count"] for result in results.values()),
-        **run,
     }
 
 
@@ -192,12 +207,15 @@ def mean_corruption_error(
     )
 
 
-def _row(config: ConfigDict, data: str, weights: Any, result: Metrics) -> dict[str, Any]:
+def _row(
+    config: ConfigDict, data: str, identity: str, weights: Any, result: Metrics
+) -> dict[str, Any]:
     """A row of results: the data, the network, the run, the result and the machine."""
     # Nobody knows how weights from elsewhere were trained.
     training = config if weights.step is not None else dict.fromkeys(config)
     return {
         "data": data,
+        "identity": identity,
         "phi": config.model.phi,
         **dataclasses.asdict(models.coefficients(config.model)),
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(weights.variables["params"])),

@@ -165,8 +165,11 @@ class Run:
         for (name, shape), decay, rate in zip(*columns, strict=True):
             lines.append(f"{name},{'x'.join(map(str, shape))},{decay:g},{rate:g}")
         files.write_atomically(self.workdir / "parameters.csv", "\n".join(lines) + "\n")
+        data = {"train": self.source, **self.sources}
+        run = {"data": {name: sources.identity(each) for name, each in data.items()}}
+        run |= {"start_step": step, **environment.describe_run()}
         with open(self.workdir / "runs.jsonl", "a") as file:
-            file.write(json.dumps({"start_step": step, **environment.describe_run()}) + "\n")
+            file.write(json.dumps(run) + "\n")
 
 
 def prepare(config: ConfigDict, workdir: pathlib.Path, processes: Alone, clock: Clock) -> Run:

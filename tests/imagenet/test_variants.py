@@ -20,9 +20,12 @@ from effnet_jax.checkpoint import Checkpoints
 from effnet_jax.data import sources
 from effnet_jax.data.preprocess import normalize
 from effnet_jax.errors import UserError
+from effnet_jax.imagenet import variants
 from effnet_jax.imagenet.variants import _open_source, choose_data, load_evaluation_set
 from effnet_jax.imagenet.variants import evaluate_set as evaluate
 from effnet_jax.metrics import choose_classes
+from effnet_jax.run import files
+from effnet_jax.run.processes import ALONE
 from effnet_jax.tools import eval as eval_tool
 from effnet_jax.training import setup, supervisor
 from effnet_jax.training.state import abstract_state
@@ -90,6 +93,36 @@ def test_imagenet_a_chooses_among_its_200_classes(run, tmp_path):
     with open(table, newline="") as file:
         (row,) = csv.DictReader(file)
     assert row["data"] == "imagenet_a/test" and row["top1"] == "0.75"
+    assert row["identity"].startswith(f"{COUNT} records ")
+
+
+def test_the_table_is_checked_before_and_the_result_is_printed_without_it(
+    run, tmp_path, monkeypatch, capsys
+):
+    workdir, images, _ = run
+    write_set(tmp_path, "imagenet_a", "test", images[:1], [6])
+    flags = [f"--workdir={workdir}", "--data=imagenet_a", f"--data_dir={tmp_path}", "--csv"]
+    args = eval_tool.PARSER.parse_args([*flags, str(tmp_path / "rows.csv")])
+    args.processes = ALONE
+
+    def evaluated(*_):
+        monkeypatch.setattr(files, "append_whole", full)
+        yield "imagenet_a", {"top1": 0.5, "top5": 1.0, "loss": 0.25, "count": 1}
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(variants, "evaluate", evaluated)
+    with pytest.raises(UserError, match=r"can't write to --csv=.*: No space left.*0\.5"):
+        eval_tool.main(args)
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["top1"] == 0.5
+    monkeypatch.setattr(variants, "evaluate", None)
+    (tmp_path / "rows.csv").write_text("top1,count\n0.5,1\n")
+    with pytest.raises(UserError, match=r"other columns than these rows .*choose another --csv"):
+        eval_tool.main(args)
+    args.csv = "/proc/none/rows.csv"
+    with pytest.raises(UserError, match=r"can't write to --csv=/proc/none/rows\.csv: No such file"):
+        eval_tool.main(args)
 
 
 def test_a_set_is_the_same_from_tfds_and_from_its_authors_folders(run, tmp_path, capsys):
