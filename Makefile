@@ -48,9 +48,9 @@ study: .venv/ready
 	$(BIN)/python -m effnet_jax report \
 		--results $(STUDY)/grid/results.csv $(STUDY)/methods/results.csv --out=$(STUDY)/report
 
-# The model's speed on this machine, with and without the depthwise form made for CPUs.
+# The model's speed on this machine, with the operations made for it and with the plain ones.
 benchmark: .venv/ready
-	$(BIN)/python -m benchmarks model --csv=results/benchmark_model.csv
+	$(BIN)/python -m benchmarks model --csv=results/throughput.csv
 
 # What the training loop costs beside the compiled step: on 1 device, on 8, and on 2 processes of 4.
 LOOP := $(BIN)/python -m benchmarks loop --csv=results/benchmark_loop.csv

@@ -27,16 +27,16 @@ for name, module in BENCHMARKS.items():
 
 
 def report(name: str, args: argparse.Namespace) -> None:
-    """Measures, writes the rows to --csv and prints them."""
+    """Measures, prints the rows, and writes them to --csv."""
     rows = BENCHMARKS[name].measure(args)
     if not rows:  # Another process reports.
         return
-    if args.csv:
-        csv_rows.append_csv(args.csv, rows)
     if args.json:
         print(json.dumps(rows, indent=2))
     else:
         show(BENCHMARKS[name].show(rows))
+    if args.csv:
+        csv_rows.append_csv(args.csv, rows)
 
 
 def main() -> None:

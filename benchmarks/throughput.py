@@ -1,4 +1,4 @@
-"""Images per second of training and of inference, next to timm's networks: `python -m benchmarks model`.
+"""Images per second of training and of inference: `python -m benchmarks model`.
 
 Every contender is a process of its own: ours with each set of --operations, and, with
 --peers_python, timm's network in PyTorch, channels last, eager and compiled. They have the same

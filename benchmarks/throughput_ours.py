@@ -1,8 +1,8 @@
 """Our training or inference step in a process of its own, for `throughput`.
 
-python -m benchmarks.throughput_ours MODEL MODE OPERATIONS BATCH DTYPE [RESOLUTION]: prints a line of
-JSON when it is compiled; for each number read, runs as many batches and prints their seconds; at the
-end of input prints its peak of memory.
+python -m benchmarks.throughput_ours MODEL MODE OPERATIONS BATCH DTYPE [RESOLUTION] prints a line of
+JSON when it is compiled. For each number that it reads, it runs as many batches and prints their
+seconds. At the end of the input it prints its peak of memory.
 """
 
 import json

@@ -1,7 +1,7 @@
 """timm's training or inference step in a process of its own, for `throughput`; see throughput_ours.
 
-Channels last; with bfloat16, autocast. Training is forward pass, cross-entropy with label smoothing,
-gradient and RMSProp; ours also averages the weights. Inference is under inference_mode.
+Channels last; with bfloat16, autocast. Training is forward pass, cross-entropy with label
+smoothing, gradient and RMSProp; ours also averages the weights. Inference is in inference_mode.
 """
 
 import contextlib

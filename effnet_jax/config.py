@@ -3,8 +3,9 @@
 The defaults are the reference's training recipe, tensorflow/tpu models/official/efficientnet
 (main.py, utils.py): TF-style RMSProp, learning rate 0.016 per 256 images with 5 epochs of warm-up
 and x0.97 every 2.4 epochs, L2 1e-5, label smoothing 0.1, an average of the weights with decay
-0.9999, 350 epochs. One thing differs: BatchNorm statistics are those of the global batch;
-`model.batch_norm_scope="reference"` groups devices as the reference does.
+0.9999, 350 epochs. docs/fidelity.md lists what differs. Three of these have a key with the
+reference's value: `model.batch_norm_scope="reference"`, `preprocess.interpolation="bicubic_tf1"`
+and `augment.rounding="truncate"`.
 
 An experiment (a file in configs/) calls `get_config` and changes what differs. Derived values, as
 steps or the scaled learning rate, are computed where they are used: an override is never stale.
@@ -16,7 +17,7 @@ import numbers
 import operator
 import pathlib
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict, config_dict
@@ -101,6 +102,9 @@ SCHEMA = {
     "batch_size": Number(2048, 1),  # Images a step, over all devices and processes.
     "accumulation_steps": Number(1, 1),  # Microbatches that a step's batch is computed in.
     "epochs": Number(350.0),  # Length of the run.
+    # Steps an epoch: exact, records / batch_size; or whole, that rounded down, as Keras counts. The
+    # stream of records is the same.
+    "epoch_steps": Choice(("exact", "whole")),
     "log_steps": Number(100, 1),  # Steps between two lines of progress and metrics.
     "eval_epochs": Number(5.0),  # Epochs between two evaluations; there is always one at the end.
     "eval_batch_size": Number(1024, 1),
@@ -131,9 +135,10 @@ SCHEMA = {
         "batch_norm_momentum": Number(0.99, 0, 1),  # Fraction of the running statistics kept.
         "batch_norm_epsilon": Number(1e-3, 0, 1),
         # Who shares BatchNorm's statistics in training: global, the batch (or microbatch); group,
-        # `batch_norm_group` consecutive examples; or reference, the reference's rule: each device
-        # alone up to 8 devices, else groups of max(8, devices / 8) devices.
-        "batch_norm_scope": Choice(("global", "group", "reference")),
+        # `batch_norm_group` consecutive examples; reference, the reference's rule: each device
+        # alone up to 8 devices, else groups of max(8, devices / 8) devices; or reference_v2, that
+        # of EfficientNetV2: groups of min(8, devices) devices.
+        "batch_norm_scope": Choice(("global", "group", "reference", "reference_v2")),
         "batch_norm_group": Number(32, 1),  # Examples; for the scope "group" alone.
         # block: recompute the inside of each block for its gradient. Less memory, more time.
         "remat": Choice(("none", "block")),
@@ -175,16 +180,22 @@ SCHEMA = {
         "interpolation": Choice(("bicubic", *(i for i in INTERPOLATIONS if i != "bicubic"))),
         # Evaluation's part of the image: padding, the central size / (size + crop_padding) of it;
         # fraction, the central crop_fraction; resize, the same cut out of the resized image, as by
-        # timm and torchvision; or whole, squeezed to a square. See effnet_jax/data/preprocess.py.
+        # timm and torchvision; squash, as resize of both sides to one length, timm's; or whole,
+        # squeezed to a square. See effnet_jax/data/preprocess.py.
         "crop_rule": Choice(CROP_RULES),
         "crop_padding": 32,  # Pixels.
         "crop_fraction": 0.875,  # Of the shorter side.
         "crop_area": Interval((0.08, 1.0), 1),  # Training: fraction of the image in a random crop.
         "crop_aspect": Interval((3 / 4, 4 / 3)),  # Its width over its height.
+        "crop_min_covered": Number(0.1, 0, 1),  # A drawn crop with less of the image is drawn anew,
+        "crop_attempts": Number(10, 1, 1000),  # so often at most; then it is evaluation's crop.
         "flip": True,  # Training: mirror every other image.
     },
     "augment": {  # Of training images, after crop, resize and flip.
         "policy": Choice(("none", "autoaugment", "randaugment")),
+        # Of resized pixels before a policy: nearest; or truncate, as the references do, which makes
+        # images darker by half a grey level.
+        "rounding": Choice(("nearest", "truncate")),
         "randaugment_layers": Number(2, 0, 16),  # Operations an image.
         "randaugment_magnitude": Number(10.0, 0, 30),  # Level of all; 10 is AutoAugment's highest.
         # What the reference's operations do differently from Pillow's; the reference's first.
@@ -203,7 +214,16 @@ SCHEMA = {
         "erase_aspect": Interval((0.3, 3.3)),  # Height over width; log-uniform.
         "erase_fill": Choice(("mean", "noise")),  # config.preprocess.mean, or uniform noise.
         "mixup_alpha": Number(0.0),  # Beta(alpha, alpha) of mixup, on the device; 0.0: none.
-        "cutmix_alpha": Number(0.0),  # Of cutmix; where both are set, each takes half the images.
+        "cutmix_alpha": Number(0.0),  # Of cutmix, on the device.
+        # Where both are set: each image draws one of them; or of every `mix_group` images the first
+        # half gets mixup and the second cutmix, as in EfficientNetV2.
+        "mixing": Choice(("drawn", "halves")),
+        # What weighs an image's labels after cutmix: its own pasted area; or the mean of all such
+        # images in its group, or half, as in EfficientNetV2.
+        "cutmix_labels": Choice(("own_area", "mean_area")),
+        # Consecutive images that mix among each other. None: the batch; the reference's is a
+        # device's share of it.
+        "mix_group": Number(None, 1, kind=int),
     },
     # Progressive learning (2104.00298): a value for each stage of the run in place of its own, the
     # same number of values for each key; (): its own value in all stages. Stages are equally long
@@ -227,7 +247,8 @@ SCHEMA = {
             "learning_rate": Number(0.016),
             "decay": Number(0.9, 0, 1),
             "momentum": Number(0.9, 0, 1),
-            "epsilon": Number(1e-3),
+            "epsilon": Number(1e-3),  # Inside the root.
+            "accumulator": Number(1.0),  # Its value at the start: TensorFlow 1's; Keras's is 0.
             "weight_decay": Number(1e-5),
         },
         "sgd": {
@@ -386,6 +407,12 @@ def changes(old: dict, new: dict, prefix: str = "config") -> list[str]:
     return lines
 
 
+def short_names(keys: Collection[str]) -> list[str]:
+    """The last part of each dotted key, or all of it where several end alike."""
+    ends = [key.rpartition(".")[2] for key in keys]
+    return [end if ends.count(end) == 1 else key for key, end in zip(keys, ends, strict=True)]
+
+
 def for_evaluation(config: ConfigDict, name: str) -> ConfigDict:
     """The whole config as evaluation `name` sees it: its own data and preprocessing in place."""
     entry = config.evaluations[name]
@@ -445,6 +472,7 @@ def validate(config: ConfigDict, devices: int | None = None) -> None:
     _check_model("", config)
     for number, stage in enumerate(stages(config), 1):
         _check_model(f"stage {number} of config.progressive: ", stage)
+        _check_mixing(stage)
     if devices is not None:
         parallel.check_batch("batch_size", config.batch_size, devices, config.accumulation_steps)
         parallel.check_batch("eval_batch_size", config.eval_batch_size, devices)
@@ -491,6 +519,22 @@ def _check_evaluations(config: ConfigDict) -> None:
     ]
     if names and config.checkpoint.keep_best:
         check_choice("config.checkpoint.best_metric", config.checkpoint.best_metric, names)
+
+
+def _check_mixing(config: ConfigDict) -> None:
+    augment, batch = config.augment, config.batch_size
+    alphas, group = (augment.mixup_alpha, augment.cutmix_alpha), augment.mix_group or batch
+    if max(alphas) > 0 and batch % group:
+        raise UserError(
+            f"config.batch_size={batch} is not divisible by config.augment.mix_group={group}; a "
+            f"group that divides it: {math.gcd(batch, group)}"
+        )
+    if min(alphas) > 0 and augment.mixing == "halves" and group % 2:
+        key = "batch_size" if augment.mix_group is None else "augment.mix_group"
+        raise UserError(
+            f"config.augment.mixing='halves' halves config.{key}={group}; make it even, or use "
+            "'drawn'"
+        )
 
 
 def _check_model(where: str, config: ConfigDict) -> None:

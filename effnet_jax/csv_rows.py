@@ -1,11 +1,25 @@
 """Rows of the CSV files under results/."""
 
+import contextlib
 import csv
+import datetime
+import fcntl
+import io
+import os
 import pathlib
+from collections.abc import Iterable
 from typing import Any
 
 from effnet_jax.errors import UserError
-from effnet_jax.run import environment
+from effnet_jax.run import environment, files
+
+
+class NotWritten(UserError):
+    """Rows are missing in a results file; `result` is what was measured, to be printed."""
+
+    def __init__(self, message: str, result: Any):
+        super().__init__(message)
+        self.result = result
 
 
 def describe_machine() -> dict[str, Any]:
@@ -15,18 +29,112 @@ def describe_machine() -> dict[str, Any]:
     return {key: (run | run["versions"])[key] for key in columns}
 
 
-def append_csv(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:
-    """Adds rows to a results file; a new file gets a header first."""
+def read(path: pathlib.Path) -> tuple[list[str], list[tuple[dict[str, str], str]]]:
+    """The columns of a CSV, and its rows, each with its file and line for messages.
+
+    Semicolons or tabs instead of commas, a byte-order mark, and empty cells and lines at the end,
+    as spreadsheets write them, are read too. Raises UserError if the file can't be read, a column
+    is there twice, or a row has more cells than there are columns.
+    """
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            delimiter = max(",;\t", key=file.readline().count)
+            file.seek(0)
+            reader = csv.DictReader(file, delimiter=delimiter)
+            columns = [name.strip() for name in reader.fieldnames or ()]
+            found = [(row, f"{path}, line {reader.line_num}") for row in reader]
+    except (OSError, UnicodeError, csv.Error) as error:
+        raise UserError(f"can't read {path}: {error}") from None
+    if twice := [name for name in dict.fromkeys(columns) if name and columns.count(name) > 1]:
+        raise UserError(f"{path} has the column {twice[0]!r} twice")
+    rows = []
+    for row, place in found:
+        if any(row.pop(None, ())):
+            raise UserError(f"{place} has more cells than the file has columns")
+        cells = {name.strip(): (text or "").strip() for name, text in row.items()}
+        if any(cells.values()):
+            rows.append((cells, place))
+    return columns, rows
+
+
+def moment(text: str, place: str) -> datetime.datetime:
+    """A row's time; UTC where it has no zone. Raises UserError, which names `place`."""
+    try:
+        time = datetime.datetime.fromisoformat(text)
+    except ValueError:
+        raise UserError(
+            f"{place}: time is {text!r}, not like 2026-11-22T10:00:00+00:00; if a spreadsheet "
+            "changed the file, take the original; a sweep that is run again writes its own"
+        ) from None
+    return time if time.tzinfo else time.replace(tzinfo=datetime.UTC)
+
+
+def check_append(path: pathlib.Path, columns: Iterable[str]) -> None:
+    """Raises UserError if rows with these columns can't be added to a results file."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        new = not path.exists()
         with open(path, "a+", newline="") as file:
             file.seek(0)
             header = next(csv.reader(file), None)
-            if header not in (None, list(rows[0])):
-                raise UserError(f"{path} has other columns than these rows; choose another --csv")
-            writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-            if header is None:
-                writer.writeheader()
-            writer.writerows(rows)
+        if new:
+            path.unlink()
+    except OSError as error:
+        raise UserError(f"can't write to --csv={path}: {error.strerror}") from None
+    if header not in (None, list(columns)):
+        differ = ", ".join(sorted({*header} ^ {*columns})[:3]) or "in another order"
+        text = f"{path} has other columns than these rows ({differ})"
+        raise UserError(f"{text}; choose another --csv")
+
+
+def append_csv(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:
+    """Adds rows to a results file; a new file gets a header first."""
+    check_append(path, rows[0])
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
+    try:
+        before = path.read_bytes() if path.exists() else b""
+        if not before:
+            writer.writeheader()
+        elif not before.endswith(b"\n"):
+            text.write("\n")
+        writer.writerows(rows)
+        files.append_whole(path, text.getvalue())
     except OSError as error:
         raise UserError(f"can't write to --csv={path}: {error.strerror}; rows: {rows}") from None
+
+
+def merge_csv(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:
+    """Adds runs to a sweep's results file, which keeps its others; one run is a name and a time.
+
+    Raises UserError, and leaves the file as it is, if it has rows of another kind.
+    """
+    runs = {(row["name"], moment(row["time"], row["name"])) for row in rows}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(path.parent):
+            columns, old = read(path) if path.is_file() else ((), [])
+            if columns and not {"name", "time"} <= set(columns):
+                raise UserError(f"{path} is no table of results of a sweep; choose another --csv")
+            kept = [r for r, place in old if (r["name"], moment(r["time"], place)) not in runs]
+            every, text = kept + rows, io.StringIO()
+            header = dict.fromkeys(key for row in [*rows, *kept] for key in row)
+            writer = csv.DictWriter(text, header, lineterminator="\n")
+            if every:
+                writer.writeheader()
+            writer.writerows(every)
+            files.write_atomically(path, text.getvalue())
+    except OSError as error:
+        raise UserError(f"can't write to --csv={path}: {error.strerror}") from None
+
+
+@contextlib.contextmanager
+def _locked(folder: pathlib.Path) -> Any:
+    """Keeps other sweeps from writing to a folder's files at the same time."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # Some network file systems have no locks.
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

@@ -21,10 +21,11 @@ def read(experiment: str) -> ConfigDict:
       experiment: NAME (of configs/) or FILE.py, with :ARGUMENT for its `get_config`; FILE.json or
         a workdir, with :MODEL to scale the base network in it, as in scaling.json:phi=2.
     """
-    name, _, argument = experiment.partition(":")
-    path = pathlib.Path(name).expanduser()
-    if path.suffix == ".json" or (path / config_lib.FILE).is_file():
-        return _rescale(config_lib.load(path), argument) if argument else config_lib.load(path)
+    # A path may have a colon itself.
+    for name, _, argument in ((experiment, "", ""), experiment.rpartition(":")):
+        path = pathlib.Path(name).expanduser()
+        if path.suffix == ".json" or (name and (path / config_lib.FILE).is_file()):
+            return _rescale(config_lib.load(path), argument) if argument else config_lib.load(path)
     return get_config("", "config", experiment)
 
 

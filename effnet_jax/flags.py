@@ -57,7 +57,9 @@ class Parser(argparse.ArgumentParser):
         args, rest = self.parse_known_args(args, namespace)
         for key, value in vars(args).items():
             for each in value if isinstance(value, list) else [value]:
-                if key != "coordinator_address" and not str(each).startswith("hf://"):
+                # An image that can't be read does not stop the others; predict reports it.
+                is_path = key not in ("coordinator_address", "images")
+                if is_path and not str(each).startswith("hf://"):
                     check_local(key, each)
         if not self.config:
             return self.error(f"unexpected argument {rest[0]!r}") if rest else args

@@ -26,20 +26,25 @@ def metric_sums(
     them is correct, and images without a label are not counted, as in arXiv 2006.07159. `choices`,
     bool [classes], are the classes that a prediction may be; None: all.
 
+    A label is among the best five if fewer than five logits are higher: ties are hits, as in
+    tf.nn.in_top_k of the references; but the best one is the first of those that tie, as tf.argmax.
+
     Returns images, those not masked; count, those with a label; top1 and top5, correct predictions;
     and, where labels are [N], loss, the cross-entropy over the choices.
     """
+    lowest = jnp.finfo(logits.dtype).min  # Not -inf: 0 * -inf would be NaN.
     if choices is not None:
-        logits = jnp.where(
-            choices[None], logits, jnp.finfo(logits.dtype).min
-        )  # 0 * -inf would be NaN.
+        logits = jnp.where(choices[None], logits, lowest)
     sets = labels.reshape(len(labels), -1)
-    best = jax.lax.top_k(logits, min(5, logits.shape[-1]))[1]
-    hits = (best[:, :, None] == sets[:, None, :]).any(-1)
     counted = jnp.where((sets >= 0).any(-1), mask, 0)
+    own = jnp.take_along_axis(logits, sets, -1, mode="clip")
+    higher = (logits[:, None, :] > own[:, :, None]).sum(-1)
+    finite = jnp.isfinite(logits).all(-1, keepdims=True)
+    in_five = ((higher < 5) & (own > lowest) & (sets >= 0) & finite).any(-1)
+    is_first = (sets == logits.argmax(-1)[:, None]).any(-1)
     sums = {
-        "top1": jnp.where(hits[:, 0], counted, 0).sum(),
-        "top5": jnp.where(hits.any(-1), counted, 0).sum(),
+        "top1": jnp.where(is_first, counted, 0).sum(),
+        "top5": jnp.where(in_five, counted, 0).sum(),
         "count": counted.sum(),
         "images": mask.sum(),
     }

@@ -128,19 +128,21 @@ def batch_norm_group(config: ConfigDict, devices: int) -> int:
     """How many consecutive examples share BatchNorm's statistics in training.
 
     The scope "reference" is the rule of tensorflow/tpu models/official/efficientnet/utils.py,
-    TpuBatchNormalization, whose shards are devices here. Raises UserError where the groups of a
-    batch, or of a microbatch, aren't whole, or are neither within a device nor whole devices.
+    TpuBatchNormalization, and "reference_v2" that of google/automl efficientnetv2/utils.py; their
+    shards are devices here. Raises UserError where the groups of a batch, or of a microbatch,
+    aren't whole, or are neither within a device nor whole devices.
     """
     scope, group = config.model.batch_norm_scope, config.model.batch_norm_group
     examples = config.batch_size // config.accumulation_steps
     each = examples // devices
     if scope == "global":
         return examples
-    if scope == "reference":
-        together = 1 if devices <= 8 else max(8, devices // 8)
+    if scope in ("reference", "reference_v2"):
+        few, many = (1, max(8, devices // 8)) if scope == "reference" else (devices, 8)
+        together = few if devices <= 8 else many
         if devices % together:
             raise UserError(
-                f"config.model.batch_norm_scope='reference' has groups of {together} devices, and "
+                f"config.model.batch_norm_scope={scope!r} has groups of {together} devices, and "
                 f"{devices} devices do not divide into them; use a multiple of 8 devices, or the "
                 "scope 'group' or 'global'"
             )
@@ -162,7 +164,7 @@ def describe_batch_norm(config: ConfigDict, devices: int) -> str:
     count, scope = config.accumulation_steps, config.model.batch_norm_scope
     group, examples = batch_norm_group(config, devices), config.batch_size // count
     part = f" at a time, in {count} microbatches" if count > 1 else ""
-    rule = {"global": "all", "group": "as set", "reference": "reference rule"}[scope]
+    rule = {"global": "all", "group": "as set"}.get(scope, f"{scope} rule")
     return (
         f"BatchNorm over groups of {group} of {examples} examples{part} ({rule}, {devices} devices)"
     )

@@ -57,6 +57,19 @@ def test_only_the_classes_chosen_compete():
     assert found.pop("loss") == pytest.approx(loss.sum(), rel=1e-6)
     assert found == {"top1": 2, "top5": 3, "count": 3, "images": 3}
     assert sums([[6, 4], [6, -1], [0, 3]], choices=choices)["top1"] == 1
+    assert sums([5, 4, 0], choices=np.isin(np.arange(7), [0, 1]))["top5"] == 1
+
+
+def test_ties_are_hits_among_the_best_five_as_in_tensorflow():
+    # tf.nn.in_top_k: a class is among the best five if fewer than five have higher predictions, and
+    # none of an image whose predictions aren't finite is.
+    logits = np.array([[9, 8, 7, 6, 5, 5, 5, 1], [5] * 8, [np.nan] * 8], np.float32)
+    for label, top5 in ((4, 2), (6, 2), (7, 1)):
+        found = metric_sums(logits, np.full(3, label, np.int32), np.ones(3, np.float32))
+        assert float(found["top5"]) == top5
+        assert float(found["top1"]) == 0
+    first = metric_sums(logits, np.zeros(3, np.int32), np.ones(3, np.float32))
+    assert float(first["top1"]) >= 2
 
 
 def test_fewer_classes_than_five():

@@ -23,6 +23,14 @@ def test_the_reference_shares_over_an_eighth_of_the_shards_and_at_least_eight():
         group_of("reference", 5, 12, 12)
 
 
+def test_v2_shares_over_eight_shards():
+    # num_shards_per_group = min(8, num_shards) in google/automl efficientnetv2/utils.py.
+    shards = {1: 1, 2: 2, 6: 6, 8: 8, 16: 8, 32: 8, 1024: 8}
+    assert {count: group_of("reference_v2", 5, count, count) for count in shards} == shards
+    with pytest.raises(UserError, match="='reference_v2' has groups of 8 devices, and 12 devices"):
+        group_of("reference_v2", 5, 12, 12)
+
+
 @pytest.mark.parametrize(
     ("scope", "group", "examples", "devices", "expected"),
     [

@@ -9,4 +9,4 @@ from effnet_jax.imagenet.variants import evaluation_set
 
 
 def get_config():
-    return evaluation_set("imagenet2012", "validation")
+    return evaluation_set("imagenet2012", "validation", 50_000)

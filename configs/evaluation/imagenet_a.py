@@ -13,7 +13,7 @@ from effnet_jax.imagenet.variants import evaluation_set
 
 
 def get_config():
-    config = evaluation_set("imagenet_a", "test")
+    config = evaluation_set("imagenet_a", "test", 7_500)
     classes = pathlib.Path(__file__).with_name("imagenet_a_classes.txt")
     config.data.eval_classes = tuple(classes.read_text().split())
     return config

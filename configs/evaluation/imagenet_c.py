@@ -2,7 +2,8 @@
 
 Command:   python eval.py --workdir=runs/b0 --data=imagenet_c [--data_dir=DIR]
 Data:      TFDS imagenet2012_corrupted/CORRUPTION_SEVERITY, split validation: 75 x 50,000 images,
-           which TFDS makes itself, as JPEG: results on the authors' own files may differ a little.
+           which TFDS makes itself, as JPEG: results on the authors' own files, which are read from
+           --data_dir=FOLDER, may differ a little.
            They are cropped already, to 224 pixels, so all of each is taken, as by the authors
            (github.com/hendrycks/robustness, ImageNet-C/test.py), and resized for the run.
 Metric:    mCE: for each corruption the top-1 errors over those of AlexNet, both summed over the
@@ -34,7 +35,7 @@ ALEXNET_ERROR = {
 
 
 def get_config():
-    config = evaluation_set("imagenet2012_corrupted", "validation")
+    config = evaluation_set("imagenet2012_corrupted", "validation", 50_000)
     config.corruptions = ALEXNET_ERROR
     config.severities = (1, 2, 3, 4, 5)
     config.preprocess.crop_rule = "whole"

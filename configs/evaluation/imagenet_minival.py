@@ -11,4 +11,4 @@ from effnet_jax.imagenet.variants import evaluation_set
 
 
 def get_config():
-    return evaluation_set("imagenet2012", "minival")
+    return evaluation_set("imagenet2012", "minival", 25_022)

@@ -10,6 +10,6 @@ from effnet_jax.imagenet.variants import evaluation_set
 
 
 def get_config():
-    config = evaluation_set("imagenet2012_real", "validation")
+    config = evaluation_set("imagenet2012_real", "validation", 50_000)
     config.data.label = "real_label"
     return config

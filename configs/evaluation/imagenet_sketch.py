@@ -9,4 +9,4 @@ from effnet_jax.imagenet.variants import evaluation_set
 
 
 def get_config():
-    return evaluation_set("imagenet_sketch", "test")
+    return evaluation_set("imagenet_sketch", "test", 50_889)

@@ -16,4 +16,4 @@ VARIANTS = ("matched-frequency", "threshold-0.7", "topimages")
 
 def get_config(variant: str = "matched-frequency"):
     check_choice("variant of imagenet_v2", variant, VARIANTS)
-    return evaluation_set(f"imagenet_v2/{variant}", "test")
+    return evaluation_set(f"imagenet_v2/{variant}", "test", 10_000)

@@ -1,5 +1,7 @@
 """Crop boxes: pure functions of an image's size and a random generator."""
 
+import math
+
 import numpy as np
 
 Box = tuple[int, int, int, int]  # Top, left, height, width, in pixels.
@@ -21,26 +23,33 @@ def random_box(
     aspect: tuple[float, float],
     rng: np.random.Generator,
     min_covered: float = 0.1,
+    attempts: int = 10,
 ) -> Box | None:
-    """A crop of random area and aspect at a random place, or None where none of ten tries fits.
+    """A crop of random area and aspect at a random place, or None where none of the attempts fits.
 
-    As TensorFlow's sample_distorted_bounding_box with the whole image as the object: the `aspect`,
-    width over height, is uniform, then the height between those of the smallest and the largest
-    `area`. This and `min_covered` are fractions of the image.
+    The `aspect`, width over height, is uniform, then the height between those of the smallest and
+    the largest `area`. This and `min_covered` are fractions of the image.
+
+    Source: TensorFlow's core/kernels/image/sample_distorted_bounding_box_op.cc, with the whole
+    image as the object. No crop reaches the last row or column unless it has the image's height or
+    width: the offset is drawn from 0 up to, and without, the difference.
     """
-    for _ in range(10):
+    least, most = (fraction * height * width for fraction in area)
+    for _ in range(attempts):
         ratio = rng.uniform(*aspect)
-        low, high = (round((fraction * height * width / ratio) ** 0.5) for fraction in area)
-        high = min(high, height, int((width + 0.5) / ratio))
-        low = min(low, high)
-        crop_height = int(rng.integers(low, high + 1))
-        crop_width = round(crop_height * ratio)
-        covered = crop_height * crop_width / (height * width)
-        fits = 0 < crop_height <= height and 0 < crop_width <= width
-        if fits and max(area[0], min_covered) <= covered <= area[1]:
-            top = int(rng.integers(0, height - crop_height + 1))
-            left = int(rng.integers(0, width - crop_width + 1))
-            return top, left, crop_height, crop_width
+        low, high = (round(math.sqrt(pixels / ratio)) for pixels in (least, most))
+        if round(high * ratio) > width:
+            high = int((width + 0.5) / ratio)
+        high = min(high, height)
+        h = int(rng.integers(min(low, high), high + 1))
+        # One row more or less where rounding has left the range.
+        h += h * round(h * ratio) < least
+        h -= h * round(h * ratio) > most
+        w = round(h * ratio)
+        fits = 0 < h <= height and 0 < w <= width and least <= h * w <= most
+        if fits and h * w >= min_covered * height * width:
+            top, left = (int(rng.integers(max(1, space))) for space in (height - h, width - w))
+            return top, left, h, w
     return None
 
 

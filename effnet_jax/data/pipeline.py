@@ -112,14 +112,23 @@ class TrainImages:
         return record["label"], True
 
     def box(self, size: int, rng: np.random.Generator, height: int, width: int) -> Box:
-        """The random crop of an image of [height, width] that becomes [size, size]."""
+        """The random crop of an image of [height, width] that becomes [size, size].
+
+        Evaluation's crop takes its place where no crop is found, and where it is the whole image,
+        as in the reference's _decode_and_random_crop.
+        """
         config = self._preprocess
-        found = crop.random_box(height, width, config.crop_area, config.crop_aspect, rng)
-        return found or Preprocess.from_config(config, size).box(height, width)
+        ranges = config.crop_area, config.crop_aspect
+        limits = config.crop_min_covered, config.crop_attempts
+        found = crop.random_box(height, width, *ranges, rng, *limits)
+        if found and found[2:] != (height, width):
+            return found
+        return Preprocess.from_config(config, size).box(height, width)
 
     def distort(self, image: np.ndarray, rng: np.random.Generator, out: np.ndarray) -> None:
         """Resizes the crop `image`, flips and augments it, and writes it to `out`."""
-        image = resize(image, out.shape[:2], self._preprocess.interpolation)
+        truncate = self._policy is not None and self._augment.rounding == "truncate"
+        image = resize(image, out.shape[:2], self._preprocess.interpolation, truncate)
         if self._preprocess.flip and rng.random() < 0.5:
             image = cv2.flip(image, 1)
         if self._policy:
@@ -168,6 +177,7 @@ class Batches:
 
     def _make(self, chunk: int, number: int, images: np.ndarray | None = None) -> Batch:
         """Makes a chunk of this process in this thread; its images in `images` if that is given."""
+        cv2.setNumThreads(0)  # Not when imported: it is a setting of the whole process.
         images = self._empty(chunk) if images is None else images
         step, part = divmod(number, self._local // chunk)
         first = step * self._global + self._process * self._local + part * chunk

@@ -19,7 +19,7 @@ from effnet_jax.data.decode import decode_box, decode_image
 from effnet_jax.data.resizing import INTERPOLATIONS, resize
 from effnet_jax.errors import UserError, check_choice
 
-CROP_RULES = ("padding", "fraction", "resize", "whole")
+CROP_RULES = ("padding", "fraction", "resize", "squash", "whole")
 # A file's path, its bytes, or its pixels: a Pillow image, or uint8 [h, w, 3] of NumPy, JAX ...
 ImageLike = str | os.PathLike | bytes | Image.Image | np.ndarray
 
@@ -41,8 +41,8 @@ class Preprocess:
       fraction: the central square of `crop_fraction` of the shorter side, then resized.
       resize: the shorter side is resized to `resolution / crop_fraction`, rounded down, then the
         central square is cut out; timm's (`crop_pct`) and torchvision's, to the bit.
-      whole: the whole image, its sides made equal; the reference's for V2 from 320 pixels on, and
-        timm's "squash".
+      squash: as resize, but both sides are resized to that length; timm's.
+      whole: the whole image, its sides made equal; the reference's for V2 from 320 pixels on.
     """
 
     resolution: int  # Side of the result, in pixels.
@@ -85,9 +85,15 @@ class Preprocess:
         return dataclasses.asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
 
     def box(self, height: int, width: int) -> Box:
-        """The part of an image that is kept; for the rule "resize" to the nearest pixel."""
+        """The part of an image that is kept; for "resize" and "squash" to the nearest pixel."""
         if self.crop_rule == "whole":
             return 0, 0, height, width
+        if self.crop_rule == "squash":
+            share = self.resolution / self._shorter_side
+            (top, _, h, _), (left, _, w, _) = (
+                crop.central_box(side, side, share) for side in (height, width)
+            )
+            return top, left, h, w
         kept = {
             "padding": self.resolution / (self.resolution + self.crop_padding),
             "fraction": self.crop_fraction,
@@ -105,9 +111,9 @@ class Preprocess:
         Returns uint8 [resolution, resolution, 3]; raises ValueError for bytes that are damaged.
         """
         square = (self.resolution, self.resolution)
-        if self.crop_rule == "resize":
+        if self.crop_rule in ("resize", "squash"):
             whole = decode_image(image) if isinstance(image, bytes) else image
-            sides = whole.shape[:2]
+            sides = whole.shape[:2] if self.crop_rule == "resize" else square
             shape = tuple(self._shorter_side * side // min(sides) for side in sides)
             # As torchvision rounds: halves to even.
             place = (round((side - self.resolution) / 2) for side in shape)

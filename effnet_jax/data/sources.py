@@ -15,6 +15,7 @@ import numpy as np
 import simplejpeg
 from ml_collections import ConfigDict
 
+from effnet_jax.data import imagenet_names
 from effnet_jax.errors import UserError, check_choice
 from effnet_jax.run import files
 
@@ -123,7 +124,27 @@ class TfdsSource(Source):
             ) from None
         check_files(instructions)
         super().__init__(tuple(labels.names), records)
-        self._label, self._name = label, f"{name}/{split}"
+        self._label, self._name, self._split = label, name, split
+        self._splits = builder.info.splits
+
+    def shared(self, split: str) -> int:
+        """The number of these records that another split of the same data set has as well."""
+        pairs = ((a, b) for a in self._spans(self._split) for b in self._spans(split))
+        return sum(len(range(max(a[1], b[1]), min(a[2], b[2]))) for a, b in pairs if a[0] == b[0])
+
+    def _spans(self, split: str) -> list[tuple[str, int, int]]:
+        """The parts of a split: the split that each is cut from, its first record, and its end."""
+        import tensorflow_datasets as tfds
+
+        # ImageNet's minival is the first of its train.
+        names = {"minival": "train"} if self._name == "imagenet2012" else {}
+        spans = []
+        with contextlib.suppress(ValueError):  # Another copy of the data set may have the split.
+            for part in tfds.core.ReadInstruction.from_spec(split).to_absolute(self._splits):
+                name, size = part.splitname, self._splits[part.splitname].num_examples
+                span = slice(part.from_, part.to).indices(size)[:2]
+                spans.append((names.get(name, name), *span))
+        return spans
 
     def __getitem__(self, index: int) -> Record:
         record = self._records[index]
@@ -136,7 +157,7 @@ class TfdsSource(Source):
         return {"image": record["image"], "label": np.pad(label, padding, constant_values=-1)}
 
     def describe(self, index: int) -> str:
-        return f"record {index} of {self._name}"
+        return f"record {index} of {self._name}/{self._split}"
 
 
 def digits_source(name: str, data_dir: str | None, split: str) -> Source:
@@ -186,6 +207,7 @@ def list_classes(folder: pathlib.Path) -> dict[str, list[str]]:
             f"no JPEG or PNG file in {folder / empty[0]} and {len(empty) - 1} other class folders; "
             "remove the empty folder or add images"
         )
+    imagenet_names.check_names((name, path) for name, paths in found.items() for path in paths)
     return found
 
 
@@ -261,6 +283,20 @@ def open_source(config: ConfigDict, split: str) -> Source:
     return source
 
 
+def count_trained_on(source: Source, data: ConfigDict, training: ConfigDict) -> int:
+    """The number of records of an evaluation split that `training.train_split` has as well.
+
+    `source` is `data.eval_split`, as opened. Image files are compared by path, TFDS splits of the
+    same name by position.
+    """
+    if data.source == training.source == "folder":
+        root = os.path.abspath(os.path.expanduser(training.data_dir or ""))
+        folder = os.path.join(root, training.train_split, "")
+        return sum(source.describe(index).startswith(folder) for index in range(len(source)))
+    same = isinstance(source, TfdsSource) and data.name == training.name
+    return source.shared(training.train_split) if same else 0
+
+
 def fingerprint(source: Source, most: int = 32) -> str:
     """Text that identifies a data set by its classes, size and `most` evenly spaced records."""
     digest = hashlib.sha256("\n".join(source.classes).encode())
@@ -319,3 +355,15 @@ def check_classes(found: tuple[str, ...], expected: tuple[str, ...], split: str)
             f"split {split!r} has {len(found)} classes and training has {len(expected)}; "
             f"missing: {missing}; added: {added}"
         )
+
+
+def identity(source: Source) -> str:
+    """Tells a split from others of one name: its images, and a digest of the names of its classes.
+
+    The digest of a folder, whose name says little, also covers some of its images.
+    """
+    while isinstance(source, Relabeled):
+        source = source._records
+    with contextlib.suppress(OSError):  # Damaged files are reported elsewhere.
+        return fingerprint(source, 32 if isinstance(source, FolderSource) else 0)
+    return fingerprint(source, 0)

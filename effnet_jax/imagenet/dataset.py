@@ -1,23 +1,30 @@
 """ImageNet (ILSVRC 2012): its classes, counts, archives and the order of its records.
 
-The reference chooses checkpoints by `minival`, 25,022 training images. The list was never
-published, but the rule is known: the first 20 of the 1024 files that the Inception script
-build_imagenet_data.py makes (github.com/tensorflow/models, research/inception). This module has
-that script's order and file boundaries, except that the images of a class are sorted by name; the
-script takes them in the file system's order.
+The reference chooses checkpoints by `minival`, 25,022 training images: 20 of the 1024 files that
+the Inception script build_imagenet_data.py (github.com/tensorflow/models, research/inception) made.
+Their names are in val_split20.txt, which efficientnet/README.md of github.com/tensorflow/tpu links;
+`hold_out` takes such a list. Without one `minival` is the first 20 files in that script's order and
+boundaries, except that the images of a class are sorted by name; the script takes them in the file
+system's order.
 """
 
 import collections
 import functools
 import itertools
+import os
 import pathlib
 import random
-import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from effnet_jax.data.imagenet_names import (
+    VALIDATION_NAME,
+    check_names,
+    stated_class,
+    train_name,
+)
 from effnet_jax.errors import UserError
 
 NAME, VERSION = "imagenet2012", "5.1.0"  # In TFDS.
@@ -84,14 +91,6 @@ def features():
     )
 
 
-@functools.cache
-def _validation_classes() -> list[str]:
-    """WordNet ids of the 50,000 validation images by number, from TFDS's list."""
-    import tensorflow_datasets as tfds
-
-    return tfds.core.tfds_path("datasets/imagenet2012/validation_labels.txt").read_text().split()
-
-
 def label_of(wnid: str, where: str) -> int:
     """Label of a class by its WordNet id; an error about another id names `where`."""
     if wnid not in titles():
@@ -106,14 +105,13 @@ def validation_label(file_name: str, where: str) -> int:
 
     TFDS counts the sorted names, which gives other labels for a subset of the images.
     """
-    match = re.fullmatch(r"ILSVRC2012_val_(\d{8})\.JPEG", file_name)
-    number = int(match[1]) if match else 0
-    if not 1 <= number <= len(_validation_classes()):
+    stated = VALIDATION_NAME.fullmatch(file_name) and stated_class(file_name)
+    if stated is None:
         raise UserError(
             f"{where}: {file_name!r} is no name of a validation image; "
             "they are ILSVRC2012_val_00000001.JPEG to ILSVRC2012_val_00050000.JPEG"
         )
-    return label_of(_validation_classes()[number - 1], where)
+    return label_of(stated, where)
 
 
 def shuffled(count: int) -> list[int]:
@@ -137,13 +135,55 @@ def ordered(split: str, items: Sequence[Item]) -> list[Item]:
     return [items[position] for position in shuffled(len(items))]
 
 
-def shard_bounds(split: str, images: int) -> list[int]:
+def read_minival(path: pathlib.Path) -> set[str]:
+    """The names of training images, without ending, in a file with one on each line.
+
+    Raises UserError for other lines. Folders in front of a name are left out.
+    """
+    try:
+        lines = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"can't read --minival={path}: {error}") from None
+    names = [train_name(line.rpartition("/")[2]) for line in lines]
+    if None in names:
+        line = lines[names.index(None)]
+        raise UserError(f"--minival={path}: {line!r} is no name such as n01440764_10026.JPEG")
+    return set(names)
+
+
+def hold_out(items: Sequence[Item], names: set[str], subset: bool) -> tuple[list[Item], int]:
+    """The training images in order, those with `names` first, and the number of those.
+
+    Raises UserError for too few or too many of them, and without `subset` for missing ones.
+    """
+    found = [train_name(item.file_name) for item in items]
+    if (missing := sorted(names.difference(found))) and not subset:
+        raise UserError(
+            f"--minival lists {len(missing):,} images that are not in {TRAIN}: "
+            f"{', '.join(missing[:5])}. Complete the input, or accept this with --subset"
+        )
+    held = sum(name in names for name in found)
+    least = minival_shards(len(shard_bounds(TRAIN, len(items))) - 1)
+    if not least <= held <= len(items) // 2:
+        raise UserError(
+            f"--minival lists {held:,} of {len(items):,} images; {least:,} to {len(items) // 2:,} "
+            "can be held out of training"
+        )
+    order = sorted(range(len(items)), key=lambda index: found[index] not in names)
+    return [items[index] for index in order], held
+
+
+def shard_bounds(split: str, images: int, held: int | None = None) -> list[int]:
     """Index of the first image of each shard, and the end of the last shard.
 
     For all of ImageNet these are the script's. A smaller set has a shard for every 64 images; the
-    number of shards is a multiple of 8.
+    number of shards is a multiple of 8. The first shards, `minival`, have `held` images if given.
     """
     per_run = min(max(images // (64 * RUNS), 1), SHARDS[split] // RUNS)
+    if held is not None:
+        first = minival_shards(per_run * RUNS)
+        bounds = np.linspace(0, held, first + 1)[:-1].astype(int).tolist()
+        return bounds + np.linspace(held, images, per_run * RUNS - first + 1).astype(int).tolist()
     runs = itertools.pairwise(np.linspace(0, images, RUNS + 1).astype(int))
     bounds = [np.linspace(*run, per_run + 1).astype(int)[:-1] for run in runs]
     return [*np.concatenate(bounds).tolist(), images]
@@ -155,7 +195,7 @@ def minival_shards(shards: int) -> int:
 
 
 def check(split: str, items: Sequence[Item], subset: bool = False) -> None:
-    """Raises UserError for a split with too few images or two of the same name.
+    """Raises UserError for a split with too few images, two of one name, or one of another class.
 
     Without `subset`, also for one whose images per class are not ImageNet's.
     """
@@ -164,7 +204,12 @@ def check(split: str, items: Sequence[Item], subset: bool = False) -> None:
     name, count = collections.Counter(item.file_name for item in items).most_common(1)[0]
     if count > 1:
         paths = sorted(item.path for item in items if item.file_name == name)
-        raise UserError(f"{count} images of {split} are called {name}, in {', '.join(paths)}")
+        raise UserError(
+            f"{count} images of {split} are called {name}, in {', '.join(paths[:5])}. Remove "
+            "copies; give other images names of their own, as ImageNet's WNID_NUMBER.JPEG"
+        )
+    # The path of an image in a tar or an ArrayRecord file is that file's.
+    check_names((class_names()[i.label], os.path.join(i.path, i.file_name)) for i in items)
     if subset:
         return
     counts = collections.Counter(item.label for item in items)

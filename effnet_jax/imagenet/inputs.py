@@ -7,8 +7,9 @@ import functools
 import hashlib
 import os
 import pathlib
+import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, NamedTuple
 
 from effnet_jax.data import sources
@@ -18,6 +19,8 @@ from effnet_jax.imagenet.dataset import ARCHIVES, NAME, TRAIN, VALIDATION, Item,
 from effnet_jax.run.writers import console
 
 BLOCK = 512  # Bytes: tars are made of blocks.
+NOT_ENTERED = re.compile(r"\..*|n\d{8}|Annotations")
+VALIDATION_FOLDERS = ("val", "validation")
 
 say = functools.partial(console.print, markup=False)
 
@@ -35,24 +38,61 @@ def open_input(root: pathlib.Path) -> Input:
     say(f"indexing {root}")
     if not root.is_dir():
         raise UserError(f"no directory {root} (--from)")
-    tars = {split: root / archive.name for split, archive in ARCHIVES.items()}
-    if any(path.exists() for path in tars.values()):
-        if missing := [path.name for path in tars.values() if not path.is_file()]:
-            raise UserError(f"{root} has one of the two tars, but {missing[0]} is missing")
-        return Input("tars", {split: _tar(split, path) for split, path in tars.items()}, tars)
-    if (root / "train").is_dir() and (root / "val").is_dir():
-        splits = {TRAIN: _folder(root / "train"), VALIDATION: _folder(root / "val")}
-        return Input("a folder", splits, {})
-    places = [root, *root.glob("*/"), *root.glob(f"{NAME}/*/")]
-    if found := [place for place in places if (place / "dataset_info.json").is_file()]:
-        if len(found) > 1:
-            raise UserError(f"{root} has several data sets; give one: {' '.join(map(str, found))}")
-        return _tfds(found[0])
+    copies = [root, *root.glob("*/"), *root.glob(f"{NAME}/*/")]
+    copies = [place for place in copies if (place / "dataset_info.json").is_file()]
+    places = find(root, lambda place: _tars(place) or _split_folders(place), 0 if copies else 3)
+    if len(found := places or copies) > 1:
+        raise UserError(f"{root} has several data sets; give one: {' '.join(map(str, found))}")
+    if not places and copies:
+        return _tfds(copies[0])
+    for place in places:
+        tars, folders = _tars(place), _split_folders(place)
+        missing = [archive.name for split, archive in ARCHIVES.items() if split not in tars]
+        if missing and not folders:
+            raise UserError(f"{place} has one of the two tars, but {missing[0]} is missing")
+        say(f"reading {' and '.join(map(str, (folders if missing else tars).values()))}")
+        if not missing:
+            return Input("tars", {split: _tar(split, path) for split, path in tars.items()}, tars)
+        return Input("a folder", {split: _folder(path) for split, path in folders.items()}, {})
     raise UserError(
-        f"{root} (--from) has no known form of ImageNet. Looked for: {tars[TRAIN].name} and "
-        f"{tars[VALIDATION].name}; folders train/WNID and val (of images, or of folders WNID); a "
-        f"copy by TFDS, with dataset_info.json in it, in */ or in {NAME}/*/"
+        f"{root} (--from) has no known form of ImageNet. Looked for: {ARCHIVES[TRAIN].name} and "
+        f"{ARCHIVES[VALIDATION].name}; folders train/WNID and val or validation (of images, or of "
+        f"folders WNID), all these at most 3 levels down; a copy by TFDS, with "
+        f"dataset_info.json in it, in */ or in {NAME}/*/"
     )
+
+
+def find(
+    root: pathlib.Path, wanted: Callable[[pathlib.Path], object], levels: int = 3
+) -> list[pathlib.Path]:
+    """The folders that are `wanted`: `root`, or those on the first level below that has any.
+
+    The archive on Kaggle has its images 3 levels down, in ILSVRC/Data/CLS-LOC, and in Annotations
+    the same folders without images. That is not entered, nor are classes.
+    """
+    level = [root]
+    for _ in range(levels + 1):
+        if found := [folder for folder in level if wanted(folder)]:
+            return found
+        below = (folder for parent in level for folder in sorted(parent.iterdir()))
+        level = [f for f in below if f.is_dir() and not NOT_ENTERED.fullmatch(f.name)]
+    return []
+
+
+def _tars(folder: pathlib.Path) -> dict[str, pathlib.Path]:
+    """The official tars in a folder, by split."""
+    tars = {split: folder / archive.name for split, archive in ARCHIVES.items()}
+    return {split: path for split, path in tars.items() if path.is_file()}
+
+
+def _split_folders(folder: pathlib.Path) -> dict[str, pathlib.Path]:
+    """The folders of both splits in a folder, or {}."""
+    found = [folder / name for name in VALIDATION_FOLDERS if (folder / name).is_dir()]
+    if not found or not (folder / "train").is_dir():
+        return {}
+    if len(found) > 1:
+        raise UserError(f"{folder} has both {' and '.join(VALIDATION_FOLDERS)}; remove one of them")
+    return {TRAIN: folder / "train", VALIDATION: found[0]}
 
 
 def read_item(item: Item) -> bytes:
@@ -131,19 +171,28 @@ def _tar_items(split: str, path: pathlib.Path, file: BinaryIO) -> Iterator[Item]
             yield Item(image, label, str(path), *place)
 
 
-def _folder(folder: pathlib.Path) -> list[Item]:
-    """The images of folders of classes, or of one folder with validation images as in the tar."""
-    labels = {}
+def labels_of(folder: pathlib.Path) -> dict[str, int]:
+    """Labels by path of the images in folders of classes, or side by side as in the tar of val."""
+    paths = [str(folder / name) for name in os.listdir(folder) if sources.is_image(name)]
     if any(entry.is_dir() and not entry.name.startswith(".") for entry in os.scandir(folder)):
-        for wnid, paths in sources.list_classes(folder).items():
-            labels |= dict.fromkeys(paths, imagenet.label_of(wnid, str(folder / wnid)))
-    else:
-        for entry in filter(sources.is_image, os.listdir(folder)):
-            path = str(folder / entry)
-            labels[path] = imagenet.validation_label(entry, path)
+        if paths:
+            raise UserError(f"{folder} has folders and {len(paths):,} images next to them")
+        classes = sources.list_classes(folder)
+        labels = {wnid: imagenet.label_of(wnid, str(folder / wnid)) for wnid in classes}
+        return {path: labels[wnid] for wnid, paths in classes.items() for path in paths}
+    return {path: imagenet.validation_label(os.path.basename(path), path) for path in paths}
+
+
+def _folder(folder: pathlib.Path) -> list[Item]:
+    """The images of a split's folder."""
+    if tars := [path for path in folder.glob("*.tar") if not path.with_suffix("").is_dir()]:
+        raise UserError(
+            f"{folder} has {len(tars)} tars of classes that are not unpacked, such as "
+            f"{tars[0].name}; unpack each to a folder of its name, or give the tars they come from"
+        )
     return [
         Item(os.path.basename(path), label, path, 0, os.path.getsize(path))
-        for path, label in labels.items()
+        for path, label in labels_of(folder).items()
     ]
 
 

@@ -52,12 +52,18 @@ def places(data_dir: Path) -> tuple[Path, Path]:
 
 
 def prepare(
-    source: Path, data_dir: Path, settings: Settings, subset: bool = False, processes: int = 1
+    source: Path,
+    data_dir: Path,
+    settings: Settings,
+    subset: bool = False,
+    processes: int = 1,
+    minival: Path | None = None,
 ) -> Made:
     """Prepares ImageNet in data_dir/imagenet2012/5.1.0, or continues to.
 
     `source` has one of the forms that `inputs.open_input` knows. With `subset` it may be
-    incomplete: counts and checksums are not compared.
+    incomplete: counts and checksums are not compared. `minival` is a file of names for
+    `dataset.read_minival`.
 
     Returns the shards of training and validation, in order, with their reports. Raises UserError if
     the input is not ImageNet; the data set exists, is being prepared, or was begun with other
@@ -77,7 +83,7 @@ def prepare(
             shutil.rmtree(work)
             raise exists
         try:
-            shards = _begin(source, work, settings, subset)
+            shards = _begin(source, work, settings, subset, minival)
         finally:
             if not (work / "state.json").exists():
                 shutil.rmtree(work)
@@ -113,21 +119,30 @@ def heeding_ctrl_c() -> Iterator[Callable[[], None]]:
         sys.unraisablehook = before
 
 
-def _begin(source: Path, work: Path, settings: Settings, subset: bool) -> list[Shard]:
+def _begin(
+    source: Path, work: Path, settings: Settings, subset: bool, minival: Path | None
+) -> list[Shard]:
     """Checks the input against ImageNet, the disk and what was begun; returns all shards."""
+    listed = None if minival is None else imagenet.read_minival(minival)
     found, shards = inputs.open_input(source), []
     for split in (TRAIN, VALIDATION):
         items = imagenet.ordered(split, found.splits[split])
         imagenet.check(split, items, subset)
         classes = len({item.label for item in items})
         say(f"{split}: {len(items):,} images of {classes} classes, from {found.kind}")
-        shards += _shards(split, items)
+        held = None
+        if split == TRAIN and listed is not None:
+            items, held = imagenet.hold_out(items, listed, subset)
+            say(f"{MINIVAL}: {held:,} images of {len(listed):,} that {minival} lists")
+        shards += _shards(split, items, held)
     _check_space(shards, work, settings)
     source, data_dir = (shlex.quote(str(path.resolve())) for path in (source, work.parents[1]))
     command = (
         f"effnet-jax prepare_imagenet --from={source} --data_dir={data_dir} --size={settings.size} "
         f"--quality={settings.quality}{' --subset' * subset}{' --on_corrupt=drop' * settings.drop}"
     )
+    if minival is not None:
+        command += f" --minival={shlex.quote(str(minival.resolve()))}"
     wanted = {"size": settings.size, "quality": settings.quality, "images": _fingerprint(shards)}
     _agree(work, wanted, command)
     if not subset:
@@ -177,7 +192,8 @@ def _agree(work: Path, wanted: dict, command: str) -> None:
     differing = [key for key in wanted if state[key] != wanted[key]]
     if differing:
         begun = (
-            "other images" if key == "images" else f"--{key}={state[key]}" for key in differing
+            "other images or another --minival" if key == "images" else f"--{key}={state[key]}"
+            for key in differing
         )
         raise UserError(
             f"{work} was begun with {', '.join(begun)}. Go on with the command that began it:\n"
@@ -225,8 +241,8 @@ def _file_name(split: str, index: int, shards: int) -> str:
     return f"{NAME}-{split}.array_record-{index:05d}-of-{shards:05d}"
 
 
-def _shards(split: str, items: list[Item]) -> list[Shard]:
-    bounds = imagenet.shard_bounds(split, len(items))
+def _shards(split: str, items: list[Item], held: int | None) -> list[Shard]:
+    bounds = imagenet.shard_bounds(split, len(items), held)
     return [
         Shard(split, _file_name(split, index, len(bounds) - 1), items[low:high])
         for index, (low, high) in enumerate(itertools.pairwise(bounds))

@@ -18,18 +18,22 @@ from effnet_jax.data import sources
 from effnet_jax.data.sources import Source
 from effnet_jax.errors import UserError
 from effnet_jax.evaluation import Metrics, evaluate
+from effnet_jax.imagenet import folders
 from effnet_jax.run import writers
 from effnet_jax.run.processes import ALONE, Alone
 
 
-def evaluation_set(name: str, split: str) -> ConfigDict:
-    """All keys of an evaluation set, with the usual values, for a split of a data set in TFDS."""
+def evaluation_set(name: str, split: str, images: int | None = None) -> ConfigDict:
+    """All keys of an evaluation set, with the usual values, for a split of a data set in TFDS.
+
+    Where it has other than `images`, or each set of many has, this is reported.
+    """
     config = ConfigDict()
     config.data = config_lib.get_config().data  # Replaces the run's.
     config.data.update(name=name, eval_split=split)
     config.preprocess = ConfigDict()  # What differs from the weights' own preprocessing.
     # For a set of many, data.name/CORRUPTION_SEVERITY: the reference's error by corruption.
-    config.corruptions, config.severities = ConfigDict(), ()
+    config.corruptions, config.severities, config.images = ConfigDict(), (), images or 0
     return config
 
 
@@ -54,7 +58,8 @@ def choose_data(
     config.model = weights.config.copy_and_resolve_references()
     for key in weights.preprocess.keys() & config.preprocess.keys():  # Resolution is the model's.
         config.preprocess[key] = weights.preprocess[key]
-    config.corruptions, config.severities = ConfigDict(), ()
+    config.corruptions, config.severities, config.images = ConfigDict(), (), 0
+    config.training_data = config.data.copy_and_resolve_references() if run else ConfigDict()
     if run is None:
         config.eval_batch_size = 32 * jax.device_count()
     if data is not None:
@@ -62,7 +67,7 @@ def choose_data(
         if chosen.data.data_dir is None and chosen.data.source == config.data.source:
             chosen.data.data_dir = config.data.data_dir
         config.preprocess.update(chosen.preprocess)
-        for key in ("data", "corruptions", "severities"):
+        for key in ("data", "corruptions", "severities", "images"):
             config[key] = chosen[key]
     elif run is None:
         root = pathlib.Path(data_dir).resolve()
@@ -73,6 +78,29 @@ def choose_data(
     return config
 
 
+def _open_source(data: ConfigDict) -> Source:
+    """An evaluation split: as TFDS prepared it, or an evaluation set as its authors ship it."""
+    prepared = pathlib.Path(data.data_dir or "").expanduser() / data.name
+    if data.source != "tfds" or not data.data_dir or any(prepared.glob("*/dataset_info.json")):
+        found = sources.open_source(data, data.eval_split)
+        if data.source == "folder" and not data.eval_classes:
+            _name_set(set(found.classes))
+        return found
+    if found := folders.open_set(data):
+        return found
+    try:
+        return sources.open_source(data, data.eval_split)
+    except UserError as error:
+        raise UserError(f"{error}\nor give --data_dir=FOLDER, as the authors ship it") from None
+
+
+def _name_set(classes: set[str]) -> None:
+    """Says so if classes are those of an evaluation set that chooses among them alone."""
+    for name in ("imagenet_a", "imagenet_r") if len(classes) == 200 else ():
+        if classes == set(load_evaluation_set(name).data.eval_classes):
+            writers.say(f"these are the classes of {name}; --data={name} chooses among them alone")
+
+
 def _open_sources(config: ConfigDict, names: Sequence[str]) -> dict[str, Source]:
     """The evaluation splits of data sets by name; one UserError for all that can't be read."""
     found, errors = {}, {}
@@ -80,7 +108,9 @@ def _open_sources(config: ConfigDict, names: Sequence[str]) -> dict[str, Source]
         data = config.data.copy_and_resolve_references()
         data.name = name
         try:
-            found[name] = sources.open_source(data, data.eval_split)
+            found[name] = _open_source(data)
+            if config.images and len(found[name]) != config.images:
+                writers.say(f"{name}: {len(found[name]):,} of {config.images:,} images")
         except UserError as error:
             errors[name] = error
     if not errors:
@@ -92,6 +122,19 @@ def _open_sources(config: ConfigDict, names: Sequence[str]) -> dict[str, Source]
         f"{len(errors)} of {len(names)} data sets can't be read: {', '.join(errors)}. "
         f"The first: {error}\nWithout '/{name.rpartition('/')[2]}' it prepares all of them."
     )
+
+
+def _count_trained_on(config: ConfigDict, found: dict[str, Source]) -> int:
+    """The number of images that the run was trained on; says so if there are any."""
+    data, training = config.data, config.training_data
+    count = sum(sources.count_trained_on(source, data, training) for source in found.values())
+    if count:
+        images = sum(map(len, found.values()))
+        split = f"config.data.train_split={training.train_split!r}"
+        writers.say(
+            f"warning: the run was trained on {count:,} of these {images:,} images, {split}"
+        )
+    return count
 
 
 def evaluate_set(
@@ -107,21 +150,39 @@ def evaluate_set(
 
     Returns top1, top5, loss (not where images have sets of labels), count, step and weights. For a
     set of corruptions: mce, top1 and error (both means; the error by corruption), count, step and
-    weights.
+    weights. Where the run was trained on some of the images, also their number, trained_on.
+
+    Raises csv_rows.NotWritten, which has the result, if `csv` lacks a row in the end; UserError
+    before anything is evaluated if it has other columns, or can't be written.
     """
     name, split = config.data.name, config.data.eval_split
     parts = [f"{name}/{each}_{level}" for each in config.corruptions for level in config.severities]
     found = _open_sources(config, parts or [name])
-    run, results = {"step": weights.step, "weights": label}, {}
+    run, results, lost = {"step": weights.step, "weights": label}, {}, []
+    identities = {part: sources.identity(source) for part, source in found.items()}
+    if csv is not None and processes.is_first:
+        csv_rows.check_append(pathlib.Path(csv), _row(config, "", "", weights, {}))
+    if config.training_data and (trained_on := _count_trained_on(config, found)):
+        run["trained_on"] = trained_on
     for part, result in evaluate(weights, config, found, label, processes):
         results[part] = result | run
         if parts:
             writers.say(f"{part}: top-1 {result['top1']:.2%}")
         if csv is not None and processes.is_first:
-            row = _row(config, f"{part}/{split}", weights, results[part])
-            csv_rows.append_csv(pathlib.Path(csv), [row])
-    if not parts:
-        return results[name]
+            row = _row(config, f"{part}/{split}", identities[part], weights, results[part])
+            try:
+                csv_rows.append_csv(pathlib.Path(csv), [row])
+            except UserError as error:
+                lost.append(str(error))
+    result = _summary(config, results) | run if parts else results[name]
+    if lost:
+        raise csv_rows.NotWritten(f"{lost[0]} ({len(lost)} of {len(results)} rows)", result)
+    return result
+
+
+def _summary(config: ConfigDict, results: dict[str, Metrics]) -> dict[str, Any]:
+    """The result of a set of corruptions, from those of its parts."""
+    name = config.data.name
     errors = {
         each: [1 - results[f"{name}/{each}_{level}"]["top1"] for level in config.severities]
         for each in config.corruptions
@@ -131,7 +192,6 @@ def evaluate_set(
         "top1": statistics.fmean(result["top1"] for result in results.values()),
         "error": {each: statistics.fmean(values) for each, values in errors.items()},
         "count": sum(result["count"] for result in results.values()),
-        **run,
     }
 
 
@@ -147,12 +207,15 @@ def mean_corruption_error(
     )
 
 
-def _row(config: ConfigDict, data: str, weights: Any, result: Metrics) -> dict[str, Any]:
+def _row(
+    config: ConfigDict, data: str, identity: str, weights: Any, result: Metrics
+) -> dict[str, Any]:
     """A row of results: the data, the network, the run, the result and the machine."""
     # Nobody knows how weights from elsewhere were trained.
     training = config if weights.step is not None else dict.fromkeys(config)
     return {
         "data": data,
+        "identity": identity,
         "phi": config.model.phi,
         **dataclasses.asdict(models.coefficients(config.model)),
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(weights.variables["params"])),

@@ -1,13 +1,13 @@
-"""The inside of an MBConv for training on accelerators: the same function, with fewer bytes moved.
+"""The inside of an MBConv for training on accelerators: the same function, fewer bytes moved.
 
-EfficientNet's step is bound by memory: what costs is every wide map [N, H, W, C] that is written and
-read again. Three identities and a little ordering avoid most of that. Automatic differentiation of
+EfficientNet's step is bound by memory: each wide map [N, H, W, C] that is written and read again
+costs time. Three identities and a little ordering avoid most of that. Automatic differentiation of
 the forms below does the rest, so derivatives of every order and mode exist.
 
 A. Statistics of an expansion from its narrow input. For y = xW, with x [n, Cin] and n = N * H * W:
-   mean(y) = mean(x) W and var(y) = diag(W' cov(x) W), with cov(x) = x'x / n - mean(x)' mean(x). Both
-   are known before y exists, and their gradients reach x through Cin x Cin matrices: no pass over a
-   wide map.
+   mean(y) = mean(x) W and var(y) = diag(W' cov(x) W), with cov(x) = x'x / n - mean(x)' mean(x).
+   Both are known before y exists, and their gradients reach x through Cin x Cin matrices: no pass
+   over a wide map.
 B. The gradient for the projection's input, (dp W'), is wide. The gate's gradient sums it over
    pixels; BatchNorm's gradient reads it again. It is computed for each, from the narrow dp, and
    never written (`gate_project`).
@@ -43,7 +43,7 @@ def pointwise(x: Array, kernel: Array) -> Array:
 
 
 def expansion_statistics(x: Array, kernel: Array, axis: str | None = None) -> tuple[Array, Array]:
-    """`plain_statistics(pointwise(x, kernel))`, computed from x [N, H, W, Cin] (A); float32 [Cout]."""
+    """`plain_statistics(pointwise(x, kernel))`, from x [N, H, W, Cin] (A); float32 [Cout]."""
     rows = ((0, 1, 2), (0, 1, 2)), ((), ())
     gram = lax.dot_general(x, x, rows, preferred_element_type=jnp.float32)
     gram = operations.over_devices(gram / (x.size // x.shape[-1]), axis)

@@ -264,9 +264,13 @@ def _figures(compiled: jax.stages.Compiled, chip: Chip, microbatches: int) -> tu
 
 
 def batch_unit(config: ConfigDict, devices: int) -> int:
-    """What a batch is a multiple of: whole groups of BatchNorm in each microbatch and device."""
+    """What a batch is a multiple of: whole groups of BatchNorm in each microbatch and device.
+
+    And whole groups of mixing in the batch.
+    """
     grouped = config.model.batch_norm_scope == "group"
-    return devices * config.accumulation_steps * (config.model.batch_norm_group if grouped else 1)
+    unit = devices * config.accumulation_steps * (config.model.batch_norm_group if grouped else 1)
+    return math.lcm(unit, config.augment.mix_group or 1)
 
 
 def largest_batch(attempt: Callable[[int], Plan], start: int, unit: int) -> tuple[Plan, Plan]:

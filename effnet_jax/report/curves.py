@@ -1,29 +1,94 @@
-"""The picture of a run: loss and accuracy by epoch."""
+"""The picture of a run: loss, accuracy and learning rate by epoch."""
 
+import math
 import pathlib
 
 import matplotlib.figure
+from matplotlib.axes import Axes
+
+from effnet_jax.report import drawing
+
+Curve = list[tuple[float, float]]  # Epochs and values.
+COLOURS = [colour for colour, _ in drawing.STYLES.values()]
+WEIGHTS = {  # Raw weights over averaged ones, so that both show where they are alike.
+    "ema": {"linestyle": "-", "marker": "o", "markersize": 4.5, "linewidth": 2.2},
+    "raw": {"linestyle": "--", "marker": "s", "markersize": 3.5, "markerfacecolor": "white"},
+}
 
 
-def draw_curves(rows: list[dict[str, float]], path: pathlib.Path) -> None:
-    """Draws the rows of metrics.jsonl into a PNG: training, and every evaluation by its name."""
-    figure = matplotlib.figure.Figure(figsize=(10, 4), layout="constrained")
-    loss, accuracy = figure.subplots(1, 2)
-    names = dict.fromkeys(key for row in rows for key in row if key.count("/") == 2)
-    for axes, metric, scale in ((loss, "loss", 1), (accuracy, "top1", 100)):
-        smoothed = ", smoothed labels" if metric == "loss" else ""
-        lines = {f"train_{metric}": {"label": f"training (augmented{smoothed})", "color": "gray"}}
-        for name in names:
-            evaluation, _, measured = name.rpartition("/")
-            if measured == metric:
-                lines[name] = {"label": f"evaluation {evaluation}", "marker": "o"}
-        for key, form in lines.items():
-            points = [(row["epoch"], scale * row[key]) for row in rows if key in row]
-            if points:
-                axes.plot(*zip(*points, strict=True), **form)
-        axes.set_xlabel("epoch")
+def draw_curves(rows: list[dict[str, float]], path: pathlib.Path, title: str = "") -> None:
+    """Draws the rows of metrics.jsonl into a PNG: training, and every evaluation by its name.
+
+    The axes show what the run settles to. What lies far outside, as an evaluation gone wrong, is
+    marked at the border.
+    """
+    figure = matplotlib.figure.Figure(figsize=(10, 5.6), layout="constrained")
+    panels = figure.subplot_mosaic([["loss", "top1"], ["rate", "rate"]], height_ratios=(3, 1))
+    figure.suptitle(title, fontsize=drawing.TEXT + 1)
+    for axes in panels.values():
         axes.grid(alpha=0.3)
-        axes.legend()
-    loss.set_ylabel("cross-entropy")
-    accuracy.set_ylabel("top-1 (%)")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_xlabel("epoch")
+    keys = (key for row in rows for key in row if key.count("/") == 2)
+    evaluations = dict.fromkeys(key.partition("/")[0] for key in keys)
+    for metric, scale, label in (("loss", 1, "cross-entropy"), ("top1", 100, "top-1 (%)")):
+        smoothed = ", smoothed labels" if metric == "loss" else ""
+        training = {"label": f"training (augmented{smoothed})", "color": "gray", "alpha": 0.5}
+        lines = [(curve(rows, f"train_{metric}", scale), training)]
+        for number, evaluation in enumerate(evaluations):
+            for weights, form in WEIGHTS.items():
+                form = form | {"color": COLOURS[(2 * number + (weights == "raw")) % len(COLOURS)]}
+                form["label"] = f"evaluation {evaluation}/{weights}"
+                lines.append((curve(rows, f"{evaluation}/{weights}/{metric}", scale), form))
+        draw_lines(panels[metric], [(points, form) for points, form in lines if points])
+        panels[metric].set_ylabel(label)
+    rate = curve(rows, "learning_rate", 1)
+    panels["rate"].plot(*zip(*rate, strict=True) if rate else ([], []), color="gray")
+    panels["rate"].set_ylabel("learning rate")
+    panels["rate"].set_ylim(bottom=0)
     figure.savefig(path, dpi=120)
+
+
+def curve(rows: list[dict[str, float]], key: str, scale: float) -> Curve:
+    """The finite values of a metric, times `scale`, by epoch."""
+    found = [(row["epoch"], scale * row[key]) for row in rows if key in row]
+    return [(epoch, value) for epoch, value in found if math.isfinite(value)]
+
+
+def draw_lines(axes: Axes, lines: list[tuple[Curve, dict]]) -> None:
+    """Draws curves within `limits`; evaluations beyond them are triangles at the border."""
+    if not lines:
+        return
+    low, high = limits([[value for _, value in points] for points, _ in lines])
+    margin = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
+    axes.set_ylim(low - margin, high + margin)
+    beyond = []
+    for points, form in lines:
+        axes.plot(*zip(*points, strict=True), **form)
+        far = [(epoch, v) for epoch, v in points if "marker" in form and not low <= v <= high]
+        for epoch, value in far:
+            place = {"transform": axes.get_xaxis_transform(), "clip_on": False}
+            up = value > high
+            axes.plot(epoch, int(up), color=form["color"], marker="^" if up else "v", **place)
+        beyond += [value for _, value in far]
+    if beyond:
+        ends = dict.fromkeys(f"{value:.3g}" for value in (min(beyond), max(beyond)))
+        text = f"triangles: beyond the axis, {' to '.join(ends)}"
+        axes.set_title(text, fontsize=drawing.SMALL - 1, color=drawing.REFERENCE, loc="right")
+    axes.legend(fontsize=drawing.SMALL)
+
+
+def limits(curves: list[list[float]]) -> tuple[float, float]:
+    """The range of values that shows where curves settle: the middle of each, its end, and more.
+
+    A few values, however far off, do not change it.
+    """
+    low, high = math.inf, -math.inf
+    for values in curves:
+        late = sorted(values[len(values) // 4 :])
+        n = len(late) - 1
+        low = min(low, late[math.ceil(n / 4)], values[-1])
+        high = max(high, late[math.floor(3 * n / 4)], values[-1])
+    more = 3 * (high - low) or 0.1 * abs(high) or 1.0
+    every = [value for values in curves for value in values]
+    return max(low - more, min(every)), min(high + more, max(every))

@@ -63,22 +63,69 @@ def label_axes(axes: Axes, cost: str, values: Sequence[float], accuracy: str = "
 
 
 def draw_points(
-    axes: Axes, points: Sequence[Point], cost: str, colour: str, marker: str, line: bool = True
+    axes: Axes,
+    points: Sequence[Point],
+    cost: str | Sequence[float],
+    colour: str,
+    marker: str,
+    line: bool = True,
+    label: str | None = None,
 ) -> None:
     """Draws means over `cost`, with bars of one standard deviation, and each seed as a small dot.
 
-    `cost` is an attribute of the points, "multiply_adds" or "parameters"; `line` joins the points.
+    `cost` is an attribute of the points, "multiply_adds" or "parameters", or a number for each
+    point; `line` joins the points; `label` is for a legend.
     """
-    x, y = [getattr(point, cost) for point in points], [100 * point.mean for point in points]
-    form = {"color": colour, "marker": marker, "markersize": 6, "zorder": 3}
+    x = [getattr(point, cost) for point in points] if isinstance(cost, str) else cost
+    y = [100 * point.mean for point in points]
+    form = {"color": colour, "marker": marker, "markersize": 6, "zorder": 3, "label": label}
     form["linestyle"] = "-" if line else "none"
-    dots = [(getattr(p, cost), 100 * top1) for p in points if p.n > 1 for top1 in p.top1]
+    pairs = zip(x, points, strict=True)
+    dots = [(at, 100 * top1) for at, p in pairs if p.n > 1 for top1 in p.top1]
     if dots:
         bars = [math.nan if point.sd is None else 100 * point.sd for point in points]
         axes.errorbar(x, y, yerr=bars, elinewidth=1.4, capsize=4, **form)
         axes.scatter(*zip(*dots, strict=True), s=7, color=colour, alpha=0.55, zorder=4)
     else:
         axes.plot(x, y, **form)
+
+
+def draw_ranked(axes: Axes, points: Sequence[Point], names: Sequence[str]) -> None:
+    """Draws means next to names, the last on top and with a star, with bars and seeds as above."""
+    for place, point in enumerate(points):
+        best = place == len(points) - 1
+        colour, _ = style("compound" if best else "width")
+        form = {"fmt": "*", "markersize": 12} if best else {"fmt": "o", "markersize": 6}
+        bar = None if point.sd is None else 100 * point.sd
+        axes.errorbar(100 * point.mean, place, xerr=bar, color=colour, capsize=3, **form)
+        if point.n > 1:
+            seeds = [100 * top1 for top1 in point.top1]
+            axes.scatter(seeds, [place] * point.n, s=7, color=colour, alpha=0.5)
+    axes.set_yticks(range(len(points)), names)
+    axes.set_ylim(-0.7, len(points) - 0.3)
+    axes.set_xlabel("top-1 (%)", fontsize=TEXT)
+
+
+def mark_best(axes: Axes, x: float, point: Point) -> None:
+    """Marks a point at `x` with a star, and writes its mean above its bar."""
+    colour, y = STYLES["compound"][0], 100 * point.mean
+    axes.plot(x, y, color=colour, marker="*", markersize=13, zorder=5)
+    text = f"{math.floor(10 * y + 1e-6) / 10:.1f}"
+    write(axes, text, (x, y + 100 * (point.sd or 0)), 0, 7, colour)
+
+
+def label_values(axes: Axes, key: str, values: Sequence[float]) -> None:
+    """Names the axes of accuracy over a config key, logarithmic if its values span much."""
+    ticks = sorted(set(values))
+    above = [value for value in ticks if value > 0]
+    if above and ticks[0] >= 0 and above[-1] > 5 * above[0]:
+        axes.set_xscale("symlog", linthresh=above[0]) if ticks[0] == 0 else axes.set_xscale("log")
+    if len(ticks) <= 7:
+        axes.set_xticks(ticks, [f"{value:g}" for value in ticks])
+        axes.set_xticks([], minor=True)
+    axes.set_xlabel(key, fontsize=TEXT)
+    axes.set_ylabel("top-1 (%)", fontsize=TEXT)
+    axes.margins(x=0.08, y=0.15)
 
 
 def write(axes: Axes, text: str, place: tuple, right: float, up: float, colour: str) -> None:

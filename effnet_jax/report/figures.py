@@ -12,9 +12,10 @@ from matplotlib.figure import Figure
 
 from effnet_jax.models import efficientnet
 from effnet_jax.report import drawing, paper
-from effnet_jax.report.results import Point, Results, describe
+from effnet_jax.report.results import Point, Results, Swept, describe, find_swept
 
 COSTS = {"multiply_adds": "multiply-adds", "parameters": "parameters"}
+SHOWN = {"compound_paper": "paper's comp."}  # Names of series that a figure shortens.
 # The other networks of Table 2 whose names find room.
 NAMED_PEERS = ("ResNet-50", "ResNet-152", "Inception-v3", "Inception-ResNet-v2", "ResNeXt-101")
 NAMED_PEERS += ("SENet", "AmoebaNet-C", "GPipe")
@@ -74,9 +75,19 @@ def by_cost(points: Sequence[Point]) -> list[Point]:
 
 def curve(results: Results, what: str, cost: str) -> Drawn:
     """Compound scaling against a cost: figures 1 and 5."""
-    points = by_cost(results.points(what, "phi"))
-    drawn, caption = rows(points), describe(points)
+    points, others = by_cost(results.points(what, "phi")), []
+    if not points:
+        methods = results.points(what, "methods")
+        points = by_cost([each for each in methods if each.series in ("base", "compound")])
+        others = by_cost([each for each in methods if each not in points])
+    drawn, caption = rows([*points, *others]), describe(points)
     figure, axes = drawing.new_figure(4.6)
+    if others:
+        caption += " Compound scaling, the line, and the other methods of figure 8."
+    for name in dict.fromkeys(point.series for point in others):
+        line = [point for point in others if point.series == name]
+        form = {"line": False, "label": SHOWN.get(name, name)}
+        drawing.draw_points(axes, line, cost, *drawing.style(name), **form)
     if points and not paper.is_imagenet(points[0].data):
         caption += f" The paper's points are not here: its accuracies are not on {points[0].data}."
     else:
@@ -93,9 +104,13 @@ def curve(results: Results, what: str, cost: str) -> Drawn:
         )
         caption += "" if points else " Ours: not run."
     colour, marker = drawing.style("compound")
-    drawing.draw_points(axes, points, cost, colour, marker)
+    drawing.draw_points(axes, points, cost, colour, marker, label="compound")
     for point in points:
-        drawing.annotate(axes, point, cost, point.label, colour, below=True, right=6)
+        name = point.label.partition(" ")[0]  # "2x" of "2x (phi+1.4)".
+        right, up = (-7, 3) if others else (7, -3)
+        drawing.write(axes, name, (getattr(point, cost), 100 * point.mean), right, up, colour)
+    if others:
+        axes.legend(fontsize=drawing.SMALL)
     drawing.label_axes(axes, COSTS[cost], [row[cost] for row in drawn if row[cost]])
     axes.margins(x=0.12, y=0.12)
     return Drawn(figure, caption.strip(), drawn)
@@ -136,8 +151,7 @@ def lines(axes: Axes, points: Sequence[Point], start: Sequence[Point] = ()) -> N
         line = [*start, *by_cost([point for point in points if point.series == name])]
         colour, marker = drawing.style(name, number)
         drawing.draw_points(axes, line, "multiply_adds", colour, marker)
-        shown = "paper's comp." if name == "compound_paper" else name
-        ends.append((100 * line[-1].mean, shown, colour))
+        ends.append((100 * line[-1].mean, SHOWN.get(name, name), colour))
     if start:
         drawing.draw_points(axes, start, "multiply_adds", "black", "o", line=False)
         drawing.annotate(axes, start[0], "multiply_adds", "base", "black", below=True)
@@ -163,18 +177,22 @@ def figure8(results: Results) -> Drawn | None:
     if not points:
         return None
     start = [point for point in points if point.series == "base"]
-    # A method that falls far below the base squeezes the others into a single line: a second panel
-    # shows them without it.
     low = start[0].mean - 0.1 if start else 0.0
     fallen = {point.series for point in points if point.mean < low}
     near = [point for point in points if point.series not in fallen]
     panels, caption = [points], describe(points)
     if fallen and len(near) > 1:
         panels.append(near)
-        caption += f" Below, the same without {', '.join(sorted(fallen))}."
+        without = f"without {', '.join(sorted(fallen))}"
+        caption += (
+            f" Below, the same points {without}, which falls more than 10 points below the base, so"
+            " that the other lines can't be told apart above."
+        )
     figure, _ = drawing.new_figure(3.9 * len(panels), len(panels))
     for axes, shown in zip(figure.axes, panels, strict=True):
         lines(axes, shown, start)
+        if shown is near:
+            axes.set_title(without, fontsize=drawing.SMALL + 1)
     if any(point.series == "compound_paper" for point in points):
         caption += (
             " Compound scaling by the coefficients found here, and by the paper's 1.2, 1.1, 1.15."
@@ -187,27 +205,62 @@ def figure_grid(results: Results) -> Drawn | None:
     points = sorted(results.points("the grid search", "grid"), key=lambda point: point.mean)
     if not points:
         return None
-    *others, best = points
     figure, axes = drawing.new_figure(1.0 + 0.27 * len(points))
-    for place, point in enumerate(points):
-        colour, _ = drawing.style("compound" if point is best else "width")
-        form = {"fmt": "*", "markersize": 12} if point is best else {"fmt": "o", "markersize": 6}
-        bar = None if point.sd is None else 100 * point.sd
-        axes.errorbar(100 * point.mean, place, xerr=bar, color=colour, capsize=3, **form)
-        if point.n > 1:
-            seeds = [100 * top1 for top1 in point.top1]
-            axes.scatter(seeds, [place] * point.n, s=7, color=colour, alpha=0.5)
     names = [f"{point.label}  ({drawing.count(point.multiply_adds)})" for point in points]
-    axes.set_yticks(range(len(points)), names)
-    axes.set_ylim(-0.7, len(points) - 0.3)
+    drawing.draw_ranked(axes, points, names)
     axes.set_ylabel("alpha, beta, gamma", fontsize=drawing.TEXT)
-    axes.set_xlabel("top-1 (%)", fontsize=drawing.TEXT)
-    caption = f"{describe(points)} The best mean: {best.label}."
-    if best.sd is not None:
-        low = best.mean - best.sd
-        overlap = sum(p.mean + p.sd >= low for p in others if p.sd is not None)
-        caption += f" The bars of {overlap} of the {len(others)} others overlap its bar."
+    caption = f"{describe(points)} {best(points, [point.label for point in points])}"
     return Drawn(figure, caption, rows(points))
+
+
+def best(points: Sequence[Point], names: Sequence[str]) -> str:
+    """Which of points, sorted by their means, has the best, and how many come near it."""
+    *others, first = points
+    equal = [name for name, p in zip(names, points, strict=True) if p.mean == first.mean]
+    text = f"The best mean: {' and '.join(equal)}."
+    if first.sd is not None and others:
+        low = first.mean - first.sd
+        overlap = sum(p.mean + p.sd >= low for p in others if p.sd is not None)
+        text += f" The bars of {overlap} of the {len(others)} others overlap its bar."
+    return text
+
+
+def figure_sweeps(results: Results) -> Drawn | None:
+    """The sweeps that are none of the paper's, each over the key that it changes."""
+    sweeps = results.own("the figure of your sweeps")
+    if not sweeps:
+        return None
+    found = [find_swept(points) for points in sweeps.values()]
+    heights = [3.6 if each.key else 1.0 + 0.27 * len(each.names) for each in found]
+    figure, _ = drawing.new_figure(sum(heights), len(found), height_ratios=heights)
+    drawn, captions = [], []
+    for axes, swept, (title, points) in zip(figure.axes, found, sweeps.items(), strict=True):
+        ranked = sorted(zip(points, swept.names, strict=True), key=lambda pair: pair[0].mean)
+        axes.set_title(title, fontsize=drawing.SMALL + 1)
+        draw_sweep(axes, swept, *zip(*ranked, strict=True))
+        captions.append(f"{title}: {describe(points)} {best(*zip(*ranked, strict=True))}")
+        drawn += [dict(p.runs[0].swept) | row for p, row in zip(points, rows(points), strict=True)]
+    columns = dict.fromkeys(key for row in drawn for key in row)
+    drawn = [{key: row.get(key, "") for key in columns} for row in drawn]
+    return Drawn(figure, " ".join(captions), drawn)
+
+
+def draw_sweep(axes: Axes, swept: Swept, points: Sequence[Point], names: Sequence[str]) -> None:
+    """Draws a sweep over its key, with a line for each of the others' values; or as a ranking.
+
+    `points` and `names` are sorted by top-1.
+    """
+    if not swept.key:
+        drawing.draw_ranked(axes, points, names)
+        return
+    for number, (name, line) in enumerate(swept.lines.items()):
+        x, at = zip(*line, strict=True)
+        drawing.draw_points(axes, at, x, *drawing.style("", number), label=name)
+    pairs = [pair for line in swept.lines.values() for pair in line]
+    drawing.label_values(axes, swept.key, [x for x, _ in pairs])
+    drawing.mark_best(axes, *max(pairs, key=lambda pair: pair[1].mean))
+    if len(swept.lines) > 1:
+        axes.legend(fontsize=drawing.SMALL)
 
 
 def figure6(results: Results) -> Drawn:

@@ -19,8 +19,10 @@ def show(workdir: str | pathlib.Path, step: int, scores: dict[str, float]) -> No
     """Prints a finished run's last step, scores and where its time went, and draws its curves."""
     workdir = pathlib.Path(workdir).expanduser()
     path, rows = workdir / "curves.png", files.read_rows(workdir / FILE)
+    top1 = [f"{key.removesuffix('/top1')} {scores[key]:.2%}" for key in scores if "/top1" in key]
+    title = ", ".join([f"{workdir.resolve().name} at step {step}", *top1[:4]])
     with contextlib.suppress(OSError):  # A full disk, after all that counts is saved.
-        curves.draw_curves(writers.read_metrics(workdir), path)
+        curves.draw_curves(writers.read_metrics(workdir), path, title)
     begun = max((i for i, row in enumerate(rows) if row.get("event") == "start"), default=0)
     minutes = sum(sum(row["seconds"].values()) for row in rows[begun:]) / 60
     writers.console.print(result_table(scores, f"step {step}, {minutes:.1f} min in this run"))

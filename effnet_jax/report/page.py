@@ -27,8 +27,7 @@ def missing(key: str, results: Results) -> list[str]:
         names = paper.transfer().values()
         run = {run.kind for run in results.runs if run.data.partition("/")[0] in names}
     else:
-        shown = [run for run in results.runs if results.data in (None, run.data)]
-        run = {run.kind for run in shown if key != "table2" or paper.is_imagenet(run.data)}
+        run = {run.kind for run in results.runs if key != "table2" or paper.is_imagenet(run.data)}
     section = SECTIONS[key]
     config = section.get("config", "configs/cluttered_digits.py")
     sweeps = {bare_name(sweep): sweep for sweep in section.get("sweeps", ())}
@@ -69,8 +68,8 @@ def make_files(results: Results) -> dict[str, bytes]:
             files[f"{key}.csv"] = csv_bytes(made.rows[0], (row.values() for row in made.rows))
         elif made:
             files[f"{key}.csv"] = csv_bytes(made.columns, (map(plain, row) for row in made.rows))
-        elif key.startswith("table"):
-            continue  # The figure before it has the commands.
+        elif key.startswith("table") or not wanted[key]:
+            continue  # The figure before a table has the commands.
         section = {"key": key, "made": made, "png": png, "commands": wanted[key]}
         sections.append(SECTIONS[key] | section)
     text = (HERE / "page.html").read_text(encoding="utf-8")

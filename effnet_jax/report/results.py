@@ -5,32 +5,50 @@ only in their seed make one `Point`. Accuracies are fractions.
 """
 
 import collections
-import csv
 import dataclasses
-import itertools
+import datetime
+import math
 import operator
 import pathlib
 import re
 import statistics
 from collections.abc import Sequence
-from typing import NamedTuple
+from itertools import chain
+from typing import Any, NamedTuple
 
+from effnet_jax import config as config_lib
+from effnet_jax import csv_rows
 from effnet_jax.errors import UserError, near
 
 EVALUATION = "val/ema"  # The default; its accuracies are in the column val/ema/top1.
 SETTINGS = ("base", "width", "depth", "resolution", "parameters", "multiply_adds", "epochs")
-SETTINGS += ("batch_size",)  # Runs of one point share these, and differ only in their seed.
+# Runs of one point share these, and differ only in their seed; the last two are of newer files.
+SETTINGS += ("batch_size", "recipe", "trained_on")
+# The sweeps of the paper's tables and figures.
+PAPER = ("phi", "width", "depth", "resolution", "width_at", "methods", "grid", "table3", "table7")
 LATENCY = ("model", "resolution", "batch", "latency_ms", "latency_ms_min", "latency_ms_max")
 
 
 def bare_name(sweep: str) -> str:
-    """The name of a sweep without arguments and seeds: "methods" for "seeds:3,methods:2,4"."""
-    name = re.sub(r"^(seeds:[^,]*,)+", "", sweep).partition(":")[0]
-    return pathlib.PurePath(name).stem
+    """The name of a sweep without arguments and seeds: "methods" for "seeds:3,methods:2,4".
+
+    Of a sweep of config keys, the keys: "epochs ema.decay" for "epochs=1,2 ema.decay=0.9 seed=0,1".
+    """
+    name = re.sub(r"^(seeds:[^,]*,)+", "", sweep)
+    if re.match(r"[\w.]+=", name):
+        keys = re.findall(r"(?:^|\s)([\w.]+)=", name)
+        return " ".join(key for key in keys if key != "seed") or "seed"
+    return pathlib.PurePath(name.partition(":")[0]).stem
 
 
 class Run(NamedTuple):
-    """One row: the columns that a report needs, and scores by name ("val/ema/top1")."""
+    """One row: the columns that a report needs, and scores by name ("val/ema/top1").
+
+    Attributes:
+      swept: values by config key that the sweep changes; () in older files, as "" is in these:
+      recipe: a digest of the rest of the config.
+      trained_on, identity: of the splits; `data` has the latter where that is several data sets.
+    """
 
     sweep: str
     series: str
@@ -52,8 +70,12 @@ class Run(NamedTuple):
     jax: str
     device: str
     commit: str
-    time: str
+    time: datetime.datetime
     scores: dict[str, float]
+    swept: tuple[tuple[str, str], ...] = ()
+    recipe: str = ""
+    trained_on: str = ""
+    identity: str = ""
 
     @property
     def kind(self) -> str:
@@ -68,7 +90,21 @@ def whole(text: str) -> int:
     return int(value)
 
 
-COLUMNS = {name: kind for name, kind in Run.__annotations__.items() if name != "scores"}
+def number(text: str) -> float:
+    """A number, or NaN for any other text."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def value(text: str) -> str:
+    """A value of a config key; numbers alike however they are written."""
+    return text if math.isnan(number(text)) else f"{number(text):.12g}"
+
+
+OTHERS = ("scores", *Run._field_defaults)  # What is no column that each file has to have.
+COLUMNS = {name: kind for name, kind in Run.__annotations__.items() if name not in OTHERS}
 PARSERS = {str: str, int: whole, float: float}
 PARSERS[float | None] = lambda text: float(text) if text else None
 
@@ -109,18 +145,20 @@ class Results:
     """Everything that a report is made from.
 
     Attributes:
-      latency: rows of the latency benchmark, as text.
+      latency: rows of the latency benchmark, as text but for the time.
       evaluation: whose accuracy counts, as NAME/WEIGHTS.
       data: the only data set to show; None shows all.
       repeated: number of rows left out because a newer one has the same seed and settings.
+      skipped: files left out, each with the reason.
     """
 
     runs: tuple[Run, ...] = ()
-    latency: tuple[dict[str, str], ...] = ()
+    latency: tuple[dict[str, Any], ...] = ()
     files: tuple[pathlib.Path, ...] = ()
     evaluation: str = EVALUATION
     data: str | None = None
     repeated: int = 0
+    skipped: tuple[str, ...] = ()
 
     def points(self, what: str, *kinds: str) -> list[Point]:
         """The points of some kinds of sweep (`bare_name`), in the order of the files.
@@ -129,7 +167,7 @@ class Results:
           UserError: they have several data sets, or runs of one point differ by more than seed.
             It names `what` needs the points, say "figure 8".
         """
-        runs = [r for r in self.runs if r.kind in kinds and self.data in (None, r.data)]
+        runs = [run for run in self.runs if run.kind in kinds]
         sets = collections.Counter(run.data for run in runs)
         if len(sets) > 1:
             listed = ", ".join(f"{name} ({count} runs)" for name, count in sets.items())
@@ -139,7 +177,7 @@ class Results:
             )
         groups = collections.defaultdict(list)
         for run in runs:
-            groups[run.kind, run.series, run.label].append(run)
+            groups[run.kind, run.series, run.label, run.swept].append(run)
         return [self._point(what, group) for group in groups.values()]
 
     def _point(self, what: str, runs: list[Run]) -> Point:
@@ -166,9 +204,64 @@ class Results:
 
     def transfer(self, what: str, name: str) -> list[Point]:
         """The points of "phi" on every split of a data set, which are not mixed."""
-        sets = dict.fromkeys(r.data for r in self.runs if r.data.partition("/")[0] == name)
-        alone = (dataclasses.replace(self, data=data) for data in sets)
-        return [point for results in alone for point in results.points(what, "phi")]
+        found = [run for run in self.runs if run.data.partition("/")[0] == name]
+        return [point for each in self._split(found) for point in each.points(what, "phi")]
+
+    def own(self, what: str) -> dict[str, list[Point]]:
+        """The points of each sweep that is none of the paper's, apart by data set and recipe.
+
+        Keys are titles: what the sweep changes, or the name of its file, and the data set.
+        """
+        found, sweeps = [run for run in self.runs if run.kind not in PAPER], {}
+        for each in self._split(found, "kind", "recipe"):
+            first, keys = each.runs[0], each.runs[0].kind.split()
+            keys = config_lib.short_names(keys) if len(keys) > 1 else keys
+            title = f"{', '.join(keys)} on {first.data}"
+            title += f", recipe {first.recipe}" if title in sweeps else ""
+            sweeps[title] = each.points(what, first.kind)
+        return sweeps
+
+    def _split(self, runs: Sequence[Run], *keys: str) -> list["Results"]:
+        """Results of each data set alone, and of each value of other keys."""
+        groups = collections.defaultdict(list)
+        for run in runs:
+            groups[operator.attrgetter("data", *keys)(run)].append(run)
+        return [dataclasses.replace(self, runs=tuple(group)) for group in groups.values()]
+
+
+class Swept(NamedTuple):
+    """What differs between a sweep's points, and how to draw them over a key of numbers.
+
+    `names` are of the points, in their order. `lines` are pairs of the key's number and the point,
+    in their order, by the values of the other keys. `key` is None where there is none of numbers
+    alone, or keys change together.
+    """
+
+    names: list[str]
+    key: str | None
+    lines: dict[str, list[tuple[float, Point]]]
+
+
+def find_swept(points: Sequence[Point]) -> Swept:
+    """Finds what differs between a sweep's points."""
+    values = [dict(point.runs[0].swept) for point in points]
+    keys = dict.fromkeys(chain(*values))
+    keys = [key for key in keys if len({each.get(key) for each in values}) > 1]
+    short = dict(zip(keys, config_lib.short_names(keys), strict=True))
+
+    def name(each: dict[str, str], without: str | None = None) -> str:
+        return ", ".join(f"{short[k]}={each.get(k, '')}" for k in keys if k != without)
+
+    columns = {key: {number(each.get(key, "")) for each in values} for key in keys}
+    numeric = [key for key in keys if all(map(math.isfinite, columns[key]))]
+    key = max(numeric, key=lambda key: len(columns[key]), default=None)
+    lines = collections.defaultdict(list)
+    for each, point in zip(values, points, strict=True) if key else ():
+        lines[name(each, key)].append((number(each[key]), point))
+    for line in lines.values():
+        line.sort(key=operator.itemgetter(0))
+    names = [name(each) or p.label for each, p in zip(values, points, strict=True)]
+    return Swept(names, None if 2 * len(lines) > len(points) else key, lines)
 
 
 def describe(points: Sequence[Point]) -> str:
@@ -197,18 +290,20 @@ def find_files(paths: Sequence[pathlib.Path]) -> dict[pathlib.Path, bool]:
     for path in sorted(paths, key=pathlib.Path.is_dir):  # Named files first.
         if not path.exists():
             raise UserError(f"no file or folder {path}; is --results right?")
-        for file in sorted(path.rglob("*.csv")) if path.is_dir() else [path]:
+        for file in sorted(path.rglob("*.[cC][sS][vV]")) if path.is_dir() else [path]:
             found.setdefault(file.resolve(), (file, file == path))
     return dict(found.values())
 
 
-def parse(row: dict[str, str], place: str) -> Run:
+def parse(cells: dict[str, str], place: str, evaluation: str = EVALUATION) -> Run:
     """A row as a run; `place` is its file and line, for messages."""
-    cells = {name: (text or "").strip() for name, text in row.items() if name}
     scores = [name for name in cells if name.count("/") == 2 and cells[name]]
     values = {}
     for name in (*COLUMNS, *scores):
         kind = COLUMNS.get(name, int if name.endswith("/count") else float)
+        if kind is datetime.datetime:
+            values[name] = csv_rows.moment(cells[name], place)
+            continue
         try:
             values[name] = PARSERS[kind](cells[name])
         except ValueError:
@@ -216,55 +311,69 @@ def parse(row: dict[str, str], place: str) -> Run:
         if name.endswith("/top1") and not 0 <= values[name] <= 1:
             raise UserError(f"{place}: {name} is {values[name]}; accuracies are fractions, 0 to 1")
     scores = {name: values.pop(name) for name in scores}
-    return Run(**values, scores=scores)
+    swept = ((name, text) for name, text in cells.items() if name.startswith("config.") and text)
+    swept = tuple(sorted((name.removeprefix("config."), value(text)) for name, text in swept))
+    others = ("recipe", "train/identity", f"{evaluation.partition('/')[0]}/identity")
+    return Run(*values.values(), scores, swept, *(cells.get(name, "") for name in others))
 
 
-def read_file(path: pathlib.Path) -> tuple[Sequence[str], list[tuple[dict[str, str], str]]]:
-    """The columns of a CSV, and its rows with their place for messages."""
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
-            rows = [(row, f"{path}, line {reader.line_num}") for row in reader]
-            return reader.fieldnames or (), rows
-    except (OSError, UnicodeError, csv.Error) as error:
-        raise UserError(f"can't read {path}: {error}") from None
+def name_data(runs: Sequence[Run]) -> list[Run]:
+    """The runs with the end of its identity after the name of a data set that is several."""
+    several = collections.Counter(name for name, _ in {(run.data, run.identity) for run in runs})
+    return [
+        run._replace(data=f"{run.data} [{run.identity[-8:] or 'unknown'}]")
+        if several[run.data] > 1
+        else run
+        for run in runs
+    ]
 
 
 def read(
-    paths: Sequence[pathlib.Path], evaluation: str = EVALUATION, data: str | None = None
+    paths: Sequence[pathlib.Path],
+    evaluation: str = EVALUATION,
+    data: str | None = None,
+    sweep: str | None = None,
 ) -> Results:
-    """The results under `paths`.
+    """The results under `paths`, of all data sets or of `data`, of all sweeps or of `sweep`.
 
-    A file with other columns is ignored in a folder, and an error if it was named itself. Of
+    A file with other columns is skipped in a folder, and an error if it was named itself. Of
     several runs with the same seed and settings, which are no independent measurements, the newest
-    counts.
+    counts. Data sets of one name get a digest, which chooses one of them as `data` too.
 
     Raises:
       UserError: a missing or unreadable file, a named file with other columns, an impossible value,
         or a `data` that no run has.
     """
-    parsed, latency, files = [], [], []
+    parsed, latency, files, skipped = [], [], [], []
     for path, named in find_files(paths).items():
-        columns, rows = read_file(path)
+        columns, rows = csv_rows.read(path)
         missing = [name for name in COLUMNS if name not in columns]
         if not any(name.endswith("/top1") for name in columns):
             missing.append(f"{evaluation}/top1")
         if not missing:
-            parsed += itertools.starmap(parse, rows)
+            parsed += (parse(*row, evaluation) for row in rows)
         elif set(LATENCY) <= set(columns):
-            latency += [row for row, _ in rows]
+            for row, place in rows:
+                time = row.get("time") and csv_rows.moment(row["time"], place)
+                latency.append(row | {"time": time or None})
         elif named:
             raise UserError(
                 f"{path} is no table of results of a sweep: it has no column {missing[0]!r}"
             )
         else:
+            skipped.append(f"{path} (no column {missing[0]!r})")
             continue
         files.append(path)
-    settings = operator.attrgetter("kind", "series", "label", "data", "seed", *SETTINGS)
+    parsed = name_data([run for run in parsed if sweep in (None, run.sweep)])
+    if data is not None:
+        sets = {run.data for run in parsed}
+        chosen = {name for name in sets if data == name or data in re.split(r"[ \[\]]+", name)}
+        if not chosen:
+            known = near(data, sets) or "none"
+            raise UserError(f"no results have --data={data}; there are: {known}")
+        parsed = [run for run in parsed if run.data in chosen]
+    settings = operator.attrgetter("kind", "series", "label", "swept", "data", "seed", *SETTINGS)
     newest = {settings(run): run for run in sorted(parsed, key=operator.attrgetter("time"))}
     runs = tuple(newest[key] for key in dict.fromkeys(map(settings, parsed)))
-    sets = {run.data for run in runs}
-    if data is not None and data not in sets:
-        raise UserError(f"no results have --data={data}; there are: {near(data, sets) or 'none'}")
-    repeated = len(parsed) - len(runs)
-    return Results(runs, tuple(latency), tuple(files), evaluation, data, repeated)
+    left_out = len(parsed) - len(runs), tuple(skipped)
+    return Results(runs, tuple(latency), tuple(files), evaluation, data, *left_out)

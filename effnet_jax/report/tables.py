@@ -12,7 +12,7 @@ from typing import NamedTuple
 from effnet_jax import models, scaling
 from effnet_jax.models import efficientnet, network
 from effnet_jax.report import paper
-from effnet_jax.report.results import Point, Results, describe
+from effnet_jax.report.results import Point, Results, describe, find_swept
 
 NOT_RUN, NOT_STATED = "not run", "not stated"
 
@@ -48,6 +48,11 @@ def accuracy(point: Point) -> tuple[str, str, str]:
     """Mean top-1, sample standard deviation and number of seeds."""
     sd = "" if point.sd is None else up(100 * point.sd)
     return down(100 * point.mean), sd, str(point.n)
+
+
+def minutes(point: Point) -> str:
+    """Mean minutes of training a run."""
+    return up(sum(run.train_minutes for run in point.runs) / point.n, 1)
 
 
 def stage_rows(spec: network.Architecture) -> list[tuple[str, int, int, int]]:
@@ -158,7 +163,7 @@ MACHINE = ("batch", "dtype", "threads", "jax", "jaxlib", "device", "cpus", "pyth
 
 def table4(results: Results) -> Table:
     """The newest row of each model, and how much faster it is if the same machine ran both."""
-    by_time = sorted(results.latency, key=lambda row: row.get("time") or "")
+    by_time = sorted(results.latency, key=lambda r: r["time"].timestamp() if r["time"] else 0)
     newest = {row["model"]: row for row in by_time}
     printed = {row["model"]: row for row in paper.read("table4")}
     others = {name: name for name in newest if name not in LATENCY_MODELS.values()}
@@ -216,10 +221,21 @@ def table_methods(results: Results) -> Table | None:
     for point in sorted(points, key=order):
         relative = f"{point.multiply_adds / base.multiply_adds:.3f}x" if base else ""
         cost = (f"{point.multiply_adds:,}", relative, f"{point.parameters:,}")
-        minutes = up(sum(run.train_minutes for run in point.runs) / point.n, 1)
-        rows.append((point.series, point.label, *accuracy(point), *cost, minutes))
+        rows.append((point.series, point.label, *accuracy(point), *cost, minutes(point)))
     columns = ("method", "scale", "top-1", "sd", "n", "multiply-adds", "of the base's")
     return Table((*columns, "parameters", "minutes a run"), rows, describe(points))
+
+
+def table_sweeps(results: Results) -> Table | None:
+    """The sweeps that are none of the paper's in numbers, the best of each first."""
+    rows = []
+    for title, points in results.own("the table of your sweeps").items():
+        points = sorted(points, key=lambda point: -point.mean)
+        for point, name in zip(points, find_swept(points).names, strict=True):
+            cost = (f"{point.parameters:,}", f"{point.multiply_adds:,}", minutes(point))
+            rows.append((name, *accuracy(point), title, *cost))
+    columns = ("values", "top-1", "sd", "n", "sweep", "parameters", "multiply-adds")
+    return Table((*columns, "minutes a run"), rows, "") if rows else None
 
 
 def table_grid(results: Results) -> Table | None:

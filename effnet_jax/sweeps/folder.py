@@ -8,8 +8,6 @@ DIR/results.csv         a row for each finished run
 """
 
 import contextlib
-import csv
-import io
 import pathlib
 import re
 from typing import Any
@@ -17,6 +15,7 @@ from typing import Any
 import rich.table
 
 from effnet_jax import config as config_lib
+from effnet_jax import csv_rows
 from effnet_jax.errors import UserError
 from effnet_jax.run import files, writers
 from effnet_jax.sweeps.runs import Scheduled
@@ -90,39 +89,47 @@ class Folder:
         run |= run["versions"]
         machine = ("jax", "jaxlib", "device", "devices", "cpus", "python", "commit", "time")
         values |= {key: run[key] for key in machine}
+        values |= {f"{name}/identity": text for name, text in run.get("data", {}).items()}
         files.write_json(self.workdir(name) / "done.json", values)
 
     def write_results(self, schedule: list[Scheduled], path: pathlib.Path) -> None:
-        """Writes a row for each finished run, in the order of the schedule, to a CSV file."""
+        """Writes a row for each finished run to a CSV file, whose other rows stay."""
         rows = [each.row() | done for each in schedule if (done := self.done(each.run.name))]
-        text = io.StringIO()
-        if rows:
-            columns = dict.fromkeys(key for row in rows for key in row)
-            writer = csv.DictWriter(text, columns, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            files.write_atomically(path, text.getvalue())
-        except OSError as error:
-            raise UserError(f"can't write to --csv={path}: {error.strerror}") from None
+        csv_rows.merge_csv(path, rows)
 
     def table(self, schedule: list[Scheduled]) -> rich.table.Table:
-        """The runs with their scale, cost and state: finished, begun or to do."""
+        """The runs with what differs between them, their state, and top-1 where there is one."""
         first = schedule[0].training_cost
         times = sum(scheduled.training_cost for scheduled in schedule) / first
         title = f"{len(schedule)} runs in {self.root}, together {times:.1f} times the first's cost"
-        names = ("run", "width", "depth", "pixels", "seed", "parameters", "multiply-adds", "cost")
-        result = rich.table.Table(*names, "state", title=title)
-        for scheduled in schedule:
-            scale, name = scheduled.coefficients, scheduled.run.name
-            begun = "begun" if self.workdir(name).exists() else "to do"
-            sizes = (f"{scale.width:.4g}", f"{scale.depth:.4g}", str(scale.resolution))
-            costs = (f"{scheduled.cost.parameters:,}", f"{scheduled.cost.multiply_adds:,}")
-            relative = f"{scheduled.training_cost / first:.2f}x"
-            state = "finished" if self.done(name) else begun
-            result.add_row(name, *sizes, str(scheduled.config.seed), *costs, relative, state)
+        rows = [self._cells(scheduled, first) for scheduled in schedule]
+        kept = [k for k in rows[0] if k in ("run", "state") or "/" in k or len(rows) == 1]
+        same = {
+            key: value
+            for key, value in rows[0].items()
+            if key not in kept and all(row.get(key) == value for row in rows)
+        }
+        columns = dict.fromkeys(key for row in rows for key in row if key not in same)
+        caption = "the same in all: " + ", ".join(f"{key} {value}" for key, value in same.items())
+        result = rich.table.Table(*columns, title=title, caption=caption if same else None)
+        for row in rows:
+            result.add_row(*(row.get(key, "") for key in columns))
         return result
+
+    def _cells(self, scheduled: Scheduled, first: float) -> dict[str, str]:
+        """A row of the table; `first` is the cost of training the first run."""
+        scale, cost, name = scheduled.coefficients, scheduled.cost, scheduled.run.name
+        row = {"run": name, "width": f"{scale.width:.4g}", "depth": f"{scale.depth:.4g}"}
+        row["pixels"] = str(scale.resolution)
+        shown = ("seed", "model.width", "model.depth", "model.resolution")
+        swept = {key: value for key, value in scheduled.run.overrides.items() if key not in shown}
+        row |= zip(config_lib.short_names(swept), map(str, swept.values()), strict=True)
+        row |= {"seed": str(scheduled.config.seed), "parameters": f"{cost.parameters:,}"}
+        row["multiply-adds"] = f"{cost.multiply_adds:,}"
+        row["cost"] = f"{scheduled.training_cost / first:.2f}x"
+        done, begun = self.done(name) or {}, self.workdir(name).exists()
+        row["state"] = "finished" if done else "begun" if begun else "to do"
+        return row | {key: f"{done[key]:.2%}" for key in done if key.endswith("/top1")}
 
     def estimate(self, schedule: list[Scheduled]) -> float | None:
         """Minutes that the runs to do take one after another; None before the first is finished.

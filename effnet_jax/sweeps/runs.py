@@ -1,18 +1,27 @@
 """From an experiment and a sweep to the schedule of runs, checked before any of them starts."""
 
 import copy
+import hashlib
 import itertools
 import operator
 import re
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from effnet_jax import config as config_lib
 from effnet_jax import experiments, flags, models, scaling
 from effnet_jax.data import sources
 from effnet_jax.errors import UserError
+
+# Keys that do not change what a run learns.
+WITHOUT_EFFECT = re.compile(
+    r"config\.(seed|log_steps|eval_\w+|(evaluations|processes|nonfinite)\.\S+"
+    r"|checkpoint\.(?!init_)\w+|data\.(data_dir|check_images|threads|processes|prefetch_\w+)"
+    r"|model\.remat|optimizer\.sharded): "
+)
 
 
 class Run(NamedTuple):
@@ -22,7 +31,8 @@ class Run(NamedTuple):
       name: names its folder, and is unique in the sweep.
       series: its curve in a figure, say "width".
       label: its point on the curve, say "w=1.4"; runs that differ by seed alone share it.
-      overrides: values that it changes in the config, by dotted key, say {"model.width": 1.4}.
+      overrides: values that it changes in the config, by dotted key, say {"model.width": 1.4}; in
+        a schedule, its values of all keys that any run of the sweep changes.
     """
 
     name: str
@@ -47,10 +57,19 @@ class Scheduled(NamedTuple):
         return self.cost.multiply_adds * self.config.epochs
 
     def row(self) -> dict[str, Any]:
-        """The columns of the table of results that are known before the run."""
+        """The columns of the table of results that are known before the run.
+
+        Values that the sweep changes are in columns config.KEY; `recipe` is a digest of all others
+        that change what a run learns.
+        """
         config, model = self.config, self.config.model
         row = {"config": self.experiment, "sweep": self.sweep, **self.run._asdict()}
-        del row["overrides"]
+        swept = row.pop("overrides").items()
+        row |= {f"config.{key}": str(value) for key, value in swept if key != "seed"}
+        changed = config_lib.changes(*map(config_lib.to_dict, (config_lib.get_config(), config)))
+        kept = [line for line in changed if not WITHOUT_EFFECT.match(line)]
+        kept = [line for line in kept if line.partition(":")[0] not in row]
+        row["recipe"] = hashlib.sha256("\n".join(kept).encode()).hexdigest()[:8]
         row |= {"data": f"{config.data.name}/{config.data.eval_split}", "seed": config.seed}
         row |= {key: model[key] for key in ("base", "phi", "alpha", "beta", "gamma")}
         row |= {key: round(value, 6) for key, value in vars(self.coefficients).items()}
@@ -74,8 +93,7 @@ def product(sweep: str) -> Iterator[Run]:
         if not equals or key in choices:
             raise UserError(f"--sweep: {part!r} should be KEY=VALUE,VALUE with a key of its own")
         choices[key] = _split(values, ",")
-    ends = [key.rpartition(".")[2] for key in choices]
-    names = [end if ends.count(end) == 1 else key for key, end in zip(choices, ends, strict=True)]
+    names = config_lib.short_names(choices)
     series = ",".join(name for name in names if name != "seed") or "seed"
     for texts in itertools.product(*choices.values()):
         words = [f"{name}={text}" for name, text in zip(names, texts, strict=True)]
@@ -129,13 +147,22 @@ def compound(
     return overrides | {"model.alpha": alpha, "model.beta": beta, "model.gamma": gamma}
 
 
+def plain(value: Any) -> Any:
+    """A value without NumPy: its numbers become Python's, and its arrays tuples."""
+    if isinstance(value, np.ndarray | tuple):
+        return tuple(map(plain, value))
+    if isinstance(value, np.floating):
+        return float(str(value))  # np.float32(0.1) is meant to be 0.1.
+    return value.item() if isinstance(value, np.generic) else value
+
+
 def apply(config: ConfigDict, run: Run) -> ConfigDict:
     """A copy of the config with a run's overrides, each read by the type of the config's own.
 
     Raises:
       UserError: an unknown key or bad value, or one that `progressive` would replace.
     """
-    arguments = [f"--config.{key}={value}" for key, value in run.overrides.items()]
+    arguments = [f"--config.{key}={plain(value)}" for key, value in run.overrides.items()]
     changed = flags.override(copy.deepcopy(config), arguments)
     for stages, key in config_lib.PROGRESSIVE.items():
         before, now = (operator.attrgetter(key)(each) for each in (config, changed))
@@ -150,7 +177,7 @@ def apply(config: ConfigDict, run: Run) -> ConfigDict:
 def multiply_adds(config: ConfigDict, overrides: dict[str, Any]) -> int:
     """Multiply-adds of the config's network with these overrides of `model`'s keys."""
     model = config.model.copy_and_resolve_references()  # The whole config would take long.
-    model.update({key.removeprefix("model."): value for key, value in overrides.items()})
+    model.update({key.removeprefix("model."): plain(value) for key, value in overrides.items()})
     return scaling.cost(models.architecture(model).layers()).multiply_adds
 
 
@@ -180,4 +207,12 @@ def make_schedule(config: ConfigDict, sweep: str, experiment: str = "") -> list[
         schedule.append(Scheduled(experiment, sweep, run, changed, coefficients, cost))
     if not schedule:
         raise UserError(f"sweep {sweep!r} has no runs")
-    return schedule
+    swept = dict.fromkeys(key for each in schedule for key in each.run.overrides)
+    return [
+        each._replace(
+            run=each.run._replace(
+                overrides={key: operator.attrgetter(key)(each.config) for key in swept}
+            )
+        )
+        for each in schedule
+    ]

@@ -40,7 +40,7 @@ def main(args: argparse.Namespace) -> None:
         )
     if not of_run and args.data is None and args.data_dir is None:
         raise UserError("give --data=SET, or --data_dir=FOLDER of images, to evaluate weights on")
-    from effnet_jax import config, weights
+    from effnet_jax import config, csv_rows, weights
     from effnet_jax.imagenet import variants
 
     run, source = config.load(args.workdir) if of_run else None, args.workdir or args.weights
@@ -48,6 +48,10 @@ def main(args: argparse.Namespace) -> None:
         source = pathlib.Path(source, "checkpoints", str(args.step))
     found = weights.load(source, *of_file, weights=args.weights if of_run else "ema")
     data = variants.choose_data(found, run, args.data, args.data_dir)
-    result = variants.evaluate_set(found, data, args.weights, args.csv, args.processes)
+    try:
+        result = variants.evaluate_set(found, data, args.weights, args.csv, args.processes)
+    except csv_rows.NotWritten as error:
+        print(json.dumps(error.result), flush=True)
+        raise
     if args.processes.is_first:
         print(json.dumps(result))

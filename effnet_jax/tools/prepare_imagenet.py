@@ -1,14 +1,16 @@
 """Prepares ImageNet: effnet-jax prepare_imagenet --from=DIR --data_dir=DIR.
 
 --from is a directory with ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar from image-net.org;
-or with train/WNID/*.JPEG and val/*.JPEG or val/WNID/*.JPEG; or a copy of imagenet2012 by TFDS, in
-ArrayRecord. The result, DIR/imagenet2012/5.1.0, is what TFDS and configs/imagenet.py read, with the
-splits train, validation and minival. TensorFlow is not needed. A command that was stopped continues
-when it is given again.
+or with train/WNID/*.JPEG and val/*.JPEG or val/WNID/*.JPEG (also validation/); or one at most 3
+levels above these; or a copy of imagenet2012 by TFDS, in ArrayRecord. The result,
+DIR/imagenet2012/5.1.0, is what TFDS and configs/imagenet.py read, with the splits train, validation
+and minival. TensorFlow is not needed. A command that was stopped continues when it is given again.
 
-minival is held out of training to choose checkpoints by: the first 25,022 images in the order of
-the Inception script that the reference's files were made with. The list was never published; this
-is the script's rule. --config.data.train_split='train[25022:]' trains on the other images.
+minival is held out of training to choose checkpoints by. --minival=FILE names its images, one on
+each line; the reference's 25,022 are in val_split20.txt, at
+https://storage.googleapis.com/cloud-tpu-checkpoints/efficientnet/eval_data/val_split20.txt. Without
+it they are the first 25,022 in the order of the Inception script that wrote the reference's files,
+not the same images. --config.data.train_split='train[25022:]' trains on the others.
 """
 
 import argparse
@@ -35,6 +37,8 @@ add("--quality", type=int, default=90, help="JPEG quality of images that are shr
 corrupt = "stop at a damaged image, or drop it (stop)"
 add("--on_corrupt", choices=("stop", "drop"), default="stop", help=corrupt)
 add("--subset", action="store_true", help="accept an incomplete ImageNet; don't check counts")
+listed = "names of the training images that are minival, such as val_split20.txt"
+add("--minival", type=pathlib.Path, metavar="FILE", help=listed)
 add("--processes", type=flags.count, dest="workers", metavar="N", help="by default one a core")
 
 
@@ -54,10 +58,11 @@ def main(args: argparse.Namespace) -> None:
     if not 1 <= args.quality <= 100:
         raise UserError(f"--quality={args.quality} is not between 1 and 100")
     source, data_dir, start = args.source.expanduser(), args.data_dir.expanduser(), time.time()
-    workers = args.workers or len(available_cores())
+    workers, minival = args.workers or len(available_cores()), args.minival
+    minival = minival and minival.expanduser()
     settings = shards.Settings(args.size, args.quality, args.on_corrupt == "drop")
     try:
-        made = prepare.prepare(source, data_dir, settings, args.subset, workers)
+        made = prepare.prepare(source, data_dir, settings, args.subset, workers, minival)
     except KeyboardInterrupt:
         raise Interrupted("stopped by Ctrl-C; the same command goes on") from None
     except OSError as error:

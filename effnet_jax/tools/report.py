@@ -1,4 +1,4 @@
-"""The paper's tables and figures from results: effnet-jax report --out=DIR.
+"""Your sweeps, and the paper's tables and figures, from results: effnet-jax report --out=DIR.
 
 Reads the CSVs that sweeps and the latency benchmark write, and writes DIR/index.html, one page with
 everything, and next to it every figure as PNG and CSV and every table as CSV.
@@ -44,4 +44,8 @@ def main(args: argparse.Namespace) -> None:
         raise UserError(f"{index} was not made by this command; choose another --out")
     found = results.read(args.results or [pathlib.Path("results")], args.evaluation, args.data)
     write(args.out, page.make_files(found))
+    for line in found.skipped:
+        print(f"skipped {line}")
+    if found.repeated:
+        print(f"left out {found.repeated} rows, repeated by newer ones of equal seed and settings")
     print(f"{index}: {len(found.runs)} runs, {time.perf_counter() - start:.1f} s")

@@ -52,12 +52,18 @@ def ranking(points: list[results.Point]) -> rich.table.Table:
     return table
 
 
-def propose(config: ConfigDict, csv: pathlib.Path, evaluation: str, root: pathlib.Path) -> None:
-    """Ranks the candidates in a grid's results by the top-1 of `evaluation`, say "val/ema".
+def propose(
+    config: ConfigDict,
+    csv: pathlib.Path,
+    evaluation: str,
+    root: pathlib.Path,
+    sweep: str | None = None,
+) -> None:
+    """Ranks the candidates in the results of a `sweep` by the top-1 of `evaluation`, "val/ema" say.
 
     Writes root/scaling.json and root/search.png. `config` is the experiment that was scaled.
     """
-    found = results.read([csv], evaluation)
+    found = results.read([csv], evaluation, sweep=sweep)
     points = sorted(found.points("the search", "grid"), key=lambda point: -point.mean)
     best = points[0].runs[0]
     show(ranking(points))
@@ -76,6 +82,7 @@ def main(args: argparse.Namespace) -> None:
     known = [f"{name}/{weights}" for name, entry in entries for weights in entry.weights]
     check_choice("--evaluation", args.evaluation, known)
     grid = f"step={args.step:g},tolerance={args.tolerance:g},phi={args.phi:g}"
-    csv = sweep.launch(args, f"seeds:{args.seeds},grid:{grid},equal={int(args.equal)}")
-    if csv:
-        propose(args.config, csv, args.evaluation, pathlib.Path(args.workdir).expanduser())
+    search = f"seeds:{args.seeds},grid:{grid},equal={int(args.equal)}"
+    if csv := sweep.launch(args, search):
+        root = pathlib.Path(args.workdir).expanduser()
+        propose(args.config, csv, args.evaluation, root, search)

@@ -65,6 +65,8 @@ def launch(args: argparse.Namespace, sweep: str) -> pathlib.Path | None:
             context = launching.slurm(folder, left, args.parallel, args.slurm)
         with context as jobs:
             failed = launching.follow(schedule, folder, jobs, csv)
+    if left:
+        show(folder.table(schedule))
     writers.say(f"results: {csv}")
     if failed:
         text = f"{len(failed)} of {len(schedule)} runs failed; the same command tries them again"

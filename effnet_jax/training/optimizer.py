@@ -16,6 +16,12 @@ from effnet_jax.trees import path_name
 PyTree = Any
 
 
+def epoch_examples(config: ConfigDict, examples: int) -> int:
+    """How many of the training records `config.epoch_steps` counts as an epoch."""
+    whole = config.epoch_steps == "whole"
+    return examples // config.batch_size * config.batch_size if whole else examples
+
+
 def steps(epochs: float, batch_size: int, examples: int) -> int:
     """A duration in epochs as whole steps, rounded down as in the reference."""
     return int(epochs * examples / batch_size)
@@ -27,7 +33,7 @@ def learning_rate(config: ConfigDict, examples: int) -> optax.Schedule:
     Linear warm-up from 0, and a decay that counts from step 0, so that it has begun before warm-up
     ends. Source: tensorflow/tpu models/official/efficientnet/utils.py, build_learning_rate.
     """
-    schedule = config.schedule
+    schedule, examples = config.schedule, epoch_examples(config, examples)
     peak = config.optimizer[config.optimizer.name].learning_rate * config.batch_size / 256
     total = max(1, steps(config.epochs, config.batch_size, examples))
     warmup = steps(schedule.warmup_epochs, config.batch_size, examples)
@@ -102,11 +108,10 @@ def build_optimizer(
         lambda updates, _: jax.tree.map(lambda u, factor: factor * u, updates, rates)
     )
     if config.name == "rmsprop":
-        # TensorFlow's: the accumulator starts at 1, epsilon is inside the root, and the learning
-        # rate is inside the momentum, which matters whenever the rate changes.
-        rmsprop = optax.rmsprop(
-            schedule, own.decay, own.epsilon, 1.0, eps_in_sqrt=True, momentum=own.momentum
-        )
+        # TensorFlow's and Keras's: epsilon is inside the root, and the learning rate is inside the
+        # momentum, which matters whenever the rate changes.
+        start = {"eps_in_sqrt": True, "initial_scale": own.accumulator}
+        rmsprop = optax.rmsprop(schedule, own.decay, own.epsilon, momentum=own.momentum, **start)
         return optax.chain(decay, rmsprop, scale)
     if config.name == "sgd":
         return optax.chain(decay, optax.sgd(schedule, own.momentum, own.nesterov), scale)

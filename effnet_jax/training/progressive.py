@@ -56,6 +56,7 @@ def stages(config: ConfigDict, examples: int) -> list[Stage]:
     """
     each = config_lib.stages(config)
     count, epochs = len(each), config.epochs
+    examples = optimizers.epoch_examples(config, examples)
     starts = [start_epoch(index, count, epochs) for index in range(count)] + [epochs]
     ends = [optimizers.steps(epoch, config.batch_size, examples) for epoch in starts]
     result = []

@@ -57,13 +57,15 @@ class Run:
             )
         parallel.check_processes(len(source), "training")
         self.config = config = resolve(config, source.classes)
+        self.examples = optimizers.epoch_examples(config, len(source))
         self.sources = {n: _evaluation_source(config, n, source) for n in config.evaluations}
         self.model, self.optimizer, self.shapes = abstract_state(config, len(source))
         self.total = self._steps(config.epochs)
         if self.total < 1:
+            whole = " (config.epoch_steps='whole': an epoch's last, smaller step is left out)"
             raise UserError(
                 f"config.epochs={config.epochs} of {len(source)} images is less than one step of "
-                f"batch_size={config.batch_size}"
+                f"batch_size={config.batch_size}{whole * (config.epoch_steps == 'whole')}"
             )
         self.schedule = optimizers.learning_rate(config, len(source))
         self.shardings = parallel.state_sharding(self.shapes, mesh, config.optimizer.sharded)
@@ -77,10 +79,10 @@ class Run:
             self.every[name] = max(1, self._steps(epochs))
 
     def _steps(self, epochs: float) -> int:
-        return optimizers.steps(epochs, self.config.batch_size, len(self.source))
+        return optimizers.steps(epochs, self.config.batch_size, self.examples)
 
     def epoch(self, step: int) -> float:
-        return step * self.config.batch_size / len(self.source)
+        return step * self.config.batch_size / self.examples
 
     def stage(self, step: int) -> Stage:
         """The stage that step `step` belongs to."""
@@ -163,8 +165,11 @@ class Run:
         for (name, shape), decay, rate in zip(*columns, strict=True):
             lines.append(f"{name},{'x'.join(map(str, shape))},{decay:g},{rate:g}")
         files.write_atomically(self.workdir / "parameters.csv", "\n".join(lines) + "\n")
+        data = {"train": self.source, **self.sources}
+        run = {"data": {name: sources.identity(each) for name, each in data.items()}}
+        run |= {"start_step": step, **environment.describe_run()}
         with open(self.workdir / "runs.jsonl", "a") as file:
-            file.write(json.dumps({"start_step": step, **environment.describe_run()}) + "\n")
+            file.write(json.dumps(run) + "\n")
 
 
 def prepare(config: ConfigDict, workdir: pathlib.Path, processes: Alone, clock: Clock) -> Run:
@@ -222,6 +227,11 @@ def _evaluation_source(config: ConfigDict, name: str, train: Source) -> Source:
     data = config_lib.for_evaluation(config, name).data
     source = sources.open_source(data, data.eval_split)
     parallel.check_processes(len(source), f"evaluation {name!r}")
+    if count := sources.count_trained_on(source, data, config.data):
+        say(
+            f"warning: {count:,} of {len(source):,} images of evaluation {name!r} are trained on, "
+            f"with config.data.train_split={config.data.train_split!r}"
+        )
     if config.evaluations[name].data:
         return sources.with_classes(source, train.classes, data.eval_split, say)
     sources.check_classes(source.classes, train.classes, data.eval_split)

@@ -24,7 +24,7 @@ from effnet_jax.errors import UserError, check_choice
 from effnet_jax.imagenet import dataset as imagenet
 from effnet_jax.models.efficientnet import FAMILIES, VARIANTS
 from effnet_jax.run.files import check_local
-from effnet_jax.weights import files, keras, ours
+from effnet_jax.weights import files, keras, ours, timm
 from effnet_jax.weights.files import Arrays
 from effnet_jax.weights.names import CLASSIFIER_BIAS, OUTPUTS, Array, Names, list_arrays, unwrap
 from effnet_jax.weights.origins import NAMES, ORIGINS, choose, detect
@@ -139,7 +139,8 @@ def load(
       source: a file of weights; the workdir of a run, a checkpoint in it, or a copy of a
         checkpoint; a TensorFlow checkpoint, by its prefix, its folder or one of its files; a folder
         with a file named as in repositories of the Hub; or hf://ORG/NAME.
-      model: its name; by default it follows from the source's metadata or its shapes.
+      model: its name; by default it follows from the source's metadata or its shapes. Also timm's,
+        as "tf_efficientnet_l2.ns_jft_in1k_475", with that tag's preprocessing.
       origin: one of `origins.ORIGINS`; needed where names and metadata leave it open.
       classes: names of the outputs; or "imagenet" (the first of 1001 outputs, for background, is
         dropped), "imagenet_background" (it is kept), "imagenet21k", or a file of names. None: the
@@ -156,6 +157,10 @@ def load(
     """
     found, stated = files.read(source, weights)
     found, stated, where = unwrap(found), dict.fromkeys(files.STATED) | stated, str(source)
+    if (of_timm := timm.by_name(model or "")) and stated["config"] is None:
+        if origin not in (None, of_timm["origin"]):
+            raise UserError(f"{model} is a model of origin {of_timm['origin']}, not {origin}")
+        stated, model = stated | of_timm, of_timm["model"]
     key = detect(found, where)
     if stated["config"] is None:
         origin = choose(key, origin or stated["origin"], where)

@@ -60,11 +60,11 @@ def recipe(
       size: side of the square in pixels; None: the model's own.
       normalization: a name in `config.NORMALIZATIONS`.
       interpolation: Pillow's.
-      squash: whether the whole image is resized to a square instead.
+      squash: whether both sides are resized to one length; with crop 1 that is the whole image.
     """
     return {
         **({} if size is None else {"resolution": size}),
-        "crop_rule": "whole" if squash else "resize",
+        "crop_rule": ("squash" if crop < 1 else "whole") if squash else "resize",
         "crop_fraction": crop,
         "interpolation": f"{interpolation}_pillow",
         **NORMALIZED[normalization],
@@ -88,6 +88,12 @@ TENSORFLOW = {
     **_numbered("v2-b", (0.875, 0.882, 0.890, 0.904)),
     "v2-s": recipe(1.0, None, "inception"),
     **dict.fromkeys(("v2-m", "v2-l", "v2-xl"), recipe(1.0, None, "inception", squash=True)),
+}
+# By timm's name, where the tag has other settings than the model.
+TAGGED = {
+    "tf_efficientnet_l2.ns_jft_in1k_475": recipe(0.936, 475),
+    "tf_efficientnetv2_b3.in21k_ft_in1k": recipe(0.9, None, "inception", squash=True),
+    "tf_efficientnetv2_b3.in21k": recipe(0.904, None, "inception"),
 }
 # For timm's own: the tag that create_model loads, or the settings of a model without weights.
 OWN = {
@@ -116,6 +122,20 @@ def model_of(architecture: str) -> str | None:
         name = f"edgetpu-{name[1]}"
     name = f"v2-{name}" if match[1] else name
     return name if name in VARIANTS else None
+
+
+def by_name(architecture: str) -> dict[str, Any]:
+    """What timm's name of a model states, as "tf_efficientnet_b0.ap_in1k": model, origin and
+    preprocess; empty where it is no name of a model that we have.
+    """
+    model, is_ported = model_of(architecture), architecture.startswith("tf_")
+    if model is None:
+        return {}
+    preprocess = TAGGED.get(architecture) or (TENSORFLOW if is_ported else OWN)[model]
+    if ".ap_" in architecture:  # AdvProp.
+        preprocess = preprocess | NORMALIZED["inception"]
+    origin = "timm_tf" if is_ported else "timm"
+    return {"model": model, "origin": origin, "preprocess": preprocess}
 
 
 def read_config(path: pathlib.Path) -> dict[str, Any]:

@@ -132,6 +132,38 @@ def test_operations_are_tensorflow_s(key):
         np.testing.assert_array_equal(ours, golden[key])
 
 
+def test_colours_are_tensorflow_s_where_floats_are_nearly_whole():
+    # tf.image.rgb_to_grayscale of TensorFlow 2.21: six of the 175 colours of all 16.8 million for
+    # which one multiplication by the weights * 255.5 / 255 is off by 1.
+    colours = [[0, 122, 186], [83, 202, 108], [146, 208, 52], [198, 75, 154], [242, 119, 136]]
+    image = np.array([colours], np.uint8)
+    assert augment.color(image, 0.0)[0, :, 0].tolist() == [93, 156, 172, 121, 158]
+
+
+@pytest.mark.parametrize("level", [3, 6, 20 / 3, 28])
+def test_blending_truncates_in_float32(level):
+    # `blend` in autoaugment.py: start + factor * (image - start), all in float32. 1.18 * 50 is 59,
+    # and in float32 a little less, which from 0 is truncated to 58.
+    factor = level / 10 * 1.8 + 0.1
+    start, image = np.mgrid[:256, :256].astype(np.uint8)
+    floats = start.astype(np.float32)
+    floats = floats + np.float32(factor) * (image.astype(np.float32) - floats)
+    expected = floats.clip(0, 255).astype(np.uint8)
+    np.testing.assert_array_equal(augment._blend(start, image, factor), expected)
+    if level == 6:
+        assert (expected[0, 50], expected[128, 178]) == (58, 187)
+
+
+@pytest.mark.parametrize(("degrees", "place"), [(24, (68, 160)), (-24, (160, 68))])
+def test_rotation_s_ties_are_tensorflow_s(degrees, place):
+    # ImageProjectiveTransformV3 of TensorFlow 2.21, matrix in float32: the one pixel of 224
+    # x 224 whose source float64 rounds to the other side.
+    rows, columns = np.mgrid[:224, :224]
+    image = np.stack([rows, columns, 0 * rows], -1).astype(np.uint8)
+    expected = [91, 174, 0] if degrees > 0 else [174, 91, 0]
+    assert augment.rotate(image, degrees)[place].tolist() == expected
+
+
 def test_the_golden_images_cover_all_but_the_random_operation():
     assert {key.partition(" ")[0] for key in golden_images()} == {*augment.OPERATIONS} - {"Cutout"}
 

@@ -306,6 +306,23 @@ def test_memory_bounds_what_is_read_ahead(tiny):
     assert len(made) == 8 * 256
 
 
+def test_pixels_are_truncated_before_a_policy_alone(tiny):
+    # preprocess_for_train of both references: tf.cast(..., tf.uint8), if augment_name is set.
+    image = np.arange(64, dtype=np.uint8).reshape(8, 8, 1).repeat(3, axis=-1)
+    tiny.preprocess.interpolation, tiny.preprocess.flip = "bilinear", False
+    tiny.augment.randaugment_layers = 0
+    exact = (image[::2, ::2] + image[1::2, 1::2]) / 2  # A half everywhere.
+    for policy, rounding, expected in (
+        ("none", "truncate", np.rint(exact + 0.1)),
+        ("randaugment", "nearest", np.rint(exact + 0.1)),
+        ("randaugment", "truncate", np.floor(exact)),
+    ):
+        tiny.augment.policy, tiny.augment.rounding = policy, rounding
+        out = np.empty((4, 4, 3), np.uint8)
+        pipeline.TrainImages(Numbers(1), tiny).distort(image, np.random.default_rng(0), out)
+        np.testing.assert_array_equal(out, expected)
+
+
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [

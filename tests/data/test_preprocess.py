@@ -67,6 +67,30 @@ def test_resizing_is_that_of_tensorflow():
         assert np.abs(ours - golden[name].clip(0, 255)).max() <= most
 
 
+def test_truncated_pixels_are_tensorflow_s():
+    """tf.cast(tf.clip_by_value(resized, 0, 255), tf.uint8), of TensorFlow's own floats."""
+    golden = np.load(GOLDEN / "resizing.npz")
+    for name in (name for name in golden.files if name != "image"):
+        interpolation, *shape = name.split()
+        ours = resize(golden["image"], tuple(map(int, shape)), interpolation, truncate=True)
+        floats = golden[name].clip(0, 255)
+        off = np.abs(floats - np.rint(floats)) > 2e-3  # Of a whole number.
+        np.testing.assert_array_equal(ours[off], floats.astype(np.uint8)[off])
+        np.testing.assert_array_equal(ours[~off], np.rint(floats)[~off])
+
+
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+def test_truncation_is_half_a_level_darker_and_keeps_flat_images(interpolation):
+    flat = np.full((9, 7, 4), 77, np.uint8)
+    assert (resize(flat, (24, 24), interpolation, truncate=True) == 77).all()
+    one, other = (
+        resize(CHELSEA, (64, 96), interpolation, cut).astype(int) for cut in (False, True)
+    )
+    assert ((one - other >= 0) & (one - other <= 1)).mean() > 0.999
+    # Of whole numbers nothing is cut off; area's are often whole.
+    assert (one - other).mean() == pytest.approx(0.5 * (interpolation != "nearest"), abs=0.15)
+
+
 def test_bicubic_is_neither_of_tensorflow_one_nor_pillow():
     """So that nobody takes one for another: on a photograph they differ by grey levels."""
     made = {name: resize(CHELSEA, (64, 96), name).astype(int) for name in INTERPOLATIONS}
@@ -101,6 +125,16 @@ def test_resize_is_torchvision_s_and_timm_s_rule(interpolation, size, fraction, 
     assert turned.shape == (size, size, 3)
 
 
+def test_squash_is_timm_s_rule():
+    """Resize((333, 333)), then CenterCrop(300), as timm's create_transform with crop_pct 0.9."""
+    ours = preprocess(
+        resolution=300, crop_rule="squash", crop_fraction=0.9, interpolation="bicubic_pillow"
+    )
+    whole = Image.fromarray(CHELSEA).resize((333, 333), Image.Resampling.BICUBIC)
+    expected = np.asarray(whole.crop((16, 16, 316, 316)))  # round(16.5) is 16.
+    np.testing.assert_array_equal(ours.pixels(encode(CHELSEA, "PNG")), expected)
+
+
 @pytest.mark.parametrize(
     ("size", "resized"),  # Of torchvision's weights of EfficientNet.
     [
@@ -128,12 +162,14 @@ def test_a_jpeg_s_pixels_are_pillow_s():
         ({"crop_rule": "fraction"}, (19, 95, 262, 262)),
         # floor(64 / 0.875) = 73, and 64 / 73 * 300 = 263.01.
         ({"crop_rule": "resize"}, (19, 94, 263, 263)),
+        # 64 / 73 of both sides: 263.01 and 395.4.
+        ({"crop_rule": "squash"}, (19, 28, 263, 395)),
         ({"crop_rule": "whole"}, (0, 0, 300, 451)),
     ],
 )
 def test_the_part_that_is_kept(changes, box):
     assert preprocess(**changes).box(300, 451) == box
-    if changes["crop_rule"] != "resize":
+    if changes["crop_rule"] not in ("resize", "squash"):
         top, left, height, width = box
         part = CHELSEA[top : top + height, left : left + width]
         expected = resize(part, (64, 64), "bicubic")

@@ -150,3 +150,22 @@ def test_an_unknown_split_lists_those_there_are(tmp_path):
     write_set(tmp_path, "small", "train test", IMAGES[:2], LABELS)
     with pytest.raises(UserError, match="which has test, train"):
         sources.TfdsSource("small", str(tmp_path), "validation")
+
+
+def test_folders_of_one_name_are_told_apart(tmp_path):
+    def identity(name, classes, suffix=".png"):
+        folder = make_folder(tmp_path / name / "data", classes, suffix)
+        return sources.identity(sources.open_source(config_for(folder), "val"))
+
+    pets = {"cat": 2, "dog": 2}
+    first = identity("a", pets)
+    assert first == identity("b", pets) and first.startswith("2 records ")
+    others = [{"cat": 2, "cow": 2}, {"cat": 2, "dog": 20}]
+    found = {identity(f"other{n}", classes) for n, classes in enumerate(others)}
+    found |= {first, identity("jpg", pets, ".jpg")}  # Other images of the same classes and count.
+    assert len(found) == 4
+    source = sources.open_source(config_for(tmp_path / "a" / "data"), "val")
+    assert sources.identity(sources.with_classes(source, ("bat", "cat", "dog"), "val")) == first
+    pathlib.Path(source.describe(0)).unlink()  # Damaged data is reported elsewhere.
+    assert sources.identity(source).startswith("2 records ")
+    assert len({sources.identity(sources.digits_source("digits", None, "test")) for _ in "ab"}) == 1

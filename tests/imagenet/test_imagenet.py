@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from configs import imagenet
+from effnet_jax.data import sources
 from effnet_jax.errors import UserError
 from effnet_jax.imagenet import prepare, shards
-from effnet_jax.training import supervisor
+from effnet_jax.training import setup, supervisor
 from tests.evaluating import evaluate_run
 from tests.imagenet import miniature
 
@@ -43,7 +44,7 @@ def tiny_imagenet(data_dir: pathlib.Path, recipe: str = "autoaugment"):
     return config
 
 
-def test_prepare_train_evaluate(data_dir, tmp_path):
+def test_prepare_train_evaluate(data_dir, tmp_path, capsys):
     config = tiny_imagenet(data_dir)
     assert config.augment.policy == "autoaugment"
     state, scores = supervisor.train_and_evaluate(config, tmp_path)
@@ -58,8 +59,38 @@ def test_prepare_train_evaluate(data_dir, tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     losses = [row["train_loss"] for row in rows if "train_loss" in row]
     assert losses[-1] < losses[0]  # From ln(1000) towards the five classes that there are.
+    assert "trained_on" not in result
+    # It was trained on all of train: minival is part of that.
     held_out = evaluate_run(tmp_path, data="imagenet_minival")
-    assert held_out["count"] > 0
+    assert held_out["trained_on"] == held_out["count"] > 0
+    assert "warning: the run was trained on 7 of these 7 images" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("train", "evaluation", "shared"),
+    [
+        ("train", "minival", 7),
+        ("train[3:]", "minival", 4),
+        ("train[7:]", "minival", 0),
+        ("train[:50%]", "train[20:40]+validation", 10),
+        ("train", "validation", 0),
+    ],
+)
+def test_images_that_are_trained_on_are_reported(train, evaluation, shared, data_dir, capsys):
+    config = tiny_imagenet(data_dir)
+    config.data.train_split, config.data.eval_split = train, evaluation
+    source = sources.open_source(config.data, train)
+    found = setup._evaluation_source(config, "val", source)
+    assert sources.count_trained_on(found, config.data, config.data) == shared
+    warning = f"warning: {shared} of {len(found)} images of evaluation 'val' are trained on"
+    assert (warning in capsys.readouterr().err) == bool(shared)
+
+
+def test_image_files_that_are_trained_on_are_counted(tmp_path):
+    data = tiny_imagenet(miniature.make_folder(tmp_path, flat=False)).data
+    data.source, data.train_split = "folder", "train"
+    for split, shared in (("train", 60), ("val", 0)):
+        assert sources.count_trained_on(sources.open_source(data, split), data, data) == shared
 
 
 def test_a_truncated_image_stops_the_run_or_is_skipped(data_dir, tmp_path, capfd):

@@ -26,6 +26,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from effnet_jax import cli
+from effnet_jax import config as default
 from effnet_jax.data import sources
 from effnet_jax.data.decode import decode_image
 from effnet_jax.errors import UserError
@@ -182,6 +183,36 @@ def test_minival_is_the_first_of_train(prepared):
     assert [file.stat().st_nlink for file in files] == [2]  # Takes no room.
 
 
+def test_minival_is_what_a_list_names(prepared, tars, tmp_path):
+    """As val_split20.txt does, with or without folders; the other images keep their order."""
+    names = [name for name, _, _ in records(prepared, "train")]
+    chosen, path = sorted(names)[::6], tmp_path / "list.txt"
+    path.write_text("\n".join([f"n1/{chosen[0]}", chosen[1][:-5], *chosen[2:]]) + "\n\n")
+    run_tool(f"--from={tars}", f"--data_dir={tmp_path}", "--subset", f"--minival={path}")
+    minival, train = records(tmp_path, "minival"), records(tmp_path, "train")
+    assert sorted(name for name, _, _ in minival) == chosen
+    assert train[:10] == minival
+    assert train[10:] == [r for r in records(prepared, "train") if r[0] not in chosen]
+    assert records(tmp_path, "validation") == records(prepared, "validation")
+    # All of ImageNet: 20 and 1,004 files.
+    bounds = imagenet.shard_bounds("train", 1_281_167, 25_022)
+    assert (len(bounds), bounds[0], bounds[20], bounds[-1]) == (1025, 0, 25_022, 1_281_167)
+
+    def fails(lines, message, subset=True):
+        path.write_text("\n".join(lines))
+        with pytest.raises(UserError, match=message):
+            items = [imagenet.Item(name, 0, "", 0, 0) for name in names]
+            imagenet.hold_out(items, imagenet.read_minival(path), subset)
+
+    fails([*chosen, "cat.jpg"], r"'cat\.jpg' is no name such as n01440764_10026")
+    fails([*chosen, "n01440764_1.JPEG"], "lists 1 images that are not in train: n01440764_1", False)
+    fails(["n01440764_1"], "lists 0 of 60 images; 1 to 30 can be held out")
+    fails(names, "lists 60 of 60 images; 1 to 30 can be held out")
+    path.unlink()
+    with pytest.raises(UserError, match="can't read --minival="):
+        prepare.prepare(tmp_path, tmp_path / "out", ORIGINAL, minival=path)
+
+
 def test_this_program_reads_it(prepared):
     source = sources.TfdsSource("imagenet2012", str(prepared), "minival")
     assert source.classes == imagenet.class_names()
@@ -190,8 +221,11 @@ def test_this_program_reads_it(prepared):
 
 @pytest.mark.parametrize("kind", ["flat folder", "folder", "array_record"])
 def test_every_input_gives_the_same_bytes(kind, prepared, tmp_path):
-    if kind == "array_record":
-        root = prepared
+    if kind == "array_record":  # Also where what TFDS made it of lies next to it.
+        root = tmp_path / "in"
+        shutil.copytree(prepared, root)
+        (root / "downloads/manual").mkdir(parents=True)
+        (root / "downloads/manual/ILSVRC2012_img_val.tar").touch()
     else:
         root = miniature.make_folder(tmp_path / "in", truncated=False, flat=kind == "flat folder")
     prepare.prepare(root, tmp_path / "out", ORIGINAL, subset=True)
@@ -201,6 +235,40 @@ def test_every_input_gives_the_same_bytes(kind, prepared, tmp_path):
         assert repaired(tmp_path / "out") == []
         del expected[name], found[name]
     assert found == expected
+
+
+def test_folders_as_people_have_them(prepared, tmp_path, capsys):
+    """Kaggle's archive from its top, validation/ of .jpg, and a class's tar left in train/."""
+    top = tmp_path / "in"
+    folder = miniature.make_folder(top / "ILSVRC/Data/CLS-LOC", truncated=False)
+    for split in ("train/n01440764", "val"):
+        (top / "ILSVRC/Annotations/CLS-LOC" / split).mkdir(parents=True)
+    (top / "ILSVRC/ImageSets").mkdir()
+    (folder / "test").mkdir()
+    (folder / "val").rename(folder / "validation")
+    for path in (folder / "validation").iterdir():
+        path.rename(path.with_suffix(".jpg"))
+    first, second, *_ = sorted((folder / "train").iterdir())
+    first.with_suffix(".tar").touch()
+    prepare.prepare(top, tmp_path / "out", ORIGINAL, subset=True)
+    said = "".join(capsys.readouterr().err.split())  # Lines are wrapped.
+    assert f"reading {folder / 'train'} and {folder / 'validation'}".replace(" ", "") in said
+    assert records(tmp_path / "out", "train") == records(prepared, "train")
+    expected = [(n.replace("JPEG", "jpg"), *rest) for n, *rest in records(prepared, "validation")]
+    assert records(tmp_path / "out", "validation") == expected
+
+    def fails(message):
+        with pytest.raises(UserError, match=message):
+            prepare.prepare(top, tmp_path / "other", ORIGINAL, subset=True)
+
+    second.rename(second.with_suffix(".tar"))
+    fails(rf"train has 1 tars of classes that are not unpacked, such as {second.name}.tar; unpack")
+    (folder / "val").mkdir()
+    fails(r"CLS-LOC has both val and validation; remove one of them")
+    miniature.make_folder(top / "again/one", truncated=False)
+    miniature.make_folder(top / "again/two", truncated=False)
+    shutil.rmtree(top / "ILSVRC")
+    fails(rf"in has several data sets; give one: {top}/again/one {top}/again/two")
 
 
 def test_repairs(prepared):
@@ -330,6 +398,43 @@ def test_inputs_that_are_not_imagenet(tars, prepared, tmp_path):
     )
     file.unlink()
     fails(tmp_path / "records", f"{file.name} is missing")
+
+
+def test_names_of_files_state_their_class(prepared, tmp_path):
+    """Validation images in shuffled folders, and a training image in another class's folder."""
+    folder = miniature.make_folder(tmp_path / "in", truncated=False, flat=False)
+    classes = sorted(path.name for path in (folder / "val").iterdir())
+    shuffled = dict(zip(classes, classes[1:] + classes[:1], strict=True))
+    for wnid in classes:
+        (folder / "val" / wnid).rename(folder / "val" / f"{wnid}_")
+    for wnid in classes:
+        (folder / "val" / f"{wnid}_").rename(folder / "val" / shuffled[wnid])
+    message = r"10 of 10 images lie .* another class .*\.JPEG is of n\d{8}(, .*){4}, \.\.\.\. Move"
+    with pytest.raises(UserError, match=message):
+        prepare.prepare(folder, tmp_path / "out", ORIGINAL, subset=True)
+    assert contents(tmp_path / "out") == {}
+    data = default.get_config().data  # Training and eval.py read such folders as they are.
+    data.update(source="folder", data_dir=str(folder), eval_split="val")
+    with pytest.raises(UserError, match="10 of 10 images lie"):
+        sources.open_source(data, "val")
+    image = next((folder / "train" / classes[0]).iterdir())
+    image.rename(folder / "train" / classes[1] / image.name)
+    with pytest.raises(UserError, match=rf"1 of 60 images .*{image.name} is of {classes[0]}\. "):
+        sources.open_source(data, "train")
+    # Labels in a copy by TFDS are compared as well.
+    items = [imagenet.Item(f"n01440764_{n}.JPEG", 1, "x", 0, 0) for n in range(8)]
+    with pytest.raises(UserError, match="8 of 8 images lie"):
+        imagenet.check("train", items, subset=True)
+    # Own groups of ImageNet's files are nobody's mistake.
+    for wnid in classes:
+        (folder / "train" / wnid).rename(folder / "train" / f"group {wnid}")
+    assert len(sources.open_source(data, "train")) == 60
+
+
+def test_images_of_one_name_are_refused():
+    items = [imagenet.Item("1.JPEG", n, f"train/{n}/1.JPEG", 0, 0) for n in range(8)]
+    with pytest.raises(UserError, match=r"8 images of train are called 1.JPEG, .* WNID_NUMBER"):
+        imagenet.check("train", items, subset=True)
 
 
 def test_a_tfrecord_copy_is_to_be_converted(prepared, tmp_path):
@@ -505,7 +610,7 @@ def test_other_settings_or_images_are_refused(half_prepared, tars, tmp_path_fact
     refused(tars, shards.Settings(quality=80), "--quality=90")
     other = miniature.make_folder(tmp_path_factory.mktemp("other"), truncated=False)
     next((other / "val").iterdir()).unlink()
-    refused(other, ORIGINAL, "other images")
+    refused(other, ORIGINAL, "other images or another --minival")
     assert contents(half_prepared) == before
     prepare.prepare(tars, half_prepared, ORIGINAL, subset=True)
 

@@ -20,9 +20,12 @@ from effnet_jax.checkpoint import Checkpoints
 from effnet_jax.data import sources
 from effnet_jax.data.preprocess import normalize
 from effnet_jax.errors import UserError
-from effnet_jax.imagenet.variants import choose_data, load_evaluation_set
+from effnet_jax.imagenet import variants
+from effnet_jax.imagenet.variants import _open_source, choose_data, load_evaluation_set
 from effnet_jax.imagenet.variants import evaluate_set as evaluate
 from effnet_jax.metrics import choose_classes
+from effnet_jax.run import files
+from effnet_jax.run.processes import ALONE
 from effnet_jax.tools import eval as eval_tool
 from effnet_jax.training import setup, supervisor
 from effnet_jax.training.state import abstract_state
@@ -90,6 +93,65 @@ def test_imagenet_a_chooses_among_its_200_classes(run, tmp_path):
     with open(table, newline="") as file:
         (row,) = csv.DictReader(file)
     assert row["data"] == "imagenet_a/test" and row["top1"] == "0.75"
+    assert row["identity"].startswith(f"{COUNT} records ")
+
+
+def test_the_table_is_checked_before_and_the_result_is_printed_without_it(
+    run, tmp_path, monkeypatch, capsys
+):
+    workdir, images, _ = run
+    write_set(tmp_path, "imagenet_a", "test", images[:1], [6])
+    flags = [f"--workdir={workdir}", "--data=imagenet_a", f"--data_dir={tmp_path}", "--csv"]
+    args = eval_tool.PARSER.parse_args([*flags, str(tmp_path / "rows.csv")])
+    args.processes = ALONE
+
+    def evaluated(*_):
+        monkeypatch.setattr(files, "append_whole", full)
+        yield "imagenet_a", {"top1": 0.5, "top5": 1.0, "loss": 0.25, "count": 1}
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(variants, "evaluate", evaluated)
+    with pytest.raises(UserError, match=r"can't write to --csv=.*: No space left.*0\.5"):
+        eval_tool.main(args)
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["top1"] == 0.5
+    monkeypatch.setattr(variants, "evaluate", None)
+    (tmp_path / "rows.csv").write_text("top1,count\n0.5,1\n")
+    with pytest.raises(UserError, match=r"other columns than these rows .*choose another --csv"):
+        eval_tool.main(args)
+    args.csv = "/proc/none/rows.csv"
+    with pytest.raises(UserError, match=r"can't write to --csv=/proc/none/rows\.csv: No such file"):
+        eval_tool.main(args)
+
+
+def test_a_set_is_the_same_from_tfds_and_from_its_authors_folders(run, tmp_path, capsys):
+    workdir, images, logits = run
+    classes = load_evaluation_set("imagenet_a").data.eval_classes
+    chosen = np.array([WNIDS.index(name) for name in classes])
+    labels = shifted(chosen[logits[:, chosen].argmax(1)], chosen, range(5))
+    write_set(tmp_path, "imagenet_a", "test", images, labels)
+    for number, (image, label) in enumerate(zip(images, labels, strict=True)):
+        folder = tmp_path / "unpacked/imagenet-a" / WNIDS[label]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / f"{number}.png")
+    results = [
+        evaluate_run(workdir, data="imagenet_a", data_dir=str(folder))
+        for folder in (tmp_path, tmp_path / "unpacked", tmp_path / "unpacked/imagenet-a")
+    ]
+    losses = [result.pop("loss") for result in results]
+    assert losses[1:] == pytest.approx(losses[:1] * 2, rel=1e-6)
+    assert results[1] == results[2] == results[0] and results[0]["top1"] == 15 / 20
+    assert "imagenet_a: 20 of 7,500 images" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"tfds build imagenet_r .*\nor give --data_dir=FOLDER"):
+        evaluate_run(workdir, data="imagenet_r", data_dir=str(tmp_path))
+    folder = tmp_path / "unpacked/imagenet-a"
+    for wnid in classes:  # Without --data the folder's name may promise another metric.
+        (folder / wnid).mkdir(exist_ok=True)
+        Image.fromarray(images[0]).save(folder / wnid / "more.png")
+    config = choose_data(weights.load(workdir), None, None, str(folder))
+    assert len(_open_source(config.data)) == 220
+    assert "classes of imagenet_a; --data=imagenet_a chooses among" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

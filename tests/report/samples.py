@@ -46,10 +46,23 @@ def row(top1: float | str = 0.75, **changes) -> dict:
 def write(path: pathlib.Path, rows: list[dict]) -> pathlib.Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        columns = dict.fromkeys([*COLUMNS, *(key for row in rows for key in row)])
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
     return path
+
+
+def swept(sweep: str, *values: dict, **changes) -> list[dict]:
+    """Rows of a sweep of keys: for each of `values` two seeds, better from row to row."""
+    rows = []
+    for number, each in enumerate(values):
+        label = ", ".join(f"{key}={text}" for key, text in each.items())
+        keys = {f"config.{key}": text for key, text in each.items()}
+        for seed in (0, 1):
+            top1 = 0.5 + 0.05 * number + 0.02 * seed
+            rows.append(row(top1, sweep=sweep, label=label, seed=seed, **changes) | keys)
+    return rows
 
 
 def methods(seeds: int = 3) -> list[dict]:

@@ -1,9 +1,9 @@
 """From CSV to figure: what is drawn is what the rows say."""
 
 import pytest
-from samples import methods, row, write
+from samples import methods, row, swept, write
 
-from effnet_jax.report import figures, results
+from effnet_jax.report import figures, results, tables
 
 
 @pytest.fixture
@@ -98,6 +98,28 @@ def test_the_paper_s_points_are_drawn_only_beside_imagenet(read):
     assert "GPipe" in {r["label"] for r in figures.figure1(results.Results()).rows}
 
 
+@pytest.mark.parametrize("figure", [figures.figure1, figures.figure5])
+def test_figures_1_and_5_show_the_methods_where_phi_was_not_run(read, figure):
+    drawn = figure(read(methods()))
+    assert len(drawn.rows) == 9 and {r["source"] for r in drawn.rows} == {"ours"}
+    (line,) = [y for x, y in curves(drawn) if len(x) == 3]  # The base, and compound scaling twice.
+    assert line == pytest.approx([70, 77.5, 81.5])
+    shown = [text.get_text() for text in drawn.figure.axes[0].get_legend().get_texts()]
+    assert sorted(shown) == ["compound", "depth", "resolution", "width"]
+    assert "the other methods of figure 8" in drawn.caption
+    both = figure(read([*methods(), row(sweep="phi", series="compound", label="b0")]))
+    assert [r["label"] for r in both.rows] == ["b0"]
+
+
+def test_the_second_panel_of_figure_8_is_explained(read):
+    rows = methods()
+    low = [r | {"val/ema/top1": 0.4} if r["series"] == "depth" else r for r in rows]
+    drawn = figures.figure8(read(low))
+    assert "Below, the same points without depth, which falls more than 10 points" in drawn.caption
+    assert [axes.get_title() for axes in drawn.figure.axes] == ["", "without depth"]
+    assert "Below" not in figures.figure8(read(rows)).caption
+
+
 def test_transfer_takes_the_results_of_its_data_sets_side_by_side(read):
     phi = {"sweep": "phi", "series": "compound", "label": "b0"}
     rows = [row(**phi, data="cifar10/test", top1=0.98), row(**phi, data="cifar100/test")]
@@ -105,6 +127,61 @@ def test_transfer_takes_the_results_of_its_data_sets_side_by_side(read):
     ours = {r["data"]: r["top1_mean"] for r in drawn.rows if r["source"] == "ours"}
     assert ours == {"cifar10/test": 0.98, "cifar100/test": 0.75}
     assert "Ours: CIFAR-10" in drawn.caption
+
+
+def test_a_sweep_is_drawn_over_the_key_that_it_changes(read):
+    """With bars over seeds, in the order of the key's values."""
+    key = "optimizer.sgd.learning_rate"
+    rows = swept(f"{key}=0.1,1,0.001 seed=0,1", {key: "0.1"}, {key: "1.0"}, {key: "0.001"})
+    drawn = figures.figure_sweeps(read(rows))
+    (axes,) = drawn.figure.axes
+    (x, y), *_ = curves(drawn)
+    assert (x, y) == ([0.001, 0.1, 1], pytest.approx([61, 51, 56]))
+    assert axes.get_xlabel() == key and axes.get_xscale() == "log"
+    assert axes.get_title() == f"{key} on cluttered_digits/test"
+    assert texts(drawn) == ["61.0"]  # The best.
+    assert f"{key} on cluttered_digits/test: Top-1 of" in drawn.caption
+    assert "The best mean: learning_rate=0.001. The bars of 0 of the 2 others" in drawn.caption
+    assert [r[key] for r in drawn.rows] == ["0.1", "1", "0.001"]
+    assert [r["top1_mean"] for r in drawn.rows] == pytest.approx([0.51, 0.56, 0.61])
+
+
+def test_equal_means_are_both_the_best(read):
+    rows = swept("ema.decay=0,1", {"ema.decay": 0}, {"ema.decay": 1})
+    rows = [each | {"val/ema/top1": 0.5} for each in rows]
+    assert "The best mean: decay=0 and decay=1." in figures.figure_sweeps(read(rows)).caption
+
+
+def test_a_sweep_of_several_keys_has_a_line_for_each_of_the_others_values(read):
+    keys = ({"ema.decay": d, "epochs": e} for e in ("2.0", "10.0") for d in ("0.0", "0.5", "0.9"))
+    names = swept("ema.decay=0,0.5,0.9 epochs=2,10", *keys)
+    other = swept("optimizer.name=sgd,adamw", *({"optimizer.name": n} for n in ("sgd", "adamw")))
+    drawn = figures.figure_sweeps(read(names + other))
+    first, second = drawn.figure.axes
+    assert [text.get_text() for text in first.get_legend().get_texts()] == ["epochs=2", "epochs=10"]
+    assert [x for x, _ in curves(drawn)][:2] == [[0, 0.5, 0.9]] * 2
+    # No numbers: by name, the best on top.
+    assert [label.get_text() for label in second.get_yticklabels()] == ["name=sgd", "name=adamw"]
+    # Keys that change together, here without a grid, are no lines.
+    pairs = [{"ema.decay": d, "epochs": e} for d, e in (("0.1", "1.0"), ("0.2", "2.0"))]
+    (axes,) = figures.figure_sweeps(read(swept("mine.py", *pairs))).figure.axes
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    assert names == ["decay=0.1, epochs=1", "decay=0.2, epochs=2"]
+    assert axes.get_title() == "mine on cluttered_digits/test"
+
+
+def test_sweeps_on_several_data_sets_are_drawn_apart(read):
+    decays = [{"ema.decay": text} for text in ("0.5", "0.9")]
+    rows = swept("ema.decay=0.5,0.9", *decays, data="f/val")
+    rows = [each | {"val/identity": data} for data in ("9 records ab", "9 cd") for each in rows]
+    found = read(rows)
+    titles = [axes.get_title() for axes in figures.figure_sweeps(found).figure.axes]
+    assert len(set(titles)) == 2 and all("on f/val [" in title for title in titles)
+    table = tables.table_sweeps(found)
+    assert [cells[:4] for cells in table.rows] == 2 * [
+        ("decay=0.9", "56.00", "1.42", "2"),
+        ("decay=0.5", "51.00", "1.42", "2"),
+    ]
 
 
 def test_the_grid_shows_every_candidate_with_its_cost_and_marks_the_best(read):
@@ -124,6 +201,6 @@ def test_the_grid_shows_every_candidate_with_its_cost_and_marks_the_best(read):
     assert "1 of the 2 others overlap" in drawn.caption
 
 
-@pytest.mark.parametrize("key", ["figure3", "figure4", "figure8", "figure_grid"])
+@pytest.mark.parametrize("key", ["figure3", "figure4", "figure8", "figure_grid", "figure_sweeps"])
 def test_nothing_is_drawn_of_nothing(key):
     assert getattr(figures, key)(results.Results()) is None

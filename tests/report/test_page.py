@@ -9,10 +9,10 @@ import time
 import pytest
 from conftest import read_golden
 from matplotlib.figure import Figure
-from samples import methods, row, write
+from samples import methods, row, swept, write
 
 from effnet_jax.errors import UserError
-from effnet_jax.report import results, tables
+from effnet_jax.report import page, results, tables
 from effnet_jax.tools import report
 
 
@@ -84,6 +84,30 @@ def test_out_must_not_be_a_file(tmp_path):
         report.main(report.PARSER.parse_args([f"--out={tmp_path / 'file'}"]))
 
 
+def test_a_sweep_of_the_user_s_own_is_on_the_page_before_the_paper_s(run, tmp_path, capsys):
+    key = "optimizer.sgd.learning_rate"
+    rows = swept(f"{key}=0.1,0.2", {key: "0.1"}, {key: "0.2"})
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "other.csv").write_text("a,b\n1,2\n")
+    write(tmp_path / "rows" / "a.csv", [*rows, rows[0]])
+    out = tmp_path / "out"
+    report.main(report.PARSER.parse_args([f"--out={out}", f"--results={tmp_path / 'rows'}"]))
+    page, printed = (out / "index.html").read_text(), capsys.readouterr().out
+    assert page.index("Your sweeps in numbers") < page.index("Table 1")
+    assert "<td>learning_rate=0.2</td><td>56.00</td>" in page
+    assert (out / "figure_sweeps.png").exists()
+    assert f"{key},source" in (out / "figure_sweeps.csv").read_text()
+    for text in (printed, page):
+        assert "other.csv (no column" in text and "repeated by newer ones of equal seed" in text
+    out = run(f"--results={write(tmp_path / 'b.csv', [])}")
+    assert "Your sweeps" not in (out / "index.html").read_text()
+
+
+def test_every_sweep_of_the_paper_is_known_as_such():
+    sweeps = (sweep for each in page.SECTIONS.values() for sweep in each.get("sweeps", ()))
+    assert set(map(results.bare_name, sweeps)) == set(results.PAPER)
+
+
 def test_labels_can_not_break_the_page(run, tmp_path):
     rows = [row(series="<b>bold</b>", label="1x <script>", data="a&b/test")]
     page = (run(f"--results={write(tmp_path / 'a.csv', rows)}") / "index.html").read_text()
@@ -144,7 +168,8 @@ def test_table_4_divides_only_what_one_machine_measured(tmp_path):
 
     def table(threads):
         path = tmp_path / "latency.csv"
-        lines = ["b1,240,1,50.04,49,51,1,cpu,2", f"resnet152,224,1,299,298,300,{threads},cpu,1"]
+        lines = ["b1,240,1,50.04,49,51,1,cpu,2026-11-02"]
+        lines += [f"resnet152,224,1,299,298,300,{threads},cpu,2026-11-01"]
         path.write_text("\n".join([header, *lines]) + "\n")
         return {cells[0]: cells for cells in tables.table4(results.read([path])).rows}
 

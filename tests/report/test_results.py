@@ -2,7 +2,7 @@
 
 import pytest
 from conftest import read_golden
-from samples import row, write
+from samples import row, swept, write
 
 from effnet_jax.errors import UserError
 from effnet_jax.report import paper, results
@@ -10,7 +10,7 @@ from effnet_jax.report import paper, results
 
 def test_mean_and_sample_deviation_are_those_by_hand(tmp_path):
     path = write(tmp_path / "a.csv", [row(seed=s, top1=t) for s, t in ((2, 0.8), (0, 0.7))])
-    write(tmp_path / "deep" / "er" / "b.csv", [row(seed=1, top1=0.9)])
+    write(tmp_path / "deep" / "er" / "b.CSV", [row(seed=1, top1=0.9)])
     (point,) = results.read([tmp_path]).points("here", "methods")
     assert point.top1 == (0.7, 0.9, 0.8)  # By seed.
     assert point.mean == pytest.approx(0.8)
@@ -31,6 +31,9 @@ def test_mean_and_sample_deviation_are_those_by_hand(tmp_path):
         ("seeds:2,grid:step=0.1,equal=1", "grid"),
         ("seeds:2,seeds:3,width:1,2", "width"),
         ("configs/sweeps/width_at.py:1,2", "width_at"),
+        ("optimizer.sgd.learning_rate=0.1,0.2 seed=0,1", "optimizer.sgd.learning_rate"),
+        ("seeds:2,ema.decay=0.5  epochs=1,2", "ema.decay epochs"),
+        ("seed=0,1", "seed"),
     ],
 )
 def test_the_inner_sweep_counts(sweep, kind):
@@ -65,6 +68,90 @@ def test_data_sets_are_never_mixed(tmp_path):
         results.read([path], data="imagenet2012/val")
 
 
+def test_data_sets_of_one_name_are_never_mixed(tmp_path):
+    """With equal seeds none of them counts as repeated."""
+    one, two = (
+        {"val/identity": text, "train/identity": text}
+        for text in ("9 records 00112233", "9 records 44556677")
+    )
+    path = write(tmp_path / "a.csv", [row(data="f/val") | one, row(0.5, data="f/val") | two])
+    found = results.read([path])
+    assert (len(found.runs), found.repeated) == (2, 0)
+    with pytest.raises(UserError, match=r"different data sets: f/val \[\w{8}\] \(1 runs\), f/val"):
+        found.points("figure 8", "methods")
+    name = found.runs[0].data
+    for data in (name, "00112233"):
+        (point,) = results.read([path], data=data).points("figure 8", "methods")
+        assert (point.data, point.mean, point.n) == (name, 0.75, 1)
+    with pytest.raises(UserError, match="would mix"):
+        results.read([path], data="f/val").points("figure 8", "methods")
+    # Rows of earlier releases, which don't say, are of neither.
+    path = write(tmp_path / "a.csv", [row(data="f/val") | one, row(data="f/val", seed=1)])
+    with pytest.raises(UserError, match=r"f/val \[unknown\]"):
+        results.read([path]).points("figure 8", "methods")
+    # With one identity, names are as they were, also where another split was trained on.
+    path = write(tmp_path / "a.csv", [row(seed=s, data="f/val") | one for s in (0, 1)])
+    assert results.read([path]).points("figure 8", "methods")[0].data == "f/val"
+    path = write(tmp_path / "a.csv", [row() | one, row(seed=1) | one | {"train/identity": "8 e"}])
+    with pytest.raises(UserError, match="differ by more than their seed: trained_on 9 records"):
+        results.read([path]).points("figure 8", "methods")
+
+
+def test_runs_that_a_sweep_changes_are_points_of_their_own(tmp_path):
+    """Also where a sweep's file gives all of them one label."""
+    rates = [{"ema.decay": text} for text in ("0.5", "0.50", "0.9")]
+    rows = [r | {"label": ""} for r in swept("mine.py", *rates)]
+    found = results.read([write(tmp_path / "a.csv", rows)])
+    assert found.repeated == 2  # 0.50 is 0.5.
+    (points,) = found.own("here").values()
+    assert [(dict(p.runs[0].swept), p.n) for p in points] == [
+        ({"ema.decay": "0.5"}, 2),
+        ({"ema.decay": "0.9"}, 2),
+    ]
+
+
+def test_other_recipes_are_other_sweeps(tmp_path):
+    """The same values were swept twice, with other values of a key that both runs had alike."""
+    first, second = (swept("ema.decay=0.5", {"ema.decay": "0.5"}) for _ in range(2))
+    rows = [r | {"recipe": "a"} for r in first] + [r | {"recipe": "b"} for r in second]
+    found = results.read([write(tmp_path / "a.csv", rows)])
+    titles = ["ema.decay on cluttered_digits/test", "ema.decay on cluttered_digits/test, recipe b"]
+    assert list(found.own("here")) == titles and found.repeated == 0
+    assert [len(points) for points in found.own("here").values()] == [1, 1]
+    rows = [row() | {"recipe": "a"}, row(seed=1) | {"recipe": "b"}]
+    with pytest.raises(UserError, match="differ by more than their seed: recipe a and b"):
+        results.read([write(tmp_path / "a.csv", rows)]).points("figure 8", "methods")
+
+
+def test_what_a_spreadsheet_saves_is_read_or_refused_by_name(tmp_path):
+    path = write(tmp_path / "a.csv", [row(), row(seed=1)])
+    expected = results.read([path]).runs
+    text = path.read_text()
+    for saved in (
+        text.replace(",", ";"),
+        text.replace(",", "\t"),
+        "\ufeff" + text.replace("\n", ",,\r\n") + "," * 40 + "\r\n",
+    ):
+        path.write_text(saved, encoding="utf-8", newline="")
+        assert results.read([tmp_path]).runs == expected
+    for old, new, message in (
+        ("2026-11-22T10:00:00+00:00", "22/11/2026 10:00", r"a.csv, line 2: time is '22/11/2026 1"),
+        (",0.75,", ',"0,75",', r"a.csv, line 2: val/ema/top1 is '0,75', no number"),
+        ("sweep,name", "seed,name", r"a.csv has the column 'seed' twice"),
+        (",0.75,", ",0,75,", r"a.csv, line 2 has more cells than the file has columns"),
+    ):
+        path.write_text(text.replace(old, new))
+        with pytest.raises(UserError, match=message):
+            results.read([tmp_path])
+
+
+def test_of_two_repeats_the_later_time_counts_whatever_its_zone(tmp_path):
+    early = "2026-11-22T10:00:00+05:00"  # 05:00 in UTC.
+    rows = [row(0.8, time="2026-11-22T09:00:00+00:00"), row(0.9, time=early)]
+    (point,) = results.read([write(tmp_path / "a.csv", rows)]).points("here", "methods")
+    assert point.mean == 0.8
+
+
 @pytest.mark.parametrize(
     "change", [{"epochs": 9.0}, {"multiply_adds": 5}, {"base": "resnet18"}, {"width": 2.0}]
 )
@@ -81,6 +168,8 @@ def test_other_tables_are_passed_over_in_a_folder_alone(tmp_path):
     (tmp_path / "empty.csv").touch()
     found = results.read([tmp_path])
     assert (len(found.runs), found.files) == (1, (tmp_path / "a.csv",))
+    why = "(no column 'sweep')"
+    assert found.skipped == (f"{other} {why}", f"{tmp_path / 'empty.csv'} {why}")
     with pytest.raises(UserError, match=r"benchmark_model\.csv is no table of results"):
         results.read([tmp_path, other])
     with pytest.raises(UserError, match="--results"):

@@ -44,6 +44,11 @@ def test_csv_rows_add_up_and_never_mix_columns(tmp_path):
     with pytest.raises(UserError, match="other columns"):
         csv_rows.append_csv(path, [{"a": 5, "c": 6}])
     assert path.read_text() == "a,b\n1,2\n3,4\n"
+    path.write_text("a,b\n1,2")  # As an editor may leave it.
+    csv_rows.append_csv(path, [{"a": 3, "b": 4}])
+    assert path.read_text() == "a,b\n1,2\n3,4\n"
+    csv_rows.check_append(tmp_path / "new.csv", ["a"])
+    assert not (tmp_path / "new.csv").exists()
 
 
 def test_rows_that_the_disk_refuses_are_written_later(tmp_path, capsys):

@@ -52,7 +52,8 @@ metrics.append({"step": 5, "epoch": 1.0, "val/ema/top1": score, "val/ema/count":
                 **({"far/raw/top1": 0.25} if config["epochs"] == 1 else {})})
 (workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\\n" for row in metrics))
 run = {"versions": {"jax": "1", "jaxlib": "1"}, "device": "cpu", "devices": 1, "cpus": 2,
-       "python": "3", "commit": "abc", "time": "2026-01-01T00:00:00+00:00"}
+       "python": "3", "commit": "abc", "time": "2026-01-01T00:00:00+00:00",
+       "data": {"train": "90 records ab", "val": "10 records cd"}}
 (workdir / "runs.jsonl").write_text(json.dumps(run) + "\\n")
 """
 
@@ -124,13 +125,64 @@ def test_runs_share_the_machine_and_one_table(fake):
     assert table(fake) == rows and fake.log("depth_1_seed0").stat() == before
 
 
-def test_the_columns_are_the_evaluations_that_there_were(fake):
+def test_the_columns_are_the_evaluations_that_there_were(fake, capsys):
     run(fake, "epochs=1,2 seed=3")
+    # Shown also where it is equal.
+    assert capsys.readouterr().out.count("│ finished │ 53.00%") == 2
     assert [row["name"] for row in table(fake)] == ["epochs=1_seed=3", "epochs=2_seed=3"]
     assert [row["far/raw/top1"] for row in table(fake)] == ["0.25", ""]
     assert [row["val/ema/count"] for row in table(fake)] == ["10.0", "10.0"]
     done = json.loads((fake.workdir("epochs=1_seed=3") / "done.json").read_text())
     assert done["far/raw/top1"] == 0.25 and done["val/ema/top1"] == 0.53
+
+
+def test_rows_have_what_the_sweep_changes_and_which_data_it_was(fake, capsys):
+    run(fake, "optimizer.sgd.momentum=0.5,0.75 epochs=1 seed=3,4")
+    key = "config.optimizer.sgd.momentum"
+    assert [row[key] for row in table(fake)] == ["0.5", "0.5", "0.75", "0.75"]
+    assert [row["config.epochs"] for row in table(fake)] == ["1.0"] * 4
+    assert "config.seed" not in table(fake)[0]
+    assert {row["train/identity"] for row in table(fake)} == {"90 records ab"}
+    assert {row["val/identity"] for row in table(fake)} == {"10 records cd"}
+    before, after = capsys.readouterr().out.split("4 runs in")[1:]
+    header = next(line for line in before.splitlines() if line.startswith("┃"))
+    assert header.strip("┃ ").replace("┃", "").split() == ["run", "momentum", "seed", "state"]
+    same = "the same in all: width 0.4241, depth 0.1938, pixels 36, epochs 1.0"
+    assert same in " ".join(before.split())
+    assert "finished │ 53.00%" in after and "finished │ 54.00%" in after
+
+
+def test_a_table_keeps_the_rows_of_runs_that_this_sweep_has_not(fake, tmp_path):
+    csv, other = tmp_path / "all.csv", Folder(tmp_path / "other")
+    run(fake, "depth:1,2", csv=csv)
+    run(other, "epochs=1 seed=5", csv=csv)
+    run(fake, "depth:2", csv=csv)  # A narrower sweep in the first's folder.
+    (path := fake.root / "results.csv").write_text(csv.read_text())
+    rows = table(fake)
+    assert [row["name"] for row in rows] == ["depth_1", "epochs=1_seed=5", "depth_2"]
+    assert rows[0]["far/raw/top1"] == "" and rows[1]["far/raw/top1"] == "0.25"
+    assert [row["config.model.depth"] != "" for row in rows] == [True, False, True]
+    # Another run of one name, as in a second workdir, is not the same run.
+    path.write_text(path.read_text().replace("2026-01-01T00:00:00+00:00", "2026-01-02 00:00:00"))
+    run(fake, "depth:2")
+    names = [row["name"] for row in table(fake)]
+    assert names == ["depth_1", "epochs=1_seed=5", "depth_2", "depth_2"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("data,top1\ndigits/test,0.9\n", "is no table of results of a sweep"),
+        ("name;time\ndepth_1;22/11/2026 10:00\n", "line 2: time is '22/11/2026 10:00'"),
+        ("name,time\ndepth_1,2026-01-01,3\n", "line 2 has more cells than"),
+    ],
+)
+def test_a_table_that_would_be_damaged_stops_before_anything_starts(fake, text, message):
+    (path := fake.root / "mine.csv").parent.mkdir()
+    path.write_text(text)
+    with pytest.raises(UserError, match=message):
+        run(fake, "depth:1", csv=path)
+    assert path.read_text() == text and not (fake.root / "logs").exists()
 
 
 def test_a_failed_run_is_listed_and_the_others_go_on(fake, capfd):
@@ -282,8 +334,10 @@ def test_the_command_line_prints_the_schedule_and_starts_nothing(tmp_path, monke
     assert not (tmp_path / "a").exists()
 
 
-def test_a_run_s_command_reads_the_config_that_was_written(tmp_path):
-    folder, (scheduled,) = Folder(tmp_path), make_schedule(small(), "augment.erase_area=(0.1,0.2)")
+@pytest.mark.parametrize("name", [".", "lr=0.1,wd=1e-5", "a:b c"])
+def test_a_run_s_command_reads_the_config_that_was_written(tmp_path, name):
+    (scheduled,) = make_schedule(small(), "augment.erase_area=(0.1,0.2)")
+    folder = Folder(tmp_path / name)
     folder.write_configs([scheduled])
     python, *module, tool, config, workdir = launch.command(folder, scheduled.run.name)
     assert [python, *module, tool] == [sys.executable, "-m", "effnet_jax", "train"]

@@ -161,6 +161,58 @@ def test_a_sweep_file_of_the_user_s_own(tmp_path):
         make_schedule(small(), str(path))
 
 
+def test_numpy_numbers_are_values_like_others(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("""
+import numpy as np
+from effnet_jax.sweeps.runs import Run, multiply_adds, scaled
+def get_sweep(config, argument):
+    for seed in np.arange(2):
+        for rate in np.float32([0.1, 0.2]):
+            overrides = scaled(config, width=np.float32(1.5))
+            assert multiply_adds(config, overrides)
+            overrides |= {"seed": seed, "optimizer.sgd.learning_rate": rate}
+            overrides |= {"preprocess.flip": np.bool_(seed)}
+            overrides |= {"augment.erase_area": (np.float64(0.1), np.float32(0.3))}
+            overrides |= {"preprocess.mean": np.array([0.5, 0.25, 0.5])}
+            yield Run(f"{rate}_{seed}", "mine", "", overrides)
+""")
+    runs = make_schedule(small(), str(path))
+    configs = [each.config for each in runs]
+    found = [(each.seed, each.optimizer.sgd.learning_rate) for each in configs]
+    assert found == [(0, 0.1), (0, 0.2), (1, 0.1), (1, 0.2)]
+    assert [each.preprocess.flip for each in configs] == [False, False, True, True]
+    assert configs[0].augment.erase_area == (0.1, 0.3)
+    assert configs[0].preprocess.mean == (0.5, 0.25, 0.5)
+    assert runs[0].row()["config.optimizer.sgd.learning_rate"] == "0.1"
+
+
+def test_a_key_that_some_runs_change_is_known_of_all(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("""
+from effnet_jax.sweeps.runs import Run
+def get_sweep(config, argument):
+    yield Run("base", "mine", "base", {})
+    yield Run("soft", "mine", "soft", {"loss.label_smoothing": 0.3})
+""")
+    rows = [each.row() for each in make_schedule(small(), str(path))]
+    assert [row["config.loss.label_smoothing"] for row in rows] == ["0.0", "0.3"]
+
+
+def test_the_recipe_is_all_that_the_runs_of_a_sweep_share():
+    def recipes(sweep="optimizer.sgd.momentum=0.5,0.9 seed=0,1", **changes):
+        config = small()
+        config.update_from_flattened_dict(changes)
+        return {each.row()["recipe"] for each in make_schedule(config, sweep)}
+
+    (one,) = recipes()
+    changes = {"optimizer.sgd.momentum": 0.7, "seed": 7, "log_steps": 3, "data.threads": 2}
+    changes |= {"checkpoint.keep_newest": 1, "processes.lost_seconds": 9.0, "eval_epochs": 9.0}
+    assert recipes(**changes) == {one}
+    other = {"loss.label_smoothing": 0.3}, {"checkpoint.init_from": "a"}, {"epochs": 9.0}
+    assert len({one}.union(*(recipes(**each) for each in other))) == 4
+
+
 def test_table_3_scales_the_other_bases():
     runs = {each.run.name: each for each in make_schedule(b0(), "table3")}
     assert len(runs) == 4 + 5 + 5

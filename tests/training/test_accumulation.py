@@ -18,7 +18,6 @@ from effnet_jax import models, parallel
 from effnet_jax.models.baselines import Residual
 from effnet_jax.models.mbconv import MBConv
 from effnet_jax.models.network import Architecture, Network, Stem
-from effnet_jax.models.operations import swish
 from effnet_jax.planner.program import Collective, collectives
 from effnet_jax.training.optimizer import build_optimizer, learning_rate
 from effnet_jax.training.state import fresh_state, init_state
@@ -179,7 +178,7 @@ def test_remat_changes_memory_and_nothing_else():
         MBConv, stride=1, kernel=3, inputs=8, outputs=8, expanded=48, squeezed=2, survival=0.7
     )
     blocks = tuple(make(name=f"stage1/block{number}") for number in (1, 2, 3))
-    table = Architecture(8, Stem(8), (blocks,), 0, 10, swish)
+    table = Architecture(8, Stem(8), (blocks,), 0, 10, "swish")
     images = jax.random.normal(jax.random.key(0), (16, 8, 8, 3))
     rngs = {"dropout": jax.random.key(2), "stochastic_depth": jax.random.key(3)}
     variables = jax.jit(lambda: models.init_variables(Network(table), 8, jax.random.key(1)))()

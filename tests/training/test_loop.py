@@ -111,6 +111,8 @@ def test_a_run_leaves_everything_it_should(uninterrupted):
     assert run["versions"]["jax"] == jax.__version__
     assert run["device"] == "cpu"
     assert {"commit", "python", "time", "cpus"} <= run.keys()
+    assert run["data"].keys() == {"train", "val"}
+    assert run["data"]["val"].startswith("360 records ")
     config = json.loads((workdir / "config.json").read_text())
     assert config["epochs"] == 2.0
     assert config["model"]["num_classes"] == 10

@@ -7,6 +7,7 @@ import optax
 import pytest
 from conftest import read_golden
 
+from configs import imagenet
 from effnet_jax import config as default
 from effnet_jax.errors import UserError
 from effnet_jax.training import optimizer
@@ -52,6 +53,20 @@ def test_cosine_and_constant():
     assert float(optimizer.learning_rate(config, 2560)(99)) == pytest.approx(2 * peak)
 
 
+def test_whole_steps_an_epoch_are_v2_s():
+    # google/automl efficientnetv2/main_tf2.py, by hand: 1,281,167 // 4096 = 312 steps an epoch,
+    # 1560 of warm-up, and a decay every 2.4 * 312 = 748.8 from step 0; 306 without the hold-out.
+    config = imagenet.get_config("v2-s")
+    assert optimizer.epoch_examples(config, IMAGENET) == 312 * 4096
+    assert optimizer.epoch_examples(config, 1_256_144) == 306 * 4096
+    assert optimizer.epoch_examples(default.get_config(), IMAGENET) == IMAGENET
+    rate = jax.jit(optimizer.learning_rate(config, IMAGENET))
+    expected = {0: 0, 1559: 0.256 * 1559 / 1560, 1560: 0.256 * 0.97**2, 2246: 0.256 * 0.97**2}
+    expected |= {2247: 0.256 * 0.97**3, 109_199: 0.256 * 0.97**145}
+    for step, value in expected.items():
+        assert float(rate(step)) == pytest.approx(value, rel=1e-5), step
+
+
 def run(transformation, weights, gradients):
     state = transformation.init(weights)
     path = []
@@ -62,14 +77,16 @@ def run(transformation, weights, gradients):
     return path
 
 
-def test_rmsprop_follows_tensorflow_s_trajectory():
+@pytest.mark.parametrize(("model", "start"), [("b0", 1.0), ("v2-s", 0.0)])
+def test_rmsprop_follows_tensorflow_s_and_keras_s_trajectory(model, start):
     # official_training.json: ms = 0.9 ms + 0.1 g^2 from 1; mom = 0.9 mom + lr g / sqrt(ms + 1e-3);
     # w -= mom; g includes 1e-5 w, but not for BatchNorm. The rate falls on the way, which tells the
-    # learning rate inside the momentum from outside.
+    # learning rate inside the momentum from outside. V2's is Keras's, whose ms starts at 0:
+    # keras/optimizers/rmsprop.py.
     rates = [0.1, 0.1, 0.05, 0.05, 0.01, 0.01]
     rng = np.random.default_rng(0)
     gradients = rng.normal(size=(len(rates), 2)) * np.array([1.0, 1e-3])
-    config = default.get_config("b0").optimizer
+    config = imagenet.get_config(model).optimizer
     config.rmsprop.weight_decay = 1e-2
     params = {"conv": {"kernel": jnp.asarray(0.7)}, "norm": {"scale": jnp.asarray(-0.4)}}
     schedule = lambda step: jnp.asarray(rates)[step]  # noqa: E731
@@ -78,7 +95,7 @@ def test_rmsprop_follows_tensorflow_s_trajectory():
         params,
         [{"conv": {"kernel": g[0]}, "norm": {"scale": g[1]}} for g in jnp.asarray(gradients)],
     )
-    w, ms, mom = np.array([0.7, -0.4]), np.ones(2), np.zeros(2)
+    w, ms, mom = np.array([0.7, -0.4]), np.full(2, start), np.zeros(2)
     for rate, gradient, actual in zip(rates, gradients, ours, strict=True):
         g = gradient + np.array([1e-2, 0]) * w
         ms = 0.9 * ms + 0.1 * g**2

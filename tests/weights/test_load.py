@@ -264,6 +264,41 @@ def test_timms_models_have_our_names(architecture, model):
     assert timm.model_of(architecture) == model
 
 
+# timm/models/efficientnet.py at aa4b585, `default_cfgs`.
+@pytest.mark.parametrize(
+    ("name", "model", "size", "crop", "rule", "normalization"),
+    [
+        ("tf_efficientnet_l2.ns_jft_in1k_475", "l2", 475, 0.936, "resize", "imagenet"),
+        ("tf_efficientnet_l2.ns_jft_in1k", "l2", None, 0.96, "resize", "imagenet"),
+        ("tf_efficientnetv2_b3.in21k_ft_in1k", "v2-b3", None, 0.9, "squash", "inception"),
+        ("tf_efficientnetv2_b3.in1k", "v2-b3", None, 0.904, "resize", "imagenet"),
+        ("tf_efficientnetv2_m.in1k", "v2-m", None, 1.0, "whole", "inception"),
+        ("tf_efficientnet_b0.ap_in1k", "b0", None, 0.875, "resize", "inception"),
+    ],
+)
+def test_timms_names_have_their_tag_s_preprocessing(name, model, size, crop, rule, normalization):
+    stated = timm.by_name(name)
+    assert (stated["model"], stated["origin"]) == (model, "timm_tf")
+    found, (mean, std) = stated["preprocess"], default.NORMALIZATIONS[normalization]
+    assert (found.get("resolution"), found["crop_fraction"], found["crop_rule"]) == (
+        size,
+        crop,
+        rule,
+    )
+    assert (found["mean"], found["std"]) == (mean, std)
+
+
+def test_weights_are_loaded_by_timm_s_name(tmp_path):
+    path = write(tmp_path / "w.safetensors", in_format("timm", "b0"))
+    found = weights.load(path, "tf_efficientnet_b0.ap_in1k")
+    assert (found.origin, found.preprocess["mean"]) == ("timm_tf", [0.5] * 3)
+    assert weights.load(path, "tf_efficientnet_b0").preprocess["mean"][0] == 0.485
+    with pytest.raises(
+        UserError, match="tf_efficientnet_b0 is a model of origin timm_tf, not timm"
+    ):
+        weights.load(path, "tf_efficientnet_b0", "timm")
+
+
 # As timm, torchvision and the reference state them; reference/numerical_diffs.csv.
 @pytest.mark.parametrize(
     ("key", "origin", "model", "expected"),

@@ -2,6 +2,7 @@
 
 import csv
 import pathlib
+import re
 from collections.abc import Container
 
 from effnet_jax import models, scaling
@@ -44,5 +45,4 @@ def counted(base: str, width: float, depth: float, resolution: int) -> scaling.C
 
 def is_imagenet(data: str) -> bool:
     """Whether accuracies on `data` are comparable with the paper's: ImageNet's validation set."""
-    name, _, split = data.partition("/")
-    return name in ("imagenet2012", "imagenet") and split in ("validation", "val")
+    return bool(re.fullmatch(r"(imagenet2012|imagenet)/(validation|val)( \[\w+\])?", data))

@@ -1,0 +1,63 @@
+"""What the names of ImageNet's files state: the class, or the number of a validation image."""
+
+import functools
+import os
+import re
+from collections.abc import Iterable
+
+from effnet_jax.errors import UserError
+
+WNID = re.compile(r"n\d{8}")
+# The copy on the Hugging Face Hub adds the WordNet id.
+TRAIN_NAME = re.compile(r"((n\d{8})_\d+)(_n\d{8})?(\.\w+)?", re.IGNORECASE)
+VALIDATION_NAME = re.compile(r"ILSVRC2012_val_(\d{8})(_n\d{8})?\.(jpe?g|png)", re.IGNORECASE)
+
+
+@functools.cache
+def validation_classes() -> list[str]:
+    """WordNet ids of the 50,000 validation images by number, from TFDS's list."""
+    import tensorflow_datasets as tfds
+
+    return tfds.core.tfds_path("datasets/imagenet2012/validation_labels.txt").read_text().split()
+
+
+@functools.cache
+def _known() -> frozenset[str]:
+    return frozenset(validation_classes())
+
+
+def stated_class(file_name: str) -> str | None:
+    """The WordNet id that a file's name states; None if it states none of ImageNet's 1000."""
+    if match := VALIDATION_NAME.fullmatch(file_name):
+        number = int(match[1])
+        return validation_classes()[number - 1] if 1 <= number <= 50_000 else None
+    match = TRAIN_NAME.fullmatch(file_name)
+    return match[2].lower() if match and match[2].lower() in _known() else None
+
+
+def train_name(file_name: str) -> str | None:
+    """The name of a training image without its ending, as in n01440764_10026; None for another."""
+    match = TRAIN_NAME.fullmatch(file_name)
+    return match and match[1].lower()
+
+
+def check_names(images: Iterable[tuple[str, str]]) -> None:
+    """Raises UserError for images, pairs of class and path, whose names state another class.
+
+    Only classes with the WordNet ids of ImageNet's 1000 are compared: people group their files
+    under other names.
+    """
+    wrong, compared = [], 0
+    for wnid, path in images:
+        name = os.path.basename(path)
+        if not WNID.fullmatch(wnid) or wnid not in _known() or not (stated := stated_class(name)):
+            continue
+        compared += 1
+        if stated != wnid:
+            wrong.append(f"{path} is of {stated}")
+    if wrong:
+        raise UserError(
+            f"{len(wrong):,} of {compared:,} images lie in the folder of another class than "
+            f"ImageNet's names of files state: {', '.join(wrong[:5])}{', ...' * (len(wrong) > 5)}. "
+            "Move each to the folder of its class, or unpack the images again"
+        )
