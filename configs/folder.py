@@ -20,5 +20,6 @@ def get_config(model: str = "b0"):
     config.eval_epochs = 1.0
     config.data.source = "folder"
     config.data.name = "folder"
+    config.data.exif = "apply"  # Photographs from telephones are stored in any orientation.
     config.data.eval_split = "val"
     return config

@@ -67,7 +67,7 @@ def choose_data(
     elif run is None:
         root = pathlib.Path(data_dir).resolve()
         split = "val" if (root / "val").is_dir() else "."
-        config.data.update(source="folder", name=root.name, eval_split=split)
+        config.data.update(source="folder", name=root.name, eval_split=split, exif="apply")
     if data_dir is not None:
         config.data.data_dir = data_dir
     return config

@@ -233,3 +233,18 @@ def test_orientation_in_exif_is_ignored_as_in_the_reference():
     buffer = io.BytesIO()
     Image.fromarray(CHELSEA).save(buffer, "JPEG", exif=tags)
     assert decode.decode_image(buffer.getvalue()).shape == (300, 451, 3)
+
+
+def test_a_photograph_is_the_same_by_path_by_bytes_and_by_pillow(tmp_path):
+    """Upright, as its EXIF says."""
+    path, exif = tmp_path / "turned.png", Image.Exif()
+    exif[274] = 6
+    Image.fromarray(CHELSEA).save(path, exif=exif)
+    upright = np.ascontiguousarray(CHELSEA.transpose(1, 0, 2)[:, ::-1])
+    wanted = preprocess()(upright)
+    for image in (path, path.read_bytes(), Image.open(path)):
+        np.testing.assert_array_equal(preprocess()(image), wanted)
+    grey = Image.fromarray(np.full((8, 8), 51400, np.uint16))
+    assert (np.rint(preprocess()(grey) * 255) == 200).all()
+    with pytest.raises(UserError, match="image 0: it has grey of floats"):
+        preprocess()(Image.fromarray(np.ones((8, 8), np.float32)))
