@@ -155,8 +155,8 @@ SCHEMA = {
         "holdout": Number(0.1, 0.001, 0.5),  # Folder without splits: fraction of each class held
         # out for evaluation.
         "check_images": Number(1000),  # Images of each split decoded before step 1; 0: none.
-        # The orientation that a camera writes beside the pixels: ignore, as ImageNet's pipelines do;
-        # or apply, so that an image is as viewers show it.
+        # The orientation that a camera writes beside the pixels: ignore, as pipelines of ImageNet
+        # do; or apply, so that an image is as viewers show it.
         "exif": Choice(("ignore", "apply")),
         "on_corrupt": Choice(("stop", "skip")),  # For a training image that can't be read.
         "threads": Number(16, 1, 1024),  # That read, decode and augment.

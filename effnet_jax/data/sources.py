@@ -4,10 +4,12 @@ A record is {"image": bytes, "label": int}. Where an image has a set of labels, 
 [MOST_LABELS], padded with -1.
 """
 
+import collections
 import contextlib
 import hashlib
 import os
 import pathlib
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -37,6 +39,14 @@ class Source:
     def describe(self, index: int) -> str:
         """Names a record for a message."""
         raise NotImplementedError
+
+    def summary(self) -> str:
+        """A line for the start of a run: how many images and classes, and what is known of them."""
+        return f"{len(self):,} images, {self._list_classes()}"
+
+    def _list_classes(self) -> str:
+        first = ", ".join(self.classes[:3]) + ", ..." * (len(self.classes) > 3)
+        return f"{len(self.classes):,} classes: {first}"
 
 
 def _missing(name: str, data_dir: str) -> UserError:
@@ -152,7 +162,21 @@ def digits_source(name: str, data_dir: str | None, split: str) -> Source:
 
 
 class FolderSource(Source):
-    """Image files, given by path and label."""
+    """Image files, given by path and label: some of the `total` in a `place`.
+
+    `left_out` counts the files there that are not read, by their ending.
+    """
+
+    def __init__(
+        self,
+        classes: tuple[str, ...],
+        records: Sequence[tuple[str, int]],
+        place: pathlib.Path,
+        left_out: collections.Counter,
+        total: int,
+    ):
+        super().__init__(classes, records)
+        self._place, self._left_out, self._total = place, left_out, total
 
     def __getitem__(self, index: int) -> Record:
         path, label = self._records[index]
@@ -162,31 +186,115 @@ class FolderSource(Source):
     def describe(self, index: int) -> str:
         return self._records[index][0]
 
+    def summary(self) -> str:
+        counts = np.bincount([label for _, label in self._records])
+        least, most = (
+            f"{counts[at]:,} ({self.classes[at]})" for at in (counts.argmin(), counts.argmax())
+        )
+        part = f"{self._place}: {len(self):,} of {self._total:,} images"
+        return (
+            f"{part}, {self._list_classes()}; images per class: {least} to {most}"
+            f"{_list_endings(self._left_out)}"
+        )
+
+
+# Endings, in lower case, of the images that `decode` reads.
+IMAGES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff")
+# What systems leave in people's folders, in lower case, beside names that begin with a dot.
+SYSTEM = {
+    *("__macosx", "@eadir", "#recycle", "$recycle.bin", "lost+found"),
+    *("desktop.ini", "system volume information", "thumbs.db"),
+}
+# Names of folders that are splits of a data set, and not classes; or that hold no photographs.
+SPLIT = re.compile(
+    r"(seg_)?(train|test|val|valid|validation|pred)(ing)?([ _-]?(set|data|images|\d{4}))?", re.I
+)
+MASKS = re.compile(r"masks?|labels?|annotations?", re.I)
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or a folder is the system's, or hidden, by its name."""
+    return name.startswith(".") or name.lower() in SYSTEM
+
 
 def is_image(name: str) -> bool:
     """Whether a file's name is that of an image."""
-    return name.lower().endswith((".jpg", ".jpeg", ".png")) and not name.startswith(".")
+    return name.lower().endswith(IMAGES) and not is_hidden(name)
 
 
-def list_classes(folder: pathlib.Path) -> dict[str, list[str]]:
-    """The image files, at any depth, of every class folder in `folder`, sorted."""
-    found = {}
-    for entry in sorted(folder.iterdir()):
-        if entry.is_dir() and not entry.name.startswith("."):
-            walk = os.walk(entry, followlinks=True)
-            paths = (os.path.join(root, name) for root, _, names in walk for name in names)
-            found[entry.name] = sorted(path for path in paths if is_image(os.path.basename(path)))
-    if len(found) < 2:
+def _list_endings(left_out: collections.Counter) -> str:
+    listed = ", ".join(f"{count:,} {ending}" for ending, count in left_out.most_common(5))
+    return f"; files left out: {left_out.total():,} ({listed})" if left_out else ""
+
+
+def _list_images(folder: pathlib.Path, left_out: collections.Counter) -> list[str]:
+    """The image files of a class, at any depth, sorted; counts other files by their ending."""
+
+    def fail(error: OSError) -> None:
+        raise UserError(f"can't read {error.filename}: {error.strerror}")
+
+    found = []
+    for root, folders, names in os.walk(folder, onerror=fail, followlinks=True):
+        folders[:] = [name for name in folders if not is_hidden(name)]
+        images = [name for name in names if is_image(name)]
+        inner = pathlib.Path(root).name
+        if images and root != str(folder) and (SPLIT.fullmatch(inner) or MASKS.fullmatch(inner)):
+            raise UserError(
+                f"{root} has images, and its name is none of a part of the class {folder.name!r}; "
+                "move it out of the class, or rename it if they are images of the class"
+            )
+        others = set(names).difference(images, filter(is_hidden, names))
+        left_out.update(os.path.splitext(name)[1].lower() or "without ending" for name in others)
+        found += [os.path.join(root, name) for name in images]
+    return sorted(found)
+
+
+def list_classes(
+    folder: pathlib.Path, left_out: collections.Counter | None = None
+) -> dict[str, list[str]]:
+    """The image files, at any depth, of every class folder in `folder`, sorted.
+
+    Adds the files that are left out to `left_out`, by ending; hidden ones don't count.
+    """
+    left_out = collections.Counter() if left_out is None else left_out
+    entries = sorted(entry for entry in folder.iterdir() if not is_hidden(entry.name))
+    folders = [entry for entry in entries if entry.is_dir()]
+    _check_names(folder, [entry.name for entry in folders])
+    left_out.update(
+        f"{entry.suffix.lower() or 'without ending'} in no class folder"
+        for entry in entries
+        if not entry.is_dir()
+    )
+    if len(folders) < 2:
         raise UserError(
-            f"{folder} has {len(found)} class folders, and at least 2 are needed: "
+            f"{folder} has {len(folders)} class folders, and at least 2 are needed: "
             "DIR/CLASS/*.jpg, or DIR/train/CLASS/*.jpg and DIR/val/CLASS/*.jpg"
         )
+    found = {entry.name: _list_images(entry, left_out) for entry in folders}
     if empty := [name for name, paths in found.items() if not paths]:
         raise UserError(
-            f"no JPEG or PNG file in {folder / empty[0]} and {len(empty) - 1} other class folders; "
-            "remove the empty folder or add images"
+            f"no image in {folder / empty[0]} and {len(empty) - 1} other class folders; remove the "
+            f"empty folder or add images ({', '.join(IMAGES)}){_list_endings(left_out)}"
         )
     return found
+
+
+def _check_names(folder: pathlib.Path, names: list[str]) -> None:
+    """Raises UserError for folders that are splits, or images and their masks, and not classes."""
+    odd = [name for name in names if SPLIT.fullmatch(name)]
+    if all(name in odd or MASKS.fullmatch(name) or name.lower() == "images" for name in names):
+        odd = names
+    is_vehicle = len(odd) == 1 < len(names) and odd[0].lower() == "train"
+    if not odd or (is_vehicle and not any(each.is_dir() for each in (folder / odd[0]).iterdir())):
+        return
+    train = next((name for name in odd if "train" in name.lower()), "NAME")
+    others = sorted({*odd} - {train}, key=lambda name: "val" not in name.lower())
+    raise UserError(
+        f"{folder} has {', '.join(odd[:5])}, which are names of parts of a data set and not of "
+        "classes. Name the folders that have class folders: train.py takes "
+        f"--config.data.train_split={train} --config.data.eval_split={(*others, 'NAME')[0]}, and "
+        f"eval.py --data_dir={folder}/NAME. If they are classes, rename them"
+    )
 
 
 def folder_source(config: ConfigDict, split: str) -> FolderSource:
@@ -200,8 +308,10 @@ def folder_source(config: ConfigDict, split: str) -> FolderSource:
     root = pathlib.Path(config.data_dir).expanduser()
     if not root.is_dir():
         raise UserError(f"no image folder {root} (config.data.data_dir)")
+    place, left_out = root, collections.Counter()
     if (root / split).is_dir():
-        by_class = list_classes(root / split)
+        place = root / split
+        by_class = list_classes(place, left_out)
     elif (root / config.train_split).is_dir() or (root / config.eval_split).is_dir():
         folders = sorted(entry.name for entry in root.iterdir() if entry.is_dir())
         raise UserError(
@@ -209,12 +319,15 @@ def folder_source(config: ConfigDict, split: str) -> FolderSource:
             f"--config.data.eval_split out of: {', '.join(folders)}"
         )
     else:
+        by_class = list_classes(root, left_out)
+    total = sum(map(len, by_class.values()))
+    if place == root and split != ".":
         by_class = {
             name: _held_out(root / name, paths, config.holdout, split == config.eval_split)
-            for name, paths in list_classes(root).items()
+            for name, paths in by_class.items()
         }
     paths = [(path, label) for label, each in enumerate(by_class.values()) for path in each]
-    return FolderSource(tuple(by_class), paths)
+    return FolderSource(tuple(by_class), paths, place, left_out, total)
 
 
 def _held_out(folder: pathlib.Path, paths: list[str], share: float, evaluation: bool) -> list[str]:
@@ -275,7 +388,7 @@ class Relabeled(Source):
 
     def __init__(self, source: Source, classes: tuple[str, ...]):
         super().__init__(classes, source)
-        self.describe = source.describe
+        self.describe, self.summary = source.describe, source.summary
         labels = {name: label for label, name in enumerate(classes)}
         self._labels = np.array([labels[name] for name in source.classes], np.int32)
 

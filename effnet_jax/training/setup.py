@@ -137,6 +137,8 @@ class Run:
             f"{sum(np.prod(leaf.shape, dtype=int) for leaf in leaves):,} parameters, "
             f"{self.model.architecture.resolution} px, {len(self.source):,} images, "
             f"{self.mesh.size} {jax.devices()[0].device_kind} device(s)",
+            f"training data: {self.source.summary()}",
+            *(f"evaluation {name!r}: {each.summary()}" for name, each in self.sources.items()),
             parallel.describe_batch_norm(self.config, parallel.data_shards(self.mesh)),
             *progressive.describe(self.stages),
         ]

@@ -83,11 +83,79 @@ def test_folders_that_can_not_be_trained_on(tmp_path):
     (tmp_path / "empty").mkdir()
     fails(tmp_path / "empty", "0 class folders")
     fails(make_folder(tmp_path / "single", {"cat": 3}), "1 class folders")
-    fails(make_folder(tmp_path / "hollow", {"cat": 3, "dog": 0}), "no JPEG or PNG file in .*dog")
+    fails(make_folder(tmp_path / "hollow", {"cat": 3, "dog": 0}), "no image in .*dog")
     make_folder(tmp_path / "half" / "val", {"cat": 1, "dog": 1})
     fails(tmp_path / "half", "no folder 'train'")
     with pytest.raises(UserError, match="no image folder given"):
         sources.open_source(folder.get_config("b0").data, "train")
+
+
+@pytest.mark.parametrize(
+    ("names", "train", "validation"),
+    [
+        (["Training", "Testing"], "Training", "Testing"),
+        (["Train", "Test", "Val"], "Train", "Val"),
+        (["TRAIN", "valid"], "TRAIN", "valid"),
+        (["seg_pred", "seg_test", "seg_train"], "seg_train", "seg_(pred|test)"),
+        (["cat", "dog", "test"], "NAME", "test"),
+        (["test_set", "training_set"], "training_set", "test_set"),
+        (["images", "masks"], "NAME", "images|masks"),
+        (["Images", "Labels"], "NAME", "Images|Labels"),
+    ],
+)
+def test_splits_are_not_taken_for_classes(tmp_path, names, train, validation):
+    config = config_for(make_folder(tmp_path, dict.fromkeys(names, 2)))
+    remedy = f"train_split={train} --config.data.eval_split=({validation}),"
+    with pytest.raises(UserError, match=remedy):
+        sources.open_source(config, "train")
+
+
+def test_split_folders_of_any_name_can_be_given(tmp_path):
+    for part in ("seg_train/seg_train", "seg_test/seg_test"):
+        make_folder(tmp_path / part, {"bus": 2, "train": 3})  # A train is a vehicle here.
+    config = config_for(tmp_path)
+    config.train_split, config.eval_split = "seg_train/seg_train", "seg_test/seg_test"
+    train, val = (sources.open_source(config, s) for s in (config.train_split, config.eval_split))
+    assert train.classes == val.classes == ("bus", "train") and len(train) == 5
+    assert train.summary() == (
+        f"{tmp_path / config.train_split}: 5 of 5 images, 2 classes: bus, train; "
+        "images per class: 2 (bus) to 3 (train)"
+    )
+    make_folder(tmp_path / "mixed", {"bus/train": 2, "bus/test": 2, "car/train": 2})
+    config.data_dir = str(tmp_path / "mixed")
+    with pytest.raises(UserError, match=r"bus/t\w+ has images.*the class 'bus'"):
+        sources.open_source(config, "train")
+
+
+def test_images_of_every_kind_are_read_and_what_is_left_out_is_counted(tmp_path):
+    root = make_folder(tmp_path, {"cat": 4, "dog": 4})
+    kinds = ("webp", "bmp", "tif", "TIFF", "jpe", "JFIF")
+    image = Image.fromarray(np.full((20, 24, 3), 9, np.uint8))
+    for kind in kinds:
+        image.save(root / "cat" / f"x.{kind}")
+    hidden = ("@eaDir", ".ipynb_checkpoints", "__MACOSX", "sub/@eaDir")
+    for name in hidden:
+        (root / "cat" / name).mkdir(parents=True)
+        image.save(root / "cat" / name / "y.jpg")
+    for name in ("@eaDir", ".ipynb_checkpoints", "__MACOSX"):
+        (root / name).mkdir()
+        image.save(root / name / "y.jpg")
+    for name in ("cat/._x.jpg", "cat/Thumbs.db", "dog/.DS_Store", "desktop.ini"):
+        (root / name).write_bytes(b"no image")
+    for name in ("cat/a.gif", "cat/b.GIF", "dog/notes", "dog/a.heic", "readme.txt", "loose.jpg"):
+        (root / name).write_bytes(b"no image")
+    config = config_for(root)
+    train, val = (sources.open_source(config, split) for split in ("train", "val"))
+    assert train.classes == ("cat", "dog")
+    assert len(train) + len(val) == 8 + len(kinds)
+    assert {decode_image(val[index]["image"]).shape for index in range(len(val))} == {(20, 24, 3)}
+    pipeline.check_images(train, 1000, 2)
+    start, _, endings = train.summary().partition("; files left out: ")
+    counts = "images per class: 3 (dog) to 9 (cat)"
+    assert start == f"{root}: 12 of 14 images, 2 classes: cat, dog; {counts}"
+    assert endings.startswith("6 (2 .gif, 1 ")
+    for ending in (".jpg in no class folder", ".txt in no class folder", "without ending", ".heic"):
+        assert f"1 {ending}" in endings
 
 
 def test_classes_that_differ_between_splits_are_named():
