@@ -388,9 +388,12 @@ class Relabeled(Source):
 
     def __init__(self, source: Source, classes: tuple[str, ...]):
         super().__init__(classes, source)
-        self.describe, self.summary = source.describe, source.summary
+        self.describe = source.describe
         labels = {name: label for label, name in enumerate(classes)}
         self._labels = np.array([labels[name] for name in source.classes], np.int32)
+
+    def summary(self) -> str:
+        return self._records.summary()
 
     def __getitem__(self, index: int) -> Record:
         record = self._records[index]
@@ -420,15 +423,22 @@ def with_classes(
     return Relabeled(source, classes)
 
 
+def difference(found: tuple[str, ...], expected: tuple[str, ...]) -> str:
+    """What `found` lacks of `expected` names, and what it has more."""
+    new, old = set(found), set(expected)
+    if new == old:
+        return "the same names in another order"
+    missing, added = (", ".join(sorted(x)[:5]) or "none" for x in (old - new, new - old))
+    return f"missing: {missing}; added: {added}"
+
+
 def check_classes(found: tuple[str, ...], expected: tuple[str, ...], split: str) -> None:
     """Raises UserError if the classes of an evaluation split are not those of training.
 
     Labels are positions in the sorted class names, so one missing folder would shift them all.
     """
     if found != expected:
-        new, old = set(found), set(expected)
-        missing, added = (", ".join(sorted(x)[:5]) or "none" for x in (old - new, new - old))
         raise UserError(
             f"split {split!r} has {len(found)} classes and training has {len(expected)}; "
-            f"missing: {missing}; added: {added}"
+            f"{difference(found, expected)}"
         )

@@ -127,7 +127,8 @@ class Run:
             return saved
         key, size = random_key(self.config.seed, "init", 0), self.model.architecture.resolution
         state = fresh_state(self.model, self.optimizer, size, key, self.shardings)
-        return fine_tune.init_from(state, self.config.checkpoint, self.processes)
+        checkpoint, classes = self.config.checkpoint, self.source.classes
+        return fine_tune.init_from(state, checkpoint, self.processes, classes)
 
     def describe(self, start: int) -> list[str]:
         """Lines about the run, for its start."""
@@ -165,8 +166,9 @@ class Run:
         for (name, shape), decay, rate in zip(*columns, strict=True):
             lines.append(f"{name},{'x'.join(map(str, shape))},{decay:g},{rate:g}")
         files.write_atomically(self.workdir / "parameters.csv", "\n".join(lines) + "\n")
+        row = {"start_step": step, "records": len(self.source), **environment.describe_run()}
         with open(self.workdir / "runs.jsonl", "a") as file:
-            file.write(json.dumps({"start_step": step, **environment.describe_run()}) + "\n")
+            file.write(json.dumps(row) + "\n")
 
 
 def prepare(config: ConfigDict, workdir: pathlib.Path, processes: Alone, clock: Clock) -> Run:
@@ -177,6 +179,7 @@ def prepare(config: ConfigDict, workdir: pathlib.Path, processes: Alone, clock: 
     for source in (*run.sources.values(), *train):
         pipeline.check_images(source, config.data.check_images, config.data.threads)
     _check_workdir(workdir, config, processes)
+    _check_data(workdir, run.source)
 
     def facts() -> dict[str, Any]:
         data = {"train": run.source, **run.sources}
@@ -217,6 +220,24 @@ def _check_workdir(workdir: pathlib.Path, config: ConfigDict, processes: Alone) 
             pass
     except OSError as error:
         raise UserError(f"can't write to --workdir={workdir}: {error.strerror}") from None
+
+
+def _check_data(workdir: pathlib.Path, source: Source) -> None:
+    """Raises UserError where the training data has other classes or records than the run had."""
+    path, runs = workdir / "classes.json", files.read_rows(workdir / "runs.jsonl")
+    classes, records = source.classes, [row["records"] for row in runs if "records" in row]
+    wrong = ""
+    if path.exists() and (before := tuple(files.read_json(path))) != classes:
+        wrong = f"{len(before)} classes, and now there are {len(classes)}; "
+        wrong += sources.difference(classes, before)
+    elif records and records[-1] != len(source):
+        wrong = f"{records[-1]:,} training images, and now there are {len(source):,}"
+    if wrong:
+        raise UserError(
+            f"the run in {workdir} has {wrong}. Labels and the place in the data would be others. "
+            "Restore the data, or give another --workdir: there, "
+            f"--config.checkpoint.init_from={workdir} starts from these weights"
+        )
 
 
 def _evaluation_source(config: ConfigDict, name: str, train: Source) -> Source:
