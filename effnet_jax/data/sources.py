@@ -330,6 +330,19 @@ def folder_source(config: ConfigDict, split: str) -> FolderSource:
     return FolderSource(tuple(by_class), paths, place, left_out, total)
 
 
+def eval_split(data: ConfigDict, own: str | None) -> str:
+    """The split to evaluate on: of a folder that isn't a run's `own`, nothing is held out.
+
+    It is DIR/EVAL_SPLIT or DIR/val if there is one of these folders, else ".", the classes in DIR.
+    """
+    if data.source != "folder" or not data.data_dir:
+        return data.eval_split
+    root = pathlib.Path(data.data_dir).expanduser().resolve()
+    if own and root == pathlib.Path(own).expanduser().resolve():
+        return data.eval_split
+    return next((split for split in (data.eval_split, "val") if (root / split).is_dir()), ".")
+
+
 def _held_out(folder: pathlib.Path, paths: list[str], share: float, evaluation: bool) -> list[str]:
     """The files of a class that are held out for evaluation, evenly spaced, or the others."""
     if len(paths) < 2:

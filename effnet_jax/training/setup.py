@@ -242,10 +242,11 @@ def _check_data(workdir: pathlib.Path, source: Source) -> None:
 
 def _evaluation_source(config: ConfigDict, name: str, train: Source) -> Source:
     """The records of an evaluation; where they are its own, its classes may be some of train's."""
-    data = config_lib.for_evaluation(config, name).data
+    data, own = config_lib.for_evaluation(config, name).data, config.evaluations[name].data
+    data.eval_split = sources.eval_split(data, config.data.data_dir)
     source = sources.open_source(data, data.eval_split)
     parallel.check_processes(len(source), f"evaluation {name!r}")
-    if config.evaluations[name].data:
+    if own:
         return sources.with_classes(source, train.classes, data.eval_split, say)
     sources.check_classes(source.classes, train.classes, data.eval_split)
     return source

@@ -386,10 +386,17 @@ def test_a_run_goes_on_with_its_own_classes_and_records_alone(tmp_path):
         for number in range(4):
             cv2.imwrite(str(root / name / f"{number}.png"), np.zeros((8, 8, 3), np.uint8))
 
+    # Of another folder nothing is held out.
+    config.evaluations.other = config_lib.evaluation(data_dir=str(tmp_path / "other"))
+    shutil.copytree(root, tmp_path / "other")
+
     def prepare() -> Run:
         return setup.prepare(config, workdir, ALONE, Clock())
 
-    prepare().write_files(0)
+    run = prepare()
+    assert {name: len(source) for name, source in run.sources.items()} == {"val": 3, "other": 12}
+    run.write_files(0)
+    del config.evaluations.other
     assert json.loads((workdir / "runs.jsonl").read_text())["records"] == 9
     prepare()
     (root / "cat").rename(root / "zebra")
