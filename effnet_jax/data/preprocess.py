@@ -39,7 +39,8 @@ class Preprocess:
         side, then resized; the reference's.
       fraction: the central square of `crop_fraction` of the shorter side, then resized.
       resize: the shorter side is resized to `resolution / crop_fraction`, rounded down, then the
-        central square is cut out; timm's (`crop_pct`) and torchvision's, to the bit.
+        central square is cut out; timm's (`crop_pct`) and torchvision's, to the bit. (Of an image
+        longer than 16 times its shorter side the middle is resized.)
       whole: the whole image, its sides made equal; the reference's for V2 from 320 pixels on, and
         timm's "squash".
     """
@@ -107,6 +108,7 @@ class Preprocess:
         square = (self.resolution, self.resolution)
         if self.crop_rule == "resize":
             whole = decode_image(image, exif) if isinstance(image, bytes) else image
+            whole = crop.middle(whole)
             sides = whole.shape[:2]
             shape = tuple(self._shorter_side * side // min(sides) for side in sides)
             # As torchvision rounds: halves to even.

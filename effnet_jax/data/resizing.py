@@ -27,6 +27,7 @@ OPENCV = {
 }
 PILLOW = {"bicubic_pillow": Image.Resampling.BICUBIC, "bilinear_pillow": Image.Resampling.BILINEAR}
 A = -0.75  # TensorFlow 1's cubic kernel,
+WIDE = 16  # Times its height.
 TABLE = 1024  # which it reads from a table with TABLE steps to a pixel.
 
 # For each output the indices of its inputs, int [outputs, k], and their weights, float32.
@@ -78,6 +79,9 @@ def resize(image: np.ndarray, shape: tuple[int, int], interpolation: str) -> np.
     if interpolation in PILLOW:
         return np.asarray(Image.fromarray(image).resize(shape[::-1], PILLOW[interpolation]))
     kernel = TF1[interpolation]
+    if image.shape[1] > WIDE * image.shape[0]:  # Its width first: less to compute and to hold.
+        turned = resize(cv2.transpose(image), shape[::-1], interpolation)
+        return np.ascontiguousarray(turned.transpose(1, 0, 2))
     rows = _resize_height(image.astype(np.float32), shape[0], kernel)
     columns = _resize_height(cv2.transpose(rows), shape[1], kernel)
     return np.clip(np.rint(cv2.transpose(columns)), 0, 255).astype(np.uint8)
