@@ -151,6 +151,8 @@ SCHEMA = {
         "eval_split": "validation",
         # The TFDS feature that is the class; for evaluation also a sequence of right classes.
         "label": "label",
+        "label_count": Number(None, 1, kind=int),  # Classes of a label that has numbers alone.
+        "image": "image",  # The TFDS feature that is the image; a nested one as "image/encoded".
         "eval_classes": (),  # The classes, by name, that evaluation chooses from; (): all.
         "holdout": Number(0.1, 0.001, 0.5),  # Folder without splits: fraction of each class held
         # out for evaluation.

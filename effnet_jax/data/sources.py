@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import cv2
 import numpy as np
 import simplejpeg
 from ml_collections import ConfigDict
@@ -58,6 +59,12 @@ def _missing(name: str, data_dir: str) -> UserError:
             command = files.read_json(state)["command"]
         half = f"data set {name!r} is half prepared in {state.parent}"
         return UserError(f"{half}. Go on with:\n  {command}")
+    places = pathlib.Path(data_dir, dataset).glob("**/dataset_info.json")
+    if versions := sorted(str(path.parent.relative_to(data_dir)) for path in places):
+        found = ", ".join(":".join(version.rsplit("/", 1)) for version in versions[:10])
+        return UserError(
+            f"no data set {name!r} in {data_dir}, which has {found} (config.data.name)"
+        )
     remedy = "in an environment with TensorFlow, which this program doesn't need, run:\n  "
     remedy += f"tfds build {name} --data_dir={data_dir} --file_format=array_record"
     if dataset == "imagenet2012":
@@ -102,9 +109,21 @@ def check_files(instructions: list[Any]) -> None:
 
 
 class TfdsSource(Source):
-    """A split of a TFDS data set that is stored as ArrayRecord; needs no TensorFlow."""
+    """A split of a TFDS data set that is stored as ArrayRecord; needs no TensorFlow.
 
-    def __init__(self, name: str, data_dir: str | None, split: str, label: str = "label"):
+    `image` and `label` are keys of its features, nested ones as "image/encoded". `label_count` is
+    the number of classes of a label that is an integer without names.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        data_dir: str | None,
+        split: str,
+        label: str = "label",
+        image: str = "image",
+        label_count: int | None = None,
+    ):
         import tensorflow_datasets as tfds
 
         default = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
@@ -115,14 +134,8 @@ class TfdsSource(Source):
             raise _missing(name, data_dir) from None
         use_array_record(builder.info)
         features = builder.info.features
-        known = {"image", label} <= set(features)
-        labels = getattr(features[label], "feature", features[label]) if known else None
-        if not hasattr(labels, "names"):
-            raise UserError(
-                f"data set {name!r} has the features {', '.join(features)}; needed are 'image' "
-                f"and a class {label!r} (config.data.label), or a sequence of them"
-            )
-        decoders = {"image": tfds.decode.SkipDecoding()}
+        classes = _label_names(features, name, image, label, label_count)
+        decoders = _image_decoders(features, name, image)
         try:
             instructions = builder.info.splits[split].file_instructions
             records = builder.as_data_source(split, decoders=decoders)
@@ -132,21 +145,75 @@ class TfdsSource(Source):
                 f"{', '.join(sorted(builder.info.splits))} ({str(error).partition(chr(10))[0]})"
             ) from None
         check_files(instructions)
-        super().__init__(tuple(labels.names), records)
-        self._label, self._name = label, f"{name}/{split}"
+        super().__init__(classes, records)
+        self._image, self._label, self._name = image, label, f"{name}/{split}"
 
     def __getitem__(self, index: int) -> Record:
         record = self._records[index]
-        label = np.asarray(record[self._label], np.int32)
+        image, label = _find(record, self._image), np.asarray(_find(record, self._label), np.int32)
+        if isinstance(image, np.ndarray):  # Of a Tensor. BMP has no loss and costs little.
+            image = cv2.imencode(".bmp", image[..., ::-1])[1].tobytes()
         if not label.ndim:
-            return {"image": record["image"], "label": int(label)}
+            return {"image": image, "label": int(label)}
         if len(label) > MOST_LABELS:
             raise ValueError(f"it has {len(label)} labels; at most {MOST_LABELS} are possible")
         padding = (0, MOST_LABELS - len(label))
-        return {"image": record["image"], "label": np.pad(label, padding, constant_values=-1)}
+        return {"image": image, "label": np.pad(label, padding, constant_values=-1)}
 
     def describe(self, index: int) -> str:
         return f"record {index} of {self._name}"
+
+
+def _find(tree: Any, key: str) -> Any:
+    """The entry of a nested dict, such as the features of a data set; None if there is none."""
+    if key in tree:
+        return tree[key]
+    first, _, rest = key.partition("/")
+    return _find(tree[first], rest) if first in tree and hasattr(tree[first], "keys") else None
+
+
+def _label_names(
+    features: Any, name: str, image: str, label: str, count: int | None
+) -> tuple[str, ...]:
+    """The names of the classes; raises UserError where `label` is no class or set of classes."""
+    found = _find(features, label)
+    found = getattr(found, "feature", found)
+    if hasattr(found, "names"):
+        return tuple(found.names)
+    is_number = getattr(found, "shape", None) == () and np.issubdtype(found.np_dtype, np.integer)
+    if is_number and count:
+        return tuple(map(str, range(count)))
+    if is_number:
+        raise UserError(
+            f"{label!r} of data set {name!r} is an integer without names of classes; give their "
+            "number, as --config.data.label_count=10 for labels from 0 to 9"
+        )
+    raise UserError(
+        f"data set {name!r} has the features {', '.join(features)}; needed are {image!r} "
+        f"and a class {label!r} (config.data.label), or a sequence of them"
+    )
+
+
+def _image_decoders(features: Any, name: str, image: str) -> Any:
+    """The `decoders` that keep an image encoded; raises UserError where `image` is no image."""
+    import tensorflow_datasets as tfds
+
+    found = _find(features, image)
+    if isinstance(found, tfds.features.Image):
+        nested = tfds.decode.SkipDecoding()
+        for part in reversed([image] if image in features else image.split("/")):
+            nested = {part: nested}
+        return nested
+    shape = getattr(found, "shape", None)
+    is_text = shape == () and found.np_dtype in (object, str, bytes)
+    is_tensor = isinstance(shape, tuple) and len(shape) == 3
+    if is_text or (is_tensor and shape[2] in (1, 3) and found.np_dtype == np.uint8):
+        return None
+    kind = f"{type(found).__name__} {shape} of {found.np_dtype}" if found is not None else "missing"
+    raise UserError(
+        f"data set {name!r} has the features {', '.join(features)}; {image!r} is {kind}, and an "
+        "image is needed (config.data.image): an Image, encoded bytes, or a Tensor uint8 [h, w, 3]"
+    )
 
 
 def digits_source(name: str, data_dir: str | None, split: str) -> Source:
@@ -171,12 +238,13 @@ class FolderSource(Source):
         self,
         classes: tuple[str, ...],
         records: Sequence[tuple[str, int]],
-        place: pathlib.Path,
-        left_out: collections.Counter,
-        total: int,
+        place: pathlib.Path = pathlib.Path(),
+        left_out: collections.Counter | None = None,
+        total: int | None = None,
     ):
         super().__init__(classes, records)
-        self._place, self._left_out, self._total = place, left_out, total
+        self._place, self._total = place, total or len(records)
+        self._left_out = left_out or collections.Counter()
 
     def __getitem__(self, index: int) -> Record:
         path, label = self._records[index]
@@ -381,7 +449,8 @@ def open_source(config: ConfigDict, split: str) -> Source:
     elif kind == "digits":
         source = digits_source(config.name, config.data_dir, split)
     else:
-        source = TfdsSource(config.name, config.data_dir, split, config.label)
+        keys = config.label, config.image, config.label_count
+        source = TfdsSource(config.name, config.data_dir, split, *keys)
     if not len(source):
         raise UserError(f"split {split!r} of {config.source} {config.name!r} is empty")
     return source

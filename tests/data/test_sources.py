@@ -3,8 +3,10 @@
 import json
 import pathlib
 
+import cv2
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -12,7 +14,7 @@ from configs import folder
 from effnet_jax.data import pipeline, sources
 from effnet_jax.data.decode import decode_image
 from effnet_jax.errors import UserError
-from tests.tfds_sets import write_set
+from tests.tfds_sets import write_features, write_set
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (400, 8, 8, 3), np.uint8)
 LABELS = [0] * len(IMAGES)
@@ -196,6 +198,54 @@ def test_tfds_in_another_format_gives_the_command(tmp_path):
     info.write_text(json.dumps(values))
     with pytest.raises(UserError, match=r"tfds convert_format .*--out_file_format=array_record"):
         sources.TfdsSource("small", str(tmp_path), "train")
+
+
+def test_tfds_sets_with_other_features(tmp_path):
+    number, named = tfds.features.Scalar(np.int64), tfds.features.ClassLabel(names=["cat", "dog"])
+    pixels = IMAGES[:3]
+    png = [cv2.imencode(".png", image[..., ::-1])[1].tobytes() for image in pixels]
+    kinds = {  # Key of the image, its feature, and values.
+        "flat": ("image/encoded", tfds.features.Text(), png),
+        "tensor": ("image", tfds.features.Tensor(shape=(8, 8, 3), dtype=np.uint8), pixels),
+        "grey": ("picture", tfds.features.Tensor(shape=(8, 8, 1), dtype=np.uint8), pixels[..., :1]),
+        "floats": (
+            "image",
+            tfds.features.Tensor(shape=(8, 8, 3), dtype=np.float32),
+            np.float32(pixels),
+        ),
+    }
+    for name, (key, feature, values) in kinds.items():
+        features = {key: feature, "image/class/label": number, "kind": named}
+        records = [{key: v, "image/class/label": i, "kind": i % 2} for i, v in enumerate(values)]
+        write_features(tmp_path, name, features, records)
+        if name == "floats":
+            with pytest.raises(UserError, match=r"'image' is Tensor .* of .*float32.*uint8"):
+                sources.TfdsSource(name, str(tmp_path), "train", "kind", key)
+            continue
+        source = sources.TfdsSource(name, str(tmp_path), "train", "image/class/label", key, 3)
+        assert source.classes == ("0", "1", "2")
+        records = [source[index] for index in range(3)]
+        by_label = {record["label"]: decode_image(record["image"]) for record in records}
+        for label, image in by_label.items():
+            wanted = pixels[label][..., : 1 if name == "grey" else 3]
+            np.testing.assert_array_equal(image, np.broadcast_to(wanted, (8, 8, 3)))
+        assert sorted(by_label) == [0, 1, 2]
+        assert sources.TfdsSource(name, str(tmp_path), "train", "kind", key).classes == (
+            "cat",
+            "dog",
+        )
+    with pytest.raises(UserError, match=r"integer without names .*--config.data.label_count=10"):
+        sources.TfdsSource("flat", str(tmp_path), "train", "image/class/label", "image/encoded")
+    with pytest.raises(UserError, match=r"'image' is missing, .*config\.data\.image"):
+        sources.TfdsSource("flat", str(tmp_path), "train", "kind")
+    nested = {"image": {"encoded": tfds.features.Image(), "label": named}}
+    write_features(tmp_path, "nested", nested, [{"image": {"encoded": png[0], "label": 1}}])
+    source = sources.TfdsSource("nested", str(tmp_path), "train", "image/label", "image/encoded")
+    np.testing.assert_array_equal(decode_image(source[0]["image"]), pixels[0])
+    with pytest.raises(
+        UserError, match=r"no data set 'flat:9\.9\.9' in .*, which has flat:1\.0\.0"
+    ):
+        sources.TfdsSource("flat:9.9.9", str(tmp_path), "train")
 
 
 @pytest.mark.parametrize("left", [None, 0, 0.5, 0.9])
