@@ -255,13 +255,12 @@ class FolderSource(Source):
         return self._records[index][0]
 
     def summary(self) -> str:
-        counts = np.bincount([label for _, label in self._records])
-        least, most = (
-            f"{counts[at]:,} ({self.classes[at]})" for at in (counts.argmin(), counts.argmax())
-        )
-        part = f"{self._place}: {len(self):,} of {self._total:,} images"
+        counts = np.bincount([label for _, label in self._records], minlength=len(self.classes))
+        ends = dict.fromkeys((counts.argmin(), counts.argmax()))  # One, where all have as many.
+        most = " to ".join(f"{counts[at]:,} ({self.classes[at]})" for at in ends)
         return (
-            f"{part}, {self._list_classes()}; images per class: {least} to {most}"
+            f"{self._place}: {len(self):,} of {self._total:,} images, {self._list_classes()}; "
+            f"images per class: {most if len(ends) > 1 else f'{counts[0]:,} each'}"
             f"{_list_endings(self._left_out)}"
         )
 
@@ -301,8 +300,11 @@ def _list_images(folder: pathlib.Path, left_out: collections.Counter) -> list[st
     def fail(error: OSError) -> None:
         raise UserError(f"can't read {error.filename}: {error.strerror}")
 
-    found = []
+    found, seen = [], set()
     for root, folders, names in os.walk(folder, onerror=fail, followlinks=True):
+        if (real := os.path.realpath(root)) in seen:
+            raise UserError(f"{root} links to {real}, which is read already; remove the link")
+        seen.add(real)
         folders[:] = [name for name in folders if not is_hidden(name)]
         images = [name for name in names if is_image(name)]
         inner = pathlib.Path(root).name

@@ -160,6 +160,16 @@ def test_images_of_every_kind_are_read_and_what_is_left_out_is_counted(tmp_path)
         assert f"1 {ending}" in endings
 
 
+def test_a_link_back_is_refused(tmp_path):
+    """Its images would count forty times."""
+    root = make_folder(tmp_path, {"cat": 2, "dog": 2})
+    (root / "cat" / "again").symlink_to(root / "cat")
+    with pytest.raises(UserError, match="cat/again links to .*/cat, which is read already"):
+        sources.open_source(config_for(root), "train")
+    (root / "cat" / "again").unlink()
+    assert "images per class: 1 each" in sources.open_source(config_for(root), "train").summary()
+
+
 def test_classes_that_differ_between_splits_are_named():
     with pytest.raises(UserError, match=r"missing: dog; added: cow"):
         sources.check_classes(("cat", "cow"), ("cat", "dog"), "val")
