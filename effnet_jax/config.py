@@ -159,10 +159,15 @@ SCHEMA = {
         "eval_split": "validation",
         # The TFDS feature that is the class; for evaluation also a sequence of right classes.
         "label": "label",
+        "label_count": Number(None, 1, kind=int),  # Classes of a label that has numbers alone.
+        "image": "image",  # The TFDS feature that is the image; a nested one as "image/encoded".
         "eval_classes": (),  # The classes, by name, that evaluation chooses from; (): all.
         "holdout": Number(0.1, 0.001, 0.5),  # Folder without splits: fraction of each class held
         # out for evaluation.
         "check_images": Number(1000),  # Images of each split decoded before step 1; 0: none.
+        # The orientation that a camera writes beside the pixels: ignore, as pipelines of ImageNet
+        # do; or apply, so that an image is as viewers show it.
+        "exif": Choice(("ignore", "apply")),
         "on_corrupt": Choice(("stop", "skip")),  # For a training image that can't be read.
         "threads": Number(16, 1, 1024),  # That read, decode and augment.
         "processes": Number(0, 0, 1024),  # Worker processes, of `threads` threads each; 0: none.

@@ -95,6 +95,9 @@ def evaluate(
     """
     processes.watch(config.processes)
     mesh, split = parallel.data_mesh(), config.data.eval_split
+    writers.say(f"evaluating on {next(iter(data.values())).summary()}")
+    if len(data) > 1:
+        writers.say(f"and on {len(data) - 1} other data sets of its kind")
     for name, source in data.items():
         data[name] = sources.with_classes(source, weights.classes, split, writers.say)
     model = models.build(config.model)

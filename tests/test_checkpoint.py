@@ -63,6 +63,9 @@ def said(monkeypatch) -> list[str]:
     return lines
 
 
+DIGITS = tuple("0123456789")
+
+
 def save_all(workdir, config, scores: dict[int, float | None]) -> list[int]:
     with Checkpoints(workdir, config) as checkpoints:
         for step, score in scores.items():
@@ -570,7 +573,7 @@ def test_a_new_run_starts_from_the_weights_of_another(golden, monkeypatch, said)
         source = jax.device_get(checkpoints.restore(shapes, HERE))
     for which in ("ema", "raw"):
         settings.init_weights = which
-        state = init_from(fresh(), settings, ALONE)
+        state = init_from(fresh(), settings, ALONE, DIGITS)
         assert f"starting from the {which} weights of step 5" in said.pop()
         taken = (state.weights("raw"), state.weights("ema"))
         wanted = (source.weights(which), source.weights(which))
@@ -581,11 +584,11 @@ def test_a_new_run_starts_from_the_weights_of_another(golden, monkeypatch, said)
     # A sharded state stays sharded.
     monkeypatch.setattr(parallel, "LEAST_SPLIT", 1)
     places = parallel.state_sharding(shapes, parallel.data_mesh(), sharded=True)
-    state = init_from(jax.device_put(fresh(), places), settings, ALONE)
+    state = init_from(jax.device_put(fresh(), places), settings, ALONE, DIGITS)
     assert jax.tree.map(lambda leaf: leaf.sharding, state) == places
     said.clear()
 
-    state = init_from(fresh(classes=3), settings, ALONE)
+    state = init_from(fresh(classes=3), settings, ALONE, tuple("abc"))
     assert "not taken" in said[0]
     assert "params/classifier/bias, params/classifier/kernel" in said[0]
     assert (state.params["classifier"]["bias"] == 7).all()
@@ -593,8 +596,18 @@ def test_a_new_run_starts_from_the_weights_of_another(golden, monkeypatch, said)
     np.testing.assert_array_equal(
         state.params["stem"]["conv"]["kernel"], source.params["stem"]["conv"]["kernel"]
     )
+    # As many classes, in another order, of which some are new: by name, not by place.
+    said.clear()
+    state = init_from(fresh(), settings, ALONE, tuple("9x8y543210"))
+    assert "8 of 10 are taken, 2 are new (x, y), 2 of the old are not used" in said[0]
+    for leaf in ("kernel", "bias"):
+        there = source.weights("raw")[0]["classifier"][leaf]
+        for tree in state.weights("raw")[0], state.weights("ema")[0]:
+            here = np.asarray(tree["classifier"][leaf])
+            assert (here[..., [1, 3]] == 7).all()
+            np.testing.assert_array_equal(here[..., [0, 2, 4, 9]], there[..., [9, 8, 5, 0]])
     with pytest.raises(UserError, match=r"weights of another model:\n.*checkpoint .*, model "):
-        init_from(fresh(stem=9), settings, ALONE)
+        init_from(fresh(stem=9), settings, ALONE, DIGITS)
     settings.init_from = str(ROOT / "configs")
     with pytest.raises(UserError, match=r"init_from=.*no checkpoint there"):
-        init_from(state, settings, ALONE)
+        init_from(state, settings, ALONE, DIGITS)

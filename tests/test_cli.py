@@ -135,7 +135,7 @@ def test_a_closed_output_ends_a_command_quietly(tmp_path, arguments, redirected,
         ("report", "--out=page", "--results", "results", "gs://bucket/results"),
         ("convert", "b0.npz", "--to=https://host/b0.safetensors"),
         ("prepare_imagenet", "--from=gs://bucket", "--data_dir=data"),
-        ("predict", "https://host/cat.jpg", "--weights=b0.npz"),
+        ("predict", "cat.jpg", "--weights=gs://bucket/b0.npz"),
     ],
 )
 def test_what_is_not_a_local_path_is_refused_and_makes_no_folder(

@@ -8,6 +8,27 @@ from PIL import Image
 WNIDS = tfds.core.tfds_path("datasets/imagenet2012/labels.txt").read_text().split()
 
 
+def write_features(data_dir, name, features, records):
+    """A TFDS data set with any features, in one split, train."""
+    set_name = name
+
+    class Set(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        name = set_name
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            features_dict = tfds.features.FeaturesDict(features)
+            return tfds.core.DatasetInfo(builder=self, features=features_dict)
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._generate_examples()}
+
+        def _generate_examples(self):
+            yield from enumerate(records)
+
+    Set(data_dir=data_dir, file_format="array_record").download_and_prepare()
+
+
 def write_set(data_dir, name, splits, images, labels, config=None, feature="label"):
     """A TFDS data set of PNG images and ImageNet's classes; labels are numbers or lists of them.
 

@@ -53,6 +53,18 @@ def random_box(
     return None
 
 
+def middle(image: np.ndarray, most: int = 16) -> np.ndarray:
+    """The middle of an image [h, w, 3], at most `most` times as long as its shorter side; a view.
+
+    Enlarging all of a very long image would take seconds and gigabytes.
+    """
+    height, width = image.shape[:2]
+    longest = most * min(height, width)
+    # As even or odd as the side itself, so that the middle stays in place.
+    h, w = (side if side <= longest else longest - (side - longest) % 2 for side in (height, width))
+    return crop(image, ((height - h) // 2, (width - w) // 2, h, w))
+
+
 def crop(image: np.ndarray, box: Box) -> np.ndarray:
     """The part of an image [h, w, 3] in a box; a view."""
     top, left, height, width = box

@@ -13,14 +13,34 @@ from effnet_jax.data import turbojpeg
 from effnet_jax.data.crop import Box, crop
 
 JPEG = b"\xff\xd8"
+BITS, PHOTOMETRIC, ORIENTATION = 258, 262, 274  # Tags of TIFF; EXIF has the last one too.
+# What makes an image upright, by EXIF orientation: transpose it, then turn rows, columns around.
+TURNS = {
+    **{2: (False, False, True), 3: (False, True, True), 4: (False, True, False)},
+    **{5: (True, False, False), 6: (True, False, True), 7: (True, True, True)},
+    8: (True, True, False),
+}
+LOWEST = 1 << 12  # A 16-bit image that stays below may be one of 12 bits, 16 times too dark.
 
 
-def decode_box(data: bytes, choose: Callable[[int, int], Box]) -> np.ndarray:
+def decode_box(data: bytes, choose: Callable[[int, int], Box], exif: str = "ignore") -> np.ndarray:
     """The box of an image that `choose(height, width)` gives, a view.
 
     It is uint8 [h, w, 3], RGB; or [h, w, 4], whose last channel has no meaning. With libturbojpeg 3
-    only the box of a JPEG is decoded. Errors are those of `decode_image`.
+    only the box of a JPEG is decoded. `exif` and errors are those of `decode_image`.
     """
+    if turn := _turn(data, exif):
+        transposed, rows, columns = turn
+
+        def choose_stored(height: int, width: int) -> Box:
+            if transposed:
+                height, width = width, height
+            top, left, h, w = choose(height, width)
+            top = height - top - h if rows else top
+            left = width - left - w if columns else left
+            return (left, top, w, h) if transposed else (top, left, h, w)
+
+        return _upright(decode_box(data, choose_stored), turn)
     choose = functools.cache(choose)  # It draws random numbers, and may be asked twice.
     if data[:2] == JPEG and (found := turbojpeg.decode_box(data, choose)) is not None:
         return found
@@ -28,12 +48,15 @@ def decode_box(data: bytes, choose: Callable[[int, int], Box]) -> np.ndarray:
     return crop(image, choose(*image.shape[:2]))
 
 
-def decode_image(data: bytes) -> np.ndarray:
+def decode_image(data: bytes, exif: str = "ignore") -> np.ndarray:
     """Decodes JPEG, PNG or whatever Pillow reads to RGB, uint8 [height, width, 3].
 
-    Grey is repeated, alpha dropped, and EXIF orientation ignored, as in the reference. Raises
-    ValueError if the bytes are not an image, or are damaged.
+    Grey is repeated and alpha dropped, as in the reference; see `to_rgb`. EXIF's orientation is
+    ignored, as there; or, with `exif="apply"`, the image becomes upright, as viewers show it. (That
+    of TIFF is always applied.) Raises ValueError if the bytes are not an image, or are damaged.
     """
+    if turn := _turn(data, exif):
+        return np.ascontiguousarray(_upright(decode_image(data), turn))
     if data[:2] == JPEG:
         # Pillow reads CMYK and other rare kinds; damaged files fail there as well.
         with contextlib.suppress(ValueError):
@@ -41,8 +64,49 @@ def decode_image(data: bytes) -> np.ndarray:
             return simplejpeg.decode_jpeg(data, "RGB", strict=True)
     try:
         with Image.open(io.BytesIO(data)) as image:
-            return np.asarray(image.convert("RGB"))
+            return to_rgb(image)
     except Image.UnidentifiedImageError:
         raise ValueError("it is no image, or a badly damaged one") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(str(error)) from None
+
+
+def _turn(data: bytes, exif: str) -> tuple[bool, bool, bool] | None:
+    """What makes an image upright, of TURNS; None where it is, or `exif` is "ignore"."""
+    if exif == "ignore":
+        return None
+    # Pillow makes a TIFF upright itself. Damaged EXIF says nothing; a damaged image fails later.
+    with contextlib.suppress(Exception), Image.open(io.BytesIO(data)) as image:
+        return TURNS.get(image.getexif().get(ORIENTATION)) if image.format != "TIFF" else None
+    return None
+
+
+def _upright(image: np.ndarray, turn: tuple[bool, bool, bool]) -> np.ndarray:
+    transposed, rows, columns = turn
+    image = image.transpose(1, 0, 2) if transposed else image
+    return image[:: -1 if rows else 1, :: -1 if columns else 1]
+
+
+def to_rgb(image: Image.Image) -> np.ndarray:
+    """The pixels of an image of Pillow: uint8 [height, width, 3], RGB.
+
+    16-bit grey is scaled by its range. Raises ValueError for grey of 32 bits or signed, whose range
+    is not known, and for 16-bit grey that may have fewer bits: the values are below 4096.
+    """
+    if image.mode in ("I", "F"):
+        kind = {"I": "integers", "F": "floats"}[image.mode]
+        raise ValueError(f"it has grey of {kind}, whose range is not known; save it as 8-bit")
+    if not image.mode.startswith("I;16"):
+        return np.asarray(image.convert("RGB"))
+    grey = np.asarray(image).astype(np.uint32)
+    tags = getattr(image, "tag_v2", {})  # Of a TIFF.
+    bits = int(tags.get(BITS, (16,))[0])
+    if bits == 16 and 0 < grey.max() < LOWEST:
+        raise ValueError(
+            f"it has 16-bit grey of at most {grey.max()}, of 65535, as if it had 12 bits or fewer; "
+            "save it as 8-bit, or with values that use the range"
+        )
+    most = (1 << bits) - 1
+    grey = most - grey if tags.get(PHOTOMETRIC) == 0 else grey  # 0: white is 0.
+    grey = ((grey * 255 + most // 2) // most).astype(np.uint8)
+    return np.repeat(grey[..., None], 3, 2)

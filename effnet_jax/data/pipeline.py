@@ -83,7 +83,7 @@ class TrainImages:
     def __init__(self, source: Source, config: ConfigDict):
         self._source, self._seed = source, config.seed
         self._preprocess, self._augment = config.preprocess, config.augment
-        self._skips = config.data.on_corrupt == "skip"
+        self._skips, self._exif = config.data.on_corrupt == "skip", config.data.exif
         self._policy = augment.build_policy(config.augment)
         self._order = grain.MapDataset.range(len(source)).shuffle(seed=config.seed).repeat()
 
@@ -100,7 +100,8 @@ class TrainImages:
         with naming(self._source, index):
             record = read(self._source, index)  # A wrong label or a lost disk is never skipped.
             try:
-                image = decode_box(record["image"], functools.partial(self.box, len(out), rng))
+                choose = functools.partial(self.box, len(out), rng)
+                image = decode_box(record["image"], choose, self._exif)
             except ValueError as error:
                 if not self._skips:
                     raise
@@ -260,7 +261,7 @@ def eval_batches(
             return read(source, 0)["label"], False  # For its shape.
         with naming(source, position):
             record = read(source, position)
-            out[:] = preprocess.pixels(record["image"])
+            out[:] = preprocess.pixels(record["image"], config.data.exif)
         return record["label"], True
 
     length = -(-len(source) // config.eval_batch_size)

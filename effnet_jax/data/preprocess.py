@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
-from PIL import Image
+from PIL import Image, ImageOps
 
 from effnet_jax.data import crop
 from effnet_jax.data.crop import Box
-from effnet_jax.data.decode import decode_box, decode_image
+from effnet_jax.data.decode import decode_box, decode_image, to_rgb
 from effnet_jax.data.resizing import INTERPOLATIONS, resize
 from effnet_jax.errors import UserError, check_choice
 
@@ -40,7 +40,8 @@ class Preprocess:
         side, then resized; the reference's.
       fraction: the central square of `crop_fraction` of the shorter side, then resized.
       resize: the shorter side is resized to `resolution / crop_fraction`, rounded down, then the
-        central square is cut out; timm's (`crop_pct`) and torchvision's, to the bit.
+        central square is cut out; timm's (`crop_pct`) and torchvision's, to the bit. (Of an image
+        longer than 16 times its shorter side the middle is resized.)
       squash: as resize, but both sides are resized to that length; timm's.
       whole: the whole image, its sides made equal; the reference's for V2 from 320 pixels on.
     """
@@ -105,14 +106,16 @@ class Preprocess:
     def _shorter_side(self) -> int:
         return math.floor(self.resolution / self.crop_fraction)
 
-    def pixels(self, image: bytes | np.ndarray) -> np.ndarray:
+    def pixels(self, image: bytes | np.ndarray, exif: str = "apply") -> np.ndarray:
         """Decodes, crops and resizes an image, encoded or uint8 [h, w, 3].
 
+        `exif`: "apply" or "ignore" the orientation in an encoded image; as `config.data.exif`.
         Returns uint8 [resolution, resolution, 3]; raises ValueError for bytes that are damaged.
         """
         square = (self.resolution, self.resolution)
         if self.crop_rule in ("resize", "squash"):
-            whole = decode_image(image) if isinstance(image, bytes) else image
+            whole = decode_image(image, exif) if isinstance(image, bytes) else image
+            whole = crop.middle(whole) if self.crop_rule == "resize" else whole
             sides = whole.shape[:2] if self.crop_rule == "resize" else square
             shape = tuple(self._shorter_side * side // min(sides) for side in sides)
             # As torchvision rounds: halves to even.
@@ -120,7 +123,7 @@ class Preprocess:
             resized = resize(whole, shape, self.interpolation)
             return np.ascontiguousarray(crop.crop(resized, (*place, *square)))
         if isinstance(image, bytes):
-            kept = decode_box(image, self.box)
+            kept = decode_box(image, self.box, exif)
         else:
             kept = crop.crop(image, self.box(*image.shape[:2]))
         return resize(kept, square, self.interpolation)
@@ -128,6 +131,7 @@ class Preprocess:
     def __call__(self, images: ImageLike | Sequence[ImageLike]) -> np.ndarray:
         """Converts one image or a list of them to float32 [N, resolution, resolution, 3].
 
+        The orientation in EXIF is applied.
         Raises UserError, a ValueError, that names one that is not an image or damaged; OSError if
         it can't be read.
         """
@@ -151,7 +155,7 @@ def content(image: ImageLike) -> bytes | np.ndarray:
     if isinstance(image, str | os.PathLike):
         return pathlib.Path(image).read_bytes()
     if isinstance(image, Image.Image):
-        return np.asarray(image.convert("RGB"))
+        return to_rgb(ImageOps.exif_transpose(image))
     if isinstance(image, bytes | bytearray | memoryview):
         return bytes(image)
     if not hasattr(image, "__array__"):

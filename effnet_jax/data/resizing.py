@@ -24,6 +24,7 @@ OPENCV = {
 }
 PILLOW = {"bicubic_pillow": Image.Resampling.BICUBIC, "bilinear_pillow": Image.Resampling.BILINEAR}
 A = -0.75  # TensorFlow 1's cubic kernel,
+WIDE = 16  # Times its height.
 TABLE = 1024  # which it reads from a table with TABLE steps to a pixel.
 
 # For each output the indices of its inputs, int [outputs, k], and their weights, float32.
@@ -93,6 +94,8 @@ def _resize(image: np.ndarray, shape: tuple[int, int], interpolation: str) -> np
         resized = [np.asarray(Image.fromarray(plane).resize(size, kernel)) for plane in planes]
         return cv2.merge(resized) if len(resized) > 1 else resized[0]
     kernel = TF1[interpolation]
+    if image.shape[1] > WIDE * image.shape[0]:  # Its width first: less to compute and to hold.
+        return cv2.transpose(_resize(cv2.transpose(image), shape[::-1], interpolation))
     rows = _resize_height(image, shape[0], kernel)
     return cv2.transpose(_resize_height(cv2.transpose(rows), shape[1], kernel))
 

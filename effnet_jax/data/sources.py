@@ -4,13 +4,16 @@ A record is {"image": bytes, "label": int}. Where an image has a set of labels, 
 [MOST_LABELS], padded with -1.
 """
 
+import collections
 import contextlib
 import hashlib
 import os
 import pathlib
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import cv2
 import numpy as np
 import simplejpeg
 from ml_collections import ConfigDict
@@ -39,6 +42,14 @@ class Source:
         """Names a record for a message."""
         raise NotImplementedError
 
+    def summary(self) -> str:
+        """A line for the start of a run: how many images and classes, and what is known of them."""
+        return f"{len(self):,} images, {self._list_classes()}"
+
+    def _list_classes(self) -> str:
+        first = ", ".join(self.classes[:3]) + ", ..." * (len(self.classes) > 3)
+        return f"{len(self.classes):,} classes: {first}"
+
 
 def _missing(name: str, data_dir: str) -> UserError:
     """The error for a data set that is not in `data_dir`, with the command that prepares it."""
@@ -49,6 +60,12 @@ def _missing(name: str, data_dir: str) -> UserError:
             command = files.read_json(state)["command"]
         half = f"data set {name!r} is half prepared in {state.parent}"
         return UserError(f"{half}. Go on with:\n  {command}")
+    places = pathlib.Path(data_dir, dataset).glob("**/dataset_info.json")
+    if versions := sorted(str(path.parent.relative_to(data_dir)) for path in places):
+        found = ", ".join(":".join(version.rsplit("/", 1)) for version in versions[:10])
+        return UserError(
+            f"no data set {name!r} in {data_dir}, which has {found} (config.data.name)"
+        )
     remedy = "in an environment with TensorFlow, which this program doesn't need, run:\n  "
     remedy += f"tfds build {name} --data_dir={data_dir} --file_format=array_record"
     if dataset == "imagenet2012":
@@ -93,9 +110,21 @@ def check_files(instructions: list[Any]) -> None:
 
 
 class TfdsSource(Source):
-    """A split of a TFDS data set that is stored as ArrayRecord; needs no TensorFlow."""
+    """A split of a TFDS data set that is stored as ArrayRecord; needs no TensorFlow.
 
-    def __init__(self, name: str, data_dir: str | None, split: str, label: str = "label"):
+    `image` and `label` are keys of its features, nested ones as "image/encoded". `label_count` is
+    the number of classes of a label that is an integer without names.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        data_dir: str | None,
+        split: str,
+        label: str = "label",
+        image: str = "image",
+        label_count: int | None = None,
+    ):
         import tensorflow_datasets as tfds
 
         default = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
@@ -106,14 +135,8 @@ class TfdsSource(Source):
             raise _missing(name, data_dir) from None
         use_array_record(builder.info)
         features = builder.info.features
-        known = {"image", label} <= set(features)
-        labels = getattr(features[label], "feature", features[label]) if known else None
-        if not hasattr(labels, "names"):
-            raise UserError(
-                f"data set {name!r} has the features {', '.join(features)}; needed are 'image' "
-                f"and a class {label!r} (config.data.label), or a sequence of them"
-            )
-        decoders = {"image": tfds.decode.SkipDecoding()}
+        classes = _label_names(features, name, image, label, label_count)
+        decoders = _image_decoders(features, name, image)
         try:
             instructions = builder.info.splits[split].file_instructions
             records = builder.as_data_source(split, decoders=decoders)
@@ -123,8 +146,8 @@ class TfdsSource(Source):
                 f"{', '.join(sorted(builder.info.splits))} ({str(error).partition(chr(10))[0]})"
             ) from None
         check_files(instructions)
-        super().__init__(tuple(labels.names), records)
-        self._label, self._name, self._split = label, name, split
+        super().__init__(classes, records)
+        self._image, self._label, self._name, self._split = image, label, name, split
         self._splits = builder.info.splits
 
     def shared(self, split: str) -> int:
@@ -148,16 +171,70 @@ class TfdsSource(Source):
 
     def __getitem__(self, index: int) -> Record:
         record = self._records[index]
-        label = np.asarray(record[self._label], np.int32)
+        image, label = _find(record, self._image), np.asarray(_find(record, self._label), np.int32)
+        if isinstance(image, np.ndarray):  # Of a Tensor. BMP has no loss and costs little.
+            image = cv2.imencode(".bmp", image[..., ::-1])[1].tobytes()
         if not label.ndim:
-            return {"image": record["image"], "label": int(label)}
+            return {"image": image, "label": int(label)}
         if len(label) > MOST_LABELS:
             raise ValueError(f"it has {len(label)} labels; at most {MOST_LABELS} are possible")
         padding = (0, MOST_LABELS - len(label))
-        return {"image": record["image"], "label": np.pad(label, padding, constant_values=-1)}
+        return {"image": image, "label": np.pad(label, padding, constant_values=-1)}
 
     def describe(self, index: int) -> str:
         return f"record {index} of {self._name}/{self._split}"
+
+
+def _find(tree: Any, key: str) -> Any:
+    """The entry of a nested dict, such as the features of a data set; None if there is none."""
+    if key in tree:
+        return tree[key]
+    first, _, rest = key.partition("/")
+    return _find(tree[first], rest) if first in tree and hasattr(tree[first], "keys") else None
+
+
+def _label_names(
+    features: Any, name: str, image: str, label: str, count: int | None
+) -> tuple[str, ...]:
+    """The names of the classes; raises UserError where `label` is no class or set of classes."""
+    found = _find(features, label)
+    found = getattr(found, "feature", found)
+    if hasattr(found, "names"):
+        return tuple(found.names)
+    is_number = getattr(found, "shape", None) == () and np.issubdtype(found.np_dtype, np.integer)
+    if is_number and count:
+        return tuple(map(str, range(count)))
+    if is_number:
+        raise UserError(
+            f"{label!r} of data set {name!r} is an integer without names of classes; give their "
+            "number, as --config.data.label_count=10 for labels from 0 to 9"
+        )
+    raise UserError(
+        f"data set {name!r} has the features {', '.join(features)}; needed are {image!r} "
+        f"and a class {label!r} (config.data.label), or a sequence of them"
+    )
+
+
+def _image_decoders(features: Any, name: str, image: str) -> Any:
+    """The `decoders` that keep an image encoded; raises UserError where `image` is no image."""
+    import tensorflow_datasets as tfds
+
+    found = _find(features, image)
+    if isinstance(found, tfds.features.Image):
+        nested = tfds.decode.SkipDecoding()
+        for part in reversed([image] if image in features else image.split("/")):
+            nested = {part: nested}
+        return nested
+    shape = getattr(found, "shape", None)
+    is_text = shape == () and found.np_dtype in (object, str, bytes)
+    is_tensor = isinstance(shape, tuple) and len(shape) == 3
+    if is_text or (is_tensor and shape[2] in (1, 3) and found.np_dtype == np.uint8):
+        return None
+    kind = f"{type(found).__name__} {shape} of {found.np_dtype}" if found is not None else "missing"
+    raise UserError(
+        f"data set {name!r} has the features {', '.join(features)}; {image!r} is {kind}, and an "
+        "image is needed (config.data.image): an Image, encoded bytes, or a Tensor uint8 [h, w, 3]"
+    )
 
 
 def digits_source(name: str, data_dir: str | None, split: str) -> Source:
@@ -173,7 +250,22 @@ def digits_source(name: str, data_dir: str | None, split: str) -> Source:
 
 
 class FolderSource(Source):
-    """Image files, given by path and label."""
+    """Image files, given by path and label: some of the `total` in a `place`.
+
+    `left_out` counts the files there that are not read, by their ending.
+    """
+
+    def __init__(
+        self,
+        classes: tuple[str, ...],
+        records: Sequence[tuple[str, int]],
+        place: pathlib.Path = pathlib.Path(),
+        left_out: collections.Counter | None = None,
+        total: int | None = None,
+    ):
+        super().__init__(classes, records)
+        self._place, self._total = place, total or len(records)
+        self._left_out = left_out or collections.Counter()
 
     def __getitem__(self, index: int) -> Record:
         path, label = self._records[index]
@@ -183,32 +275,118 @@ class FolderSource(Source):
     def describe(self, index: int) -> str:
         return self._records[index][0]
 
+    def summary(self) -> str:
+        counts = np.bincount([label for _, label in self._records], minlength=len(self.classes))
+        ends = dict.fromkeys((counts.argmin(), counts.argmax()))  # One, where all have as many.
+        most = " to ".join(f"{counts[at]:,} ({self.classes[at]})" for at in ends)
+        return (
+            f"{self._place}: {len(self):,} of {self._total:,} images, {self._list_classes()}; "
+            f"images per class: {most if len(ends) > 1 else f'{counts[0]:,} each'}"
+            f"{_list_endings(self._left_out)}"
+        )
+
+
+# Endings, in lower case, of the images that `decode` reads.
+IMAGES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff")
+# What systems leave in people's folders, in lower case, beside names that begin with a dot.
+SYSTEM = {
+    *("__macosx", "@eadir", "#recycle", "$recycle.bin", "lost+found"),
+    *("desktop.ini", "system volume information", "thumbs.db"),
+}
+# Names of folders that are splits of a data set, and not classes; or that hold no photographs.
+SPLIT = re.compile(
+    r"(seg_)?(train|test|val|valid|validation|pred)(ing)?([ _-]?(set|data|images|\d{4}))?", re.I
+)
+MASKS = re.compile(r"masks?|labels?|annotations?", re.I)
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or a folder is the system's, or hidden, by its name."""
+    return name.startswith(".") or name.lower() in SYSTEM
+
 
 def is_image(name: str) -> bool:
     """Whether a file's name is that of an image."""
-    return name.lower().endswith((".jpg", ".jpeg", ".png")) and not name.startswith(".")
+    return name.lower().endswith(IMAGES) and not is_hidden(name)
 
 
-def list_classes(folder: pathlib.Path) -> dict[str, list[str]]:
-    """The image files, at any depth, of every class folder in `folder`, sorted."""
-    found = {}
-    for entry in sorted(folder.iterdir()):
-        if entry.is_dir() and not entry.name.startswith("."):
-            walk = os.walk(entry, followlinks=True)
-            paths = (os.path.join(root, name) for root, _, names in walk for name in names)
-            found[entry.name] = sorted(path for path in paths if is_image(os.path.basename(path)))
-    if len(found) < 2:
+def _list_endings(left_out: collections.Counter) -> str:
+    listed = ", ".join(f"{count:,} {ending}" for ending, count in left_out.most_common(5))
+    return f"; files left out: {left_out.total():,} ({listed})" if left_out else ""
+
+
+def _list_images(folder: pathlib.Path, left_out: collections.Counter) -> list[str]:
+    """The image files of a class, at any depth, sorted; counts other files by their ending."""
+
+    def fail(error: OSError) -> None:
+        raise UserError(f"can't read {error.filename}: {error.strerror}")
+
+    found, seen = [], set()
+    for root, folders, names in os.walk(folder, onerror=fail, followlinks=True):
+        if (real := os.path.realpath(root)) in seen:
+            raise UserError(f"{root} links to {real}, which is read already; remove the link")
+        seen.add(real)
+        folders[:] = [name for name in folders if not is_hidden(name)]
+        images = [name for name in names if is_image(name)]
+        inner = pathlib.Path(root).name
+        if images and root != str(folder) and (SPLIT.fullmatch(inner) or MASKS.fullmatch(inner)):
+            raise UserError(
+                f"{root} has images, and its name is none of a part of the class {folder.name!r}; "
+                "move it out of the class, or rename it if they are images of the class"
+            )
+        others = set(names).difference(images, filter(is_hidden, names))
+        left_out.update(os.path.splitext(name)[1].lower() or "without ending" for name in others)
+        found += [os.path.join(root, name) for name in images]
+    return sorted(found)
+
+
+def list_classes(
+    folder: pathlib.Path, left_out: collections.Counter | None = None
+) -> dict[str, list[str]]:
+    """The image files, at any depth, of every class folder in `folder`, sorted.
+
+    Adds the files that are left out to `left_out`, by ending; hidden ones don't count.
+    """
+    left_out = collections.Counter() if left_out is None else left_out
+    entries = sorted(entry for entry in folder.iterdir() if not is_hidden(entry.name))
+    folders = [entry for entry in entries if entry.is_dir()]
+    _check_names(folder, [entry.name for entry in folders])
+    left_out.update(
+        f"{entry.suffix.lower() or 'without ending'} in no class folder"
+        for entry in entries
+        if not entry.is_dir()
+    )
+    if len(folders) < 2:
         raise UserError(
-            f"{folder} has {len(found)} class folders, and at least 2 are needed: "
+            f"{folder} has {len(folders)} class folders, and at least 2 are needed: "
             "DIR/CLASS/*.jpg, or DIR/train/CLASS/*.jpg and DIR/val/CLASS/*.jpg"
         )
+    found = {entry.name: _list_images(entry, left_out) for entry in folders}
     if empty := [name for name, paths in found.items() if not paths]:
         raise UserError(
-            f"no JPEG or PNG file in {folder / empty[0]} and {len(empty) - 1} other class folders; "
-            "remove the empty folder or add images"
+            f"no image in {folder / empty[0]} and {len(empty) - 1} other class folders; remove the "
+            f"empty folder or add images ({', '.join(IMAGES)}){_list_endings(left_out)}"
         )
     imagenet_names.check_names((name, path) for name, paths in found.items() for path in paths)
     return found
+
+
+def _check_names(folder: pathlib.Path, names: list[str]) -> None:
+    """Raises UserError for folders that are splits, or images and their masks, and not classes."""
+    odd = [name for name in names if SPLIT.fullmatch(name)]
+    if all(name in odd or MASKS.fullmatch(name) or name.lower() == "images" for name in names):
+        odd = names
+    is_vehicle = len(odd) == 1 < len(names) and odd[0].lower() == "train"
+    if not odd or (is_vehicle and not any(each.is_dir() for each in (folder / odd[0]).iterdir())):
+        return
+    train = next((name for name in odd if "train" in name.lower()), "NAME")
+    others = sorted({*odd} - {train}, key=lambda name: "val" not in name.lower())
+    raise UserError(
+        f"{folder} has {', '.join(odd[:5])}, which are names of parts of a data set and not of "
+        "classes. Name the folders that have class folders: train.py takes "
+        f"--config.data.train_split={train} --config.data.eval_split={(*others, 'NAME')[0]}, and "
+        f"eval.py --data_dir={folder}/NAME. If they are classes, rename them"
+    )
 
 
 def folder_source(config: ConfigDict, split: str) -> FolderSource:
@@ -222,8 +400,10 @@ def folder_source(config: ConfigDict, split: str) -> FolderSource:
     root = pathlib.Path(config.data_dir).expanduser()
     if not root.is_dir():
         raise UserError(f"no image folder {root} (config.data.data_dir)")
+    place, left_out = root, collections.Counter()
     if (root / split).is_dir():
-        by_class = list_classes(root / split)
+        place = root / split
+        by_class = list_classes(place, left_out)
     elif (root / config.train_split).is_dir() or (root / config.eval_split).is_dir():
         folders = sorted(entry.name for entry in root.iterdir() if entry.is_dir())
         raise UserError(
@@ -231,12 +411,28 @@ def folder_source(config: ConfigDict, split: str) -> FolderSource:
             f"--config.data.eval_split out of: {', '.join(folders)}"
         )
     else:
+        by_class = list_classes(root, left_out)
+    total = sum(map(len, by_class.values()))
+    if place == root and split != ".":
         by_class = {
             name: _held_out(root / name, paths, config.holdout, split == config.eval_split)
-            for name, paths in list_classes(root).items()
+            for name, paths in by_class.items()
         }
     paths = [(path, label) for label, each in enumerate(by_class.values()) for path in each]
-    return FolderSource(tuple(by_class), paths)
+    return FolderSource(tuple(by_class), paths, place, left_out, total)
+
+
+def eval_split(data: ConfigDict, own: str | None) -> str:
+    """The split to evaluate on: of a folder that isn't a run's `own`, nothing is held out.
+
+    It is DIR/EVAL_SPLIT or DIR/val if there is one of these folders, else ".", the classes in DIR.
+    """
+    if data.source != "folder" or not data.data_dir:
+        return data.eval_split
+    root = pathlib.Path(data.data_dir).expanduser().resolve()
+    if own and root == pathlib.Path(own).expanduser().resolve():
+        return data.eval_split
+    return next((split for split in (data.eval_split, "val") if (root / split).is_dir()), ".")
 
 
 def _held_out(folder: pathlib.Path, paths: list[str], share: float, evaluation: bool) -> list[str]:
@@ -277,7 +473,8 @@ def open_source(config: ConfigDict, split: str) -> Source:
     elif kind == "digits":
         source = digits_source(config.name, config.data_dir, split)
     else:
-        source = TfdsSource(config.name, config.data_dir, split, config.label)
+        keys = config.label, config.image, config.label_count
+        source = TfdsSource(config.name, config.data_dir, split, *keys)
     if not len(source):
         raise UserError(f"split {split!r} of {config.source} {config.name!r} is empty")
     return source
@@ -315,6 +512,9 @@ class Relabeled(Source):
         labels = {name: label for label, name in enumerate(classes)}
         self._labels = np.array([labels[name] for name in source.classes], np.int32)
 
+    def summary(self) -> str:
+        return self._records.summary()
+
     def __getitem__(self, index: int) -> Record:
         record = self._records[index]
         label = np.asarray(record["label"])
@@ -343,17 +543,24 @@ def with_classes(
     return Relabeled(source, classes)
 
 
+def difference(found: tuple[str, ...], expected: tuple[str, ...]) -> str:
+    """What `found` lacks of `expected` names, and what it has more."""
+    new, old = set(found), set(expected)
+    if new == old:
+        return "the same names in another order"
+    missing, added = (", ".join(sorted(x)[:5]) or "none" for x in (old - new, new - old))
+    return f"missing: {missing}; added: {added}"
+
+
 def check_classes(found: tuple[str, ...], expected: tuple[str, ...], split: str) -> None:
     """Raises UserError if the classes of an evaluation split are not those of training.
 
     Labels are positions in the sorted class names, so one missing folder would shift them all.
     """
     if found != expected:
-        new, old = set(found), set(expected)
-        missing, added = (", ".join(sorted(x)[:5]) or "none" for x in (old - new, new - old))
         raise UserError(
             f"split {split!r} has {len(found)} classes and training has {len(expected)}; "
-            f"missing: {missing}; added: {added}"
+            f"{difference(found, expected)}"
         )
 
 

@@ -51,7 +51,8 @@ def choose_data(
       weights: as for `evaluate_set`; their model and preprocessing go into the config.
       run: config of the run that trained them; None: unknown.
       data: name for `load_evaluation_set`; None: the run's own split, or without a run a
-        folder of images, DIR/val/CLASS or DIR/CLASS.
+        folder of images, DIR/val/CLASS or DIR/CLASS. A folder that is not the run's is taken
+        whole: nothing in it is held out for training.
       data_dir: the folder, or where the data is if not where its config says.
     """
     config = (run or config_lib.get_config()).copy_and_resolve_references().unlock()
@@ -70,11 +71,12 @@ def choose_data(
         for key in ("data", "corruptions", "severities", "images"):
             config[key] = chosen[key]
     elif run is None:
-        root = pathlib.Path(data_dir).resolve()
-        split = "val" if (root / "val").is_dir() else "."
-        config.data.update(source="folder", name=root.name, eval_split=split)
+        config.data.update(source="folder", eval_split="val", exif="apply")
     if data_dir is not None:
         config.data.data_dir = data_dir
+        if data is None and config.data.source == "folder":
+            config.data.name = pathlib.Path(data_dir).resolve().name
+    config.data.eval_split = sources.eval_split(config.data, run and run.data.data_dir)
     return config
 
 

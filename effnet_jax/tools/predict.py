@@ -49,7 +49,7 @@ def list_images(arguments: Sequence[str]) -> list[str]:
 
     Raises UserError for a folder without images, and a pattern that no image matches.
     """
-    from effnet_jax.data.sources import is_image
+    from effnet_jax.data.sources import is_hidden, is_image
 
     paths = []
     for argument in arguments:
@@ -59,7 +59,13 @@ def list_images(arguments: Sequence[str]) -> list[str]:
             paths.append(argument)
             continue
         found = [path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path)]
-        images = sorted(path for path in found if is_image(os.path.basename(path)))
+        inner = argument if is_folder else "."  # Below it, what is the system's is passed over.
+        parts = {path: os.path.relpath(path, inner).split(os.sep) for path in found}
+        images = sorted(
+            path
+            for path, names in parts.items()
+            if is_image(names[-1]) and not any(is_hidden(name) for name in names if name != "..")
+        )
         if not images:
             raise UserError(f"no image in {argument} (files: {len(found)})")
         if others := len(found) - len(images):

@@ -29,7 +29,8 @@ def main(args: argparse.Namespace) -> None:
     config_lib.validate(args.config)
     config = progressive.largest(args.config)
     source = pictures.Few(sources.open_source(config.data, config.data.train_split), args.images)
-    originals = [decode_image(source[index]["image"]) for index in range(len(source))]
+    encoded = (source[index]["image"] for index in range(len(source)))
+    originals = [decode_image(image, config.data.exif) for image in encoded]
     path, _, argument = args.experiment.partition(":")
     name = " ".join(filter(None, (pathlib.Path(path).stem, argument)))
     epochs = pictures.versions(source, config, args.epochs)

@@ -129,7 +129,8 @@ class Run:
             return saved
         key, size = random_key(self.config.seed, "init", 0), self.model.architecture.resolution
         state = fresh_state(self.model, self.optimizer, size, key, self.shardings)
-        return fine_tune.init_from(state, self.config.checkpoint, self.processes)
+        checkpoint, classes = self.config.checkpoint, self.source.classes
+        return fine_tune.init_from(state, checkpoint, self.processes, classes)
 
     def describe(self, start: int) -> list[str]:
         """Lines about the run, for its start."""
@@ -139,6 +140,8 @@ class Run:
             f"{sum(np.prod(leaf.shape, dtype=int) for leaf in leaves):,} parameters, "
             f"{self.model.architecture.resolution} px, {len(self.source):,} images, "
             f"{self.mesh.size} {jax.devices()[0].device_kind} device(s)",
+            f"training data: {self.source.summary()}",
+            *(f"evaluation {name!r}: {each.summary()}" for name, each in self.sources.items()),
             parallel.describe_batch_norm(self.config, parallel.data_shards(self.mesh)),
             *progressive.describe(self.stages),
         ]
@@ -167,7 +170,7 @@ class Run:
         files.write_atomically(self.workdir / "parameters.csv", "\n".join(lines) + "\n")
         data = {"train": self.source, **self.sources}
         run = {"data": {name: sources.identity(each) for name, each in data.items()}}
-        run |= {"start_step": step, **environment.describe_run()}
+        run |= {"start_step": step, "records": len(self.source), **environment.describe_run()}
         with open(self.workdir / "runs.jsonl", "a") as file:
             file.write(json.dumps(run) + "\n")
 
@@ -180,6 +183,7 @@ def prepare(config: ConfigDict, workdir: pathlib.Path, processes: Alone, clock: 
     for source in (*run.sources.values(), *train):
         pipeline.check_images(source, config.data.check_images, config.data.threads)
     _check_workdir(workdir, config, processes)
+    _check_data(workdir, run.source)
 
     def facts() -> dict[str, Any]:
         data = {"train": run.source, **run.sources}
@@ -222,9 +226,28 @@ def _check_workdir(workdir: pathlib.Path, config: ConfigDict, processes: Alone) 
         raise UserError(f"can't write to --workdir={workdir}: {error.strerror}") from None
 
 
+def _check_data(workdir: pathlib.Path, source: Source) -> None:
+    """Raises UserError where the training data has other classes or records than the run had."""
+    path, runs = workdir / "classes.json", files.read_rows(workdir / "runs.jsonl")
+    classes, records = source.classes, [row["records"] for row in runs if "records" in row]
+    wrong = ""
+    if path.exists() and (before := tuple(files.read_json(path))) != classes:
+        wrong = f"{len(before)} classes, and now there are {len(classes)}; "
+        wrong += sources.difference(classes, before)
+    elif records and records[-1] != len(source):
+        wrong = f"{records[-1]:,} training images, and now there are {len(source):,}"
+    if wrong:
+        raise UserError(
+            f"the run in {workdir} has {wrong}. Labels and the place in the data would be others. "
+            "Restore the data, or give another --workdir: there, "
+            f"--config.checkpoint.init_from={workdir} starts from these weights"
+        )
+
+
 def _evaluation_source(config: ConfigDict, name: str, train: Source) -> Source:
     """The records of an evaluation; where they are its own, its classes may be some of train's."""
-    data = config_lib.for_evaluation(config, name).data
+    data, own = config_lib.for_evaluation(config, name).data, config.evaluations[name].data
+    data.eval_split = sources.eval_split(data, config.data.data_dir)
     source = sources.open_source(data, data.eval_split)
     parallel.check_processes(len(source), f"evaluation {name!r}")
     if count := sources.count_trained_on(source, data, config.data):
@@ -232,7 +255,7 @@ def _evaluation_source(config: ConfigDict, name: str, train: Source) -> Source:
             f"warning: {count:,} of {len(source):,} images of evaluation {name!r} are trained on, "
             f"with config.data.train_split={config.data.train_split!r}"
         )
-    if config.evaluations[name].data:
+    if own:
         return sources.with_classes(source, train.classes, data.eval_split, say)
     sources.check_classes(source.classes, train.classes, data.eval_split)
     return source

@@ -4,12 +4,12 @@ import io
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 from sklearn.datasets import load_sample_image
 
 from effnet_jax.data import turbojpeg
 from effnet_jax.data.crop import crop, random_box
-from effnet_jax.data.decode import decode_box, decode_image
+from effnet_jax.data.decode import decode_box, decode_image, to_rgb
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (13, 17, 3), np.uint8)
 
@@ -48,6 +48,54 @@ def test_damaged_images_are_refused(kind):
     for damaged in (data[: len(data) // 2], b"", b"no image at all"):
         with pytest.raises(ValueError, match=r"\w"):
             decode_image(damaged)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_grey_of_16_bits_is_scaled_by_its_range(kind):
+    grey = np.linspace(0, 65535, 13 * 17).astype(np.uint16).reshape(13, 17)
+    expected = np.repeat(np.rint(grey / 257)[..., None], 3, 2)
+    np.testing.assert_array_equal(decode_image(encode(Image.fromarray(grey), kind)), expected)
+    np.testing.assert_array_equal(to_rgb(Image.fromarray(grey)), expected)
+    white_is_zero = encode(Image.fromarray(grey), "TIFF", tiffinfo={262: 0})
+    np.testing.assert_array_equal(decode_image(white_is_zero), 255 - expected)
+    black = np.zeros_like(grey)
+    assert not decode_image(encode(Image.fromarray(black), kind)).any()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "message"),
+    [(np.uint16, "16-bit grey of at most 4095"), (np.int32, "integers"), (np.float32, "floats")],
+)
+def test_grey_of_unknown_range_is_refused_by_name(dtype, message):
+    grey = Image.fromarray(np.arange(4096, dtype=dtype).reshape(64, 64))
+    with pytest.raises(ValueError, match=message):
+        decode_image(encode(grey, "TIFF"))
+    with pytest.raises(ValueError, match=message):
+        to_rgb(grey)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation_is_applied_or_ignored(kind, orientation):
+    """Against Pillow's; a box is that of the upright image."""
+    image, exif = photograph(61, 93), Image.Exif()
+    exif[274] = orientation
+    options = {"lossless": True} if kind == "WEBP" else {}
+    data = encode(image, kind, exif=exif, **options)
+    upright = decode_image(data, "apply")
+    stored = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
+    assert np.abs(upright - np.asarray(stored, int)).max() <= 2 * (kind == "JPEG")
+    assert kind == "TIFF" or decode_image(data).shape == (61, 93, 3)
+    box = (7, 11, 30, 40)
+    asked = []
+    part = decode_box(data, lambda *size: asked.append(size) or box, "apply")
+    np.testing.assert_array_equal(part[..., :3], crop(upright, box))
+    assert asked == [upright.shape[:2]]
+
+
+def test_damaged_exif_turns_nothing():
+    data = encode(Image.fromarray(PIXELS), "JPEG", exif=b"Exif\0\0MM no directory")
+    np.testing.assert_array_equal(decode_image(data, "apply"), decode_image(data))
 
 
 def photograph(height: int, width: int) -> Image.Image:

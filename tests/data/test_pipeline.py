@@ -338,3 +338,23 @@ def test_impossible_preprocessing_is_refused(tiny, key, value, message):
     tiny.preprocess[key] = value
     with pytest.raises(UserError, match=message):
         default.validate(tiny)
+
+
+@pytest.mark.parametrize("exif", ["apply", "ignore"])
+def test_training_and_evaluation_heed_orientation_alike(tiny, exif):
+    """Stored with the left half white, upright with the top half white."""
+    source, pixels, turn = Numbers(4), np.zeros((8, 8, 3), np.uint8), Image.Exif()
+    pixels[:, :4], turn[274] = 255, 6
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", exif=turn)
+    source._images = [buffer.getvalue()] * 4
+    tiny.batch_size = tiny.eval_batch_size = 4
+    tiny.preprocess.update(crop_area=(1.0, 1.0), crop_aspect=(1.0, 1.0), flip=False)
+    tiny.preprocess.crop_padding, tiny.data.exif = 0, exif
+    for batches in (
+        pipeline.train_batches(source, tiny, 8),
+        pipeline.eval_batches(source, tiny, 8),
+    ):
+        image = batches[0]["image"][0]
+        white = image[:4] if exif == "apply" else image[:, :4]
+        assert white.min() == 255 and image.sum() == white.sum()

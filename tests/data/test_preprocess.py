@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import time
 
 import jax
 import numpy as np
@@ -12,8 +13,8 @@ from conftest import GOLDEN
 from PIL import Image
 
 from effnet_jax import config as default
-from effnet_jax.data import decode
-from effnet_jax.data.preprocess import Preprocess, normalize
+from effnet_jax.data import crop, decode
+from effnet_jax.data.preprocess import CROP_RULES, Preprocess, normalize
 from effnet_jax.data.resizing import INTERPOLATIONS, resize
 from effnet_jax.errors import UserError
 
@@ -269,3 +270,42 @@ def test_orientation_in_exif_is_ignored_as_in_the_reference():
     buffer = io.BytesIO()
     Image.fromarray(CHELSEA).save(buffer, "JPEG", exif=tags)
     assert decode.decode_image(buffer.getvalue()).shape == (300, 451, 3)
+
+
+def test_a_photograph_is_the_same_by_path_by_bytes_and_by_pillow(tmp_path):
+    """Upright, as its EXIF says."""
+    path, exif = tmp_path / "turned.png", Image.Exif()
+    exif[274] = 6
+    Image.fromarray(CHELSEA).save(path, exif=exif)
+    upright = np.ascontiguousarray(CHELSEA.transpose(1, 0, 2)[:, ::-1])
+    wanted = preprocess()(upright)
+    for image in (path, path.read_bytes(), Image.open(path)):
+        np.testing.assert_array_equal(preprocess()(image), wanted)
+    grey = Image.fromarray(np.full((8, 8), 51400, np.uint16))
+    assert (np.rint(preprocess()(grey) * 255) == 200).all()
+    with pytest.raises(UserError, match="image 0: it has grey of floats"):
+        preprocess()(Image.fromarray(np.ones((8, 8), np.float32)))
+
+
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+def test_images_of_any_proportion_take_little_in_every_crop_rule(interpolation):
+    """One rule took 12 s and others all of the memory; the middle is taken all the same."""
+    ramp = np.abs(np.arange(30_001) - 15_000) / 15_000 * 255
+    image = np.repeat(np.repeat(ramp.astype(np.uint8)[None, :, None], 3, 0), 3, 2)
+    for rule in CROP_RULES:
+        ours = preprocess(resolution=224, crop_rule=rule, interpolation=interpolation)
+        for turned in (image, np.ascontiguousarray(image.transpose(1, 0, 2))):
+            start = time.process_time()
+            pixels = ours.pixels(turned)
+            assert time.process_time() - start < 0.5  # Most take 5 ms.
+            assert pixels.shape == (224, 224, 3)
+            assert pixels.max() >= 250 if rule == "whole" else pixels.max() < 2
+    assert resize(image, (9, 40), interpolation).min() <= 8
+
+
+def test_a_long_image_keeps_its_middle():
+    for side in (100, 101, 47, 48):
+        image = np.arange(side, dtype=np.uint8)[None, :, None].repeat(3, 0).repeat(3, 2)
+        kept = crop.middle(image)[0, :, 0]
+        assert len(kept) == (side if side < 49 else 48 - side % 2)
+        assert kept[0] + kept[-1] == side - 1

@@ -3,8 +3,10 @@
 import json
 import pathlib
 
+import cv2
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -12,7 +14,7 @@ from configs import folder
 from effnet_jax.data import pipeline, sources
 from effnet_jax.data.decode import decode_image
 from effnet_jax.errors import UserError
-from tests.tfds_sets import write_set
+from tests.tfds_sets import write_features, write_set
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (400, 8, 8, 3), np.uint8)
 LABELS = [0] * len(IMAGES)
@@ -83,11 +85,89 @@ def test_folders_that_can_not_be_trained_on(tmp_path):
     (tmp_path / "empty").mkdir()
     fails(tmp_path / "empty", "0 class folders")
     fails(make_folder(tmp_path / "single", {"cat": 3}), "1 class folders")
-    fails(make_folder(tmp_path / "hollow", {"cat": 3, "dog": 0}), "no JPEG or PNG file in .*dog")
+    fails(make_folder(tmp_path / "hollow", {"cat": 3, "dog": 0}), "no image in .*dog")
     make_folder(tmp_path / "half" / "val", {"cat": 1, "dog": 1})
     fails(tmp_path / "half", "no folder 'train'")
     with pytest.raises(UserError, match="no image folder given"):
         sources.open_source(folder.get_config("b0").data, "train")
+
+
+@pytest.mark.parametrize(
+    ("names", "train", "validation"),
+    [
+        (["Training", "Testing"], "Training", "Testing"),
+        (["Train", "Test", "Val"], "Train", "Val"),
+        (["TRAIN", "valid"], "TRAIN", "valid"),
+        (["seg_pred", "seg_test", "seg_train"], "seg_train", "seg_(pred|test)"),
+        (["cat", "dog", "test"], "NAME", "test"),
+        (["test_set", "training_set"], "training_set", "test_set"),
+        (["images", "masks"], "NAME", "images|masks"),
+        (["Images", "Labels"], "NAME", "Images|Labels"),
+    ],
+)
+def test_splits_are_not_taken_for_classes(tmp_path, names, train, validation):
+    config = config_for(make_folder(tmp_path, dict.fromkeys(names, 2)))
+    remedy = f"train_split={train} --config.data.eval_split=({validation}),"
+    with pytest.raises(UserError, match=remedy):
+        sources.open_source(config, "train")
+
+
+def test_split_folders_of_any_name_can_be_given(tmp_path):
+    for part in ("seg_train/seg_train", "seg_test/seg_test"):
+        make_folder(tmp_path / part, {"bus": 2, "train": 3})  # A train is a vehicle here.
+    config = config_for(tmp_path)
+    config.train_split, config.eval_split = "seg_train/seg_train", "seg_test/seg_test"
+    train, val = (sources.open_source(config, s) for s in (config.train_split, config.eval_split))
+    assert train.classes == val.classes == ("bus", "train") and len(train) == 5
+    assert train.summary() == (
+        f"{tmp_path / config.train_split}: 5 of 5 images, 2 classes: bus, train; "
+        "images per class: 2 (bus) to 3 (train)"
+    )
+    make_folder(tmp_path / "mixed", {"bus/train": 2, "bus/test": 2, "car/train": 2})
+    config.data_dir = str(tmp_path / "mixed")
+    with pytest.raises(UserError, match=r"bus/t\w+ has images.*the class 'bus'"):
+        sources.open_source(config, "train")
+
+
+def test_images_of_every_kind_are_read_and_what_is_left_out_is_counted(tmp_path):
+    root = make_folder(tmp_path, {"cat": 4, "dog": 4})
+    kinds = ("webp", "bmp", "tif", "TIFF", "jpe", "JFIF")
+    image = Image.fromarray(np.full((20, 24, 3), 9, np.uint8))
+    for kind in kinds:
+        image.save(root / "cat" / f"x.{kind}")
+    hidden = ("@eaDir", ".ipynb_checkpoints", "__MACOSX", "sub/@eaDir")
+    for name in hidden:
+        (root / "cat" / name).mkdir(parents=True)
+        image.save(root / "cat" / name / "y.jpg")
+    for name in ("@eaDir", ".ipynb_checkpoints", "__MACOSX"):
+        (root / name).mkdir()
+        image.save(root / name / "y.jpg")
+    for name in ("cat/._x.jpg", "cat/Thumbs.db", "dog/.DS_Store", "desktop.ini"):
+        (root / name).write_bytes(b"no image")
+    for name in ("cat/a.gif", "cat/b.GIF", "dog/notes", "dog/a.heic", "readme.txt", "loose.jpg"):
+        (root / name).write_bytes(b"no image")
+    config = config_for(root)
+    train, val = (sources.open_source(config, split) for split in ("train", "val"))
+    assert train.classes == ("cat", "dog")
+    assert len(train) + len(val) == 8 + len(kinds)
+    assert {decode_image(val[index]["image"]).shape for index in range(len(val))} == {(20, 24, 3)}
+    pipeline.check_images(train, 1000, 2)
+    start, _, endings = train.summary().partition("; files left out: ")
+    counts = "images per class: 3 (dog) to 9 (cat)"
+    assert start == f"{root}: 12 of 14 images, 2 classes: cat, dog; {counts}"
+    assert endings.startswith("6 (2 .gif, 1 ")
+    for ending in (".jpg in no class folder", ".txt in no class folder", "without ending", ".heic"):
+        assert f"1 {ending}" in endings
+
+
+def test_a_link_back_is_refused(tmp_path):
+    """Its images would count forty times."""
+    root = make_folder(tmp_path, {"cat": 2, "dog": 2})
+    (root / "cat" / "again").symlink_to(root / "cat")
+    with pytest.raises(UserError, match=r"cat/again links to .*/cat, which is read already"):
+        sources.open_source(config_for(root), "train")
+    (root / "cat" / "again").unlink()
+    assert "images per class: 1 each" in sources.open_source(config_for(root), "train").summary()
 
 
 def test_classes_that_differ_between_splits_are_named():
@@ -128,6 +208,54 @@ def test_tfds_in_another_format_gives_the_command(tmp_path):
     info.write_text(json.dumps(values))
     with pytest.raises(UserError, match=r"tfds convert_format .*--out_file_format=array_record"):
         sources.TfdsSource("small", str(tmp_path), "train")
+
+
+def test_tfds_sets_with_other_features(tmp_path):
+    number, named = tfds.features.Scalar(np.int64), tfds.features.ClassLabel(names=["cat", "dog"])
+    pixels = IMAGES[:3]
+    png = [cv2.imencode(".png", image[..., ::-1])[1].tobytes() for image in pixels]
+    kinds = {  # Key of the image, its feature, and values.
+        "flat": ("image/encoded", tfds.features.Text(), png),
+        "tensor": ("image", tfds.features.Tensor(shape=(8, 8, 3), dtype=np.uint8), pixels),
+        "grey": ("picture", tfds.features.Tensor(shape=(8, 8, 1), dtype=np.uint8), pixels[..., :1]),
+        "floats": (
+            "image",
+            tfds.features.Tensor(shape=(8, 8, 3), dtype=np.float32),
+            np.float32(pixels),
+        ),
+    }
+    for name, (key, feature, values) in kinds.items():
+        features = {key: feature, "image/class/label": number, "kind": named}
+        records = [{key: v, "image/class/label": i, "kind": i % 2} for i, v in enumerate(values)]
+        write_features(tmp_path, name, features, records)
+        if name == "floats":
+            with pytest.raises(UserError, match=r"'image' is Tensor .* of .*float32.*uint8"):
+                sources.TfdsSource(name, str(tmp_path), "train", "kind", key)
+            continue
+        source = sources.TfdsSource(name, str(tmp_path), "train", "image/class/label", key, 3)
+        assert source.classes == ("0", "1", "2")
+        records = [source[index] for index in range(3)]
+        by_label = {record["label"]: decode_image(record["image"]) for record in records}
+        for label, image in by_label.items():
+            wanted = pixels[label][..., : 1 if name == "grey" else 3]
+            np.testing.assert_array_equal(image, np.broadcast_to(wanted, (8, 8, 3)))
+        assert sorted(by_label) == [0, 1, 2]
+        assert sources.TfdsSource(name, str(tmp_path), "train", "kind", key).classes == (
+            "cat",
+            "dog",
+        )
+    with pytest.raises(UserError, match=r"integer without names .*--config.data.label_count=10"):
+        sources.TfdsSource("flat", str(tmp_path), "train", "image/class/label", "image/encoded")
+    with pytest.raises(UserError, match=r"'image' is missing, .*config\.data\.image"):
+        sources.TfdsSource("flat", str(tmp_path), "train", "kind")
+    nested = {"image": {"encoded": tfds.features.Image(), "label": named}}
+    write_features(tmp_path, "nested", nested, [{"image": {"encoded": png[0], "label": 1}}])
+    source = sources.TfdsSource("nested", str(tmp_path), "train", "image/label", "image/encoded")
+    np.testing.assert_array_equal(decode_image(source[0]["image"]), pixels[0])
+    with pytest.raises(
+        UserError, match=r"no data set 'flat:9\.9\.9' in .*, which has flat:1\.0\.0"
+    ):
+        sources.TfdsSource("flat:9.9.9", str(tmp_path), "train")
 
 
 @pytest.mark.parametrize("left", [None, 0, 0.5, 0.9])

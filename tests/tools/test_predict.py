@@ -114,6 +114,11 @@ def test_folders_patterns_and_the_standard_input_are_taken(capsys, pictures, tmp
     assert "photos: 1 of 3 files are no images" in capsys.readouterr().err
     assert predict.list_images([str(deep / "a[1].png")]) == [str(deep / "a[1].png")]
     assert len(predict.list_images([str(tmp_path / "**" / "*.png")])) == 3
+    (deep / "@eaDir").mkdir()
+    shutil.copy(cat, deep / "@eaDir" / "thumbnail.png")
+    assert predict.list_images([str(tmp_path / "photos")]) == [str(deep / name) for name in names]
+    assert predict.list_images([str(deep / "@eaDir")]) == [str(deep / "@eaDir" / "thumbnail.png")]
+    shutil.rmtree(deep / "@eaDir")
     for argument in (tmp_path / "*.gif", GOLDEN / "checkpoint_v1" / "checkpoints"):
         with pytest.raises(errors.UserError, match=f"no image in {re.escape(str(argument))}"):
             predict.list_images([str(argument)])

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 
+import cv2
 import jax
 import numpy as np
 import optax
@@ -17,15 +18,18 @@ import pytest
 from conftest import ROOT, TINY
 from jax.sharding import SingleDeviceSharding
 
-from configs import digits
+from configs import digits, folder
 from effnet_jax import cli
 from effnet_jax import config as config_lib
 from effnet_jax.checkpoint import FOLDER, Checkpoints
 from effnet_jax.errors import Interrupted, NonFiniteLossError, UserError
 from effnet_jax.run import files, writers
+from effnet_jax.run.processes import ALONE
 from effnet_jax.tools import train as train_tool
+from effnet_jax.training import setup, supervisor
 from effnet_jax.training import step as training_step
-from effnet_jax.training import supervisor
+from effnet_jax.training.clock import Clock
+from effnet_jax.training.setup import Run
 from effnet_jax.training.state import abstract_state
 
 COMMAND = [
@@ -372,6 +376,39 @@ def test_a_run_that_goes_on_keeps_its_place_in_the_data(uninterrupted, tiny):
         with pytest.raises(UserError, match=message):
             supervisor.train_and_evaluate(config, str(workdir))
     assert (workdir / "config.json").read_text() == before
+
+
+def test_a_run_goes_on_with_its_own_classes_and_records_alone(tmp_path):
+    """Labels are places in the sorted names: one folder more or less would shift them."""
+    config, root, workdir = folder.get_config(TINY), tmp_path / "data", tmp_path / "run"
+    config.model.stem_stride = 1
+    config.data.data_dir, config.batch_size, config.eval_batch_size = str(root), 8, 8
+    for name in ("cat", "cow", "dog"):
+        (root / name).mkdir(parents=True)
+        for number in range(4):
+            cv2.imwrite(str(root / name / f"{number}.png"), np.zeros((8, 8, 3), np.uint8))
+
+    # Of another folder nothing is held out.
+    config.evaluations.other = config_lib.evaluation(data_dir=str(tmp_path / "other"))
+    shutil.copytree(root, tmp_path / "other")
+
+    def prepare() -> Run:
+        return setup.prepare(config, workdir, ALONE, Clock())
+
+    run = prepare()
+    assert {name: len(source) for name, source in run.sources.items()} == {"val": 3, "other": 12}
+    run.write_files(0)
+    del config.evaluations.other
+    assert json.loads((workdir / "runs.jsonl").read_text())["records"] == 9
+    prepare()
+    (root / "cat").rename(root / "zebra")
+    message = "has 3 classes, and now there are 3; missing: cat; added: zebra.*init_from="
+    with pytest.raises(UserError, match=message):
+        prepare()
+    (root / "zebra").rename(root / "cat")
+    shutil.copy(root / "cat" / "0.png", root / "cat" / "9.png")
+    with pytest.raises(UserError, match="has 9 training images, and now there are 10"):
+        prepare()
 
 
 def test_a_workdir_of_another_architecture_shows_the_difference(uninterrupted, tiny):
