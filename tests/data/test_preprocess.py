@@ -299,7 +299,8 @@ def test_images_of_any_proportion_take_little_in_every_crop_rule(interpolation):
             pixels = ours.pixels(turned)
             assert time.process_time() - start < 0.5  # Most take 5 ms.
             assert pixels.shape == (224, 224, 3)
-            assert pixels.max() >= 250 if rule == "whole" else pixels.max() < 2
+            brightest = {"whole": (250, 256), "squash": (200, 256)}.get(rule, (0, 2))
+            assert pixels.max() in range(*brightest)  # The ends are bright, the middle is dark.
     assert resize(image, (9, 40), interpolation).min() <= 8
 
 

@@ -33,7 +33,7 @@ def network() -> Network:
     block = Residual(
         name="stage1/block1", stride=1, inputs=WIDTH, outputs=WIDTH, survival=1.0, branch=branch
     )
-    return Network(Architecture(SIZE, Stem(WIDTH, stride=1), ((block,),), 0, 10, jax.nn.relu), 0.0)
+    return Network(Architecture(SIZE, Stem(WIDTH, stride=1), ((block,),), 0, 10, "relu"), 0.0)
 
 
 @dataclasses.dataclass
