@@ -13,9 +13,10 @@ from effnet_jax.run.workers import abandonable
 from effnet_jax.run.writers import Writers
 from effnet_jax.training import progressive
 from effnet_jax.training.clock import Meter
+from effnet_jax.training.evaluations import Scores
 from effnet_jax.training.hooks import Hook
 from effnet_jax.training.progressive import Stage
-from effnet_jax.training.setup import Run, Scores
+from effnet_jax.training.setup import Run
 from effnet_jax.training.state import TrainState
 from effnet_jax.training.step import lower_train_step
 
@@ -59,7 +60,7 @@ def train(
                 _log(run, step, row, writers, checkpoints)
 
             # A signal is also heeded here, before the next stage is compiled, which takes minutes.
-            if not (run.due(step) or run.is_saved(step) or stopped()):
+            if not (run.evaluations.due(step) or run.is_saved(step) or stopped()):
                 continue
             meter.check()  # A state that is not finite never becomes a checkpoint.
             scores = {}
@@ -94,7 +95,7 @@ def _scores_at_start(
 ) -> Scores:
     """The evaluations due at the step resumed from: a signal may have come before them."""
     start, seconds = int(state.step), run.config.processes.start_seconds
-    if not (due := run.due(start)):
+    if not (due := run.evaluations.due(start)):
         return {}
     known = run.processes.as_first(
         "evaluation", lambda: writers_lib.read_scores(run.workdir, start), seconds
@@ -110,7 +111,7 @@ def _scores_at_start(
 def _evaluate(run: Run, state: TrainState, writers: Writers, stopped: Callable[[], bool]) -> Scores:
     step = int(state.step)
     with run.clock.spent("evaluation"):
-        scores = run.evaluate(state, run.due(step), stopped)
+        scores = run.evaluations.evaluate(state, run.evaluations.due(step), stopped)
         if scores:
             writers.scalars(step, {"epoch": run.epoch(step), **scores})
     return scores
