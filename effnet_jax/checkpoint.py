@@ -460,8 +460,8 @@ def _check_same(path: pathlib.Path, wanted: Shapes) -> None:
     saved = shapes_by_name({key: part for key, part in _saved_tree(path).items() if key in parts})
     if not (names := differing(saved, wanted)):
         return
-    where, init_from = f"checkpoint {path.name} in {path.parent}", path.parent.parent
-    offer = f"There, --config.checkpoint.{init_from=!s} starts a new run from these weights alone"
+    where, workdir = f"checkpoint {path.name} in {path.parent}", path.parent.parent
+    offer = f"There, --config.init.weights={workdir} starts a new run from these weights alone"
     of_model = [name for name in names if name.startswith(VARIABLES)]
     if not of_model:
         raise UserError(

@@ -58,7 +58,7 @@ class Number(NamedTuple):
     kind: type | None = None  # Of a value whose default is None.
 
     def check(self, key: str, value: Any) -> None:
-        if value is None and self.default is None:
+        if value is None and (self.default is None or key in DURATIONS):
             return
         values = value if isinstance(value, tuple) else (value,)
         if not all(isinstance(v, (int, float)) and self.low <= v <= self.high for v in values):
@@ -101,12 +101,16 @@ SCHEMA = {
     "seed": Number(0, 0, 2**32 - 2),  # All randomness, of data and of training, follows from it.
     "batch_size": Number(2048, 1),  # Images a step, over all devices and processes.
     "accumulation_steps": Number(1, 1),  # Microbatches that a step's batch is computed in.
+    # A duration is given in epochs or in steps, and the other key is None.
     "epochs": Number(350.0),  # Length of the run.
+    "steps": Number(None, 1, kind=int),
+    "fit_batch_size": False,  # True: the batch is no larger than the training data, which is said.
     # Steps an epoch: exact, records / batch_size; or whole, that rounded down, as Keras counts. The
     # stream of records is the same.
     "epoch_steps": Choice(("exact", "whole")),
     "log_steps": Number(100, 1),  # Steps between two lines of progress and metrics.
     "eval_epochs": Number(5.0),  # Epochs between two evaluations; there is always one at the end.
+    "eval_steps": Number(None, 1, kind=int),
     "eval_batch_size": Number(1024, 1),
     "model": {
         # efficientnet, efficientnet_lite, efficientnet_edgetpu, efficientnet_v2 (its B0), the same
@@ -180,6 +184,22 @@ SCHEMA = {
         "synthetic": False,
     },
     "evaluations": {},  # By name: see `evaluation`.
+    "init": {  # A new run starts from weights; one that resumes doesn't need them again.
+        # A file, the workdir of a run or a checkpoint in it, hf://ORG/NAME: all that `weights.load`
+        # takes. The classifier's outputs are matched by the names of the classes; those of new
+        # classes start afresh. None: random weights.
+        "weights": str,
+        "which": Choice(("ema", "raw")),  # Of a run's weights.
+        "origin": str,  # As for effnet-jax convert, where a file doesn't state it.
+        "classes": str,  # Likewise.
+        # weights: the network and its resolution are those of the weights, as far as the experiment
+        # leaves them open; own: the experiment's, which the weights have to fit.
+        "model": Choice(("own", "weights")),
+        # weights: crop, resizing and normalisation are those that the weights go with, except for
+        # values that differ from the defaults; own: the experiment's.
+        "preprocess": Choice(("weights", "own")),
+        "checksum": str,  # Of the arrays; set by the program.
+    },
     "preprocess": {
         "mean": (0.0,) * 3,  # RGB, of pixels in 0..1; the base network's own.
         "std": (1.0,) * 3,
@@ -272,6 +292,8 @@ SCHEMA = {
             "epsilon": Number(1e-8),
             "weight_decay": Number(0.05),
         },
+        # The gradient is scaled down to this norm, over all arrays; None: as it is.
+        "clip_norm": Number(None, 1e-9, kind=float),
         # Regexes over the slash-joined parameter name; the first full match gives the multiplier.
         "weight_decay_rules": ((r".*norm/(scale|bias)", 0.0), (r".*", 1.0)),
         "learning_rate_rules": ((r".*", 1.0),),  # 0.0 freezes a parameter.
@@ -279,22 +301,24 @@ SCHEMA = {
     "schedule": {
         "name": Choice(("staircase", "cosine", "constant")),
         "warmup_epochs": Number(5.0),  # Linear from 0.
+        "warmup_steps": Number(None, 0, kind=int),
+        "min_rate": Number(0.0, 0, 1),  # The decay ends at this fraction of the peak.
         "decay_rate": Number(0.97, 1e-9, 1),  # Staircase: multiplies the rate every
         "decay_epochs": Number(2.4, 1e-9),  # `decay_epochs` epochs, counted from step 0.
+        "decay_steps": Number(None, 1, kind=int),
     },
     "ema": {
         # min(decay, (1 + n) / (10 + n)) at update n; 0.0: no averaging.
         "decay": Number(0.9999, 0, 1),
+        # Instead: average over about this fraction of the run's steps n, with decay 1 - 1 / n.
+        "fraction": Number(None, 0.0001, 1, kind=float),
     },
     "checkpoint": {
         "save_epochs": Number(1.0),  # Epochs between two saves; every evaluation saves as well.
+        "save_steps": Number(None, 1, kind=int),
         "keep_newest": Number(2, 1),
         "keep_best": Number(1),
         "best_metric": "val/ema/top1",  # EVALUATION/WEIGHTS/METRIC, of top1 and top5.
-        # Weights to start a new run from, at step 0: another run's workdir or checkpoint folder; a
-        # classifier for another number of classes starts afresh. None: random weights.
-        "init_from": str,
-        "init_weights": Choice(("ema", "raw")),  # Which of its weights.
         "resume": Choice(("auto", "never")),  # auto: go on from the workdir; never: must be empty.
     },
     "nonfinite": {  # A loss, gradient or weight that is NaN or infinite.
@@ -307,6 +331,14 @@ SCHEMA = {
         "stall_seconds": Number(600.0, 1),  # Without a step, or a batch of an evaluation.
         "lost_seconds": Number(60.0, 3, 150),  # Without a sign of life: asleep, dead or cut off.
     },
+}
+# Durations in epochs, and the same in steps.
+DURATIONS = {
+    "epochs": "steps",
+    "eval_epochs": "eval_steps",
+    "schedule.warmup_epochs": "schedule.warmup_steps",
+    "schedule.decay_epochs": "schedule.decay_steps",
+    "checkpoint.save_epochs": "checkpoint.save_steps",
 }
 EVALUATION = {
     "epochs": Number(None, kind=float),  # Epochs between two; None: config.eval_epochs.
@@ -378,6 +410,8 @@ def _from_dict(values: dict[str, Any]) -> ConfigDict:
     values = _with_tuples(values)
     config, evaluations = get_config(), values.pop("evaluations", {"val": {}})
     values["model"]["base"], values["data"]["name"]  # Raises for JSON that is no config.
+    for key in ("init_from", "init_weights"):  # Now in the section init.
+        values["checkpoint"].pop(key, None)
     config.update(values)
     del config.evaluations.val
     for name, entry in evaluations.items():
@@ -464,10 +498,11 @@ def validate(config: ConfigDict, devices: int | None = None) -> None:
     `devices` are those that the run will have, if known: batches have to divide among them.
     """
     _check_finite("config", config.to_dict())
-    for key in ("data.data_dir", "checkpoint.init_from"):
-        files.check_local(f"config.{key}", operator.attrgetter(key)(config) or "")
+    files.check_local("config.data.data_dir", config.data.data_dir or "")
+    check_init(config)
     for key, limit in _limits(SCHEMA):
         limit.check(key, operator.attrgetter(key)(config))
+    _check_durations(config)
     _check_evaluations(config)
     Preprocess.from_config(config.preprocess, resolution=1)
     for rules in ("weight_decay_rules", "learning_rate_rules"):
@@ -493,6 +528,33 @@ def _limits(schema: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield from _limits(value, f"{prefix}{key}.")
         elif hasattr(value, "check"):
             yield f"{prefix}{key}", value
+
+
+def _check_durations(config: ConfigDict) -> None:
+    for keys in DURATIONS.items():
+        if sum(operator.attrgetter(key)(config) is not None for key in keys) != 1:
+            raise UserError(f"give one of config.{keys[0]} and config.{keys[1]}; the other is None")
+
+
+def check_init(config: ConfigDict) -> None:
+    """Raises a UserError for a value of `config.init` that can't work."""
+    for key, limit in _limits(SCHEMA["init"], "init."):
+        limit.check(key, operator.attrgetter(key)(config))
+    source = config.init.weights or ""
+    if not source.startswith("hf://"):
+        files.check_local("config.init.weights", source)
+    if config.init.model == "weights" and not source:
+        raise UserError(
+            "config.init.weights is not set, and the network would be theirs: give "
+            "--config.init.weights=FILE, or name a model to train from scratch, as in "
+            "--config=EXPERIMENT:b0"
+        )
+
+
+def replaced(keys: Collection[str]) -> list[str]:
+    """The other keys of the durations among `keys`, which these values replace."""
+    pairs = [*DURATIONS.items(), *((steps, epochs) for epochs, steps in DURATIONS.items())]
+    return [other for key, other in pairs if key in keys and other not in keys]
 
 
 def _check_finite(key: str, value: Any) -> None:

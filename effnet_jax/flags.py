@@ -119,6 +119,10 @@ def override(config: ConfigDict, arguments: list[str]) -> ConfigDict:
     A value is read by the type of the one that it replaces; None unsets it. Raises UserError for an
     unknown key, a value of another type, or any other argument.
     """
+    from effnet_jax import config as config_lib
+
+    given = {argument.partition("=")[0].removeprefix("--config.") for argument in arguments}
+    arguments = [*arguments, *(f"--config.{key}=None" for key in config_lib.replaced(given))]
     values, argv = flags.FlagValues(), ["", *arguments]
     try:
         with _none_unsets():

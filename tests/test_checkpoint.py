@@ -21,12 +21,11 @@ from processes import Started
 
 from effnet_jax import checkpoint, parallel
 from effnet_jax import config as config_lib
+from effnet_jax import weights as weights_lib
 from effnet_jax.checkpoint import Checkpoints
 from effnet_jax.errors import SaveFailed, UserError
 from effnet_jax.run import manifest
-from effnet_jax.run.processes import ALONE
-from effnet_jax.training import fine_tune
-from effnet_jax.training.fine_tune import init_from
+from effnet_jax.training import from_weights
 from effnet_jax.training.state import abstract_state
 
 BEST = "val/ema/top1"
@@ -59,7 +58,7 @@ def config():
 def said(monkeypatch) -> list[str]:
     lines = []
     monkeypatch.setattr(checkpoint, "say", lines.append)
-    monkeypatch.setattr(fine_tune, "say", lines.append)
+    monkeypatch.setattr(from_weights, "say", lines.append)
     return lines
 
 
@@ -156,7 +155,7 @@ def test_another_model_or_optimizer_is_told_apart(tmp_path, config):
         with pytest.raises(UserError, match=r"conv/kernel: checkpoint \(3, 4\), model absent"):
             checkpoints.restore(jax.eval_shape(lambda: other), HERE)
         other = state(0).replace(opt_state=({"mu": jnp.ones((3, 4))},))
-        offer = f"--config.checkpoint.init_from={tmp_path} starts a new run"
+        offer = f"--config.init.weights={tmp_path} starts a new run"
         with pytest.raises(UserError, match=f"another optimizer.*{offer}"):
             checkpoints.restore(jax.eval_shape(lambda: other), HERE)
 
@@ -167,7 +166,7 @@ def test_a_change_of_the_classes_is_offered_a_start_from_the_weights(tmp_path, c
 
     with Checkpoints(tmp_path, config) as checkpoints:
         checkpoints.save(3, classes(10))
-        with pytest.raises(UserError, match=r"\(10,\), model \(5,\)[^$]*init_from="):
+        with pytest.raises(UserError, match=r"\(10,\), model \(5,\)[^$]*init.weights="):
             checkpoints.restore(jax.eval_shape(lambda: classes(5)), HERE)
 
 
@@ -555,8 +554,11 @@ def test_weights_of_a_run_that_deletes_checkpoints_meanwhile(
 
 def test_a_new_run_starts_from_the_weights_of_another(golden, monkeypatch, said):
     config, shapes = golden
-    settings = config.checkpoint.copy_and_resolve_references()
-    settings.init_from = str(golden_checkpoint.WORKDIR / checkpoint.FOLDER / "5")
+    folder = golden_checkpoint.WORKDIR / checkpoint.FOLDER / "5"
+
+    def start(state, classes, which="raw"):
+        found = weights_lib.load(folder, weights=which)
+        return from_weights.start_from(state, found, classes, "that run")
 
     def fresh(classes: int = 10, stem: int = 8):
         def array(path, leaf):
@@ -569,12 +571,12 @@ def test_a_new_run_starts_from_the_weights_of_another(golden, monkeypatch, said)
 
         return jax.tree.map_with_path(array, shapes)
 
-    with Checkpoints(golden_checkpoint.WORKDIR, settings) as checkpoints:
+    with Checkpoints(golden_checkpoint.WORKDIR, config.checkpoint) as checkpoints:
         source = jax.device_get(checkpoints.restore(shapes, HERE))
     for which in ("ema", "raw"):
-        settings.init_weights = which
-        state = init_from(fresh(), settings, ALONE, DIGITS)
-        assert f"starting from the {which} weights of step 5" in said.pop()
+        state = start(fresh(), DIGITS, which)
+        count = len(jax.tree.leaves(source.weights(which)))
+        assert f"from {count} of {count} arrays of step 5 in that run" in said.pop()
         taken = (state.weights("raw"), state.weights("ema"))
         wanted = (source.weights(which), source.weights(which))
         jax.tree.map(np.testing.assert_array_equal, jax.device_get(taken), wanted)
@@ -584,13 +586,14 @@ def test_a_new_run_starts_from_the_weights_of_another(golden, monkeypatch, said)
     # A sharded state stays sharded.
     monkeypatch.setattr(parallel, "LEAST_SPLIT", 1)
     places = parallel.state_sharding(shapes, parallel.data_mesh(), sharded=True)
-    state = init_from(jax.device_put(fresh(), places), settings, ALONE, DIGITS)
+    state = start(jax.device_put(fresh(), places), DIGITS)
     assert jax.tree.map(lambda leaf: leaf.sharding, state) == places
     said.clear()
 
-    state = init_from(fresh(classes=3), settings, ALONE, tuple("abc"))
+    state = start(fresh(classes=3), tuple("abc"))
     assert "not taken" in said[0]
     assert "params/classifier/bias, params/classifier/kernel" in said[0]
+    assert f"from {count - 2} of {count} arrays" in said[1]
     assert (state.params["classifier"]["bias"] == 7).all()
     assert state.ema["params"]["classifier"]["kernel"].shape[-1] == 3
     np.testing.assert_array_equal(
@@ -598,7 +601,7 @@ def test_a_new_run_starts_from_the_weights_of_another(golden, monkeypatch, said)
     )
     # As many classes, in another order, of which some are new: by name, not by place.
     said.clear()
-    state = init_from(fresh(), settings, ALONE, tuple("9x8y543210"))
+    state = start(fresh(), tuple("9x8y543210"))
     assert "8 of 10 are taken, 2 are new (x, y), 2 of the old are not used" in said[0]
     for leaf in ("kernel", "bias"):
         there = source.weights("raw")[0]["classifier"][leaf]
@@ -607,7 +610,4 @@ def test_a_new_run_starts_from_the_weights_of_another(golden, monkeypatch, said)
             assert (here[..., [1, 3]] == 7).all()
             np.testing.assert_array_equal(here[..., [0, 2, 4, 9]], there[..., [9, 8, 5, 0]])
     with pytest.raises(UserError, match=r"weights of another model:\n.*checkpoint .*, model "):
-        init_from(fresh(stem=9), settings, ALONE, DIGITS)
-    settings.init_from = str(ROOT / "configs")
-    with pytest.raises(UserError, match=r"init_from=.*no checkpoint there"):
-        init_from(state, settings, ALONE, DIGITS)
+        start(fresh(stem=9), DIGITS)

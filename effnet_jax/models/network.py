@@ -260,6 +260,11 @@ class Network(nn.Module):
     batch_norm_axis: str | None = None
     examples: int | None = None  # On a device at a time, for the set "fused"; None: all.
 
+    def init_variables(self, key: jax.Array) -> dict[str, Any]:
+        """Fresh "params" and "batch_stats"; under jit the forward pass is not computed."""
+        side = self.architecture.resolution
+        return self.init(key, jnp.zeros((1, side, side, 3)), train=False)
+
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Returns logits [N, num_classes] in float32, and features, of images [N, H, W, 3].

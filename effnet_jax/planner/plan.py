@@ -30,6 +30,7 @@ from effnet_jax.errors import UserError
 from effnet_jax.imagenet import dataset as imagenet
 from effnet_jax.planner import program
 from effnet_jax.run import writers
+from effnet_jax.training import optimizer as optimizers
 from effnet_jax.training import progressive
 from effnet_jax.training.state import abstract_state
 from effnet_jax.training.step import lower_train_step
@@ -234,7 +235,7 @@ def plan(config: ConfigDict, name: str, topology: str, examples: int, batch_size
         devices_per_chip=chip.devices,
         batch_size=batch_size,
         parameters=sum(leaf.size for leaf in jax.tree.leaves(shapes.params)),
-        epochs=config.epochs,
+        epochs=optimizers.epochs(config, examples),
         examples=examples,
         hbm_bytes=round(chip.hbm * GIB / chip.devices),
         memory_bytes=memory,

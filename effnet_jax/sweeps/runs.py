@@ -53,8 +53,9 @@ class Scheduled(NamedTuple):
 
     @property
     def training_cost(self) -> float:
-        """Multiply-adds of an image, times epochs."""
-        return self.cost.multiply_adds * self.config.epochs
+        """Multiply-adds of an image, times epochs, or images where the length is in steps."""
+        config = self.config
+        return self.cost.multiply_adds * (config.epochs or config.steps * config.batch_size)
 
     def row(self) -> dict[str, Any]:
         """The columns of the table of results that are known before the run.

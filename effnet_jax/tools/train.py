@@ -17,10 +17,10 @@ PARSER.add_argument("--workdir", metavar="DIR", help="by default runs/NAME of th
 
 
 def main(args: argparse.Namespace) -> None:
+    import effnet_jax
     from effnet_jax.report import finish
-    from effnet_jax.training.supervisor import train_and_evaluate
 
     workdir = args.workdir or f"runs/{pathlib.Path(args.experiment.partition(':')[0]).stem}"
-    state, scores = train_and_evaluate(args.config, workdir, processes=args.processes)
+    state, scores = effnet_jax.train(args.config, workdir, processes=args.processes)
     if args.processes.is_first:
         finish.show(workdir, int(state.step), scores)

@@ -34,9 +34,10 @@ class Evaluations:
         self._config = config
         examples = optimizers.epoch_examples(config, len(train))
         steps = functools.partial(optimizers.steps, batch_size=config.batch_size, examples=examples)
-        self._total = steps(config.epochs)
+        self._total = optimizers.duration(config, "epochs", examples)
+        usual = optimizers.duration(config, "eval_epochs", examples)
         self._every = {
-            name: max(1, steps(config.eval_epochs if entry.epochs is None else entry.epochs))
+            name: max(1, usual if entry.epochs is None else steps(entry.epochs))
             for name, entry in config.evaluations.items()
         }
         self._evaluators = {

@@ -1,6 +1,7 @@
 """Learning rate, optimizer, per-parameter rules, and the decay of the averages."""
 
 import math
+import operator
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
+from effnet_jax.config import DURATIONS
 from effnet_jax.errors import UserError
 from effnet_jax.trees import path_name
 
@@ -27,6 +29,29 @@ def steps(epochs: float, batch_size: int, examples: int) -> int:
     return int(epochs * examples / batch_size)
 
 
+def duration(config: ConfigDict, key: str, examples: int) -> int:
+    """A duration in `config.DURATIONS`, by its key in epochs, as whole steps.
+
+    For the whole config, and the records in an epoch.
+    """
+    in_epochs, in_steps = (operator.attrgetter(name)(config) for name in (key, DURATIONS[key]))
+    return in_steps or steps(in_epochs or 0, config.batch_size, examples)
+
+
+def epochs(config: ConfigDict, examples: int) -> float:
+    """The length of a run in epochs."""
+    in_steps = config.steps
+    return config.epochs if in_steps is None else in_steps * config.batch_size / examples
+
+
+def average_decay(config: ConfigDict, examples: int) -> float:
+    """The decay of the averages, for the whole config and the records in an epoch."""
+    if config.ema.fraction is None:
+        return config.ema.decay
+    total = duration(config, "epochs", epoch_examples(config, examples))
+    return 1 - 1 / max(2, config.ema.fraction * total)
+
+
 def learning_rate(config: ConfigDict, examples: int) -> optax.Schedule:
     """The learning rate by step, for the whole config and the records in an epoch.
 
@@ -35,9 +60,10 @@ def learning_rate(config: ConfigDict, examples: int) -> optax.Schedule:
     """
     schedule, examples = config.schedule, epoch_examples(config, examples)
     peak = config.optimizer[config.optimizer.name].learning_rate * config.batch_size / 256
-    total = max(1, steps(config.epochs, config.batch_size, examples))
-    warmup = steps(schedule.warmup_epochs, config.batch_size, examples)
-    decay_steps = schedule.decay_epochs * examples / config.batch_size
+    total = max(1, duration(config, "epochs", examples))
+    warmup = duration(config, "schedule.warmup_epochs", examples)
+    decay_steps = schedule.decay_steps or schedule.decay_epochs * examples / config.batch_size
+    least = peak * schedule.min_rate
 
     def rate(step: jax.Array) -> jax.Array:
         step = jnp.asarray(step, jnp.float32)
@@ -49,6 +75,10 @@ def learning_rate(config: ConfigDict, examples: int) -> optax.Schedule:
             decayed = peak * 0.5 * (1 + jnp.cos(jnp.pi * jnp.minimum(step / total, 1)))
         else:
             decayed = jnp.asarray(peak, jnp.float32)
+        if least:
+            cosine = schedule.name == "cosine"  # Scaled, so that it ends there.
+            decayed = least + decayed * (1 - schedule.min_rate) if cosine else decayed
+            decayed = jnp.maximum(decayed, least)
         return jnp.where(step < warmup, peak * step / max(1, warmup), decayed)
 
     return rate
@@ -107,13 +137,14 @@ def build_optimizer(
     scale = optax.stateless(
         lambda updates, _: jax.tree.map(lambda u, factor: factor * u, updates, rates)
     )
+    clip = [] if config.clip_norm is None else [optax.clip_by_global_norm(config.clip_norm)]
     if config.name == "rmsprop":
         # TensorFlow's and Keras's: epsilon is inside the root, and the learning rate is inside the
         # momentum, which matters whenever the rate changes.
         start = {"eps_in_sqrt": True, "initial_scale": own.accumulator}
         rmsprop = optax.rmsprop(schedule, own.decay, own.epsilon, momentum=own.momentum, **start)
-        return optax.chain(decay, rmsprop, scale)
+        return optax.chain(*clip, decay, rmsprop, scale)
     if config.name == "sgd":
-        return optax.chain(decay, optax.sgd(schedule, own.momentum, own.nesterov), scale)
+        return optax.chain(*clip, decay, optax.sgd(schedule, own.momentum, own.nesterov), scale)
     adam = optax.scale_by_adam(own.b1, own.b2, own.epsilon)
-    return optax.chain(adam, decay, optax.scale_by_learning_rate(schedule), scale)
+    return optax.chain(*clip, adam, decay, optax.scale_by_learning_rate(schedule), scale)

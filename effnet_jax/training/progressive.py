@@ -55,10 +55,11 @@ def stages(config: ConfigDict, examples: int) -> list[Stage]:
     For the whole config, with the number of classes known, and the records in an epoch.
     """
     each = config_lib.stages(config)
-    count, epochs = len(each), config.epochs
     examples = optimizers.epoch_examples(config, examples)
-    starts = [start_epoch(index, count, epochs) for index in range(count)] + [epochs]
+    count, epochs = len(each), optimizers.epochs(config, examples)
+    starts = [start_epoch(index, count, epochs) for index in range(count)]
     ends = [optimizers.steps(epoch, config.batch_size, examples) for epoch in starts]
+    starts, ends = [*starts, epochs], [*ends, optimizers.duration(config, "epochs", examples)]
     result = []
     for index, stage in enumerate(each):
         if count > 1 and ends[index] == ends[index + 1]:

@@ -6,7 +6,7 @@ import operator
 import os
 import pathlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -22,7 +22,7 @@ from effnet_jax.errors import UserError
 from effnet_jax.run import environment, files
 from effnet_jax.run.processes import Alone
 from effnet_jax.run.writers import say
-from effnet_jax.training import fine_tune, progressive
+from effnet_jax.training import from_weights, progressive
 from effnet_jax.training import optimizer as optimizers
 from effnet_jax.training.clock import Clock
 from effnet_jax.training.evaluations import Evaluations
@@ -54,10 +54,10 @@ class Run:
                 "can be evaluated on and not trained on"
             )
         parallel.check_processes(len(source), "training")
-        self.config = config = resolve(config, source.classes)
+        self.config = config = resolve(config, source.classes, len(source))
         self.examples = optimizers.epoch_examples(config, len(source))
         self.model, self.optimizer, self.shapes = abstract_state(config, len(source))
-        self.total = self._steps(config.epochs)
+        self.total = optimizers.duration(config, "epochs", self.examples)
         if self.total < 1:
             whole = " (config.epoch_steps='whole': an epoch's last, smaller step is left out)"
             raise UserError(
@@ -67,11 +67,9 @@ class Run:
         self.schedule = optimizers.learning_rate(config, len(source))
         self.shardings = parallel.state_sharding(self.shapes, mesh, config.optimizer.sharded)
         self.stages = progressive.stages(config, len(source))
-        self.save_every = max(1, self._steps(config.checkpoint.save_epochs))
+        every = optimizers.duration(config, "checkpoint.save_epochs", self.examples)
+        self.save_every = max(1, every)
         self.evaluations = Evaluations(config, source, self.model, mesh, processes)
-
-    def _steps(self, epochs: float) -> int:
-        return optimizers.steps(epochs, self.config.batch_size, self.examples)
 
     def epoch(self, step: int) -> float:
         return step * self.config.batch_size / self.examples
@@ -98,15 +96,19 @@ class Run:
                 for batch in made.read_ahead(data, first, last, data.processes):
                     yield parallel.put_batch(batch, self.mesh)
 
-    def newest_state(self, checkpoints: Checkpoints) -> TrainState:
-        """The state of the newest checkpoint, or a fresh one where there is none."""
+    def newest_state(
+        self, checkpoints: Checkpoints, init: Callable[[], Any] | None = None
+    ) -> TrainState:
+        """The state of the newest checkpoint; without one, a fresh state or that of `init`."""
         saved = checkpoints.restore(self.shapes, self.shardings)
         if saved is not None:
             return saved
         key, size = random_key(self.config.seed, "init", 0), self.model.architecture.resolution
         state = fresh_state(self.model, self.optimizer, size, key, self.shardings)
-        checkpoint, classes = self.config.checkpoint, self.source.classes
-        return fine_tune.init_from(state, checkpoint, self.processes, classes)
+        if init is None:
+            return state
+        where = f"config.init.weights={self.config.init.weights}"
+        return from_weights.start_from(state, init(), self.source.classes, where)
 
     def describe(self, start: int) -> list[str]:
         """Lines about the run, for its start."""
@@ -219,12 +221,16 @@ def _check_data(workdir: pathlib.Path, source: Source) -> None:
         raise UserError(
             f"the run in {workdir} has {wrong}. Labels and the place in the data would be others. "
             "Restore the data, or give another --workdir: there, "
-            f"--config.checkpoint.init_from={workdir} starts from these weights"
+            f"--config.init.weights={workdir} starts from these weights"
         )
 
 
-def resolve(config: ConfigDict, classes: tuple[str, ...]) -> ConfigDict:
-    """A copy of the config that also holds elsewhere: absolute data_dir, number of classes."""
+def resolve(config: ConfigDict, classes: tuple[str, ...], images: int) -> ConfigDict:
+    """A copy of the config that also holds elsewhere: absolute data_dir, number of classes.
+
+    With `fit_batch_size` the batch is at most as large as the training data has `images`. Raises
+    UserError where there are fewer, or more classes than outputs.
+    """
     config = config.copy_and_resolve_references()
     if config.data.data_dir is not None:
         config.data.data_dir = os.path.abspath(os.path.expanduser(config.data.data_dir))
@@ -233,6 +239,15 @@ def resolve(config: ConfigDict, classes: tuple[str, ...]) -> ConfigDict:
         raise UserError(
             f"config.model.num_classes={given}, and the data has {count} classes; leave it out to "
             "take as many as the data has"
+        )
+    unit = jax.device_count() * config.accumulation_steps
+    if config.fit_batch_size and unit <= images < config.batch_size:
+        config.batch_size = images // unit * unit
+        say(f"batch_size lowered to {config.batch_size}: there are {images} training images")
+    if config.batch_size > images and not config.data.synthetic:
+        raise UserError(
+            f"config.batch_size={config.batch_size} is more than the {images} training images; "
+            f"lower it, or give --config.fit_batch_size=True"
         )
     with config.unlocked():
         config.model.num_classes = given or count

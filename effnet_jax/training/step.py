@@ -18,7 +18,12 @@ from effnet_jax.metrics import cross_entropy, smooth_targets
 from effnet_jax.models import operations
 from effnet_jax.training.accumulation import in_microbatches
 from effnet_jax.training.mixing import is_mixing, mix
-from effnet_jax.training.optimizer import build_optimizer, ema_decay, learning_rate
+from effnet_jax.training.optimizer import (
+    average_decay,
+    build_optimizer,
+    ema_decay,
+    learning_rate,
+)
 from effnet_jax.training.state import TrainState
 
 PyTree = Any
@@ -88,6 +93,7 @@ def make_train_step(
     """
     gradients, rate = make_gradients(model, config, mesh), learning_rate(config, examples)
     preprocess, smoothing = config.preprocess, config.loss.label_smoothing
+    most = average_decay(config, examples)
 
     def train_step(state: TrainState, batch: Arrays, seed: jax.Array) -> tuple[TrainState, Arrays]:
         streams = ("dropout", "stochastic_depth")
@@ -109,7 +115,7 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
 
         step = state.step + 1
-        decay = ema_decay(config.ema.decay, step)
+        decay = ema_decay(most, step)
         ema = jax.tree.map(
             lambda average, new: decay * average + (1 - decay) * new,
             state.ema,

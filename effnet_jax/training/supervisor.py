@@ -3,7 +3,8 @@
 import contextlib
 import functools
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -30,8 +31,12 @@ def train_and_evaluate(
     workdir: str | pathlib.Path,
     hooks: Sequence[Hook] = (),
     processes: Alone = ALONE,
+    init: Callable[[], Any] | None = None,
 ) -> tuple[TrainState, Scores]:
     """Trains until `config.epochs`, resuming from the newest checkpoint in the workdir.
+
+    Without a checkpoint it starts from random weights, or those that `init` returns, a
+    `weights.Weights`; `effnet_jax.train` makes it from `config.init`.
 
     After a loss that is not finite, with `config.nonfinite.action="rollback"`, the loop is called
     again from the newest checkpoint, past the data of the steps since. Returns the final state, and
@@ -44,12 +49,14 @@ def train_and_evaluate(
       NonFiniteLossError: the message names the step; the last checkpoint is from before it.
     """
     files.check_local("workdir", workdir)
+    if config.init.weights and init is None:
+        raise UserError("config.init.weights is set: call effnet_jax.train, which loads them")
     clock, workdir = Clock(), pathlib.Path(workdir).expanduser()
     with (
         Signals(early="at the start") as signals,
         _prepared(config, workdir, processes, clock) as (run, checkpoints),
     ):
-        state = run.newest_state(checkpoints)
+        state = run.newest_state(checkpoints, init)
         signals.early = f"before step {int(state.step) + 1}"
         _open_run(run, int(state.step))
         # The program in use is kept here, so that a roll-back does not compile it again.
@@ -65,7 +72,7 @@ def train_and_evaluate(
             except NonFiniteLossError as bad:
                 bad.__traceback__ = None  # It holds a batch, its readers and the bad state.
                 state = None  # Before there is another.
-                state = _roll_back(run, bad, skipped, rollbacks, checkpoints)
+                state = _roll_back(run, bad, skipped, rollbacks, checkpoints, init)
             except Interrupted as error:
                 _wait(run, checkpoints)
                 raise Interrupted(f"stopped by {signals.name} {error}. {AGAIN}") from None
@@ -101,8 +108,9 @@ def _open_run(run: Run, start: int) -> None:
     run.processes.check_same("restored", lambda: {"step": start}, seconds)
     if start > run.total:
         raise UserError(
-            f"the run in {run.workdir} is at step {start}, past the {run.total} steps of "
-            f"config.epochs={run.config.epochs:g}; raise it, or give another --workdir"
+            f"the run in {run.workdir} is at step {start}, past the {run.total} steps of config."
+            f"{'steps' if run.config.epochs is None else f'epochs={run.config.epochs:g}'}; raise "
+            "it, or give another --workdir"
         )
     if run.processes.is_first:
         run.write_files(start)
@@ -118,7 +126,12 @@ def _last_good(run: Run, checkpoints: Checkpoints) -> str:
 
 
 def _roll_back(
-    run: Run, bad: NonFiniteLossError, skipped: int, rollbacks: int, checkpoints: Checkpoints
+    run: Run,
+    bad: NonFiniteLossError,
+    skipped: int,
+    rollbacks: int,
+    checkpoints: Checkpoints,
+    init: Callable[[], Any] | None,
 ) -> TrainState:
     """The state of the newest checkpoint, which skips the data of the steps since.
 
@@ -136,7 +149,7 @@ def _roll_back(
     run.clock.write()
     with run.clock.spent("rework"):
         checkpoints.settle()
-        state = run.newest_state(checkpoints)
+        state = run.newest_state(checkpoints, init)
         step = int(state.step)
         changed = {"skipped": position - step, "rollbacks": rollbacks + 1}
         arrays = jax.device_put(jax.tree.map(np.int32, changed), parallel.replicated(run.mesh))

@@ -56,7 +56,7 @@ def run(tmp_path_factory):
     config.eval_batch_size = 8
     config.data.source, config.data.name = "tfds", "imagenet2012"
     config.model.zero_classifier = False
-    config = setup.resolve(config, tuple(WNIDS))
+    config = setup.resolve(config, tuple(WNIDS), 10_000)
     rng = np.random.default_rng(1)
     state = jax.tree.map(lambda leaf: random_values(rng, leaf), abstract_state(config, 64)[2])
     config_lib.save(config, workdir / "config.json")

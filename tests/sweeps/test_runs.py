@@ -209,7 +209,7 @@ def test_the_recipe_is_all_that_the_runs_of_a_sweep_share():
     changes = {"optimizer.sgd.momentum": 0.7, "seed": 7, "log_steps": 3, "data.threads": 2}
     changes |= {"checkpoint.keep_newest": 1, "processes.lost_seconds": 9.0, "eval_epochs": 9.0}
     assert recipes(**changes) == {one}
-    other = {"loss.label_smoothing": 0.3}, {"checkpoint.init_from": "a"}, {"epochs": 9.0}
+    other = {"loss.label_smoothing": 0.3}, {"init.weights": "a"}, {"epochs": 9.0}
     assert len({one}.union(*(recipes(**each) for each in other))) == 4
 
 
@@ -312,7 +312,7 @@ def test_values_of_keys_make_a_run_of_every_combination():
         ("batch_size=32,64", [32, 64], "batch_size=32"),
         ("model.dropout=None,0.5", [None, 0.5], "dropout=None"),
         ("model.resolution=48,None", [48, None], "resolution=48"),
-        ("checkpoint.init_from=runs/a,None", ["runs/a", None], "init_from=runs-a"),
+        ("init.weights=runs/a,None", ["runs/a", None], "weights=runs-a"),
         ("preprocess.flip=true,False", [True, False], "flip=true"),
         ("optimizer.name=adamw,sgd", ["adamw", "sgd"], "name=adamw"),
         ("augment.erase_area=(0.1, 0.2),(0.2,0.3)", [(0.1, 0.2), (0.2, 0.3)], "erase_area=-0.1-"),

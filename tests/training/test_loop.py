@@ -405,7 +405,7 @@ def test_a_run_goes_on_with_its_own_classes_and_records_alone(tmp_path):
     assert json.loads((workdir / "runs.jsonl").read_text())["records"] == 9
     prepare()
     (root / "cat").rename(root / "zebra")
-    message = "has 3 classes, and now there are 3; missing: cat; added: zebra.*init_from="
+    message = "has 3 classes, and now there are 3; missing: cat; added: zebra.*init.weights="
     with pytest.raises(UserError, match=message):
         prepare()
     (root / "zebra").rename(root / "cat")

@@ -162,7 +162,9 @@ def test_a_signal_does_not_wait_for_the_compiler(config, tmp_path, feed, monkeyp
 
 
 def test_a_start_that_fails_leaves_nothing_in_the_workdir(config, tmp_path, feed):
-    config.checkpoint.init_from = str(tmp_path)
-    with pytest.raises(UserError):
-        supervisor.train_and_evaluate(config, str(tmp_path / "run"))
+    def fail():
+        raise UserError("no weights there")
+
+    with pytest.raises(UserError, match="no weights there"):
+        supervisor.train_and_evaluate(config, str(tmp_path / "run"), init=fail)
     assert not any((tmp_path / "run").iterdir())

@@ -1,14 +1,13 @@
-"""A new run from the weights of another one."""
+"""A new run from weights: its state with their arrays."""
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
-from effnet_jax.checkpoint import describe_difference, differing, read_weights
+from effnet_jax.checkpoint import describe_difference, differing
 from effnet_jax.errors import UserError
-from effnet_jax.run.processes import Alone
 from effnet_jax.run.writers import say
 from effnet_jax.training.state import TrainState
 from effnet_jax.trees import path_name, shapes_by_name
@@ -16,45 +15,38 @@ from effnet_jax.trees import path_name, shapes_by_name
 CLASSIFIER = "params/classifier/"
 
 
-def init_from(
-    state: TrainState, config: ConfigDict, processes: Alone, classes: Sequence[str]
-) -> TrainState:
-    """The state with the weights of `config.init_from`, if any; step and optimizer stay fresh.
+def start_from(state: TrainState, weights: Any, classes: Sequence[str], where: str) -> TrainState:
+    """The state with the arrays of `weights`, a `weights.Weights`; step and optimizer stay fresh.
 
-    `config` is `config.checkpoint`. Weights and averages start at these weights. The classifier's
-    are matched by the names of the `classes`; those of new classes stay fresh. Raises UserError
-    where there is no checkpoint of the same model.
+    Weights and averages start at these arrays. The classifier's outputs are matched by the names of
+    the `classes`; those of new classes stay fresh. Raises UserError for weights of another network;
+    `where` they are from is for messages.
     """
-    if config.init_from is None:
-        return state
-    found = read_weights(config.init_from, weights=config.init_weights, processes=processes)
-    if found is None:
-        raise UserError(
-            f"config.checkpoint.init_from={config.init_from}: no checkpoint there; give the "
-            "workdir of a run, or one of the folders in its checkpoints"
-        )
-    step, weights, facts = found
     fresh = {"params": state.params, "batch_stats": state.batch_stats}
-    saved, wanted = shapes_by_name(weights), shapes_by_name(fresh)
+    found = {name: weights.variables[name] for name in fresh}
+    saved, wanted = shapes_by_name(found), shapes_by_name(fresh)
     other = differing(saved, wanted)
     if not all(name.startswith(CLASSIFIER) for name in other):
         raise UserError(
-            f"config.checkpoint.init_from={config.init_from} has the weights of another model:\n"
+            f"{where} has the weights of another model:\n"
             f"{describe_difference(saved, wanted, other)}"
         )
-    outputs = {name: shape for name, shape in wanted.items() if name.startswith(CLASSIFIER)}
-    before = {name: place for place, name in enumerate(facts["classes"])}
+    outputs = [name for name in wanted if name.startswith(CLASSIFIER)]
+    before = {name: place for place, name in enumerate(weights.classes)}
     new = old = slice(None)  # Places of the outputs that are taken: all of them.
-    if other or tuple(before) != tuple(classes):
+    taken = len(wanted)
+    if other or weights.classes != tuple(classes):
         new = [place for place, name in enumerate(classes) if name in before]
         old = [before[classes[place]] for place in new]
+        taken -= 0 if new else len(outputs)
         say(_describe(classes, new, before, outputs))
-    say(f"starting from the {config.init_weights} weights of step {step} in {config.init_from}")
-    arrays = {path_name(path): array for path, array in jax.tree.leaves_with_path(weights)}
+    of_step = "" if weights.step is None else f" of step {weights.step}"
+    say(f"starting from {taken} of {len(wanted)} arrays{of_step} in {where}")
+    arrays = {path_name(path): array for path, array in jax.tree.leaves_with_path(found)}
     for path, array in jax.tree.leaves_with_path(fresh):
         if (name := path_name(path)) in outputs:
-            taken, arrays[name] = arrays[name], np.array(array)
-            arrays[name][..., new] = taken[..., old]
+            had, arrays[name] = arrays[name], np.array(array)
+            arrays[name][..., new] = had[..., old]
 
     def put(path: tuple, like: jax.Array) -> jax.Array:
         array = arrays[path_name(path)]

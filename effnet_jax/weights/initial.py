@@ -1,0 +1,155 @@
+"""Weights that a run starts from, and the config that goes with them: `config.init`."""
+
+import functools
+import hashlib
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import flax.traverse_util
+import numpy as np
+from ml_collections import ConfigDict
+
+from effnet_jax import config as config_lib
+from effnet_jax import models, weights
+from effnet_jax.errors import UserError
+from effnet_jax.models.efficientnet import VARIANTS
+from effnet_jax.run.writers import say
+from effnet_jax.weights import Weights
+
+# Of config.model: what makes a network's arrays, and what they were trained with.
+SHAPE = ("base", "phi", "alpha", "beta", "gamma", "base_width", "base_depth", "width", "depth")
+SHAPE += ("base_resolution", "stem_stride")
+SETTINGS = ("padding", "batch_norm_epsilon")
+IMAGE = ("mean", "std", "interpolation", "crop_rule", "crop_padding", "crop_fraction")
+
+
+def prepare(
+    config: ConfigDict, workdir: str | pathlib.Path
+) -> tuple[ConfigDict, Callable[[], Weights] | None]:
+    """The config of a run as its `init.weights` make it, and what loads them; None without.
+
+    A run that is in the workdir already keeps its own model and preprocessing, and its weights are
+    loaded only if it has no checkpoint. Raises UserError where the weights can't be read, or don't
+    fit the experiment's model.
+    """
+    source, config = config.init.weights, config.copy_and_resolve_references()
+    if source is None:
+        return config, None
+    config_lib.check_init(config)
+    load = functools.cache(functools.partial(_load, config))
+    saved = pathlib.Path(workdir, config_lib.FILE).expanduser()
+    if saved.is_file() and (run := config_lib.load(saved)).init.weights == source:
+        _copy(config, run.model.to_dict(), run.preprocess.to_dict())
+        config.init.checksum = run.init.checksum
+        return config, load
+    found = load()
+    _follow(config, found)
+    config.init.checksum = checksum(found)
+    return config, load
+
+
+def _load(config: ConfigDict) -> Weights:
+    init = config.init
+    try:
+        return weights.load(init.weights, None, init.origin, init.classes, weights=init.which)
+    except UserError as error:
+        raise UserError(f"config.init.weights={init.weights}: {error}") from None
+
+
+def checksum(found: Weights) -> str:
+    """A digest of all arrays, by name."""
+    digest = hashlib.sha256()
+    for name, array in sorted(flax.traverse_util.flatten_dict(found.variables, sep="/").items()):
+        digest.update(name.encode() + np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _name(model: ConfigDict) -> str | None:
+    """The name of a published model with this base and these coefficients."""
+    scale = models.coefficients(model)
+    for name in VARIANTS:
+        known = config_lib.get_config(name).model
+        other = models.coefficients(known)
+        if known.base == model.base and (other.width, other.depth) == (scale.width, scale.depth):
+            return name
+    return None
+
+
+def _follow(config: ConfigDict, found: Weights) -> None:
+    """Sets in the config what follows from the weights, and says it."""
+    own, theirs, defaults = config.model, found.config, config_lib.get_config("phi=0")
+    if config.init.model == "weights":
+        chosen = [key for key in SHAPE if own[key] != defaults.model[key]]
+        if chosen:
+            raise UserError(
+                f"config.init.model='weights' takes the network from {config.init.weights}, and "
+                f"config.model.{chosen[0]} is set as well; leave one of them out"
+            )
+        resolution = own.resolution or found.preprocess["resolution"]
+        own.update({key: theirs[key] for key in SHAPE} | {"resolution": resolution})
+        if own.dropout is None:
+            own.dropout = theirs.dropout
+    else:
+        _check_shape(config, found)
+    own.update({key: theirs[key] for key in SETTINGS})
+    kept = []
+    if config.init.preprocess == "weights":
+        base = config_lib.NORMALIZATIONS[models.base(own.base).normalization]
+        usual = defaults.preprocess.to_dict() | dict(zip(("mean", "std"), base, strict=True))
+        for key in IMAGE:
+            if config.preprocess[key] in (usual[key], defaults.preprocess[key]):
+                config.preprocess[key] = _as(config.preprocess[key], found.preprocess[key])
+            elif config.preprocess[key] != found.preprocess[key]:
+                kept.append(f"{key}={config.preprocess[key]}")
+    _say(config, found, kept)
+
+
+def _as(like: Any, value: Any) -> Any:
+    return tuple(value) if isinstance(like, tuple) else value
+
+
+def _check_shape(config: ConfigDict, found: Weights) -> None:
+    ours, theirs = (
+        models.architecture(_with_classes(each)) for each in (config.model, found.config)
+    )
+    same = (ours.stem, ours.stages, ours.head_filters) == (
+        theirs.stem,
+        theirs.stages,
+        theirs.head_filters,
+    )
+    if not same:
+        scale, name = models.coefficients(found.config), _name(found.config)
+        known = f"{name}, " if name else ""
+        text = f"w={scale.width:g},d={scale.depth:g},r={scale.resolution}"
+        raise UserError(
+            f"config.init.weights={config.init.weights} has the weights of another model: {known}"
+            f"{found.config.base} with {text}. Give --config=EXPERIMENT:{name or text}, or "
+            "--config.init.model=weights for an experiment that leaves the model open"
+        )
+
+
+def _with_classes(model: ConfigDict) -> ConfigDict:
+    model = model.copy_and_resolve_references().unlock()
+    model.num_classes, model.survival_probability = 1, 1.0
+    return model
+
+
+def _say(config: ConfigDict, found: Weights, kept: list[str]) -> None:
+    is_own = config.init.preprocess == "own"
+    whose = "the experiment's" if is_own else "that of the weights"
+    but = f", except for {', '.join(kept)}, which the experiment sets" if kept else ""
+    values = ", ".join(f"{key} {config.preprocess[key]}" for key in IMAGE[2:4])
+    mean = ", ".join(f"{value:.3g}" for value in config.preprocess.mean)
+    say(f"preprocessing is {whose}{but}: {values}, mean {mean}")
+    if (size := models.coefficients(config.model).resolution) != found.preprocess["resolution"]:
+        say(f"images have {size} px; those of the weights, {found.preprocess['resolution']}")
+
+
+def _copy(config: ConfigDict, model: dict[str, Any], preprocess: dict[str, Any]) -> None:
+    """Takes what followed from the weights when the run began."""
+    for section, values, keys in (
+        (config.model, model, (*SHAPE, "resolution", "dropout", *SETTINGS)),
+        (config.preprocess, preprocess, IMAGE),
+    ):
+        section.update({key: _as(section[key], values[key]) for key in keys})
