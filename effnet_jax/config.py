@@ -45,7 +45,8 @@ PROGRESSIVE = {
     "cutmix_alpha": "augment.cutmix_alpha",
     "dropout": "model.dropout",
 }
-BEST = ("top1", "top5")  # Metrics that can choose the best checkpoint: higher is better.
+# Metrics that can choose the best checkpoint: higher is better.
+BEST = ("top1", "top5", "mean_per_class")
 FILE = "config.json"  # In a workdir.
 
 
@@ -287,7 +288,7 @@ SCHEMA = {
         "save_epochs": Number(1.0),  # Epochs between two saves; every evaluation saves as well.
         "keep_newest": Number(2, 1),
         "keep_best": Number(1),
-        "best_metric": "val/ema/top1",  # EVALUATION/WEIGHTS/METRIC, of top1 and top5.
+        "best_metric": "val/ema/top1",  # EVALUATION/WEIGHTS/METRIC, of top1, top5, mean_per_class.
         # Weights to start a new run from, at step 0: another run's workdir or checkpoint folder; a
         # classifier for another number of classes starts afresh. None: random weights.
         "init_from": str,

@@ -176,6 +176,9 @@ def test_a_file_of_weights_is_evaluated_as_its_run_is(run, released, tmp_path):
     assert result.pop("loss") == pytest.approx(loss, rel=1e-4)
     top5 = (np.argsort(-logits, 1)[:, :5] == np.array(labels)[:, None]).any(1).mean()
     assert result.pop("top5") == pytest.approx(top5)
+    right = np.array(labels) == logits.argmax(1)
+    by_class = [right[np.array(labels) == label].mean() for label in set(labels)]
+    assert result.pop("mean_per_class") == pytest.approx(np.mean(by_class))
     assert result == {"top1": 0.95, "count": COUNT, "step": None, "weights": released}
     with open(table, newline="") as file:
         (row,) = csv.DictReader(file)

@@ -109,7 +109,8 @@ def test_a_run_leaves_everything_it_should(uninterrupted):
     assert train[-1]["train_loss"] < train[0]["train_loss"]
     evaluations = [row for row in rows if "val/ema/top1" in row]
     assert [row["step"] for row in evaluations] == [22, 44]
-    metrics = {f"val/{w}/{m}" for w in ("raw", "ema") for m in ("top1", "top5", "loss", "count")}
+    kinds = ("top1", "top5", "loss", "mean_per_class", "count")
+    metrics = {f"val/{w}/{m}" for w in ("raw", "ema") for m in kinds}
     assert metrics <= evaluations[-1].keys()
     run = json.loads((workdir / "runs.jsonl").read_text())
     assert run["versions"]["jax"] == jax.__version__
