@@ -1,6 +1,9 @@
 """The one evaluation, for the training loop and for eval.py: exact over every record."""
 
 import collections
+import os
+import pathlib
+import zipfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -159,3 +162,19 @@ def evaluate(
             details(name, source, evaluator.outcomes)
         del source
         yield name, result
+
+
+def save_outcomes(path: pathlib.Path, outcomes: Outcomes, step: int) -> None:
+    """Writes outcomes for `read_outcomes`, atomically; raises OSError."""
+    temporary = path.with_name(f"{path.name}.tmp.npz")
+    np.savez_compressed(temporary, step=step, **outcomes._asdict())
+    os.replace(temporary, path)
+
+
+def read_outcomes(path: pathlib.Path) -> tuple[int, Outcomes] | None:
+    """The step and the outcomes in a file; None if there is none, or it can't be read."""
+    try:
+        with np.load(path) as arrays:
+            return int(arrays["step"]), Outcomes(*(arrays[key] for key in Outcomes._fields))
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        return None

@@ -1,5 +1,6 @@
 """Evaluation: exact by hand, and the same from the loop and from eval.py."""
 
+import csv
 import json
 import shutil
 import subprocess
@@ -107,10 +108,10 @@ def trained(tmp_path_factory):
     return workdir, run.evaluate(state, ["val"], lambda: False)
 
 
-def test_eval_py_equals_the_evaluation_in_the_loop(trained):
+def test_eval_py_equals_the_evaluation_in_the_loop(trained, tmp_path):
     workdir, results = trained
     process = subprocess.run(  # With the same 8 devices as the loop.
-        [sys.executable, str(ROOT / "eval.py"), f"--workdir={workdir}"],
+        [sys.executable, str(ROOT / "eval.py"), f"--workdir={workdir}", f"--details={tmp_path}"],
         capture_output=True,
         text=True,
         timeout=300,
@@ -123,6 +124,13 @@ def test_eval_py_equals_the_evaluation_in_the_loop(trained):
         expected = {key: results[f"val/{which}/{key}"] for key in keys}
         assert found == {**expected, "step": 11, "weights": which}
         assert found["count"] == 360
+    with open(tmp_path / "per_class.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["class"] for row in rows] == list("0123456789")
+    assert sum(int(row["count"]) for row in rows) == 360
+    assert sum(int(row["correct"]) for row in rows) == round(360 * printed["top1"])
+    mean = np.mean([float(row["accuracy"]) for row in rows])
+    assert mean == pytest.approx(printed["mean_per_class"], abs=1e-6)
 
 
 def test_an_older_checkpoint_by_its_step(trained):

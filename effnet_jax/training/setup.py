@@ -1,5 +1,6 @@
 """What a run needs before its first step, built and checked before any compute is spent."""
 
+import contextlib
 import itertools
 import json
 import operator
@@ -19,7 +20,8 @@ from effnet_jax.checkpoint import Checkpoints
 from effnet_jax.data import pipeline, sources
 from effnet_jax.data.sources import Source
 from effnet_jax.errors import UserError
-from effnet_jax.evaluation import Evaluator
+from effnet_jax.evaluation import Evaluator, save_outcomes
+from effnet_jax.metrics import Outcomes
 from effnet_jax.run import environment, files
 from effnet_jax.run.processes import Alone
 from effnet_jax.run.writers import say
@@ -32,6 +34,7 @@ from effnet_jax.training.step import random_key
 from effnet_jax.trees import shapes_by_name
 
 Scores = dict[str, float | int]
+OUTCOMES = "outcomes.npz"  # In a workdir: of the last evaluation that best_metric belongs to.
 # A run's place in its data follows from these and the step: a run that resumes has to keep them.
 KEPT = ("seed", "batch_size", "data.source", "data.name", "data.train_split")
 
@@ -105,7 +108,14 @@ class Run:
             for weights in self.config.evaluations[name].weights:
                 result = self.evaluators[name](*state.weights(weights), should_stop=stopped)
                 scores |= {f"{name}/{weights}/{key}": value for key, value in result.items()}
+                if self.config.checkpoint.best_metric.rpartition("/")[0] == f"{name}/{weights}":
+                    self._save_outcomes(self.evaluators[name].outcomes, int(state.step))
         return scores
+
+    def _save_outcomes(self, outcomes: Outcomes | None, step: int) -> None:
+        if self.processes.is_first and outcomes is not None:
+            with contextlib.suppress(OSError):  # The run goes on with a full disk.
+                save_outcomes(self.workdir / OUTCOMES, outcomes, step)
 
     def batches(self, step: int, skipped: int) -> Iterator[dict[str, jax.Array]]:
         """The batches of the steps after `step`, on the devices; read ahead to a stage's end.
