@@ -295,6 +295,10 @@ SCHEMA = {
         "init_weights": Choice(("ema", "raw")),  # Which of its weights.
         "resume": Choice(("auto", "never")),  # auto: go on from the workdir; never: must be empty.
     },
+    "early_stopping": {
+        # The run ends once `checkpoint.best_metric` has not risen in so many evaluations; 0: never.
+        "patience": Number(0),
+    },
     "nonfinite": {  # A loss, gradient or weight that is NaN or infinite.
         # stop; or rollback: to the last checkpoint, and on without the data of the steps since.
         "action": Choice(("stop", "rollback")),
@@ -523,7 +527,12 @@ def _check_evaluations(config: ConfigDict) -> None:
         for weights in entry.weights
         for metric in BEST
     ]
-    if names and config.checkpoint.keep_best:
+    patience = config.early_stopping.patience
+    if patience and not names:
+        raise UserError(
+            f"config.early_stopping.patience={patience} needs one of config.evaluations"
+        )
+    if names and (config.checkpoint.keep_best or patience):
         check_choice("config.checkpoint.best_metric", config.checkpoint.best_metric, names)
 
 

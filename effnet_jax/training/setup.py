@@ -151,6 +151,7 @@ class Run:
             f"{self.model.architecture.resolution} px, {len(self.source):,} images, "
             f"{self.mesh.size} {jax.devices()[0].device_kind} device(s)",
             f"training data: {self.source.summary()}",
+            *self.source.warnings(),
             *(f"evaluation {name!r}: {each.summary()}" for name, each in self.sources.items()),
             parallel.describe_batch_norm(self.config, parallel.data_shards(self.mesh)),
             *progressive.describe(self.stages),
@@ -264,6 +265,13 @@ def _evaluation_source(config: ConfigDict, name: str, train: Source) -> Source:
         say(
             f"warning: {count:,} of {len(source):,} images of evaluation {name!r} are trained on, "
             f"with config.data.train_split={config.data.train_split!r}"
+        )
+    best = config.checkpoint.best_metric
+    by_class = best.startswith(f"{name}/") and best.endswith("/mean_per_class")
+    if by_class and np.ndim(pipeline.read(source, 0)["label"]):
+        raise UserError(
+            f"config.checkpoint.best_metric={best!r}: its images have sets of labels, which have "
+            "no accuracy by class; use top1"
         )
     if own:
         return sources.with_classes(source, train.classes, data.eval_split, say)
