@@ -82,18 +82,19 @@ def choose_data(
     return config
 
 
-def _open_source(data: ConfigDict) -> Source:
-    """An evaluation split: as TFDS prepared it, or an evaluation set as its authors ship it."""
+def open_source(data: ConfigDict, split: str | None = None) -> Source:
+    """A split, by default `data.eval_split`, as TFDS prepared it or the set's authors ship it."""
+    split = split or data.eval_split
     prepared = pathlib.Path(data.data_dir or "").expanduser() / data.name
     if data.source != "tfds" or not data.data_dir or any(prepared.glob("*/dataset_info.json")):
-        found = sources.open_source(data, data.eval_split)
+        found = sources.open_source(data, split)
         if data.source == "folder" and not data.eval_classes:
             _name_set(set(found.classes))
         return found
-    if found := folders.open_set(data):
+    if split == data.eval_split and (found := folders.open_set(data)):
         return found
     try:
-        return sources.open_source(data, data.eval_split)
+        return sources.open_source(data, split)
     except UserError as error:
         raise UserError(f"{error}\nor give --data_dir=FOLDER, as the authors ship it") from None
 
@@ -112,7 +113,7 @@ def _open_sources(config: ConfigDict, names: Sequence[str]) -> dict[str, Source]
         data = config.data.copy_and_resolve_references()
         data.name = name
         try:
-            found[name] = _open_source(data)
+            found[name] = open_source(data)
             if config.images and len(found[name]) != config.images:
                 writers.say(f"{name}: {len(found[name]):,} of {config.images:,} images")
         except UserError as error:

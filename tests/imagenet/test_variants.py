@@ -22,7 +22,7 @@ from effnet_jax.data import sources
 from effnet_jax.data.preprocess import normalize
 from effnet_jax.errors import UserError
 from effnet_jax.imagenet import variants
-from effnet_jax.imagenet.variants import _open_source, choose_data, load_evaluation_set
+from effnet_jax.imagenet.variants import choose_data, load_evaluation_set, open_source
 from effnet_jax.imagenet.variants import evaluate_set as evaluate
 from effnet_jax.metrics import choose_classes
 from effnet_jax.run import files
@@ -151,7 +151,7 @@ def test_a_set_is_the_same_from_tfds_and_from_its_authors_folders(run, tmp_path,
         (folder / wnid).mkdir(exist_ok=True)
         Image.fromarray(images[0]).save(folder / wnid / "more.png")
     config = choose_data(weights.load(workdir), None, None, str(folder))
-    assert len(_open_source(config.data)) == 220
+    assert len(open_source(config.data)) == 220
     assert "classes of imagenet_a; --data=imagenet_a chooses among" in capsys.readouterr().err
 
 
