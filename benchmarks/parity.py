@@ -151,6 +151,9 @@ def train_batch(
     model, key = models.build(config.model), jax.random.key(0)
     targets = smooth_targets(labels, config.model.num_classes, config.loss.label_smoothing)
 
+    def is_norm(module, method):
+        return isinstance(module, BatchNorm) and method == "__call__"
+
     @jax.jit
     def run(variables):
         def loss(params):
@@ -160,7 +163,7 @@ def train_batch(
                 train=True,
                 rngs={"dropout": key, "stochastic_depth": key},  # Asked for; nothing is dropped.
                 mutable=["batch_stats", "intermediates"],
-                capture_intermediates=lambda module, _: isinstance(module, BatchNorm),
+                capture_intermediates=is_norm,
             )
             return cross_entropy(logits, targets).mean(), (logits, features, updated)
 

@@ -150,6 +150,9 @@ SCHEMA = {
         # The reference's first weights have variance 1 / (3 classes), whatever the features: with
         # few classes that makes large random logits, larger in wider networks. True: start at 0.
         "zero_classifier": False,
+        # True: the last BatchNorm of a residual branch starts at scale 0, and the block as its skip
+        # (1706.02677, section 5.1), which deep networks need in short runs. ResNets always do.
+        "zero_residual": False,
         "num_classes": Number(None, 1, kind=int),  # None: as many as the data has.
     },
     "data": {

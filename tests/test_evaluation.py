@@ -105,7 +105,7 @@ def trained(tmp_path_factory):
             state = jax.tree.map(lambda leaf: random_values(rng, leaf), run.shapes)
             state = state.replace(step=np.int32(step))
             checkpoints.save(step, state)
-    return workdir, run.evaluate(state, ["val"], lambda: False)
+    return workdir, run.evaluations.evaluate(state, ["val"], lambda: False)
 
 
 def test_eval_py_equals_the_evaluation_in_the_loop(trained, tmp_path):

@@ -1,7 +1,8 @@
 """scikit-learn's handwritten digits as PNG images, made in memory when they are asked for.
 
-As they are, or cluttered: at random places and scales among parts of other digits. Small digits
-need resolution; telling a digit from the pieces around it needs depth and width.
+As they are; cluttered, at random places and scales among parts of other digits; or two side by
+side, in 100 classes. Small digits need resolution; telling a digit from the pieces around it needs
+depth, and many classes need width.
 """
 
 import functools
@@ -27,6 +28,11 @@ PARTS = (2, 5)  # Fewest and most parts of other digits.
 PART_SIDES = (3, 4)  # Pixels of the 8x8 digit that a part is cut from.
 PART_CONTRAST = (0.2, 0.5)
 NOISE = 8.0  # Standard deviation of each pixel's noise, of 255.
+# Of the pairs; their parts and brightness are as of the cluttered digits.
+PAIR_EXAMPLES = {"train": 16000, "test": 2000}
+PAIR_CANVAS = 64
+PAIR_SIDES = (14, 28)  # Pixels; each digit has a half of the canvas.
+PAIR_PARTS = (1, 3)
 
 
 @functools.cache
@@ -47,9 +53,10 @@ class Digits(Source):
     """
 
     SIZES: ClassVar = {"train": 1437, "test": 360}
+    CLASSES: ClassVar = tuple("0123456789")
 
     def __init__(self, split: str):
-        super().__init__(tuple("0123456789"), self._records_of(split))
+        super().__init__(self.CLASSES, self._records_of(split))
         self._made = {}
 
     def _records_of(self, split: str) -> list[tuple[str, int]]:
@@ -94,24 +101,59 @@ def place(canvas: np.ndarray, pixels: np.ndarray, scale: float, rng: np.random.G
     np.maximum(window, enlarged, out=window)
 
 
-def draw(index: int, digits: np.ndarray, labels: np.ndarray, seed: int) -> tuple[np.ndarray, int]:
-    """Image number `index`, uint8 [CANVAS, CANVAS], and the label of the one whole digit in it.
-
-    It is made of `digits`, float32 [n, 8, 8] in 0 to 255, with `labels` [n]; each split has a seed.
-    """
-    rng = np.random.default_rng((seed, index))
-    canvas = np.zeros((CANVAS, CANVAS), np.float32)
-    low, high = np.log(np.array(SIDES) / digits.shape[1])
-    for _ in range(rng.integers(PARTS[0], PARTS[1], endpoint=True)):
+def add_parts(
+    canvas: np.ndarray,
+    digits: np.ndarray,
+    count: tuple[int, int],
+    sides: tuple[int, int],
+    rng: np.random.Generator,
+) -> None:
+    """Draws `count` (fewest, most) darker parts of digits, to scale with digits of `sides`."""
+    low, high = np.log(np.array(sides) / digits.shape[1])
+    for _ in range(rng.integers(*count, endpoint=True)):
         side = rng.integers(PART_SIDES[0], PART_SIDES[1], endpoint=True)
         top, left = rng.integers(0, digits.shape[1] - side, 2, endpoint=True)
         part = digits[rng.integers(len(digits)), top : top + side, left : left + side]
         place(canvas, part * rng.uniform(*PART_CONTRAST), np.exp(rng.uniform(low, high)), rng)
-    chosen = rng.integers(len(digits))
+
+
+def add_digit(
+    canvas: np.ndarray, digits: np.ndarray, sides: tuple[int, int], rng: np.random.Generator
+) -> int:
+    """Draws one of the digits, `sides` (least, most) large, and returns its number."""
+    low, high = np.log(np.array(sides) / digits.shape[1])
+    chosen = int(rng.integers(len(digits)))
     digit = digits[chosen] * rng.uniform(*CONTRAST)
     place(canvas, digit, np.exp(rng.uniform(low, high)), rng)
-    noisy = canvas + rng.normal(0, NOISE, canvas.shape)
-    return noisy.round().clip(0, 255).astype(np.uint8), int(labels[chosen])
+    return chosen
+
+
+def with_noise(canvas: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The canvas as a picture, uint8."""
+    return (canvas + rng.normal(0, NOISE, canvas.shape)).round().clip(0, 255).astype(np.uint8)
+
+
+def draw(index: int, digits: np.ndarray, labels: np.ndarray, seed: int) -> tuple[np.ndarray, int]:
+    """Cluttered image number `index`, uint8 [CANVAS, CANVAS], and the label of its whole digit.
+
+    It is made of `digits`, float32 [n, 8, 8] in 0 to 255, with `labels` [n]; each split has a seed.
+    """
+    rng, canvas = np.random.default_rng((seed, index)), np.zeros((CANVAS, CANVAS), np.float32)
+    add_parts(canvas, digits, PARTS, SIDES, rng)
+    chosen = add_digit(canvas, digits, SIDES, rng)
+    return with_noise(canvas, rng), int(labels[chosen])
+
+
+def draw_pair(
+    index: int, digits: np.ndarray, labels: np.ndarray, seed: int
+) -> tuple[np.ndarray, int]:
+    """Pair number `index`, uint8 [PAIR_CANVAS, PAIR_CANVAS], and its label; as `draw`."""
+    rng = np.random.default_rng((seed, index))
+    canvas = np.zeros((PAIR_CANVAS, PAIR_CANVAS), np.float32)
+    add_parts(canvas, digits, PAIR_PARTS, PAIR_SIDES, rng)
+    halves = np.split(canvas, 2, axis=1)  # Views.
+    tens, ones = (labels[add_digit(half, digits, PAIR_SIDES, rng)] for half in halves)
+    return with_noise(canvas, rng), int(10 * tens + ones)
 
 
 class ClutteredDigits(Digits):
@@ -122,7 +164,20 @@ class ClutteredDigits(Digits):
     """
 
     SIZES = EXAMPLES
+    DRAW = staticmethod(draw)
 
     def draw(self, split: str, index: int) -> tuple[np.ndarray, int]:
         digits, labels = pixels_and_labels(split == "test")
-        return draw(index, digits.astype(np.float32), labels, seed=list(EXAMPLES).index(split))
+        return self.DRAW(index, digits.astype(np.float32), labels, list(EXAMPLES).index(split))
+
+
+class DigitPairs(ClutteredDigits):
+    """Grey images of 64x64 pixels with two digits of 14 to 28 pixels, and parts of others.
+
+    The class is the number that they make, "00" to "99". 16,000 for training and 2,000 for
+    testing, of digits as in `ClutteredDigits`.
+    """
+
+    SIZES = PAIR_EXAMPLES
+    CLASSES = tuple(f"{number:02d}" for number in range(100))
+    DRAW = staticmethod(draw_pair)

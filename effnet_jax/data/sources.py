@@ -243,14 +243,14 @@ def _image_decoders(features: Any, name: str, image: str) -> Any:
 
 
 def digits_source(name: str, data_dir: str | None, split: str) -> Source:
-    """A data set made of scikit-learn's digits: "digits" or "cluttered_digits"."""
+    """A data set made of scikit-learn's digits: see effnet_jax/data/digits.py."""
     if data_dir:
         raise UserError(
             f"config.data.data_dir={data_dir}: the digits are in no folder; leave it out"
         )
-    from effnet_jax.data.digits import ClutteredDigits, Digits
+    from effnet_jax.data.digits import ClutteredDigits, DigitPairs, Digits
 
-    kinds = {"digits": Digits, "cluttered_digits": ClutteredDigits}
+    kinds = {"digits": Digits, "cluttered_digits": ClutteredDigits, "digit_pairs": DigitPairs}
     return kinds[check_choice("config.data.name", name, kinds)](split)
 
 

@@ -147,6 +147,7 @@ def build(config: ConfigDict) -> Network:
         padding=config.padding,
         operations=config.operations,
         zero_classifier=config.zero_classifier,
+        zero_residual=config.zero_residual,
         remat=config.remat == "block",
     )
 

@@ -58,7 +58,7 @@ class MBConv(Block):
             y = fused.inside(make.fused, make.act, self, gate, x)
         else:
             y = self._inside(make, gate, x)
-        y = make.norm(name="project_norm")(y)
+        y = make.norm(name="project_norm", **make.last_norm(self))(y)
         return drop(y) + x if self.has_skip else y
 
     def _inside(self, make: LayerFactories, gate: Function | None, x: jax.Array) -> jax.Array:
@@ -93,11 +93,11 @@ class FusedMBConv(Block):
         ]
 
     def apply(self, make: LayerFactories, x: jax.Array, drop: Function) -> jax.Array:
-        if self.expanded == self.inputs:
+        if self.expanded == self.inputs:  # Never starts at 0: a ReLU would stay there.
             y = make.act(make.conv_norm(x, "project", self.kernel, self.stride, self.outputs))
         else:
             y = make.act(make.conv_norm(x, "expand", self.kernel, self.stride, self.expanded))
-            y = make.conv_norm(y, "project", 1, 1, self.outputs)
+            y = make.conv_norm(y, "project", 1, 1, self.outputs, **make.last_norm(self))
         return drop(y) + x if self.has_skip else y
 
 

@@ -34,6 +34,7 @@ class LayerFactories:
     act: Function
     spatial_mean: Function  # As `operations.plain_spatial_mean`.
     fused: fused.Settings | None = None  # Of MBConv's inside in training; None: layer by layer.
+    zero_residual: bool = False
 
     def conv_norm(
         self, x: jax.Array, name: str, kernel: int, stride: int, filters: int, **norm: Any
@@ -41,6 +42,11 @@ class LayerFactories:
         """Convolution NAME, then normalisation NAME_norm with the options `norm`."""
         x = self.conv(filters, kernel, stride, name=name)(x)
         return self.norm(name=f"{name}_norm", **norm)(x)
+
+    def last_norm(self, block: Block) -> dict[str, Any]:
+        """Options of the last normalisation of a block's residual branch."""
+        is_zero = self.zero_residual and block.has_skip
+        return {"scale_init": nn.initializers.zeros} if is_zero else {}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -248,6 +254,7 @@ class Network(nn.Module):
     padding: str = "same"  # Of every convolution and pooling; see `operations.PADDINGS`.
     operations: str = "auto"  # See `operations.choose`.
     zero_classifier: bool = False  # Start the classifier at 0, not at the reference's values.
+    zero_residual: bool = False  # Start residual branches of MBConv at 0, as an identity.
     remat: bool = False  # Compute the inside of a block again for its gradient.
     batch_norm_group: int | None = None
     batch_norm_axis: str | None = None
@@ -280,6 +287,7 @@ class Network(nn.Module):
             act=getattr(chosen, spec.activation),
             spatial_mean=chosen.spatial_mean,
             fused=inside if name == "fused" and train else None,
+            zero_residual=self.zero_residual,
         )
         features, stem, x = {}, spec.stem, images.astype(self.dtype)
         x = ConvNormAct(make, stem.filters, stem.kernel, stem.stride, name="stem")(x)

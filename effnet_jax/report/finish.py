@@ -16,7 +16,7 @@ from effnet_jax.data import sources
 from effnet_jax.errors import UserError
 from effnet_jax.report import curves, details
 from effnet_jax.run import files, writers
-from effnet_jax.training import setup
+from effnet_jax.training import evaluations
 from effnet_jax.training.clock import CATEGORIES, FILE, REPEATED
 
 
@@ -42,7 +42,7 @@ def show_details(workdir: pathlib.Path, step: int) -> str:
 
     "" where there is none at this step, as with sets of labels, or it can't be written.
     """
-    saved = evaluation.read_outcomes(workdir / setup.OUTCOMES)
+    saved = evaluation.read_outcomes(workdir / evaluations.OUTCOMES)
     if saved is None or saved[0] != step:
         return ""
     config = config_lib.load(workdir)

@@ -1,7 +1,8 @@
 """Early stopping: a run ends once its best metric has not risen for a number of evaluations."""
 
 from effnet_jax.run import writers
-from effnet_jax.training.setup import Run, Scores
+from effnet_jax.training.evaluations import Scores
+from effnet_jax.training.setup import Run
 
 
 class Patience:

@@ -14,9 +14,10 @@ from effnet_jax.run.writers import Writers
 from effnet_jax.training import progressive
 from effnet_jax.training.clock import Meter
 from effnet_jax.training.early_stopping import Patience
+from effnet_jax.training.evaluations import Scores
 from effnet_jax.training.hooks import Hook
 from effnet_jax.training.progressive import Stage
-from effnet_jax.training.setup import Run, Scores
+from effnet_jax.training.setup import Run
 from effnet_jax.training.state import TrainState
 from effnet_jax.training.step import lower_train_step
 
@@ -64,12 +65,13 @@ def train(
                 _log(run, step, row, writers, checkpoints)
 
             # A signal is also heeded here, before the next stage is compiled, which takes minutes.
-            if not (run.due(step) or run.is_saved(step) or stopped()):
+            due = run.evaluations.due(step)
+            if not (due or run.is_saved(step) or stopped()):
                 continue
             meter.check()  # A state that is not finite never becomes a checkpoint.
             scores = {}
             with contextlib.suppress(Interrupted):  # Saved without scores.
-                scores = _evaluate(run, state, run.due(step), writers, stopped, patience)
+                scores = _evaluate(run, state, due, writers, stopped, patience)
             run.processes.at("save", step)
             with clock.spent("checkpoint"):
                 checkpoints.save(step, state, scores or None)
@@ -103,7 +105,8 @@ def _scores_at_start(
 ) -> Scores:
     """The evaluations due at the step resumed from: a signal may have come before them."""
     start, seconds = int(state.step), run.config.processes.start_seconds
-    if not (due := list(run.every) if patience.ended else run.due(start)):
+    every = list(run.evaluations.sources)
+    if not (due := every if patience.ended else run.evaluations.due(start)):
         return {}
     known = run.processes.as_first(
         "evaluation", lambda: writers_lib.read_scores(run.workdir, start), seconds
@@ -127,11 +130,12 @@ def _evaluate(
     """The evaluations that are due, or all where they end the run."""
     step = int(state.step)
     with run.clock.spent("evaluation"):
-        scores = run.evaluate(state, due, stopped)
+        scores = run.evaluations.evaluate(state, due, stopped)
         patience.note(step, scores)
         if patience.ended:
-            others = [name for name in run.every if name not in due]
-            scores |= run.evaluate(state, others, stopped)
+            others = [name for name in run.evaluations.sources if name not in due]
+            scores |= run.evaluations.evaluate(state, others, stopped)
+        run.evaluations.save_outcomes(run.workdir, step)
         if scores:
             writers.scalars(step, {"epoch": run.epoch(step), **scores})
     return scores

@@ -1,13 +1,12 @@
 """What a run needs before its first step, built and checked before any compute is spent."""
 
-import contextlib
 import itertools
 import json
 import operator
 import os
 import pathlib
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -20,21 +19,18 @@ from effnet_jax.checkpoint import Checkpoints
 from effnet_jax.data import pipeline, sources
 from effnet_jax.data.sources import Source
 from effnet_jax.errors import UserError
-from effnet_jax.evaluation import Evaluator, save_outcomes
-from effnet_jax.metrics import Outcomes
 from effnet_jax.run import environment, files
 from effnet_jax.run.processes import Alone
 from effnet_jax.run.writers import say
 from effnet_jax.training import fine_tune, progressive
 from effnet_jax.training import optimizer as optimizers
 from effnet_jax.training.clock import Clock
+from effnet_jax.training.evaluations import Evaluations
 from effnet_jax.training.progressive import Stage
 from effnet_jax.training.state import TrainState, abstract_state, fresh_state
 from effnet_jax.training.step import random_key
 from effnet_jax.trees import shapes_by_name
 
-Scores = dict[str, float | int]
-OUTCOMES = "outcomes.npz"  # In a workdir: of the last evaluation that best_metric belongs to.
 # A run's place in its data follows from these and the step: a run that resumes has to keep them.
 KEPT = ("seed", "batch_size", "data.source", "data.name", "data.train_split")
 
@@ -43,8 +39,7 @@ class Run:
     """What a run's loop needs, built once; raises UserError for anything that can't work.
 
     `config` is resolved, `source` has the training records, `model` is at the resolution of
-    evaluations, and `shapes` and `shardings` are the state's. `sources`, `evaluators` and `every`
-    go by evaluation; `every`, `total` and `save_every` are steps.
+    evaluations, and `shapes` and `shardings` are the state's. `total` and `save_every` are steps.
     """
 
     def __init__(self, config: ConfigDict, workdir: pathlib.Path, processes: Alone, clock: Clock):
@@ -61,7 +56,6 @@ class Run:
         parallel.check_processes(len(source), "training")
         self.config = config = resolve(config, source.classes)
         self.examples = optimizers.epoch_examples(config, len(source))
-        self.sources = {n: _evaluation_source(config, n, source) for n in config.evaluations}
         self.model, self.optimizer, self.shapes = abstract_state(config, len(source))
         self.total = self._steps(config.epochs)
         if self.total < 1:
@@ -74,12 +68,7 @@ class Run:
         self.shardings = parallel.state_sharding(self.shapes, mesh, config.optimizer.sharded)
         self.stages = progressive.stages(config, len(source))
         self.save_every = max(1, self._steps(config.checkpoint.save_epochs))
-        self.evaluators, self.every = {}, {}
-        for name, each in config.evaluations.items():
-            own, records = config_lib.for_evaluation(config, name), self.sources[name]
-            self.evaluators[name] = Evaluator(self.model, own, records, mesh, processes)
-            epochs = config.eval_epochs if each.epochs is None else each.epochs
-            self.every[name] = max(1, self._steps(epochs))
+        self.evaluations = Evaluations(config, source, self.model, mesh, processes)
 
     def _steps(self, epochs: float) -> int:
         return optimizers.steps(epochs, self.config.batch_size, self.examples)
@@ -93,29 +82,6 @@ class Run:
 
     def is_saved(self, step: int) -> bool:
         return step % self.save_every == 0 or step == self.stage(step).last
-
-    def due(self, step: int) -> list[str]:
-        """The evaluations after a step: all at the end, and none just before it."""
-        if step == self.total:
-            return list(self.every)
-        left = self.total - step
-        return [name for name, n in self.every.items() if step and step % n == 0 and left >= n // 2]
-
-    def evaluate(self, state: TrainState, names: list[str], stopped: Callable[[], bool]) -> Scores:
-        """Results of the evaluations `names`, as NAME/WEIGHTS/METRIC; raises Interrupted."""
-        scores = {}
-        for name in names:
-            for weights in self.config.evaluations[name].weights:
-                result = self.evaluators[name](*state.weights(weights), should_stop=stopped)
-                scores |= {f"{name}/{weights}/{key}": value for key, value in result.items()}
-                if self.config.checkpoint.best_metric.rpartition("/")[0] == f"{name}/{weights}":
-                    self._save_outcomes(self.evaluators[name].outcomes, int(state.step))
-        return scores
-
-    def _save_outcomes(self, outcomes: Outcomes | None, step: int) -> None:
-        if self.processes.is_first and outcomes is not None:
-            with contextlib.suppress(OSError):  # The run goes on with a full disk.
-                save_outcomes(self.workdir / OUTCOMES, outcomes, step)
 
     def batches(self, step: int, skipped: int) -> Iterator[dict[str, jax.Array]]:
         """The batches of the steps after `step`, on the devices; read ahead to a stage's end.
@@ -152,7 +118,10 @@ class Run:
             f"{self.mesh.size} {jax.devices()[0].device_kind} device(s)",
             f"training data: {self.source.summary()}",
             *self.source.warnings(),
-            *(f"evaluation {name!r}: {each.summary()}" for name, each in self.sources.items()),
+            *(
+                f"evaluation {name!r}: {each.summary()}"
+                for name, each in self.evaluations.sources.items()
+            ),
             parallel.describe_batch_norm(self.config, parallel.data_shards(self.mesh)),
             *progressive.describe(self.stages),
         ]
@@ -179,7 +148,7 @@ class Run:
         for (name, shape), decay, rate in zip(*columns, strict=True):
             lines.append(f"{name},{'x'.join(map(str, shape))},{decay:g},{rate:g}")
         files.write_atomically(self.workdir / "parameters.csv", "\n".join(lines) + "\n")
-        data = {"train": self.source, **self.sources}
+        data = {"train": self.source, **self.evaluations.sources}
         run = {"data": {name: sources.identity(each) for name, each in data.items()}}
         run |= {"start_step": step, "records": len(self.source), **environment.describe_run()}
         with open(self.workdir / "runs.jsonl", "a") as file:
@@ -191,13 +160,13 @@ def prepare(config: ConfigDict, workdir: pathlib.Path, processes: Alone, clock: 
     run = Run(config, workdir, processes, clock)
     config, seconds = run.config, run.config.processes.start_seconds
     train = [run.source] if config.data.on_corrupt == "stop" else []
-    for source in (*run.sources.values(), *train):
+    for source in (*run.evaluations.sources.values(), *train):
         pipeline.check_images(source, config.data.check_images, config.data.threads)
     _check_workdir(workdir, config, processes)
     _check_data(workdir, run.source)
 
     def facts() -> dict[str, Any]:
-        data = {"train": run.source, **run.sources}
+        data = {"train": run.source, **run.evaluations.sources}
         prints = {name: sources.fingerprint(each) for name, each in data.items()}
         return environment.start_facts(config, prints)
 
@@ -253,30 +222,6 @@ def _check_data(workdir: pathlib.Path, source: Source) -> None:
             "Restore the data, or give another --workdir: there, "
             f"--config.checkpoint.init_from={workdir} starts from these weights"
         )
-
-
-def _evaluation_source(config: ConfigDict, name: str, train: Source) -> Source:
-    """The records of an evaluation; where they are its own, its classes may be some of train's."""
-    data, own = config_lib.for_evaluation(config, name).data, config.evaluations[name].data
-    data.eval_split = sources.eval_split(data, config.data.data_dir)
-    source = sources.open_source(data, data.eval_split)
-    parallel.check_processes(len(source), f"evaluation {name!r}")
-    if count := sources.count_trained_on(source, data, config.data):
-        say(
-            f"warning: {count:,} of {len(source):,} images of evaluation {name!r} are trained on, "
-            f"with config.data.train_split={config.data.train_split!r}"
-        )
-    best = config.checkpoint.best_metric
-    by_class = best.startswith(f"{name}/") and best.endswith("/mean_per_class")
-    if by_class and np.ndim(pipeline.read(source, 0)["label"]):
-        raise UserError(
-            f"config.checkpoint.best_metric={best!r}: its images have sets of labels, which have "
-            "no accuracy by class; use top1"
-        )
-    if own:
-        return sources.with_classes(source, train.classes, data.eval_split, say)
-    sources.check_classes(source.classes, train.classes, data.eval_split)
-    return source
 
 
 def resolve(config: ConfigDict, classes: tuple[str, ...]) -> ConfigDict:

@@ -16,9 +16,10 @@ from effnet_jax.run import files, writers
 from effnet_jax.run.processes import ALONE, Alone
 from effnet_jax.run.signals import Signals
 from effnet_jax.training.clock import Clock
+from effnet_jax.training.evaluations import Scores
 from effnet_jax.training.hooks import Hook
 from effnet_jax.training.loop import compile_step, train
-from effnet_jax.training.setup import Run, Scores, prepare
+from effnet_jax.training.setup import Run, prepare
 from effnet_jax.training.state import TrainState
 
 AGAIN = "Run the same command again to resume"

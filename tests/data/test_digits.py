@@ -65,3 +65,21 @@ def test_splits_are_made_of_different_digits():
 def test_a_wrong_name_lists_the_right_ones():
     with pytest.raises(UserError, match=r"unknown config\.data\.name 'clutered_digits'"):
         sources.digits_source("clutered_digits", None, "train")
+
+
+def test_pairs_are_read_from_left_to_right_in_100_classes(monkeypatch):
+    monkeypatch.setattr(module, "NOISE", 0.0)
+    digits = np.zeros((2, 8, 8), np.float32)
+    digits[0], digits[1, :, 3:5] = 255, 255  # A square, and a bar.
+    for index in range(10):
+        image, label = module.draw_pair(index, digits, np.array([4, 1]), seed=0)
+        # Nothing of a digit crosses the middle: each half has 14 to 28 rows of one.
+        for half, name in zip(np.split(image, 2, 1), divmod(label, 10), strict=True):
+            rows, columns = np.nonzero(half > 255 * module.PART_CONTRAST[1] * 1.35)
+            assert 13 <= np.ptp(rows) + 1 <= 29
+            assert (np.ptp(columns) > 11) == (name == 4)
+    config = digits_config.get_config().data
+    config.name = "digit_pairs"
+    source = sources.open_source(config, "test[:50]")
+    assert len(source) == 50 and source.classes[7] == "07" and len(source.classes) == 100
+    assert np.asarray(Image.open(io.BytesIO(source[0]["image"]))).shape == (64, 64)

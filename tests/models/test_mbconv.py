@@ -89,3 +89,17 @@ def test_a_model_s_padding_is_every_layer_s(name, padding):
 def test_padding_by_another_name_is_refused():
     with pytest.raises(ValueError, match=r"config\.model\.padding 'SAME'; did you mean"):
         models.build(config_for("b0", padding="SAME"))
+
+
+@pytest.mark.parametrize("model", ["b0", "v2-b0", "mobilenet_v2"])
+def test_zero_residual_makes_every_block_with_a_skip_an_identity(model):
+    network = models.build(config_for(model, zero_residual=True))
+    key = jax.random.key(0)
+    shapes = functools.partial(init_variables, network, network.architecture.resolution)
+    params = jax.jit(shapes)(key)["params"]
+    for block in (block for blocks in network.architecture.stages for block in blocks):
+        stage, name = block.name.split("/")
+        if "project_norm" in params[stage][name]:
+            single = isinstance(block, FusedMBConv) and block.expanded == block.inputs
+            scale = params[stage][name]["project_norm"]["scale"]
+            assert (scale == (0 if block.has_skip and not single else 1)).all(), block.name

@@ -14,7 +14,7 @@ from effnet_jax.run import writers
 from effnet_jax.run.processes import ALONE
 from effnet_jax.training import supervisor
 from effnet_jax.training.early_stopping import Patience
-from effnet_jax.training.setup import Run
+from effnet_jax.training.evaluations import Evaluations
 
 EVERY = 4  # Steps between two evaluations.
 # By evaluation. The best is the second: an equal score is no rise.
@@ -33,7 +33,7 @@ def config(tiny, one_device, monkeypatch):
         kinds = {"top1": SCORES.get(int(state.step), 0.0), "top5": 1.0, "count": 360}
         return {f"{name}/ema/{key}": value for name in names for key, value in kinds.items()}
 
-    monkeypatch.setattr(Run, "evaluate", evaluate)
+    monkeypatch.setattr(Evaluations, "evaluate", evaluate)
     tiny.epochs, tiny.eval_epochs, tiny.early_stopping.patience = 1.0, 0.2, 2
     tiny.evaluations.val.weights = ("ema",)
     tiny.evaluations.few = config_lib.evaluation(("ema",), 0.5, eval_split="test[:50]")

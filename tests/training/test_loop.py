@@ -404,7 +404,10 @@ def test_a_run_goes_on_with_its_own_classes_and_records_alone(tmp_path):
         return setup.prepare(config, workdir, ALONE, Clock())
 
     run = prepare()
-    assert {name: len(source) for name, source in run.sources.items()} == {"val": 3, "other": 12}
+    assert {name: len(source) for name, source in run.evaluations.sources.items()} == {
+        "val": 3,
+        "other": 12,
+    }
     run.write_files(0)
     del config.evaluations.other
     assert json.loads((workdir / "runs.jsonl").read_text())["records"] == 9
