@@ -167,6 +167,7 @@ class Logistic:
         self._targets[np.arange(len(labels)), labels] = 1
         columns = 1 if classes == 2 else classes
         self._weights = np.zeros((self._x.shape[1] + 1, columns))  # The bias is last.
+        self.converged = False
 
     def _standardise(self, features: np.ndarray) -> np.ndarray:
         return ((features - self._mean) * self._scale).astype(np.float32)
@@ -195,6 +196,7 @@ class Logistic:
         start, form = self._weights.ravel(), {"jac": True, "method": "L-BFGS-B"}
         found = scipy.optimize.minimize(self.loss, start, (l2,), options=options, **form)
         self._weights = found.x.reshape(self._weights.shape)
+        self.converged = found.nit < ITERATIONS
         return float(found.fun)
 
     def log_probabilities(self, features: np.ndarray) -> np.ndarray:
@@ -245,12 +247,14 @@ def fit_logistic(
     test: Features,
     metric: str = "top1",
     track: Callable[[Sequence[float]], Iterable[float]] = lambda values: values,
-) -> tuple[Score, bool]:
+) -> tuple[Score, list[str]]:
     """Logistic regression, fitted to `train` and tested on `test`, which has the same classes.
 
     The l2 of L2 with the best `metric`, or of equal ones the least loss, on HELD_OUT of each class
-    of `train` is chosen, then the regression is fitted to all of it. Also returns whether that l2
-    is the first or the last. Raises UserError where `train` has fewer than two classes.
+    of `train` is chosen, then the regression is fitted to all of it. Also returns what people
+    should know: that this l2 ends the range, or that its fit didn't converge.
+
+    Raises UserError where `train` has fewer than two classes, or one image of each.
     """
     present, labels = np.unique(train.labels, return_inverse=True)
     if len(present) < 2:
@@ -270,15 +274,14 @@ def fit_logistic(
     l2 = max(found)[2]
     model = Logistic(train.features, labels, len(present))
     model.fit(l2)
+    notes = [f"l2={l2:.3g} is at the end of the range"] if l2 in (L2[0], L2[-1]) else []
+    notes += [] if model.converged else [f"not converged in {ITERATIONS} iterations"]
     log_p = model.log_probabilities(test.features)
     at = np.searchsorted(present, test.labels).clip(max=len(present) - 1)
     known = present[at] == test.labels  # A class without training images is never predicted.
     loss = -float(log_p[np.arange(len(at)), at].mean()) if known.all() else None
     predicted = present[log_p.argmax(1)]
-    return score(test.labels, predicted, "logistic", f"l2={l2:.3g}", loss=loss), l2 in (
-        L2[0],
-        L2[-1],
-    )
+    return score(test.labels, predicted, "logistic", f"l2={l2:.3g}", loss=loss), notes
 
 
 def nearest_neighbours(train: Features, test: Features) -> Iterator[Score]:
@@ -290,7 +293,9 @@ def nearest_neighbours(train: Features, test: Features) -> Iterator[Score]:
     predicted = {k: [] for k in ks}
     for first in range(0, len(test.labels), 256):
         similarity = _unit(test.features[first : first + 256]) @ reference.T
-        nearest = np.argsort(-similarity, axis=1, kind="stable")[:, : ks[-1]]
+        nearest = np.sort(np.argpartition(-similarity, ks[-1] - 1)[:, : ks[-1]])
+        order = np.argsort(-np.take_along_axis(similarity, nearest, 1), kind="stable")
+        nearest = np.take_along_axis(nearest, order, 1)
         votes = np.zeros((len(nearest), len(train.classes)))
         for place in range(ks[-1]):
             # Earlier votes are worth a little more: all together less than a whole one.

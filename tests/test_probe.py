@@ -50,7 +50,7 @@ def test_the_loss_is_scikit_learn_s(classes):
 
 def test_the_l2_is_chosen_on_held_out_data_and_the_score_is_of_a_fit_to_all_of_it():
     train, test = make(3, 200), make(3, 300, seed=1)
-    found, at_limit = probe.fit_logistic(train, test)
+    found, notes = probe.fit_logistic(train, test)
     out = probe.held_out(train.labels, 0.2)
     losses, model = {}, probe.Logistic(train.features[~out], train.labels[~out], 3)
     for l2 in probe.L2:
@@ -59,7 +59,7 @@ def test_the_l2_is_chosen_on_held_out_data_and_the_score_is_of_a_fit_to_all_of_i
         right = (log_p.argmax(1) == train.labels[out]).mean()
         losses[l2] = right, -log_p[np.arange(out.sum()), train.labels[out]].mean()
     best = min(losses, key=lambda l2: (-losses[l2][0], losses[l2][1]))
-    assert found.setting == f"l2={best:.3g}" and not at_limit
+    assert found.setting == f"l2={best:.3g}" and not notes
     scale = train.features.std(0)
     scaled = [(each.features - train.features.mean(0))[:, 1:] / scale[1:] for each in (train, test)]
     peer = LogisticRegression(C=1 / (200 * best), tol=1e-9, max_iter=2000)
@@ -68,6 +68,13 @@ def test_the_l2_is_chosen_on_held_out_data_and_the_score_is_of_a_fit_to_all_of_i
     expected = balanced_accuracy_score(test.labels, predicted)
     assert found.mean_per_class == pytest.approx(expected, abs=1e-9)
     assert 0.6 < found.top1 < 1 and found.count == 300
+
+
+def test_a_fit_cut_short_and_an_l2_at_the_end_are_reported(monkeypatch):
+    monkeypatch.setattr(probe, "ITERATIONS", 1)
+    monkeypatch.setattr(probe, "L2", (1e-4,))
+    _, notes = probe.fit_logistic(make(3, 60), make(3, 60, seed=1))
+    assert notes == ["l2=0.0001 is at the end of the range", "not converged in 1 iterations"]
 
 
 def test_45_values_of_l2_as_in_the_paper():

@@ -85,11 +85,11 @@ def main(args: argparse.Namespace) -> None:
     if both := len({*train.files} & {*test.files}):
         say(f"warning: {both:,} of the {len(test.labels):,} test images are training images too")
     start = time.perf_counter()
-    found, at_limit = probe.fit_logistic(
+    found, notes = probe.fit_logistic(
         train, test, args.metric, lambda values: track(values, len(values), "logistic regression")
     )
-    if at_limit:
-        say(f"warning: {found.setting} is at the end of the range; features may not fit the data")
+    for note in notes:
+        say(f"warning: logistic regression: {note}")
     say(f"logistic regression in {time.perf_counter() - start:.1f} s")
     scores = [found, *probe.nearest_neighbours(train, test)]
     print(f"{train.weights} {train.layer}: {train.data} -> {test.data}")
