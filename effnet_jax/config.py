@@ -45,7 +45,8 @@ PROGRESSIVE = {
     "cutmix_alpha": "augment.cutmix_alpha",
     "dropout": "model.dropout",
 }
-BEST = ("top1", "top5")  # Metrics that can choose the best checkpoint: higher is better.
+# Metrics that can choose the best checkpoint: higher is better.
+BEST = ("top1", "top5", "mean_per_class")
 FILE = "config.json"  # In a workdir.
 
 
@@ -318,8 +319,12 @@ SCHEMA = {
         "save_steps": Number(None, 1, kind=int),
         "keep_newest": Number(2, 1),
         "keep_best": Number(1),
-        "best_metric": "val/ema/top1",  # EVALUATION/WEIGHTS/METRIC, of top1 and top5.
+        "best_metric": "val/ema/top1",  # EVALUATION/WEIGHTS/METRIC, of top1, top5, mean_per_class.
         "resume": Choice(("auto", "never")),  # auto: go on from the workdir; never: must be empty.
+    },
+    "early_stopping": {
+        # The run ends once `checkpoint.best_metric` has not risen in so many evaluations; 0: never.
+        "patience": Number(0),
     },
     "nonfinite": {  # A loss, gradient or weight that is NaN or infinite.
         # stop; or rollback: to the last checkpoint, and on without the data of the steps since.
@@ -587,7 +592,12 @@ def _check_evaluations(config: ConfigDict) -> None:
         for weights in entry.weights
         for metric in BEST
     ]
-    if names and config.checkpoint.keep_best:
+    patience = config.early_stopping.patience
+    if patience and not names:
+        raise UserError(
+            f"config.early_stopping.patience={patience} needs one of config.evaluations"
+        )
+    if names and (config.checkpoint.keep_best or patience):
         check_choice("config.checkpoint.best_metric", config.checkpoint.best_metric, names)
 
 

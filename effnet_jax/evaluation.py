@@ -1,6 +1,9 @@
 """The one evaluation, for the training loop and for eval.py: exact over every record."""
 
 import collections
+import os
+import pathlib
+import zipfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,29 +18,54 @@ from effnet_jax.data import pipeline, sources
 from effnet_jax.data.preprocess import normalize
 from effnet_jax.data.sources import Source
 from effnet_jax.errors import Interrupted, UserError
-from effnet_jax.metrics import choose_classes, metric_sums
+from effnet_jax.metrics import (
+    Outcomes,
+    add_outcomes,
+    choose_classes,
+    mean_per_class,
+    metric_sums,
+    no_outcomes,
+)
 from effnet_jax.run import environment, writers
 from effnet_jax.run.processes import Alone
 
 PyTree = Any
 Metrics = dict[str, float | int]
+# (name of the data, its records with the network's classes, their outcomes); see `evaluate`.
+Details = Callable[[str, Source, Outcomes | None], None]
 
 
 def make_eval_step(
     model: nn.Module, preprocess: ConfigDict, choices: np.ndarray | None = None
 ) -> Callable[..., dict[str, jax.Array]]:
-    """`(params, batch_stats, batch) -> sums`, as from `metrics.metric_sums`."""
+    """`(params, batch_stats, batch, outcomes, first) -> sums`, as from `metrics.metric_sums`.
 
-    def eval_step(params: PyTree, batch_stats: PyTree, batch: dict[str, jax.Array]):
+    With `outcomes` of what came before the batch's `first` record, sums also has those after it.
+    """
+
+    def eval_step(
+        params: PyTree,
+        batch_stats: PyTree,
+        batch: dict[str, jax.Array],
+        outcomes: Outcomes | None = None,
+        first: jax.Array | int = 0,
+    ):
         images = normalize(batch["image"], preprocess.mean, preprocess.std)
         logits, _ = model.apply({"params": params, "batch_stats": batch_stats}, images, train=False)
-        return metric_sums(logits, batch["label"], batch["mask"], choices)
+        label, mask = batch["label"], batch["mask"]
+        sums = metric_sums(logits, label, mask, choices)
+        if outcomes is not None:
+            sums["outcomes"] = add_outcomes(outcomes, logits, label, mask, first, choices)
+        return sums
 
     return eval_step
 
 
 class Evaluator:
-    """Evaluates weights on one split, any number of times, with one compilation."""
+    """Evaluates weights on one split, any number of times, with one compilation.
+
+    `outcomes` are those of the last evaluation; None where its images have sets of labels.
+    """
 
     def __init__(
         self, model: nn.Module, config: ConfigDict, source: Source, mesh: Mesh, processes: Alone
@@ -45,10 +73,12 @@ class Evaluator:
         shards = parallel.data_shards(mesh)
         parallel.check_batch("eval_batch_size", config.eval_batch_size, shards)
         self._config, self._mesh, self._processes = config, mesh, processes
+        self.outcomes: Outcomes | None = None
         self._resolution = model.architecture.resolution
         choices = choose_classes(config.data.eval_classes, source.classes, config.model.num_classes)
+        self._outputs = config.model.num_classes or len(source.classes)
         step = make_eval_step(model, config.preprocess, choices)
-        self._step = jax.jit(step, out_shardings=parallel.replicated(mesh))
+        self._step = jax.jit(step, out_shardings=parallel.replicated(mesh), donate_argnums=3)
         self.read(source)
 
     def read(self, source: Source) -> None:
@@ -61,19 +91,25 @@ class Evaluator:
     def __call__(
         self, params: PyTree, batch_stats: PyTree, should_stop: Callable[[], bool] = lambda: False
     ) -> Metrics:
-        """Top-1 and top-5 as fractions, mean cross-entropy (no smoothing), and the count.
+        """Top-1, top-5 and the mean of top-1 over classes as fractions, mean cross-entropy (no
+        smoothing), and the count.
 
-        With sets of labels there is no cross-entropy, and images without a label don't count.
+        With sets of labels there are top-1, top-5 and the count of images with a label.
         Raises Interrupted before a batch where `should_stop()` is True.
         """
         # Weights of a sharded state are gathered once, not for every batch.
         weights = jax.device_put((params, batch_stats), parallel.replicated(self._mesh))
-        totals = collections.Counter()
+        totals, outcomes = collections.Counter(), None
         for number, batch in enumerate(self._batches.read_ahead(self._config.data)):
             self._processes.at("evaluation" if number else "compile", number)
             if should_stop():
                 raise Interrupted("the evaluation was stopped")
-            sums = self._step(*weights, parallel.put_batch(batch, self._mesh))
+            if not number and batch["label"].ndim == 1:
+                outcomes = no_outcomes(self._outputs)
+                outcomes = jax.device_put(outcomes, parallel.replicated(self._mesh))
+            first = np.int32(number * self._config.eval_batch_size)
+            sums = self._step(*weights, parallel.put_batch(batch, self._mesh), outcomes, first)
+            outcomes = sums.pop("outcomes", None)
             totals.update({key: float(value) for key, value in jax.device_get(sums).items()})
         images, count = round(totals["images"]), round(totals["count"])
         if images != self._examples:
@@ -81,17 +117,26 @@ class Evaluator:
         if not count:
             raise UserError(f"none of the {images} images has a label")
         means = {key: totals[key] / count for key in ("top1", "top5", "loss") if key in totals}
+        self.outcomes = jax.device_get(outcomes)
+        if outcomes is not None:
+            means["mean_per_class"] = mean_per_class(self.outcomes.counts)
         return {**means, "count": count}
 
 
 def evaluate(
-    weights: Any, config: ConfigDict, data: dict[str, Source], label: str, processes: Alone
+    weights: Any,
+    config: ConfigDict,
+    data: dict[str, Source],
+    label: str,
+    processes: Alone,
+    details: Details | None = None,
 ) -> Iterator[tuple[str, Metrics]]:
     """Evaluates weights on data sets, compiled once; yields the name and the metrics of each.
 
     `weights` are a `weights.Weights`, whose classes have to include those of the data, by name; the
     preprocessing in `config` is theirs. Each of `data` is closed after its evaluation: together
-    they may be too many open files. All processes give the same `label` of the weights.
+    they may be too many open files. All processes give the same `label` of the weights. The first
+    process calls `details` after each evaluation.
     """
     processes.watch(config.processes)
     mesh, split = parallel.data_mesh(), config.data.eval_split
@@ -110,5 +155,26 @@ def evaluate(
     )
     variables = jax.device_put(weights.variables, parallel.replicated(mesh))
     for name in list(data):
-        evaluator.read(data.pop(name))
-        yield name, evaluator(variables["params"], variables["batch_stats"])
+        source = data.pop(name)
+        evaluator.read(source)
+        result = evaluator(variables["params"], variables["batch_stats"])
+        if details is not None and processes.is_first:
+            details(name, source, evaluator.outcomes)
+        del source
+        yield name, result
+
+
+def save_outcomes(path: pathlib.Path, outcomes: Outcomes, step: int) -> None:
+    """Writes outcomes for `read_outcomes`, atomically; raises OSError."""
+    temporary = path.with_name(f"{path.name}.tmp.npz")
+    np.savez_compressed(temporary, step=step, **outcomes._asdict())
+    os.replace(temporary, path)
+
+
+def read_outcomes(path: pathlib.Path) -> tuple[int, Outcomes] | None:
+    """The step and the outcomes in a file; None if there is none, or it can't be read."""
+    try:
+        with np.load(path) as arrays:
+            return int(arrays["step"]), Outcomes(*(arrays[key] for key in Outcomes._fields))
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        return None

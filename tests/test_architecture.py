@@ -20,7 +20,7 @@ FLOORS = (
     ("experiments", "csv_rows"),
     ("flags", "imagenet"),
     ("weights",),
-    ("sweeps", "report", "planner"),
+    ("sweeps", "report", "planner", "probe"),
     ("tools", "__init__", "__main__"),
 )
 FLOOR = {room: number for number, floor in enumerate(FLOORS) for room in floor}

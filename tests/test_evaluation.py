@@ -1,5 +1,6 @@
 """Evaluation: exact by hand, and the same from the loop and from eval.py."""
 
+import csv
 import json
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, TINY
 from flax.traverse_util import flatten_dict
+from sklearn.metrics import balanced_accuracy_score, confusion_matrix
 
 from configs import digits
 from effnet_jax import config as config_lib
@@ -60,6 +62,7 @@ class Numbers:
         return {"image": buffer.getvalue(), "label": int(self._labels[index])}
 
 
+@pytest.mark.filterwarnings("ignore:y_pred contains classes not in y_true")
 @pytest.mark.parametrize("count", [100, 128, 7])
 def test_metrics_equal_those_by_hand_when_the_batch_does_not_divide(tiny, count):
     rng = np.random.default_rng(0)
@@ -75,6 +78,18 @@ def test_metrics_equal_those_by_hand_when_the_batch_does_not_divide(tiny, count)
     top5 = (order[:, :5] == labels[:, None]).any(1).mean()
     assert result["top5"] == pytest.approx(top5, abs=1e-7)
     assert result["loss"] == pytest.approx(-log_p[np.arange(count), labels].mean(), rel=1e-5)
+    predicted = order[:, 0]
+    assert result["mean_per_class"] == pytest.approx(balanced_accuracy_score(labels, predicted))
+    found, wrong = evaluator.outcomes, np.flatnonzero(predicted != labels)
+    matrix = confusion_matrix(labels, predicted, labels=range(8))
+    np.testing.assert_array_equal(found.counts, matrix)
+    confidence = np.exp(log_p[wrong, predicted[wrong]])
+    worst, confidence = wrong[np.argsort(-confidence)][:100], np.sort(confidence)[:-101:-1]
+    np.testing.assert_array_equal(found.record[: len(worst)], worst)
+    np.testing.assert_allclose(found.probability[: len(worst)], confidence, 1e-5)
+    assert (found.probability[len(worst) :] == -1).all()
+    np.testing.assert_array_equal(found.label[: len(worst)], labels[worst])
+    np.testing.assert_array_equal(found.predicted[: len(worst)], predicted[worst])
 
 
 @pytest.fixture(scope="module")
@@ -93,22 +108,29 @@ def trained(tmp_path_factory):
     return workdir, run.evaluations.evaluate(state, ["val"], lambda: False)
 
 
-def test_eval_py_equals_the_evaluation_in_the_loop(trained):
+def test_eval_py_equals_the_evaluation_in_the_loop(trained, tmp_path):
     workdir, results = trained
     process = subprocess.run(  # With the same 8 devices as the loop.
-        [sys.executable, str(ROOT / "eval.py"), f"--workdir={workdir}"],
+        [sys.executable, str(ROOT / "eval.py"), f"--workdir={workdir}", f"--details={tmp_path}"],
         capture_output=True,
         text=True,
         timeout=300,
     )
     assert process.returncode == 0, process.stderr
     printed = json.loads(process.stdout.splitlines()[-1])
-    assert list(printed) == ["top1", "top5", "loss", "count", "step", "weights"]
+    keys = ["top1", "top5", "loss", "mean_per_class", "count"]
+    assert list(printed) == [*keys, "step", "weights"]
     for which, found in (("ema", printed), ("raw", evaluate_run(workdir, which="raw"))):
-        keys = ("top1", "top5", "loss", "count")
         expected = {key: results[f"val/{which}/{key}"] for key in keys}
         assert found == {**expected, "step": 11, "weights": which}
         assert found["count"] == 360
+    with open(tmp_path / "per_class.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["class"] for row in rows] == list("0123456789")
+    assert sum(int(row["count"]) for row in rows) == 360
+    assert sum(int(row["correct"]) for row in rows) == round(360 * printed["top1"])
+    mean = np.mean([float(row["accuracy"]) for row in rows])
+    assert mean == pytest.approx(printed["mean_per_class"], abs=1e-6)
 
 
 def test_an_older_checkpoint_by_its_step(trained):

@@ -5,7 +5,7 @@ import pytest
 
 from configs.evaluation import imagenet_c
 from effnet_jax.imagenet.variants import mean_corruption_error
-from effnet_jax.metrics import metric_sums
+from effnet_jax.metrics import add_outcomes, mean_per_class, metric_sums, no_outcomes
 
 # Best first: image 0: classes 6, 5, 4, 3, 2, 1, 0; image 1: 0, 1, 2, ...; image 2: 3, then 0 ...
 LOGITS = np.array([[0, 1, 2, 3, 4, 5, 6], [6, 5, 4, 3, 2, 1, 0], [5, 4, 3, 9, 2, 1, 0]], np.float32)
@@ -75,6 +75,28 @@ def test_ties_are_hits_among_the_best_five_as_in_tensorflow():
 def test_fewer_classes_than_five():
     found = metric_sums(LOGITS[:, :2], np.array([1, 1, 1], np.int32), np.ones(3, np.float32))
     assert (float(found["top1"]), float(found["top5"])) == (1, 3)
+
+
+def test_outcomes_count_neither_padding_nor_what_may_not_be_predicted():
+    labels, mask = np.array([6, 1, 3], np.int32), np.array([1, 1, 0], np.float32)
+    found = add_outcomes(no_outcomes(7), LOGITS, labels, mask, 40)
+    assert found.counts.sum() == 2 and found.counts[6, 6] == found.counts[1, 0] == 1
+    mistakes = found.record, found.label, found.predicted
+    assert [int(each[0]) for each in mistakes] == [41, 1, 0]
+    assert list(found.probability[:2] > 0) == [True, False]
+    assert mean_per_class(np.asarray(found.counts)) == 0.5  # Of classes 6 and 1; 3 has no image.
+    found = add_outcomes(no_outcomes(7), LOGITS, labels, mask, 0, np.arange(7) < 2)
+    assert found.counts[6, 1] == 1
+
+
+def test_of_very_many_classes_only_right_and_wrong_are_counted():
+    logits = np.zeros((3, 1001), np.float32)
+    logits[:, 1000] = 1
+    labels = np.array([1000, 1000, 7], np.int32)
+    found = add_outcomes(no_outcomes(1001), logits, labels, np.ones(3, np.float32), 0)
+    assert found.counts.shape == (1001, 2)
+    assert list(found.counts[1000]) == [0, 2] and list(found.counts[7]) == [1, 0]
+    assert mean_per_class(np.asarray(found.counts)) == 0.5
 
 
 def test_corruption_error_is_relative_to_the_reference():

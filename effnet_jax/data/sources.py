@@ -23,6 +23,7 @@ from effnet_jax.errors import UserError, check_choice
 from effnet_jax.run import files
 
 MOST_LABELS = 16  # Of one image; ImageNet ReaL has at most 9.
+IMBALANCE = 10  # Times the images of the smallest class that the largest may have unreported.
 Record = dict[str, bytes | int | np.ndarray]
 
 
@@ -45,6 +46,10 @@ class Source:
     def summary(self) -> str:
         """A line for the start of a run: how many images and classes, and what is known of them."""
         return f"{len(self):,} images, {self._list_classes()}"
+
+    def warnings(self) -> list[str]:
+        """Lines about what may harm training on these images."""
+        return []
 
     def _list_classes(self) -> str:
         first = ", ".join(self.classes[:3]) + ", ..." * (len(self.classes) > 3)
@@ -275,8 +280,24 @@ class FolderSource(Source):
     def describe(self, index: int) -> str:
         return self._records[index][0]
 
+    def _counts(self) -> np.ndarray:
+        """Images by class."""
+        return np.bincount([label for _, label in self._records], minlength=len(self.classes))
+
+    def warnings(self) -> list[str]:
+        counts = self._counts()
+        least, most = counts.min(), counts.max()
+        if most <= IMBALANCE * least:
+            return []
+        return [
+            f"warning: class {self.classes[counts.argmax()]!r} has {most:,} images, more than "
+            f"{IMBALANCE} times the {least:,} of {self.classes[counts.argmin()]!r}. Top-1 follows "
+            "the large classes; the metric mean_per_class counts all the same, and can be "
+            "config.checkpoint.best_metric"
+        ]
+
     def summary(self) -> str:
-        counts = np.bincount([label for _, label in self._records], minlength=len(self.classes))
+        counts = self._counts()
         ends = dict.fromkeys((counts.argmin(), counts.argmax()))  # One, where all have as many.
         most = " to ".join(f"{counts[at]:,} ({self.classes[at]})" for at in ends)
         return (

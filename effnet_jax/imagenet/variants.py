@@ -17,10 +17,12 @@ from effnet_jax import csv_rows, experiments, models
 from effnet_jax.data import sources
 from effnet_jax.data.sources import Source
 from effnet_jax.errors import UserError
-from effnet_jax.evaluation import Metrics, evaluate
+from effnet_jax.evaluation import Details, Metrics, evaluate
 from effnet_jax.imagenet import folders
 from effnet_jax.run import writers
 from effnet_jax.run.processes import ALONE, Alone
+
+RESULT = ("top1", "top5", "loss", "mean_per_class", "count", "step", "weights")  # In a row.
 
 
 def evaluation_set(name: str, split: str, images: int | None = None) -> ConfigDict:
@@ -80,18 +82,19 @@ def choose_data(
     return config
 
 
-def _open_source(data: ConfigDict) -> Source:
-    """An evaluation split: as TFDS prepared it, or an evaluation set as its authors ship it."""
+def open_source(data: ConfigDict, split: str | None = None) -> Source:
+    """A split, by default `data.eval_split`, as TFDS prepared it or the set's authors ship it."""
+    split = split or data.eval_split
     prepared = pathlib.Path(data.data_dir or "").expanduser() / data.name
     if data.source != "tfds" or not data.data_dir or any(prepared.glob("*/dataset_info.json")):
-        found = sources.open_source(data, data.eval_split)
+        found = sources.open_source(data, split)
         if data.source == "folder" and not data.eval_classes:
             _name_set(set(found.classes))
         return found
-    if found := folders.open_set(data):
+    if split == data.eval_split and (found := folders.open_set(data)):
         return found
     try:
-        return sources.open_source(data, data.eval_split)
+        return sources.open_source(data, split)
     except UserError as error:
         raise UserError(f"{error}\nor give --data_dir=FOLDER, as the authors ship it") from None
 
@@ -110,7 +113,7 @@ def _open_sources(config: ConfigDict, names: Sequence[str]) -> dict[str, Source]
         data = config.data.copy_and_resolve_references()
         data.name = name
         try:
-            found[name] = _open_source(data)
+            found[name] = open_source(data)
             if config.images and len(found[name]) != config.images:
                 writers.say(f"{name}: {len(found[name]):,} of {config.images:,} images")
         except UserError as error:
@@ -140,7 +143,12 @@ def _count_trained_on(config: ConfigDict, found: dict[str, Source]) -> int:
 
 
 def evaluate_set(
-    weights: Any, config: ConfigDict, label: str, csv: str | None = None, processes: Alone = ALONE
+    weights: Any,
+    config: ConfigDict,
+    label: str,
+    csv: str | None = None,
+    processes: Alone = ALONE,
+    details: Details | None = None,
 ) -> dict[str, Any]:
     """Evaluates weights on a data set, or on a set of corruptions.
 
@@ -149,9 +157,10 @@ def evaluate_set(
       config: from `choose_data`.
       label: of the weights in the result: ema, raw, or their file.
       csv: a file to add a row to, or a row for each corruption and severity.
+      details: as for `evaluation.evaluate`.
 
-    Returns top1, top5, loss (not where images have sets of labels), count, step and weights. For a
-    set of corruptions: mce, top1 and error (both means; the error by corruption), count, step and
+    Returns RESULT (no loss and mean_per_class where images have sets of labels). For a set of
+    corruptions: mce, top1 and error (both means; the error by corruption), count, step and
     weights. Where the run was trained on some of the images, also their number, trained_on.
 
     Raises csv_rows.NotWritten, which has the result, if `csv` lacks a row in the end; UserError
@@ -166,7 +175,7 @@ def evaluate_set(
         csv_rows.check_append(pathlib.Path(csv), _row(config, "", "", weights, {}))
     if config.training_data and (trained_on := _count_trained_on(config, found)):
         run["trained_on"] = trained_on
-    for part, result in evaluate(weights, config, found, label, processes):
+    for part, result in evaluate(weights, config, found, label, processes, details):
         results[part] = result | run
         if parts:
             writers.say(f"{part}: top-1 {result['top1']:.2%}")
@@ -223,6 +232,6 @@ def _row(
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(weights.variables["params"])),
         **{key: training[key] for key in ("batch_size", "epochs", "seed")},
         # The same columns for every data set.
-        **{key: result.get(key) for key in ("top1", "top5", "loss", "count", "step", "weights")},
+        **{key: result.get(key) for key in RESULT},
         **csv_rows.describe_machine(),
     }

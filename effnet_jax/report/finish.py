@@ -10,8 +10,13 @@ from typing import Any
 import rich.box
 import rich.table
 
-from effnet_jax.report import curves
+from effnet_jax import config as config_lib
+from effnet_jax import evaluation
+from effnet_jax.data import sources
+from effnet_jax.errors import UserError
+from effnet_jax.report import curves, details
 from effnet_jax.run import files, writers
+from effnet_jax.training import evaluations
 from effnet_jax.training.clock import CATEGORIES, FILE, REPEATED
 
 
@@ -27,17 +32,41 @@ def show(workdir: str | pathlib.Path, step: int, scores: dict[str, float]) -> No
     minutes = sum(sum(row["seconds"].values()) for row in rows[begun:]) / 60
     writers.console.print(result_table(scores, f"step {step}, {minutes:.1f} min in this run"))
     writers.console.print(time_table(rows))
+    if shown := show_details(workdir, step):
+        writers.say(shown)
     writers.say(f"curves: {path}   all else: {workdir}")
 
 
+def show_details(workdir: pathlib.Path, step: int) -> str:
+    """Writes the details of the evaluation that `best_metric` belongs to; returns a line for it.
+
+    "" where there is none at this step, as with sets of labels, or it can't be written.
+    """
+    saved = evaluation.read_outcomes(workdir / evaluations.OUTCOMES)
+    if saved is None or saved[0] != step:
+        return ""
+    config = config_lib.load(workdir)
+    which = config.checkpoint.best_metric.rpartition("/")[0]
+    data = config_lib.for_evaluation(config, which.partition("/")[0]).data
+    classes = files.read_json(workdir / "classes.json")
+    title = f"{workdir.resolve().name} at step {step}, {which}"
+    try:  # All that counts is saved: data or disks that have gone since end no run.
+        source = sources.open_source(data, sources.eval_split(data, config.data.data_dir))
+        details.write(workdir, title, classes, saved[1], source, data.exif)
+    except (OSError, ValueError, UserError) as error:
+        return f"can't write the details of {which}: {error}"
+    return f"{which} by class: {', '.join(details.FILES)}"
+
+
 def result_table(scores: dict[str, float], title: str) -> rich.table.Table:
-    """Top-1, top-5, loss and count by evaluation and weights."""
-    table = rich.table.Table("evaluation", "top-1", "top-5", "loss", "images", title=title)
+    """Top-1, top-5, mean per class, loss and count by evaluation and weights."""
+    columns = ("evaluation", "top-1", "top-5", "mean per class", "loss", "images")
+    table = rich.table.Table(*columns, title=title)
     for name in dict.fromkeys(key.rpartition("/")[0] for key in scores):
         top1, top5, count = (scores[f"{name}/{key}"] for key in ("top1", "top5", "count"))
-        loss = scores.get(f"{name}/loss")
-        shown = "" if loss is None else f"{loss:.4f}"
-        table.add_row(name, f"{top1:.2%}", f"{top5:.2%}", shown, str(count))
+        loss, mean = (scores.get(f"{name}/{key}") for key in ("loss", "mean_per_class"))
+        shown = "" if mean is None else f"{mean:.2%}", "" if loss is None else f"{loss:.4f}"
+        table.add_row(name, f"{top1:.2%}", f"{top5:.2%}", *shown, str(count))
     return table
 
 

@@ -1,5 +1,8 @@
 """Commands: effnet-jax NAME, or python -m effnet_jax NAME."""
 
+from collections.abc import Iterable
+
+import rich.progress
 import rich.table
 
 from effnet_jax.run.quiet import Console
@@ -11,3 +14,10 @@ def show(table: rich.table.Table) -> None:
     if not console.is_terminal:
         console.width = 1000
     console.print(table, markup=False)
+
+
+def track(items: Iterable, total: int, what: str) -> Iterable:
+    """The items, with a progress bar on stderr if that is a terminal."""
+    console = Console(stderr=True)
+    options = {"console": console, "disable": not console.is_terminal, "transient": True}
+    return rich.progress.track(items, what, total, **options)

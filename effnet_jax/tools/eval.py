@@ -7,7 +7,9 @@ Without --data, a run is evaluated on its own evaluation split. SET is in config
 --data=imagenet_a, --data=imagenet_v2:topimages or --data=configs/evaluation/imagenet_a.py. Crop,
 resizing and normalisation are the weights' own; --model, --origin and --classes are as for convert,
 for a FILE that doesn't state them.
-The last line is a JSON object: top1, top5, loss, count, step, weights; for imagenet_c mce as well.
+The last line is a JSON object: top1, top5, loss, mean_per_class, count, step, weights; for
+imagenet_c mce as well. --details=DIR writes per_class.csv, confusion.csv, confusion.png and
+mistakes.html, for imagenet_c in a folder for each of its parts.
 """
 
 import argparse
@@ -25,6 +27,7 @@ add("--weights", default="ema", help="ema or raw, of a run; or a file, or hf://O
 add("--data", metavar="SET", help="NAME or NAME:ARGUMENT of configs/evaluation, or FILE.py")
 add("--data_dir", metavar="DIR", help="where the data is; or a folder of images")
 add("--csv", metavar="FILE", help="add a row with result, run and machine to this file")
+add("--details", type=pathlib.Path, metavar="DIR", help="write accuracy by class and mistakes here")
 for name in ("model", "origin", "classes"):
     add(f"--{name}", help="of a FILE that doesn't state it")
 
@@ -42,16 +45,36 @@ def main(args: argparse.Namespace) -> None:
         raise UserError("give --data=SET, or --data_dir=FOLDER of images, to evaluate weights on")
     from effnet_jax import config, csv_rows, weights
     from effnet_jax.imagenet import variants
+    from effnet_jax.report import details
+    from effnet_jax.run.writers import say
+
+    if args.details and args.processes.is_first:
+        details.check(args.details)
 
     run, source = config.load(args.workdir) if of_run else None, args.workdir or args.weights
     if args.step is not None:
         source = pathlib.Path(source, "checkpoints", str(args.step))
     found = weights.load(source, *of_file, weights=args.weights if of_run else "ema")
     data = variants.choose_data(found, run, args.data, args.data_dir)
+    failed = []
+
+    def show(name, records, outcomes):
+        folder = args.details / name.rpartition("/")[2] if data.corruptions else args.details
+        if outcomes is None:
+            return say("no details: images have sets of labels")
+        try:
+            title = f"{name}, {source}"
+            details.write(folder, title, found.classes, outcomes, records, data.data.exif)
+        except OSError as error:
+            failed.append(f"can't write to --details={folder}: {error.strerror}")
+
+    options = {"processes": args.processes, "details": show if args.details else None}
     try:
-        result = variants.evaluate_set(found, data, args.weights, args.csv, args.processes)
+        result = variants.evaluate_set(found, data, args.weights, args.csv, **options)
     except csv_rows.NotWritten as error:
         print(json.dumps(error.result), flush=True)
         raise
     if args.processes.is_first:
         print(json.dumps(result))
+    if failed:
+        raise UserError(failed[0])

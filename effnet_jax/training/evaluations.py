@@ -4,23 +4,29 @@ Each is an entry of `config.evaluations`, with its own data, preprocessing, weig
 second data set, or the first one evaluated more often, needs no code.
 """
 
+import contextlib
 import functools
+import pathlib
 from collections.abc import Callable
 
 import flax.linen as nn
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from effnet_jax import config as config_lib
 from effnet_jax import parallel
-from effnet_jax.data import sources
+from effnet_jax.data import pipeline, sources
 from effnet_jax.data.sources import Source
-from effnet_jax.evaluation import Evaluator
+from effnet_jax.errors import UserError
+from effnet_jax.evaluation import Evaluator, save_outcomes
+from effnet_jax.metrics import Outcomes
 from effnet_jax.run.processes import Alone
 from effnet_jax.run.writers import say
 from effnet_jax.training import optimizer as optimizers
 from effnet_jax.training.state import TrainState
 
+OUTCOMES = "outcomes.npz"  # In a workdir: of the last evaluation that best_metric belongs to.
 Scores = dict[str, float | int]  # By NAME/WEIGHTS/METRIC, as in val/ema/top1.
 
 
@@ -31,7 +37,8 @@ class Evaluations:
         self, config: ConfigDict, train: Source, model: nn.Module, mesh: Mesh, processes: Alone
     ):
         self.sources = {name: _open(config, name, train) for name in config.evaluations}
-        self._config = config
+        self._config, self._processes = config, processes
+        self._outcomes: Outcomes | None = None
         examples = optimizers.epoch_examples(config, len(train))
         steps = functools.partial(optimizers.steps, batch_size=config.batch_size, examples=examples)
         self._total = optimizers.duration(config, "epochs", examples)
@@ -60,7 +67,16 @@ class Evaluations:
             for weights in self._config.evaluations[name].weights:
                 result = self._evaluators[name](*state.weights(weights), should_stop=stopped)
                 scores |= {f"{name}/{weights}/{key}": value for key, value in result.items()}
+                if self._config.checkpoint.best_metric.rpartition("/")[0] == f"{name}/{weights}":
+                    self._outcomes = self._evaluators[name].outcomes
         return scores
+
+    def save_outcomes(self, workdir: pathlib.Path, step: int) -> None:
+        """Writes OUTCOMES, if that evaluation has run since it was last written."""
+        outcomes, self._outcomes = self._outcomes, None
+        if self._processes.is_first and outcomes is not None:
+            with contextlib.suppress(OSError):  # The run goes on with a full disk.
+                save_outcomes(workdir / OUTCOMES, outcomes, step)
 
 
 def _open(config: ConfigDict, name: str, train: Source) -> Source:
@@ -73,6 +89,13 @@ def _open(config: ConfigDict, name: str, train: Source) -> Source:
         say(
             f"warning: {count:,} of {len(source):,} images of evaluation {name!r} are trained on, "
             f"with config.data.train_split={config.data.train_split!r}"
+        )
+    best = config.checkpoint.best_metric
+    by_class = best.startswith(f"{name}/") and best.endswith("/mean_per_class")
+    if by_class and np.ndim(pipeline.read(source, 0)["label"]):
+        raise UserError(
+            f"config.checkpoint.best_metric={best!r}: its images have sets of labels, which have "
+            "no accuracy by class; use top1"
         )
     if own:
         return sources.with_classes(source, train.classes, data.eval_split, say)

@@ -13,6 +13,7 @@ from effnet_jax.run.workers import abandonable
 from effnet_jax.run.writers import Writers
 from effnet_jax.training import progressive
 from effnet_jax.training.clock import Meter
+from effnet_jax.training.early_stopping import Patience
 from effnet_jax.training.evaluations import Scores
 from effnet_jax.training.hooks import Hook
 from effnet_jax.training.progressive import Stage
@@ -29,7 +30,7 @@ def train(
     stopped: Callable[[], bool],
     hooks: Sequence[Hook],
 ) -> tuple[TrainState, Scores]:
-    """The loop: from `state` to the last step.
+    """The loop: from `state` to the last step, or until `config.early_stopping` ends it.
 
     Raises Interrupted, while a checkpoint is being saved; and NonFiniteLossError, whose step comes
     after the newest checkpoint.
@@ -42,8 +43,12 @@ def train(
         contextlib.closing(run.batches(start, skipped)) as batches,
         clock.spent("step"),
     ):
-        scores = _scores_at_start(run, state, writers, stopped)
+        patience = Patience(run, start)
+        scores = _scores_at_start(run, state, writers, stopped, patience)
         for step in range(start + 1, total + 1):
+            if patience.ended:
+                writers.text(f"stopped early, after step {step - 1} of {total}: {patience.ended}")
+                break
             train_step = compiled(run.stage(step))
             run.processes.at("step", step)
             with clock.spent("data"):
@@ -60,12 +65,13 @@ def train(
                 _log(run, step, row, writers, checkpoints)
 
             # A signal is also heeded here, before the next stage is compiled, which takes minutes.
-            if not (run.evaluations.due(step) or run.is_saved(step) or stopped()):
+            due = run.evaluations.due(step)
+            if not (due or run.is_saved(step) or stopped()):
                 continue
             meter.check()  # A state that is not finite never becomes a checkpoint.
             scores = {}
             with contextlib.suppress(Interrupted):  # Saved without scores.
-                scores = _evaluate(run, state, writers, stopped)
+                scores = _evaluate(run, state, due, writers, stopped, patience)
             run.processes.at("save", step)
             with clock.spent("checkpoint"):
                 checkpoints.save(step, state, scores or None)
@@ -91,11 +97,16 @@ def compile_step(run: Run, stage: Stage) -> jax.stages.Compiled:
 
 
 def _scores_at_start(
-    run: Run, state: TrainState, writers: Writers, stopped: Callable[[], bool]
+    run: Run,
+    state: TrainState,
+    writers: Writers,
+    stopped: Callable[[], bool],
+    patience: Patience,
 ) -> Scores:
     """The evaluations due at the step resumed from: a signal may have come before them."""
     start, seconds = int(state.step), run.config.processes.start_seconds
-    if not (due := run.evaluations.due(start)):
+    every = list(run.evaluations.sources)
+    if not (due := every if patience.ended else run.evaluations.due(start)):
         return {}
     known = run.processes.as_first(
         "evaluation", lambda: writers_lib.read_scores(run.workdir, start), seconds
@@ -103,15 +114,28 @@ def _scores_at_start(
     if {key.partition("/")[0] for key in known} >= set(due):
         return known
     try:
-        return _evaluate(run, state, writers, stopped)
+        return _evaluate(run, state, due, writers, stopped, patience)
     except Interrupted:
         raise Interrupted(f"in the evaluation after step {start}, which is saved") from None
 
 
-def _evaluate(run: Run, state: TrainState, writers: Writers, stopped: Callable[[], bool]) -> Scores:
+def _evaluate(
+    run: Run,
+    state: TrainState,
+    due: list[str],
+    writers: Writers,
+    stopped: Callable[[], bool],
+    patience: Patience,
+) -> Scores:
+    """The evaluations that are due, or all where they end the run."""
     step = int(state.step)
     with run.clock.spent("evaluation"):
-        scores = run.evaluations.evaluate(state, run.evaluations.due(step), stopped)
+        scores = run.evaluations.evaluate(state, due, stopped)
+        patience.note(step, scores)
+        if patience.ended:
+            others = [name for name in run.evaluations.sources if name not in due]
+            scores |= run.evaluations.evaluate(state, others, stopped)
+        run.evaluations.save_outcomes(run.workdir, step)
         if scores:
             writers.scalars(step, {"epoch": run.epoch(step), **scores})
     return scores

@@ -119,6 +119,7 @@ class Run:
             f"{self.model.architecture.resolution} px, {len(self.source):,} images, "
             f"{self.mesh.size} {jax.devices()[0].device_kind} device(s)",
             f"training data: {self.source.summary()}",
+            *self.source.warnings(),
             *(
                 f"evaluation {name!r}: {each.summary()}"
                 for name, each in self.evaluations.sources.items()

@@ -160,6 +160,15 @@ def test_images_of_every_kind_are_read_and_what_is_left_out_is_counted(tmp_path)
         assert f"1 {ending}" in endings
 
 
+def test_a_class_with_over_ten_times_the_images_of_another_is_reported(tmp_path):
+    root = make_folder(tmp_path, {"train/cat": 2, "train/dog": 20, "val/cat": 1, "val/dog": 1})
+    assert sources.open_source(config_for(root), "train").warnings() == []
+    (root / "train" / "dog" / "another.jpg").write_bytes(b"")
+    (warning,) = sources.open_source(config_for(root), "train").warnings()
+    assert "class 'dog' has 21 images, more than 10 times the 2 of 'cat'" in warning
+    assert "mean_per_class" in warning
+
+
 def test_a_link_back_is_refused(tmp_path):
     """Its images would count forty times."""
     root = make_folder(tmp_path, {"cat": 2, "dog": 2})

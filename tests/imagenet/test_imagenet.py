@@ -10,7 +10,7 @@ from configs import imagenet
 from effnet_jax.data import sources
 from effnet_jax.errors import UserError
 from effnet_jax.imagenet import prepare, shards
-from effnet_jax.training import setup, supervisor
+from effnet_jax.training import evaluations, supervisor
 from tests.evaluating import evaluate_run
 from tests.imagenet import miniature
 
@@ -80,7 +80,7 @@ def test_images_that_are_trained_on_are_reported(train, evaluation, shared, data
     config = tiny_imagenet(data_dir)
     config.data.train_split, config.data.eval_split = train, evaluation
     source = sources.open_source(config.data, train)
-    found = setup._evaluation_source(config, "val", source)
+    found = evaluations._open(config, "val", source)
     assert sources.count_trained_on(found, config.data, config.data) == shared
     warning = f"warning: {shared} of {len(found)} images of evaluation 'val' are trained on"
     assert (warning in capsys.readouterr().err) == bool(shared)

@@ -22,7 +22,7 @@ from effnet_jax.data import sources
 from effnet_jax.data.preprocess import normalize
 from effnet_jax.errors import UserError
 from effnet_jax.imagenet import variants
-from effnet_jax.imagenet.variants import _open_source, choose_data, load_evaluation_set
+from effnet_jax.imagenet.variants import choose_data, load_evaluation_set, open_source
 from effnet_jax.imagenet.variants import evaluate_set as evaluate
 from effnet_jax.metrics import choose_classes
 from effnet_jax.run import files
@@ -151,7 +151,7 @@ def test_a_set_is_the_same_from_tfds_and_from_its_authors_folders(run, tmp_path,
         (folder / wnid).mkdir(exist_ok=True)
         Image.fromarray(images[0]).save(folder / wnid / "more.png")
     config = choose_data(weights.load(workdir), None, None, str(folder))
-    assert len(_open_source(config.data)) == 220
+    assert len(open_source(config.data)) == 220
     assert "classes of imagenet_a; --data=imagenet_a chooses among" in capsys.readouterr().err
 
 
@@ -176,6 +176,9 @@ def test_a_file_of_weights_is_evaluated_as_its_run_is(run, released, tmp_path):
     assert result.pop("loss") == pytest.approx(loss, rel=1e-4)
     top5 = (np.argsort(-logits, 1)[:, :5] == np.array(labels)[:, None]).any(1).mean()
     assert result.pop("top5") == pytest.approx(top5)
+    right = np.array(labels) == logits.argmax(1)
+    by_class = [right[np.array(labels) == label].mean() for label in set(labels)]
+    assert result.pop("mean_per_class") == pytest.approx(np.mean(by_class))
     assert result == {"top1": 0.95, "count": COUNT, "step": None, "weights": released}
     with open(table, newline="") as file:
         (row,) = csv.DictReader(file)

@@ -49,6 +49,7 @@ def test_the_table_has_the_share_of_each_part_without_the_time_between_two_start
 def test_results_go_by_evaluation_and_weights():
     scores = {f"val/{w}/{k}": v for w, k, v in (("raw", "top1", 0.5), ("raw", "top5", 0.75))}
     scores |= {"val/raw/count": 360, "real/ema/top1": 0.625, "real/ema/top5": 1.0}
+    scores |= {"val/raw/mean_per_class": 0.475}
     scores |= {"val/raw/loss": 1.25, "real/ema/count": 40}
     console = Console(width=100)
     with console.capture() as captured:
@@ -56,6 +57,6 @@ def test_results_go_by_evaluation_and_weights():
     rows = [line for line in captured.get().splitlines() if "%" in line]
     cells = [[cell.strip() for cell in row.strip("│ ").split("│")] for row in rows]
     assert cells == [
-        ["val/raw", "50.00%", "75.00%", "1.2500", "360"],
-        ["real/ema", "62.50%", "100.00%", "", "40"],
+        ["val/raw", "50.00%", "75.00%", "47.50%", "1.2500", "360"],
+        ["real/ema", "62.50%", "100.00%", "", "", "40"],
     ]

@@ -23,6 +23,7 @@ from effnet_jax import cli
 from effnet_jax import config as config_lib
 from effnet_jax.checkpoint import FOLDER, Checkpoints
 from effnet_jax.errors import Interrupted, NonFiniteLossError, UserError
+from effnet_jax.report import details
 from effnet_jax.run import files, writers
 from effnet_jax.run.processes import ALONE
 from effnet_jax.tools import train as train_tool
@@ -109,8 +110,15 @@ def test_a_run_leaves_everything_it_should(uninterrupted):
     assert train[-1]["train_loss"] < train[0]["train_loss"]
     evaluations = [row for row in rows if "val/ema/top1" in row]
     assert [row["step"] for row in evaluations] == [22, 44]
-    metrics = {f"val/{w}/{m}" for w in ("raw", "ema") for m in ("top1", "top5", "loss", "count")}
+    kinds = ("top1", "top5", "loss", "mean_per_class", "count")
+    metrics = {f"val/{w}/{m}" for w in ("raw", "ema") for m in kinds}
     assert metrics <= evaluations[-1].keys()
+    page = (workdir / "mistakes.html").read_text()  # Of the last evaluation, averaged weights.
+    wrong = round(360 * (1 - evaluations[-1]["val/ema/top1"]))
+    assert f"<p>{wrong} mistakes" in page and page.count("data:image/jpeg") == min(wrong, 100)
+    assert "run at step 44, val/ema" in page
+    assert all((workdir / name).stat().st_size for name in details.FILES)
+    assert "val/ema by class: per_class.csv" in output
     run = json.loads((workdir / "runs.jsonl").read_text())
     assert run["versions"]["jax"] == jax.__version__
     assert run["device"] == "cpu"

@@ -1,5 +1,7 @@
 """The step: loss by hand, equal on 1 and 8 devices, learning something."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +12,7 @@ from effnet_jax import config as config_lib
 from effnet_jax import parallel
 from effnet_jax.data import pipeline, sources
 from effnet_jax.evaluation import make_eval_step
-from effnet_jax.metrics import cross_entropy, smooth_targets
+from effnet_jax.metrics import cross_entropy, no_outcomes, smooth_targets
 from effnet_jax.training.state import abstract_state, fresh_state
 from effnet_jax.training.step import lower_train_step, make_train_step, random_key
 
@@ -121,4 +123,6 @@ def test_the_whole_step_promotes_nothing_silently(optimizer, schedule):
         lower_train_step(model, shapes, config, 100, mesh)
         batch = parallel.abstract_batch(4, 8, mesh)
         sums = jax.eval_shape(evaluate, *shapes.weights("ema"), batch)
+        evaluate_more = functools.partial(evaluate, outcomes=no_outcomes(3))
+        jax.eval_shape(evaluate_more, *shapes.weights("ema"), batch, first=np.int32(4))
     assert {leaf.dtype for leaf in jax.tree.leaves(sums)} == {jnp.dtype("float32")}
