@@ -1,11 +1,14 @@
 """Miniatures of the paper's data sets for transfer learning: their authors' layouts, and TFDS's."""
 
+import io
 import pathlib
 
 import numpy as np
 import scipy.io
 import tensorflow_datasets as tfds
 from PIL import Image
+
+from tests.tfds_sets import write_features
 
 COUNT = 4  # Images of each class in each list.
 CLASSES = {
@@ -72,26 +75,14 @@ def write_cars(root: pathlib.Path) -> pathlib.Path:
 WRITERS = {"fgvc_aircraft": write_aircraft, "birdsnap": write_birdsnap, "cars196": write_cars}
 
 
-def write_tfds(data_dir: pathlib.Path, name: str, splits: dict[str, int], classes: int) -> None:
-    """A data set with the splits and the number of classes of one in TFDS, and made-up images."""
-    set_name = name
-
-    class Set(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-        name = set_name
-        VERSION = tfds.core.Version("1.0.0")
-
-        def _info(self):
-            features = {"image": tfds.features.Image(encoding_format="png")}
-            features["label"] = tfds.features.ClassLabel(num_classes=classes)
-            features = tfds.features.FeaturesDict(features)
-            return tfds.core.DatasetInfo(builder=self, features=features)
-
-        def _split_generators(self, dl_manager):
-            return {split: self._examples(count) for split, count in splits.items()}
-
-        def _examples(self, count):
-            for number in range(count):
-                image = np.full((32, 32, 3), number % 256, np.uint8)
-                yield number, {"image": image, "label": number % classes}
-
-    Set(data_dir=data_dir, file_format="array_record").download_and_prepare()
+def write_tfds(data_dir: pathlib.Path, name: str, splits: tuple[str, ...], classes: int) -> None:
+    """A data set with the splits and the number of classes of one in TFDS; 20 made-up images."""
+    features = {
+        "image": tfds.features.Image(encoding_format="png"),
+        "label": tfds.features.ClassLabel(num_classes=classes),
+    }
+    buffer = io.BytesIO()
+    Image.new("RGB", (32, 32), (200, 90, 160)).save(buffer, "PNG")
+    labels = [number % classes for number in range(20)]
+    records = [{"image": buffer.getvalue(), "label": label} for label in labels]
+    write_features(data_dir, name, features, records, splits)
