@@ -80,7 +80,7 @@ def choose_data(
     return config
 
 
-def _open_source(data: ConfigDict) -> Source:
+def open_source(data: ConfigDict) -> Source:
     """An evaluation split: as TFDS prepared it, or an evaluation set as its authors ship it."""
     prepared = pathlib.Path(data.data_dir or "").expanduser() / data.name
     if data.source != "tfds" or not data.data_dir or any(prepared.glob("*/dataset_info.json")):
@@ -110,7 +110,7 @@ def _open_sources(config: ConfigDict, names: Sequence[str]) -> dict[str, Source]
         data = config.data.copy_and_resolve_references()
         data.name = name
         try:
-            found[name] = _open_source(data)
+            found[name] = open_source(data)
             if config.images and len(found[name]) != config.images:
                 writers.say(f"{name}: {len(found[name]):,} of {config.images:,} images")
         except UserError as error:

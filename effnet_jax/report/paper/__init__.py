@@ -3,9 +3,10 @@
 import csv
 import pathlib
 import re
-from collections.abc import Container
+from collections.abc import Container, Sequence
 
 from effnet_jax import models, scaling
+from effnet_jax.models.efficientnet import VARIANTS
 
 FOLDER = pathlib.Path(__file__).parent
 
@@ -26,6 +27,27 @@ def published() -> dict[str, dict[str, str]]:
     table2 = (row for row in read("table2") if row["model"].startswith("EfficientNet"))
     found = {row["model"][-2:].lower(): row for row in table2}
     return found | {row["model"]: row for row in read("families")}
+
+
+def released(names: Sequence[str], data: str, resolution: int | None = None) -> dict[str, str]:
+    """What was published of released weights called one of `names`; nothing where that isn't known.
+
+    Args:
+      names: of the weights, as in released.csv; the first that is there counts.
+      data: the name of a set in configs/evaluation.
+      resolution: of the images; the row for another one doesn't count. None: any row.
+    """
+    rows = [row for row in read("released") if row["set"] == data and row["name"] in names]
+    if resolution is not None:
+        rows = [row for row in rows if row["resolution"] in ("", str(resolution))]
+    return min(rows, key=lambda row: names.index(row["name"]), default={})
+
+
+def label(base: str, width: float, depth: float, resolution: int) -> str:
+    """The name of a network, as "b0"; its coefficients where it has none."""
+    scale = round(width, 6), round(depth, 6)
+    named = (name for name, v in VARIANTS.items() if (v.base, v.width, v.depth) == (base, *scale))
+    return next(named, f"{base},w={width:g},d={depth:g},r={resolution}")
 
 
 def differences(names: Container[str]) -> list[str]:
