@@ -17,9 +17,11 @@ def read(name: str) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def transfer() -> dict[str, str]:
-    """Table 5's data sets: the paper's names, and TFDS's."""
-    return {row["dataset"]: row["name"] for row in read("transfer")}
+def transfer() -> dict[str, dict[str, str]]:
+    """Table 5's data sets by the paper's names: name and split of the test images, classes,
+    metric, and the argument of configs/transfer.py.
+    """
+    return {row["dataset"]: row for row in read("transfer")}
 
 
 def published() -> dict[str, dict[str, str]]:
@@ -48,6 +50,18 @@ def label(base: str, width: float, depth: float, resolution: int) -> str:
     scale = round(width, 6), round(depth, 6)
     named = (name for name, v in VARIANTS.items() if (v.base, v.width, v.depth) == (base, *scale))
     return next(named, f"{base},w={width:g},d={depth:g},r={resolution}")
+
+
+def identify(
+    width: float, depth: float, resolution: int, parameters: int, classes: int
+) -> tuple[str, scaling.Cost] | None:
+    """The name of a network's base, and its cost, by its parameters; None for unknown ones."""
+    coefficients = scaling.Coefficients(width, depth, resolution)
+    for base in dict.fromkeys(variant.base for variant in VARIANTS.values()):
+        layers = models.base(base).architecture(coefficients, classes).layers()
+        if (cost := scaling.cost(layers)).parameters == parameters:
+            return base, cost
+    return None
 
 
 def differences(names: Container[str]) -> list[str]:
