@@ -85,19 +85,13 @@ class Evaluator:
 
 
 def evaluate(
-    weights: Any,
-    config: ConfigDict,
-    data: dict[str, Source],
-    label: str,
-    processes: Alone,
-    should_stop: Callable[[], bool] = lambda: False,
+    weights: Any, config: ConfigDict, data: dict[str, Source], label: str, processes: Alone
 ) -> Iterator[tuple[str, Metrics]]:
     """Evaluates weights on data sets, compiled once; yields the name and the metrics of each.
 
     `weights` are a `weights.Weights`, whose classes have to include those of the data, by name; the
     preprocessing in `config` is theirs. Each of `data` is closed after its evaluation: together
-    they may be too many open files. All processes give the same `label` of the weights. Raises
-    Interrupted before a batch where `should_stop()` is True.
+    they may be too many open files. All processes give the same `label` of the weights.
     """
     processes.watch(config.processes)
     mesh, split = parallel.data_mesh(), config.data.eval_split
@@ -117,4 +111,4 @@ def evaluate(
     variables = jax.device_put(weights.variables, parallel.replicated(mesh))
     for name in list(data):
         evaluator.read(data.pop(name))
-        yield name, evaluator(variables["params"], variables["batch_stats"], should_stop)
+        yield name, evaluator(variables["params"], variables["batch_stats"])

@@ -80,18 +80,19 @@ def choose_data(
     return config
 
 
-def open_source(data: ConfigDict) -> Source:
-    """An evaluation split: as TFDS prepared it, or an evaluation set as its authors ship it."""
+def open_source(data: ConfigDict, split: str | None = None) -> Source:
+    """A split, by default `data.eval_split`, as TFDS prepared it or the set's authors ship it."""
+    split = split or data.eval_split
     prepared = pathlib.Path(data.data_dir or "").expanduser() / data.name
     if data.source != "tfds" or not data.data_dir or any(prepared.glob("*/dataset_info.json")):
-        found = sources.open_source(data, data.eval_split)
+        found = sources.open_source(data, split)
         if data.source == "folder" and not data.eval_classes:
             _name_set(set(found.classes))
         return found
-    if found := folders.open_set(data):
+    if split == data.eval_split and (found := folders.open_set(data)):
         return found
     try:
-        return sources.open_source(data, data.eval_split)
+        return sources.open_source(data, split)
     except UserError as error:
         raise UserError(f"{error}\nor give --data_dir=FOLDER, as the authors ship it") from None
 

@@ -45,7 +45,7 @@ def evaluate(path: pathlib.Path, source: Any, args: argparse.Namespace) -> dict[
     from effnet_jax import evaluation, models
     from effnet_jax.imagenet import variants
     from effnet_jax.report import paper
-    from effnet_jax.run.processes import ALONE
+    from effnet_jax.run import processes
     from effnet_jax.weights import folder
 
     names = folder.names(path)
@@ -55,17 +55,16 @@ def evaluate(path: pathlib.Path, source: Any, args: argparse.Namespace) -> dict[
     found = folder.load_named(path, args.classes, **options)
     config = variants.choose_data(found, None, args.data, args.data_dir)
     console = rich.console.Console(stderr=True)
-    with rich.progress.Progress(
-        console=console, transient=True, disable=not console.is_terminal
-    ) as bar:
+    hidden = not console.is_terminal
+    with rich.progress.Progress(console=console, transient=True, disable=hidden) as bar:
         task = bar.add_task(path.name, total=len(source))
 
-        def advance() -> bool:
-            bar.advance(task, config.eval_batch_size)
-            return False
+        class Shown(processes.Alone):
+            def at(self, phase: str, step: int = 0) -> None:
+                bar.update(task, completed=step * config.eval_batch_size)
 
         data = {args.data: source}
-        ((_, result),) = evaluation.evaluate(found, config, data, path.name, ALONE, advance)
+        ((_, result),) = evaluation.evaluate(found, config, data, path.name, Shown())
     scale = models.coefficients(found.config)
     known = paper.released(names, args.data, scale.resolution)
     printed = {key: float(known[key]) if known.get(key) else None for key in ("top1", "top5")}
