@@ -95,6 +95,9 @@ def rows(
     chosen.data.data_dir = args.data_dir or chosen.data.data_dir
     chosen.data.eval_split = sources.eval_split(chosen.data, None)
     source, machine = variants.open_source(chosen.data), csv_rows.describe_machine()
+    if chosen.images and len(source) != chosen.images:
+        count = f"{len(source):,} of the {chosen.images:,} images"
+        print(f"{args.data} has {count}, so differences from published accuracies mean little")
     place = {"data": args.data, "identity": sources.identity(source)}
     csv_rows.check_append(args.csv, (*place, *COLUMNS, *machine))
     found = csv_rows.read(args.csv)[1] if args.csv.is_file() else []

@@ -38,16 +38,19 @@ def names(path: pathlib.Path) -> list[str]:
 
 
 def checksum(path: pathlib.Path) -> str:
-    """SHA-256 of a file, and of those that belong to it: a checkpoint's, or shards."""
-    parts, stem, digest = [path], path.name.removesuffix(INDEX), hashlib.sha256()
+    """SHA-256 of a file; of a checkpoint's files or of shards, the SHA-256 of theirs together."""
+    parts, stem = [path], path.name.removesuffix(INDEX)
     if stem != path.name:
         parts += [p for p in path.parent.glob("*.safetensors") if p.name.startswith(f"{stem}-")]
     elif path.suffix == ".index":
         parts += [p for p in path.parent.iterdir() if p.name.startswith(f"{path.stem}.data-")]
+    digests = []
     for part in sorted(parts):
         with open(part, "rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
+            digests.append(hashlib.file_digest(file, "sha256"))
+    if len(digests) == 1:
+        return digests[0].hexdigest()
+    return hashlib.sha256(b"".join(digest.digest() for digest in digests)).hexdigest()
 
 
 def load_named(path: pathlib.Path, classes: str, **options: Any) -> Weights:

@@ -1,6 +1,7 @@
 """The evaluation sets of configs/evaluation, on made-up data in the form that TFDS gives them."""
 
 import csv
+import hashlib
 import json
 import pathlib
 import re
@@ -220,6 +221,8 @@ def test_a_folder_of_weights_is_evaluated_beside_what_was_published(
     )
     assert "lite/README.md" in lite0["source"] and float(v2_s["published_top1"]) == 0.839
     assert found["c.safetensors"]["published_top1"] == found["c.safetensors"]["difference"] == ""
+    assert lite0["sha256"] == hashlib.sha256((folder / known).read_bytes()).hexdigest()
+    assert f"imagenet has {COUNT} of the 50,000 images" in text
     assert "of 1 files: c.safetensors" in text and "damaged.pth failed: " in text
     assert re.search(r"efficientnet-lite0\S+ +│ 16 +│ 95.00 +│ 75.10 +│ \+19.90", text), text
     # Again: only a file that changed is evaluated.
