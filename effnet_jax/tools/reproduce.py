@@ -8,9 +8,8 @@ name of the file, as tf_efficientnet_b0.aa_in1k.safetensors of timm, efficientne
 of torchvision or efficientnet-lite0-57934424.pth; or by its folder, as in ckptsaug/efficientnet-b0.
 A file of another name is evaluated all the same.
 
-FILE gets a row for each file of weights. The same command goes on where it stopped: a file whose
-row is there with the same checksum is passed over. A file that can't be read is reported, the
-others go on, and the exit code is 1.
+FILE gets a row for each. The same command goes on where it stopped: a file whose row is there with
+the same checksum is passed over. One that can't be read is reported, and the exit code is 1.
 """
 
 import argparse
@@ -41,7 +40,7 @@ COLUMNS += ("published_top1", "published_top5", "difference", "source")
 
 
 def evaluate(path: pathlib.Path, source: Any, args: argparse.Namespace) -> dict[str, Any]:
-    """The columns of a row that are known after an evaluation."""
+    """What an evaluation adds to a row."""
     from effnet_jax import evaluation, models
     from effnet_jax.imagenet import variants
     from effnet_jax.report import paper
@@ -49,10 +48,7 @@ def evaluate(path: pathlib.Path, source: Any, args: argparse.Namespace) -> dict[
     from effnet_jax.weights import folder
 
     names = folder.names(path)
-    # How they are to be loaded doesn't depend on the set that they are evaluated on.
-    key, _, value = paper.released(names, "imagenet").get("load", "").partition("=")
-    options = {key: int(value) if value.isdecimal() else value} if key else {}
-    found = folder.load_named(path, args.classes, **options)
+    found = folder.load_named(path, args.classes, **paper.load_options(names))
     config = variants.choose_data(found, None, args.data, args.data_dir)
     console = rich.console.Console(stderr=True)
     hidden = not console.is_terminal

@@ -262,6 +262,26 @@ def test_published_accuracies_go_by_names(name, data, resolution, top1):
     assert paper.released(names, data, resolution).get("top1") == top1
 
 
+def test_parts_of_one_set_of_weights_are_one_file_with_one_checksum(tmp_path):
+    parts = ("a/model.safetensors.index.json", "a/model-00001-of-00002.safetensors")
+    parts += ("b/model.ckpt.index", "b/model.ckpt.data-00000-of-00001", "b/checkpoint")
+    for name in parts:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    found = weights_folder.list_files(tmp_path)
+    assert [str(path.relative_to(tmp_path)) for path in found] == [parts[0], parts[2]]
+    before = list(map(weights_folder.checksum, found))
+    for name in (parts[1], parts[3]):
+        (tmp_path / name).write_text("other")
+    assert not {*before} & {*map(weights_folder.checksum, found)}
+    (tmp_path / "c").mkdir()
+    with pytest.raises(UserError, match="no weights in"):
+        weights_folder.list_files(tmp_path / "c")
+    assert paper.load_options(["advprop/efficientnet-b0"]) == {"normalization": "inception"}
+    assert paper.load_options(["noisy_student_efficientnet-l2_475"]) == {"resolution": 475}
+    assert paper.load_options(["tf_efficientnet_b0.ap_in1k"]) == {}  # timm.by_name knows.
+
+
 def test_a_folder_may_have_some_of_the_classes(run, released, tmp_path, elsewhere):
     """Its first class is not the network's first: labels go by name."""
     _, images, logits = run

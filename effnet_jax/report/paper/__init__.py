@@ -45,6 +45,12 @@ def released(names: Sequence[str], data: str, resolution: int | None = None) -> 
     return min(rows, key=lambda row: names.index(row["name"]), default={})
 
 
+def load_options(names: Sequence[str]) -> dict[str, str | int]:
+    """What `weights.load` has to be told for released weights called one of `names`."""
+    key, _, value = released(names, "imagenet").get("load", "").partition("=")
+    return {key: int(value) if value.isdecimal() else value} if key else {}
+
+
 def label(base: str, width: float, depth: float, resolution: int) -> str:
     """The name of a network, as "b0"; its coefficients where it has none."""
     scale = round(width, 6), round(depth, 6)
