@@ -1,10 +1,11 @@
 """How every command starts and ends: quiet logs, the compilation cache, exit codes.
 
-Exit codes: 0 done; 1 some runs of a sweep failed, some images could not be read, or a run's last
-checkpoint could not be saved; 2 bad input, explained in one message; 3 the loss was not finite; 75
-interrupted after saving a checkpoint, or by SIGTERM before the first step: the same command resumes
-(EX_TEMPFAIL: a scheduler may requeue); 130 Ctrl-C with nothing to save yet, or pressed again;
-141 nobody reads the output any more, as after `| head` (what SIGPIPE gives other commands).
+Exit codes: 0 done; 1 some runs or files of weights failed, some images could not be read, or a
+run's last checkpoint could not be saved; 2 bad input, explained in one message; 3 the loss was not
+finite; 75 interrupted after saving a checkpoint, or by SIGTERM before the first step: the same
+command resumes (EX_TEMPFAIL: a scheduler may requeue); 130 Ctrl-C with nothing to save yet, or
+pressed again; 141 nobody reads the output any more, as after `| head` (what SIGPIPE gives other
+commands).
 
 In a run of several processes, 75 also means that one was lost or stuck; if that was process 0, JAX
 may abort the others (134, SIGABRT). An error of one process ends the others with the same code.

@@ -160,7 +160,8 @@ SCHEMA = {
         "num_classes": Number(None, 1, kind=int),  # None: as many as the data has.
     },
     "data": {
-        "source": Choice(("tfds", "folder", "digits")),
+        # split_files: images in a folder, and their authors' lists; data/split_files.py has them.
+        "source": Choice(("tfds", "folder", "digits", "split_files")),
         "name": "imagenet2012",  # TFDS name, "dataset" or "dataset/config".
         "data_dir": str,  # None: TFDS's own default.
         "train_split": "train",  # TFDS split, or folder under data_dir.
@@ -170,8 +171,8 @@ SCHEMA = {
         "label_count": Number(None, 1, kind=int),  # Classes of a label that has numbers alone.
         "image": "image",  # The TFDS feature that is the image; a nested one as "image/encoded".
         "eval_classes": (),  # The classes, by name, that evaluation chooses from; (): all.
-        "holdout": Number(0.1, 0.001, 0.5),  # Folder without splits: fraction of each class held
-        # out for evaluation.
+        "holdout": Number(0.1, 0.001, 0.5),  # Folder or split files without a validation split:
+        # fraction of each class held out for it.
         "check_images": Number(1000),  # Images of each split decoded before step 1; 0: none.
         # The orientation that a camera writes beside the pixels: ignore, as pipelines of ImageNet
         # do; or apply, so that an image is as viewers show it.

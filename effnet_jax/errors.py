@@ -36,7 +36,7 @@ class SaveFailed(Exception):
 
 
 class RunsFailed(Exception):
-    """Some runs of a sweep failed and the others did not; the message lists them."""
+    """Some runs, or files of weights, failed and the others did not; the message lists them."""
 
 
 class ImagesFailed(Exception):

@@ -8,8 +8,8 @@ from PIL import Image
 WNIDS = tfds.core.tfds_path("datasets/imagenet2012/labels.txt").read_text().split()
 
 
-def write_features(data_dir, name, features, records):
-    """A TFDS data set with any features, in one split, train."""
+def write_features(data_dir, name, features, records, splits=("train",)):
+    """A TFDS data set with any features, the same records in every split."""
     set_name = name
 
     class Set(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -21,7 +21,7 @@ def write_features(data_dir, name, features, records):
             return tfds.core.DatasetInfo(builder=self, features=features_dict)
 
         def _split_generators(self, dl_manager):
-            return {"train": self._generate_examples()}
+            return {split: self._generate_examples() for split in splits}
 
         def _generate_examples(self):
             yield from enumerate(records)

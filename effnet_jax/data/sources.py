@@ -436,7 +436,7 @@ def folder_source(config: ConfigDict, split: str) -> FolderSource:
     total = sum(map(len, by_class.values()))
     if place == root and split != ".":
         by_class = {
-            name: _held_out(root / name, paths, config.holdout, split == config.eval_split)
+            name: hold_out(root / name, paths, config.holdout, split == config.eval_split)
             for name, paths in by_class.items()
         }
     paths = [(path, label) for label, each in enumerate(by_class.values()) for path in each]
@@ -456,7 +456,9 @@ def eval_split(data: ConfigDict, own: str | None) -> str:
     return next((split for split in (data.eval_split, "val") if (root / split).is_dir()), ".")
 
 
-def _held_out(folder: pathlib.Path, paths: list[str], share: float, evaluation: bool) -> list[str]:
+def hold_out(
+    folder: pathlib.Path | str, paths: list[str], share: float, evaluation: bool
+) -> list[str]:
     """The files of a class that are held out for evaluation, evenly spaced, or the others."""
     if len(paths) < 2:
         raise UserError(
@@ -488,9 +490,14 @@ def open_source(config: ConfigDict, split: str) -> Source:
     """A split of the data set that `config.data` names; raises UserError if it is missing."""
     if config.synthetic:
         return Synthetic(1_281_167 if split == config.train_split else 1_000)  # As ImageNet.
-    kind = check_choice("config.data.source", config.source, ("tfds", "folder", "digits"))
+    kinds = ("tfds", "folder", "digits", "split_files")
+    kind = check_choice("config.data.source", config.source, kinds)
     if kind == "folder":
         source = folder_source(config, split)
+    elif kind == "split_files":
+        from effnet_jax.data import split_files
+
+        source = split_files.open_split(config, split)
     elif kind == "digits":
         source = digits_source(config.name, config.data_dir, split)
     else:
@@ -511,6 +518,10 @@ def count_trained_on(source: Source, data: ConfigDict, training: ConfigDict) -> 
         root = os.path.abspath(os.path.expanduser(training.data_dir or ""))
         folder = os.path.join(root, training.train_split, "")
         return sum(source.describe(index).startswith(folder) for index in range(len(source)))
+    if data.source == training.source == "split_files":
+        trained = open_source(training, training.train_split)
+        paths = {trained.describe(index) for index in range(len(trained))}
+        return sum(source.describe(index) in paths for index in range(len(source)))
     same = isinstance(source, TfdsSource) and data.name == training.name
     return source.shared(training.train_split) if same else 0
 

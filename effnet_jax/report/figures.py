@@ -266,28 +266,31 @@ def draw_sweep(axes: Axes, swept: Swept, points: Sequence[Point], names: Sequenc
 def figure6(results: Results) -> Drawn:
     """Transfer: a panel for each data set of Table 5."""
     figure, panels = drawing.new_figure(9.5, 4, 2)
-    table, drawn, captions = paper.read("table5"), [], []
-    for axes, (name, tfds_name) in zip(panels.flat, paper.transfer().items(), strict=True):
+    table, drawn, captions, left = paper.read("table5"), [], [], []
+    for axes, (name, chosen) in zip(panels.flat, paper.transfer().items(), strict=True):
         reference = [
             paper_row(who, row[who], name, row[f"{who}_acc"], parameters=round(1e6 * millions))
             for row in table
             for who in ("peer", "efficientnet")
             if row["dataset"] == name and (millions := float(row[f"{who}_params_M"] or 0))
         ]
-        drawn += reference
+        drawn += [row | {"metric": chosen["metric"]} for row in reference]
         peers = marks([row for row in reference if row["series"] == "peer"], "parameters")
         ours = marks([row for row in reference if row["series"] != "peer"], "parameters")
         drawing.reference_marks(axes, peers, centred=True)
         drawing.reference_marks(axes, ours, line=True)
         heights = [y for _, y, _ in peers + ours]
-        points = by_cost(results.transfer("figure 6", tfds_name))
+        points = by_cost(results.transfer("figure 6", chosen))
         drawing.draw_points(axes, points, "parameters", *drawing.style("compound"))
         heights += [100 * top1 for point in points for top1 in point.top1]
-        drawn = rows(points) + drawn
+        ours = zip(points, rows(points), strict=True)
+        drawn = [row | {"metric": point.metric} for point, row in ours] + drawn
         captions += [f"{name}: {describe(points)}"] if points else []
+        left += [] if points else [f"{name} (configs/transfer.py:{chosen['set']},MODEL)"]
         axes.set_title(name, fontsize=drawing.TEXT)
         sizes = [point.parameters for point in points]
         drawing.label_axes(axes, "parameters", [*sizes, 1e6, 1.5e9], "accuracy (%)")
         axes.set_xlim(min([0.5 * size for size in sizes] + [1e6]), 1.5e9)
         axes.set_ylim(min(heights) - 1.3, max(heights) + 1.3)
-    return Drawn(figure, "Ours: " + (" ".join(captions) or "not run."), drawn)
+    captions += [f"Not run: {', '.join(left)}."] if left else []
+    return Drawn(figure, "Ours: " + " ".join(captions), drawn)

@@ -15,6 +15,11 @@ from effnet_jax.report.results import Results, bare_name
 
 GENERATOR = "effnet_jax.tools.report"
 HERE = pathlib.Path(__file__).parent
+TRANSFER = [
+    "python train.py --config=configs/transfer.py:SET,MODEL --config.init.weights=FILE "
+    "--config.data.data_dir=DIR --workdir=runs/SET_MODEL",
+    "python eval.py --workdir=runs/SET_MODEL --csv=results/transfer.csv",
+]
 SECTIONS = tomllib.loads((HERE / "sections.toml").read_text(encoding="utf-8"))
 
 
@@ -24,10 +29,9 @@ def missing(key: str, results: Results) -> list[str]:
         command = "python -m benchmarks latency --csv=results/benchmark_latency.csv"
         return [] if results.latency else [command]
     if key in ("figure6", "table5"):
-        names = paper.transfer().values()
-        run = {run.kind for run in results.runs if run.data.partition("/")[0] in names}
-    else:
-        run = {run.kind for run in results.runs if key != "table2" or paper.is_imagenet(run.data)}
+        found = any(results.transfer(key, chosen) for chosen in paper.transfer().values())
+        return [] if found else TRANSFER
+    run = {run.kind for run in results.runs if key != "table2" or paper.is_imagenet(run.data)}
     section = SECTIONS[key]
     config = section.get("config", "configs/cluttered_digits.py")
     sweeps = {bare_name(sweep): sweep for sweep in section.get("sweeps", ())}

@@ -19,13 +19,18 @@ from typing import Any, NamedTuple
 from effnet_jax import config as config_lib
 from effnet_jax import csv_rows
 from effnet_jax.errors import UserError, near
+from effnet_jax.report import paper
 
 EVALUATION = "val/ema"  # The default; its accuracies are in the column val/ema/top1.
 SETTINGS = ("base", "width", "depth", "resolution", "parameters", "multiply_adds", "epochs")
 # Runs of one point share these, and differ only in their seed; the last two are of newer files.
 SETTINGS += ("batch_size", "recipe", "trained_on")
+# What transfer learning is compared by, where a data set isn't compared by top-1.
+METRICS = {"top1": "Top-1", "mean_per_class": "Mean accuracy per class"}
+EVAL = "eval"  # Stands for a sweep in the rows of eval.py.
 # The sweeps of the paper's tables and figures.
 PAPER = ("phi", "width", "depth", "resolution", "width_at", "methods", "grid", "table3", "table7")
+EVALUATED = {"data", "identity", "parameters", "top1", "step", "weights"}  # Columns of eval.py.
 LATENCY = ("model", "resolution", "batch", "latency_ms", "latency_ms_min", "latency_ms_max")
 
 
@@ -115,6 +120,7 @@ class Point(NamedTuple):
     Attributes:
       data: the data set, with the name of the evaluation unless that is "val".
       evaluation: whose accuracy `top1` is, say "val/ema".
+      metric: a key of METRICS: what is in `top1`.
     """
 
     series: str
@@ -125,6 +131,7 @@ class Point(NamedTuple):
     multiply_adds: int
     runs: tuple[Run, ...]
     top1: tuple[float, ...]
+    metric: str = "top1"
 
     @property
     def n(self) -> int:
@@ -160,8 +167,10 @@ class Results:
     repeated: int = 0
     skipped: tuple[str, ...] = ()
 
-    def points(self, what: str, *kinds: str) -> list[Point]:
+    def points(self, what: str, *kinds: str, metric: str = "top1") -> list[Point]:
         """The points of some kinds of sweep (`bare_name`), in the order of the files.
+
+        A point is of top-1 where one of its runs lacks the `metric`.
 
         Raises:
           UserError: they have several data sets, or runs of one point differ by more than seed.
@@ -178,9 +187,9 @@ class Results:
         groups = collections.defaultdict(list)
         for run in runs:
             groups[run.kind, run.series, run.label, run.swept].append(run)
-        return [self._point(what, group) for group in groups.values()]
+        return [self._point(what, group, metric) for group in groups.values()]
 
-    def _point(self, what: str, runs: list[Run]) -> Point:
+    def _point(self, what: str, runs: list[Run], metric: str) -> Point:
         first = runs[0]
         where = f"{what}: runs of {first.kind!r}, {first.series!r}, {first.label!r}"
         for key in SETTINGS:
@@ -199,20 +208,34 @@ class Results:
         data = first.data if name == "val" else f"{first.data}, evaluation {name}"
         costs = (first.parameters, first.multiply_adds)
         runs = tuple(sorted(runs, key=lambda run: run.seed))
-        scores = tuple(run.scores[top1] for run in runs)
-        return Point(first.series, first.label, data, self.evaluation, *costs, runs, scores)
+        if all(f"{self.evaluation}/{metric}" in run.scores for run in runs):
+            top1 = f"{self.evaluation}/{metric}"
+        scores, metric = tuple(run.scores[top1] for run in runs), top1.rpartition("/")[2]
+        return Point(first.series, first.label, data, self.evaluation, *costs, runs, scores, metric)
 
-    def transfer(self, what: str, name: str) -> list[Point]:
-        """The points of "phi" on every split of a data set, which are not mixed."""
-        found = [run for run in self.runs if run.data.partition("/")[0] == name]
-        return [point for each in self._split(found) for point in each.points(what, "phi")]
+    def transfer(self, what: str, chosen: dict[str, str]) -> list[Point]:
+        """The points on the test images of a data set, a row of paper.transfer(), by any sweep.
+
+        Labels are names of networks. Other splits, as a grid is evaluated on, don't count.
+        """
+        place, top1 = f"{chosen['name']}/{chosen['split']}", f"{self.evaluation}/top1"
+        found = [
+            run if run.kind == "phi" else run._replace(label=paper.label(*network(run)))
+            for run in self.runs
+            if run.data.partition(" ")[0] == place and top1 in run.scores
+        ]
+        return [
+            point
+            for each in self._split(found, "kind", "recipe")
+            for point in each.points(what, each.runs[0].kind, metric=chosen["metric"])
+        ]
 
     def own(self, what: str) -> dict[str, list[Point]]:
         """The points of each sweep that is none of the paper's, apart by data set and recipe.
 
         Keys are titles: what the sweep changes, or the name of its file, and the data set.
         """
-        found, sweeps = [run for run in self.runs if run.kind not in PAPER], {}
+        found, sweeps = [run for run in self.runs if run.kind not in (EVAL, *PAPER)], {}
         for each in self._split(found, "kind", "recipe"):
             first, keys = each.runs[0], each.runs[0].kind.split()
             keys = config_lib.short_names(keys) if len(keys) > 1 else keys
@@ -276,7 +299,7 @@ def describe(points: Sequence[Point]) -> str:
     kind = "averaged (EMA)" if first.evaluation.endswith("/ema") else "raw"
     images = span([run.scores[f"{first.evaluation}/count"] for run in runs], ",")
     epochs, batch = span([run.epochs for run in runs]), span([run.batch_size for run in runs])
-    made = f"Top-1 of the {kind} weights on {first.data} ({images} images)"
+    made = f"{METRICS[first.metric]} of the {kind} weights on {first.data} ({images} images)"
     made += f", after {epochs} epochs at batch {batch}."
     if max(point.n for point in points) == 1:
         return f"{made} One run a point (n = 1), so that the spread is not known."
@@ -315,6 +338,34 @@ def parse(cells: dict[str, str], place: str, evaluation: str = EVALUATION) -> Ru
     swept = tuple(sorted((name.removeprefix("config."), value(text)) for name, text in swept))
     others = ("recipe", "train/identity", f"{evaluation.partition('/')[0]}/identity")
     return Run(*values.values(), scores, swept, *(cells.get(name, "") for name in others))
+
+
+network = operator.attrgetter("base", "width", "depth", "resolution")
+
+
+def parse_evaluation(cells: dict[str, str], place: str) -> Run | None:
+    """A row of eval.py as a run; None unless it is of a run on the paper's data sets, and named.
+
+    Its series is the weights, raw or ema.
+    """
+    sets = {f"{row['name']}/{row['split']}": row for row in paper.transfer().values()}
+    if cells["data"] not in sets or not cells["step"]:
+        return None
+    numbers = ("width", "depth", "resolution", "parameters")
+    try:
+        size = [PARSERS[COLUMNS[key]](cells[key]) for key in numbers]
+    except ValueError:
+        raise UserError(f"{place}: one of {', '.join(numbers)} is no number") from None
+    found = paper.identify(*size, int(sets[cells["data"]]["classes"]))
+    if found is None:
+        return None
+    row = dict.fromkeys(COLUMNS, "") | {key: cells[key] for key in COLUMNS if key in cells}
+    row |= {"sweep": EVAL, "series": cells["weights"], "base": found[0], "train_minutes": "nan"}
+    row["multiply_adds"] = str(found[1].multiply_adds)
+    kept = (*METRICS, "count")
+    row |= {f"val/{cells['weights']}/{key}": cells[key] for key in kept if key in cells}
+    run = parse(row | {"val/identity": cells["identity"]}, place)
+    return run._replace(label=paper.label(*network(run)))
 
 
 def name_data(runs: Sequence[Run]) -> list[Run]:
@@ -356,6 +407,13 @@ def read(
             for row, place in rows:
                 time = row.get("time") and csv_rows.moment(row["time"], place)
                 latency.append(row | {"time": time or None})
+        elif set(columns) >= EVALUATED:
+            found = [run for row in rows if (run := parse_evaluation(*row))]
+            parsed += found
+            if others := len(rows) - len(found):
+                skipped.append(f"{others} of {len(rows)} rows of {path} (not of transfer learning)")
+            if not found:
+                continue
         elif named:
             raise UserError(
                 f"{path} is no table of results of a sweep: it has no column {missing[0]!r}"

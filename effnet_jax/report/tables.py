@@ -188,7 +188,8 @@ def table4(results: Results) -> Table:
 
 
 def table5(results: Results) -> Table:
-    points = {name: results.transfer("table 5", data) for name, data in paper.transfer().items()}
+    sets = paper.transfer()
+    points = {name: results.transfer("table 5", chosen) for name, chosen in sets.items()}
     rows, used = [], []
     for row in paper.read("table5"):
         if row["dataset"] not in points:
@@ -200,10 +201,17 @@ def table5(results: Results) -> Table:
         for who in ("peer", "efficientnet"):
             size = row[f"{who}_params_M"]
             cells += [row[who], row[f"{who}_acc"], f"{size} M" if size else NOT_STATED]
-        rows.append((*cells, "; ".join(map(percent, named)) or NOT_RUN))
+        chosen = sets[row["dataset"]]
+        ours = [
+            percent(point) + " of top-1" * (point.metric != chosen["metric"]) for point in named
+        ]
+        metric = "top-1" if chosen["metric"] == "top1" else "mean per class"
+        how = f"{NOT_RUN}: configs/transfer.py:{chosen['set']},{label}"
+        rows.append((*cells, metric, "; ".join(ours) or how))
     caption = " ".join(f"Ours: {describe([point])}" for point in used)
     columns = ("data set", "against", "peer", "accuracy", "parameters", "EfficientNet")
-    return Table((*columns, "accuracy, paper", "parameters", "accuracy, ours"), rows, caption)
+    columns += ("accuracy, paper", "parameters", "metric", "accuracy, ours")
+    return Table(columns, rows, caption)
 
 
 def table_methods(results: Results) -> Table | None:

@@ -1,7 +1,11 @@
 """The evaluation sets of configs/evaluation, on made-up data in the form that TFDS gives them."""
 
 import csv
+import hashlib
 import json
+import pathlib
+import re
+import shutil
 import subprocess
 import sys
 import types
@@ -20,16 +24,19 @@ from effnet_jax import models, weights
 from effnet_jax.checkpoint import Checkpoints
 from effnet_jax.data import sources
 from effnet_jax.data.preprocess import normalize
-from effnet_jax.errors import UserError
+from effnet_jax.errors import RunsFailed, UserError
 from effnet_jax.imagenet import variants
 from effnet_jax.imagenet.variants import choose_data, load_evaluation_set, open_source
 from effnet_jax.imagenet.variants import evaluate_set as evaluate
 from effnet_jax.metrics import choose_classes
+from effnet_jax.report import paper
 from effnet_jax.run import files
 from effnet_jax.run.processes import ALONE
 from effnet_jax.tools import eval as eval_tool
+from effnet_jax.tools import reproduce as reproduce_tool
 from effnet_jax.training import setup, supervisor
 from effnet_jax.training.state import abstract_state
+from effnet_jax.weights import folder as weights_folder
 from tests.evaluating import evaluate_file, evaluate_run, random_values
 from tests.tfds_sets import WNIDS, write_set
 
@@ -184,6 +191,98 @@ def test_a_file_of_weights_is_evaluated_as_its_run_is(run, released, tmp_path):
         (row,) = csv.DictReader(file)
     # How others trained is not known.
     assert (row["batch_size"], row["epochs"], row["seed"], row["step"]) == ("",) * 4
+
+
+def test_a_folder_of_weights_is_evaluated_beside_what_was_published(
+    run, released, tmp_path, capsys, monkeypatch
+):
+    _, images, logits = run
+    labels = shifted(logits.argmax(1), range(1000), [3])
+    write_set(tmp_path, "imagenet2012", "validation", images, labels)
+    folder, table = tmp_path / "weights", tmp_path / "rows.csv"
+    (folder / "efficientnetv2-s").mkdir(parents=True)
+    # Names of the official Lite0 in PyTorch, of a folder as unpacked, and of nobody.
+    known, v2_s = "efficientnet-lite0-57934424.safetensors", "efficientnetv2-s/model.safetensors"
+    for name in (known, v2_s, "c.safetensors"):
+        shutil.copy(released, folder / name)
+    (folder / "damaged.pth").write_bytes(b"<html>")
+    flags = [f"--weights={folder}", f"--data_dir={tmp_path}", f"--csv={table}"]
+
+    def reproduce():
+        with pytest.raises(RunsFailed, match=r"1 of 4 files failed: damaged\.pth"):
+            reproduce_tool.main(reproduce_tool.PARSER.parse_args(flags))
+        with open(table, newline="") as file:
+            return list(csv.DictReader(file)), capsys.readouterr().out
+
+    rows, text = reproduce()
+    assert [row["file"] for row in rows] == ["c.safetensors", known, v2_s]
+    found = {row["file"]: row for row in rows}
+    assert {row["top1"] for row in rows} == {"0.95"} and rows[0]["count"] == str(COUNT)
+    lite0, v2_s = found[known], found[v2_s]
+    assert [float(lite0[key]) for key in ("published_top1", "difference")] == pytest.approx(
+        [0.751, 0.199]
+    )
+    assert "lite/README.md" in lite0["source"] and float(v2_s["published_top1"]) == 0.839
+    assert found["c.safetensors"]["published_top1"] == found["c.safetensors"]["difference"] == ""
+    assert lite0["sha256"] == hashlib.sha256((folder / known).read_bytes()).hexdigest()
+    assert f"imagenet has {COUNT} of the 50,000 images" in text
+    assert "of 1 files: c.safetensors" in text and "damaged.pth failed: " in text
+    assert re.search(r"efficientnet-lite0\S+ +│ 16 +│ 95.00 +│ 75.10 +│ \+19.90", text), text
+    # Again: only a file that changed is evaluated.
+    other = weights.load(released)
+    other = other.replace(classes=other.classes[::-1])
+    weights.save(folder / "c.safetensors", other, overwrite=True)
+    evaluated = []
+    own = reproduce_tool.evaluate
+    monkeypatch.setattr(
+        reproduce_tool, "evaluate", lambda path, *rest: evaluated.append(path) or own(path, *rest)
+    )
+    again, text = reproduce()
+    assert [path.name for path in evaluated] == ["c.safetensors", "damaged.pth"]
+    assert again[:3] == rows and len(again) == 4 and text.count("is done") == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "resolution", "top1"),
+    [
+        # timm results/results-imagenet.csv and results-imagenet-a.csv; README of tensorflow/tpu.
+        ("tf_efficientnet_b0.aa_in1k.safetensors", "imagenet", 224, "76.882"),
+        ("tf_efficientnet_b0.aa_in1k/model.safetensors", "imagenet", 224, "76.882"),
+        ("tf_efficientnet_b7.ns_jft_in1k.pth", "imagenet_a", 600, "67.187"),
+        ("tf_efficientnet_b7.ns_jft_in1k.pth", "imagenet_a", 599, None),
+        ("efficientnet_b1-c27df63c.pth", "imagenet", 240, "79.838"),
+        ("efficientnet_b1_rwightman-bac287d4.pth", "imagenet", 240, "78.642"),
+        ("ckptsaug/efficientnet-b7/model.ckpt.index", "imagenet", 600, "84.3"),
+        ("ckpts/efficientnet-b0/model.ckpt.index", "imagenet", 224, "76.7"),
+        ("noisy_student_efficientnet-b7/model.ckpt.index", "imagenet", 600, "86.9"),
+        # Of three kinds, by its name.
+        ("mine/efficientnet-b0/model.ckpt.index", "imagenet", 224, None),
+        ("efficientnet-b0-355c32eb.pth", "imagenet", 224, None),
+    ],
+)
+def test_published_accuracies_go_by_names(name, data, resolution, top1):
+    names = weights_folder.names(pathlib.Path("downloads", name))
+    assert paper.released(names, data, resolution).get("top1") == top1
+
+
+def test_parts_of_one_set_of_weights_are_one_file_with_one_checksum(tmp_path):
+    parts = ("a/model.safetensors.index.json", "a/model-00001-of-00002.safetensors")
+    parts += ("b/model.ckpt.index", "b/model.ckpt.data-00000-of-00001", "b/checkpoint")
+    for name in parts:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    found = weights_folder.list_files(tmp_path)
+    assert [str(path.relative_to(tmp_path)) for path in found] == [parts[0], parts[2]]
+    before = list(map(weights_folder.checksum, found))
+    for name in (parts[1], parts[3]):
+        (tmp_path / name).write_text("other")
+    assert not {*before} & {*map(weights_folder.checksum, found)}
+    (tmp_path / "c").mkdir()
+    with pytest.raises(UserError, match="no weights in"):
+        weights_folder.list_files(tmp_path / "c")
+    assert paper.load_options(["advprop/efficientnet-b0"]) == {"normalization": "inception"}
+    assert paper.load_options(["noisy_student_efficientnet-l2_475"]) == {"resolution": 475}
+    assert paper.load_options(["tf_efficientnet_b0.ap_in1k"]) == {}  # timm.by_name knows.
 
 
 def test_a_folder_may_have_some_of_the_classes(run, released, tmp_path, elsewhere):

@@ -53,6 +53,17 @@ def write(path: pathlib.Path, rows: list[dict]) -> pathlib.Path:
     return path
 
 
+# Of eval.py: B5 and B4 with the classes of Flowers and Pets, and one that is no network of ours.
+EVALUATIONS = """\
+data,identity,phi,width,depth,resolution,parameters,batch_size,epochs,seed,top1,top5,loss,mean_per_class,count,step,weights,jax,jaxlib,device,devices,cpus,python,commit,time
+oxford_flowers102/test,6149 records 1,0.0,1.6,2.2,456,28549782,256,350.0,0,0.9,0.99,0.1,0.985,6149,2000,ema,0.10,0.10,cpu,1,2,3.11,abc,2026-11-26T09:20:05+00:00
+oxford_flowers102/test,6149 records 1,0.0,1.6,2.2,456,28549782,256,350.0,0,0.8,0.99,0.1,0.7,6149,2000,raw,0.10,0.10,cpu,1,2,3.11,abc,2026-11-26T09:20:06+00:00
+oxford_flowers102/validation,1020 records 1,0.0,1.6,2.2,456,28549782,256,350.0,0,1.0,1.0,0.1,1.0,1020,2000,ema,0.10,0.10,cpu,1,2,3.11,abc,2026-11-26T09:20:07+00:00
+oxford_iiit_pet/test,3669 records 1,,1.4,1.8,380,17614957,256,350.0,0,0.94,0.99,0.1,,3669,2000,ema,0.10,0.10,cpu,1,2,3.11,abc,2026-11-26T09:20:08+00:00
+oxford_iiit_pet/test,3669 records 1,,1.4,1.8,380,5,256,350.0,0,0.94,0.99,0.1,,3669,2000,ema,0.10,0.10,cpu,1,2,3.11,abc,2026-11-26T09:20:08+00:00
+"""  # noqa: E501
+
+
 def swept(sweep: str, *values: dict, **changes) -> list[dict]:
     """Rows of a sweep of keys: for each of `values` two seeds, better from row to row."""
     rows = []

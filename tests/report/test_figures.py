@@ -127,6 +127,7 @@ def test_transfer_takes_the_results_of_its_data_sets_side_by_side(read):
     ours = {r["data"]: r["top1_mean"] for r in drawn.rows if r["source"] == "ours"}
     assert ours == {"cifar10/test": 0.98, "cifar100/test": 0.75}
     assert "Ours: CIFAR-10" in drawn.caption
+    assert "Not run: Birdsnap (configs/transfer.py:birdsnap,MODEL)" in drawn.caption
 
 
 def test_a_sweep_is_drawn_over_the_key_that_it_changes(read):

@@ -9,10 +9,10 @@ import time
 import pytest
 from conftest import read_golden
 from matplotlib.figure import Figure
-from samples import methods, row, swept, write
+from samples import EVALUATIONS, methods, row, swept, write
 
 from effnet_jax.errors import UserError
-from effnet_jax.report import page, results, tables
+from effnet_jax.report import figures, page, results, tables
 from effnet_jax.tools import report
 
 
@@ -178,3 +178,34 @@ def test_table_4_divides_only_what_one_machine_measured(tmp_path):
     assert rows["EfficientNet-B7"][1] == "not run"
     assert rows["GPipe"][1] == "this network is not here"
     assert table(2)["EfficientNet-B1"][3] == ""
+
+
+def test_table_5_takes_rows_of_evaluations_by_data_set_split_and_metric(tmp_path):
+    path = tmp_path / "transfer.csv"
+    path.write_text(EVALUATIONS)
+    grid = row(data="oxford_flowers102/validation", sweep="kornblith", top1=0.99)
+    seeds = [
+        row(data="cifar10/test", sweep="seed=0,1", seed=seed, top1=0.5, width=1.0, depth=1.0)
+        for seed in (0, 1)
+    ]
+    read = results.read([path, write(tmp_path / "sweep.csv", [grid, *seeds])])
+    table = tables.table5(read)
+    cells = {(line[0], line[5]): line[-2:] for line in table.rows}
+    assert cells["Flowers", "B5"] == ("mean per class", "98.50 (n = 1)")
+    # A row without that metric says which it has.
+    assert cells["Oxford-IIIT Pets", "B4"] == ("mean per class", "94.00 (n = 1) of top-1")
+    assert cells["CIFAR-10", "B0"] == ("top-1", "50.00 ± 0.00 (n = 2)")
+    assert cells["Flowers", "B7"][1] == "not run: configs/transfer.py:flowers,b7"
+    assert "Mean accuracy per class of the averaged (EMA) weights on oxford_f" in table.caption
+    assert read.skipped == (f"2 of 5 rows of {path} (not of transfer learning)",)
+    drawn = figures.figure6(read)
+    (ours,) = (r for r in drawn.rows if r["source"] == "ours" and "flowers" in r["data"])
+    assert (ours["metric"], ours["top1_mean"]) == ("mean_per_class", 0.985)
+    # Of param_counts.csv, B5's with 1000 classes, less the other classes.
+    assert ours["multiply_adds"] == 10_266_384_752 - 2048 * (1000 - 102)
+    assert (
+        page.missing("table5", read) == [] and len(page.missing("table5", results.Results())) == 2
+    )
+    path.write_text(EVALUATIONS.replace("28549782", "many"))
+    with pytest.raises(UserError, match="no number"):
+        results.read([path])

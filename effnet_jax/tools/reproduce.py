@@ -1,0 +1,152 @@
+"""Evaluates every weights file in a folder next to what was published of it: the paper's Table 2.
+
+As in: effnet-jax reproduce --weights=FOLDER --data_dir=DIR [--data=SET] [--csv=FILE]
+
+SET is in configs/evaluation, and by default imagenet. FOLDER has files of weights at any depth:
+.safetensors, .npz, .pth, .pt, .bin, .h5, TensorFlow checkpoints. What was published goes by the
+name of the file, as tf_efficientnet_b0.aa_in1k.safetensors of timm, efficientnet_v2_s-dd5fe13b.pth
+of torchvision or efficientnet-lite0-57934424.pth; or by its folder, as in ckptsaug/efficientnet-b0.
+A file of another name is evaluated all the same.
+
+FILE gets a row for each. The same command goes on where it stopped: a file whose row is there with
+the same checksum is passed over. One that can't be read is reported, and the exit code is 1.
+"""
+
+import argparse
+import pathlib
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import rich.console
+import rich.progress
+import rich.table
+
+from effnet_jax import flags
+from effnet_jax.errors import RunsFailed, UserError
+from effnet_jax.report.tables import down
+from effnet_jax.tools import show
+
+PARSER = flags.Parser(__doc__)
+add = PARSER.add_argument
+add("--weights", required=True, type=pathlib.Path, metavar="FOLDER", help="with files of weights")
+add("--data", default="imagenet", metavar="SET", help="NAME of configs/evaluation, or FILE.py")
+add("--data_dir", metavar="DIR", help="where the data is")
+add("--csv", default="results/reproduced.csv", type=pathlib.Path, metavar="FILE", help="of rows")
+add("--classes", default="imagenet", help="of files that don't state them, as for convert")
+
+COLUMNS = ("file", "sha256", "model", "resolution", "top1", "top5", "count")
+COLUMNS += ("published_top1", "published_top5", "difference", "source")
+
+
+def evaluate(path: pathlib.Path, source: Any, args: argparse.Namespace) -> dict[str, Any]:
+    """What an evaluation adds to a row."""
+    from effnet_jax import evaluation, models
+    from effnet_jax.imagenet import variants
+    from effnet_jax.report import paper
+    from effnet_jax.run import processes
+    from effnet_jax.weights import folder
+
+    names = folder.names(path)
+    found = folder.load_named(path, args.classes, **paper.load_options(names))
+    config = variants.choose_data(found, None, args.data, args.data_dir)
+    console = rich.console.Console(stderr=True)
+    hidden = not console.is_terminal
+    with rich.progress.Progress(console=console, transient=True, disable=hidden) as bar:
+        task = bar.add_task(path.name, total=len(source))
+
+        class Shown(processes.Alone):
+            def at(self, phase: str, step: int = 0) -> None:
+                bar.update(task, completed=step * config.eval_batch_size)
+
+        data = {args.data: source}
+        ((_, result),) = evaluation.evaluate(found, config, data, path.name, Shown())
+    scale = models.coefficients(found.config)
+    known = paper.released(names, args.data, scale.resolution)
+    printed = {key: float(known[key]) if known.get(key) else None for key in ("top1", "top5")}
+    top1, top5 = (value if value is None else round(value / 100, 6) for value in printed.values())
+    return {
+        "model": paper.label(found.config.base, **vars(scale)),
+        "resolution": scale.resolution,
+        **{key: result[key] for key in ("top1", "top5", "count")},
+        "published_top1": top1,
+        "published_top5": top5,
+        "difference": None if top1 is None else result["top1"] - top1,
+        "source": known.get("source"),
+    }
+
+
+def rows(
+    paths: list[pathlib.Path], args: argparse.Namespace, failed: list[str]
+) -> Iterator[dict[str, str]]:
+    """A row of each file, an earlier one or a new one; adds files without one to `failed`."""
+    from effnet_jax import csv_rows
+    from effnet_jax.data import sources
+    from effnet_jax.imagenet import variants
+    from effnet_jax.weights import folder
+
+    chosen = variants.load_evaluation_set(args.data)
+    if chosen.corruptions:
+        raise UserError(f"--data={args.data} is many data sets; eval.py evaluates weights on it")
+    chosen.data.data_dir = args.data_dir or chosen.data.data_dir
+    chosen.data.eval_split = sources.eval_split(chosen.data, None)
+    source, machine = variants.open_source(chosen.data), csv_rows.describe_machine()
+    if chosen.images and len(source) != chosen.images:
+        count = f"{len(source):,} of the {chosen.images:,} images"
+        print(f"{args.data} has {count}, so differences from published accuracies mean little")
+    place = {"data": args.data, "identity": sources.identity(source)}
+    csv_rows.check_append(args.csv, (*place, *COLUMNS, *machine))
+    found = csv_rows.read(args.csv)[1] if args.csv.is_file() else []
+    done = {tuple(row[key] for key in (*place, *COLUMNS[:2])): row for row, _ in found}
+    for number, path in enumerate(paths, 1):
+        file, start = str(path.relative_to(args.weights)), time.perf_counter()
+        row, line = (
+            place | {"file": file, "sha256": folder.checksum(path)},
+            f"{number} of {len(paths)}: ",
+        )
+        if tuple(row.values()) in done:
+            print(f"{line}{file} is done")
+            yield done[tuple(row.values())]
+            continue
+        try:
+            row |= evaluate(path, source, args) | csv_rows.describe_machine()
+        except UserError as error:
+            print(f"{line}{file} failed: {error}", flush=True)
+            failed.append(file)
+            continue
+        csv_rows.append_csv(args.csv, [row])
+        seconds = time.perf_counter() - start
+        print(f"{line}{file}: top-1 {row['top1']:.2%}, {seconds:.0f} s", flush=True)
+        yield {key: "" if value is None else str(value) for key, value in row.items()}
+
+
+def table(found: list[dict[str, str]]) -> rich.table.Table:
+    """Measured figures, rounded down, beside the published ones; in percent."""
+    shown = rich.table.Table("model", "file", "px", "top-1", "published", "difference", "source")
+    for row in found:
+        published, difference = "", ""
+        if row["published_top1"]:
+            published = f"{100 * float(row['published_top1']):.2f}"
+            difference = f"{100 * float(row['difference']):+.2f}"
+        measured = down(100 * float(row["top1"]))
+        cells = (row["model"], row["file"], row["resolution"], measured, published, difference)
+        shown.add_row(*cells, row["source"])
+    return shown
+
+
+def main(args: argparse.Namespace) -> None:
+    from effnet_jax.weights import folder
+
+    if not args.weights.is_dir():
+        raise UserError(f"--weights={args.weights} is no folder")
+    paths, failed = folder.list_files(args.weights), []
+    found = list(rows(paths, args, failed))
+    if found:
+        show(table(found))
+    if unknown := [row["file"] for row in found if not row["published_top1"]]:
+        print(
+            f"no published accuracy on {args.data} is known, by its name and resolution, of "
+            f"{len(unknown)} files: {', '.join(unknown)}"
+        )
+    if failed:
+        raise RunsFailed(f"{len(failed)} of {len(paths)} files failed: {', '.join(failed)}")
