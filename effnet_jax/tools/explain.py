@@ -12,6 +12,7 @@ image that can't be read is reported on stderr, the others are explained, and th
 
 import argparse
 import collections
+import functools
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -65,12 +66,6 @@ def outputs(paths: Sequence[str], out: pathlib.Path, overwrite: bool) -> list[pa
     return files
 
 
-def draw(rows: Sequence[Sequence[Any]], file: pathlib.Path) -> None:
-    from effnet_jax.explain import drawing  # With Matplotlib, for those who have images.
-
-    drawing.draw(rows).savefig(file)
-
-
 def explainer(model: Any, preprocess: Any, args: argparse.Namespace, fixed: int | None):
     """A function of variables and uint8 [1, r, r, 3]: classes, probabilities, maps [k, h, w]."""
     import jax
@@ -97,9 +92,8 @@ def main(args: argparse.Namespace) -> None:
     import jax
 
     from effnet_jax import explain, models, weights
-    from effnet_jax.data import crop
-    from effnet_jax.data.decode import decode_image
     from effnet_jax.data.preprocess import Preprocess
+    from effnet_jax.explain import drawing
     from effnet_jax.imagenet.dataset import titles
 
     paths = list(dict.fromkeys(predict.list_images(args.images)))
@@ -114,11 +108,7 @@ def main(args: argparse.Namespace) -> None:
     except OSError as error:
         raise UserError(f"can't write to --out={args.out}: {error.strerror}") from None
 
-    def see(data: bytes) -> tuple[np.ndarray, np.ndarray]:
-        """What the network gets, and the same part of the image as it is."""
-        image = decode_image(data, "apply")
-        return preprocess.pixels(data), crop.crop(image, preprocess.box(*image.shape[:2]))
-
+    see = functools.partial(drawing.see, preprocess)
     bad = []
     for path, (pixels, seen) in predict.readable(paths, see, bad):
         labels, probabilities, each = jax.device_get(run(variables, pixels[None]))
@@ -126,7 +116,7 @@ def main(args: argparse.Namespace) -> None:
         cells = [(seen, None, files[path].stem)]
         for name, probability, one in zip(names, probabilities, each, strict=True):
             cells.append((seen, one, f"{name} {probability:.1%}"))
-        draw([cells], files[path])
+        drawing.draw([cells]).savefig(files[path])
         np.save(files[path].with_suffix(".npy"), each)
         print(f"{files[path]}: {', '.join(title for *_, title in cells[1:])}", flush=True)
     if bad:

