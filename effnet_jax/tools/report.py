@@ -14,7 +14,7 @@ from effnet_jax import flags
 from effnet_jax.errors import UserError
 from effnet_jax.report import page, results
 
-PARSER = flags.Parser(__doc__, computes=False)
+PARSER = flags.Parser(__doc__)
 add = PARSER.add_argument
 csvs = "CSVs, or folders with CSVs at any depth; by default results"
 add("--results", nargs="+", action="extend", type=pathlib.Path, metavar="PATH", help=csvs)
