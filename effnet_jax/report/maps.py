@@ -1,5 +1,6 @@
 """Figure 7: activation maps of several networks side by side, for the same images."""
 
+import functools
 import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -23,6 +24,12 @@ from effnet_jax.report.results import Compared
 IMAGES = 4  # Of a run's evaluation, where no images are given.
 
 
+@functools.partial(jax.jit, static_argnames="model")
+def predict(model: Network, variables: dict[str, Any], inputs: np.ndarray) -> jax.Array:
+    """The probabilities of normalised images."""
+    return jax.nn.softmax(model.apply(variables, inputs, train=False)[0])
+
+
 class Applied(NamedTuple):
     """A network applied to images: its normalised input, the parts it sees, probabilities."""
 
@@ -37,8 +44,7 @@ class Applied(NamedTuple):
         model, preprocess = models.build(found.config), Preprocess(**found.preprocess)
         pixels, parts = zip(*(drawing.see(preprocess, each) for each in images), strict=True)
         inputs = normalize(np.stack(pixels), preprocess.mean, preprocess.std)
-        run = jax.jit(lambda variables, inputs: model.apply(variables, inputs, train=False)[0])
-        probabilities = np.asarray(jax.nn.softmax(run(found.variables, inputs)))
+        probabilities = np.asarray(predict(model, found.variables, inputs))
         return cls(model, found.variables, inputs, list(parts), probabilities)
 
     def maps(self, labels: np.ndarray, compared: Compared) -> np.ndarray:

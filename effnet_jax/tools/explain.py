@@ -116,8 +116,11 @@ def main(args: argparse.Namespace) -> None:
         cells = [(seen, None, files[path].stem)]
         for name, probability, one in zip(names, probabilities, each, strict=True):
             cells.append((seen, one, f"{name} {probability:.1%}"))
-        drawing.draw([cells]).savefig(files[path])
-        np.save(files[path].with_suffix(".npy"), each)
+        try:
+            drawing.draw([cells]).savefig(files[path])
+            np.save(files[path].with_suffix(".npy"), each)
+        except OSError as error:
+            raise UserError(f"can't write {files[path]}: {error.strerror}") from None
         print(f"{files[path]}: {', '.join(title for *_, title in cells[1:])}", flush=True)
     if bad:
         raise ImagesFailed(f"{len(bad)} of {len(paths)} images could not be read")

@@ -144,7 +144,8 @@ def test_the_example_in_the_docs_finds_the_discs(tmp_path, monkeypatch):
     weights.save(tmp_path / "lite0.safetensors", lite0)
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.+?)```", (ROOT / "docs/backbone.md").read_text(), re.DOTALL)
-    names = {}
+    names, steps = {}, "range(40)"
+    assert blocks[1].count(steps) == 1
     for block in blocks:
-        exec(block, names)
-    assert names["both"] / names["either"] > 0.8
+        exec(block.replace(steps, "range(16)"), names)  # Less time, and less accuracy.
+    assert names["both"] / names["either"] > 0.6
