@@ -4,6 +4,7 @@ model     training and evaluation in images/s, next to the same model with lax's
 data      the training pipeline of --config=FILE, without a model, and what its time goes into
 loop      what the training loop adds to the compiled step, and a save
 latency   one image at a time on one core, for the models of the paper's Table 4
+maps      activation maps, next to predicting the same images
 
 python -m benchmarks WHAT --help lists the flags.
 """
@@ -14,12 +15,13 @@ import json
 import pathlib
 import sys
 
-from benchmarks import latency, loading, looping, throughput
+from benchmarks import latency, loading, looping, maps, throughput
 from effnet_jax import cli, csv_rows
 from effnet_jax.tools import show
 
 # Each has PARSER, `measure(args)`, which returns rows, and `show(rows)`, a table of them.
 BENCHMARKS = {"model": throughput, "latency": latency, "data": loading, "loop": looping}
+BENCHMARKS["maps"] = maps
 for name, module in BENCHMARKS.items():
     module.PARSER.prog = f"python -m benchmarks {name}"
     module.PARSER.add_argument("--json", action="store_true", help="JSON instead of a table")

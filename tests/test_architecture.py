@@ -20,6 +20,7 @@ FLOORS = (
     ("experiments", "csv_rows"),
     ("flags", "imagenet"),
     ("weights",),
+    ("explain",),
     ("sweeps", "report", "planner", "probe"),
     ("tools", "__init__", "__main__"),
 )

@@ -256,6 +256,7 @@ class Network(nn.Module):
     zero_classifier: bool = False  # Start the classifier at 0, not at the reference's values.
     zero_residual: bool = False  # Start residual branches of MBConv at 0, as an identity.
     remat: bool = False  # Compute the inside of a block again for its gradient.
+    features_only: bool = False  # Stop after the last stage; the logits are None.
     batch_norm_group: int | None = None
     batch_norm_axis: str | None = None
     examples: int | None = None  # On a device at a time, for the set "fused"; None: all.
@@ -302,6 +303,8 @@ class Network(nn.Module):
         for number, blocks in enumerate(spec.stages, 1):
             x = Blocks(make, blocks, self.remat, name=f"stage{number}")(x, train)
             features[f"stage{number}"] = x
+        if self.features_only:
+            return None, features
         if spec.head_filters:
             x = ConvNormAct(make, spec.head_filters, name="head")(x)
             features["head"] = x

@@ -171,6 +171,15 @@ def figure4(results: Results) -> Drawn | None:
     return Drawn(figure, describe(points), rows(points))
 
 
+def figure7(results: Results) -> Drawn | None:
+    """Activation maps of networks that are scaled differently."""
+    if results.compared is None:
+        return None
+    from effnet_jax.report import maps  # With JAX and what reads weights.
+
+    return Drawn(*maps.compare(results.compared))
+
+
 def figure8(results: Results) -> Drawn | None:
     """Width, depth or resolution alone against all three, from one base."""
     points = results.points("figure 8", "methods")

@@ -32,15 +32,20 @@ def missing(key: str, results: Results) -> list[str]:
         found = any(results.transfer(key, chosen) for chosen in paper.transfer().values())
         return [] if found else TRANSFER
     run = {run.kind for run in results.runs if key != "table2" or paper.is_imagenet(run.data)}
+    if key == "figure7" and results.compared:
+        return []
     section = SECTIONS[key]
     config = section.get("config", "configs/cluttered_digits.py")
     sweeps = {bare_name(sweep): sweep for sweep in section.get("sweeps", ())}
-    return [
+    commands = [
         f"effnet-jax sweep --config={config} --sweep={sweep} "
         f"--workdir=runs/{name} --csv=results/{name}.csv"
         for name, sweep in sweeps.items()
         if name not in run
     ]
+    if key == "figure7":
+        commands.append("effnet-jax report --networks runs/table7/runs/* --out=DIR")
+    return commands
 
 
 def csv_bytes(columns: Iterable[str], rows: Iterable[Sequence[object]]) -> bytes:

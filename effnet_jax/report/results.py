@@ -147,6 +147,21 @@ class Point(NamedTuple):
         return statistics.stdev(self.top1) if self.n > 1 else None
 
 
+class Compared(NamedTuple):
+    """What figure 7 shows; see --networks, --images, --method and --layer of the report.
+
+    Attributes:
+      networks: sources of weights, as `weights.load` takes them; names follow from them.
+      images: paths; () takes images, each with its class, from the first network's run.
+      method, layer: as for `explain.maps`.
+    """
+
+    networks: tuple[str, ...]
+    images: tuple[str, ...] = ()
+    method: str = "cam"
+    layer: str | None = None
+
+
 @dataclasses.dataclass(frozen=True)
 class Results:
     """Everything that a report is made from.
@@ -157,6 +172,7 @@ class Results:
       data: the only data set to show; None shows all.
       repeated: number of rows left out because a newer one has the same seed and settings.
       skipped: files left out, each with the reason.
+      compared: the networks of figure 7; None draws none.
     """
 
     runs: tuple[Run, ...] = ()
@@ -166,6 +182,7 @@ class Results:
     data: str | None = None
     repeated: int = 0
     skipped: tuple[str, ...] = ()
+    compared: Compared | None = None
 
     def points(self, what: str, *kinds: str, metric: str = "top1") -> list[Point]:
         """The points of some kinds of sweep (`bare_name`), in the order of the files.

@@ -1,10 +1,12 @@
 """Your sweeps, and the paper's tables and figures, from results: effnet-jax report --out=DIR.
 
 Reads the CSVs that sweeps and the latency benchmark write, and writes DIR/index.html, one page with
-everything, and next to it every figure as PNG and CSV and every table as CSV.
+everything, and next to it every figure as PNG and CSV and every table as CSV. --networks draws
+figure 7, activation maps of several networks side by side.
 """
 
 import argparse
+import dataclasses
 import pathlib
 import time
 
@@ -12,7 +14,7 @@ from effnet_jax import flags
 from effnet_jax.errors import UserError
 from effnet_jax.report import page, results
 
-PARSER = flags.Parser(__doc__, computes=False)
+PARSER = flags.Parser(__doc__)
 add = PARSER.add_argument
 csvs = "CSVs, or folders with CSVs at any depth; by default results"
 add("--results", nargs="+", action="extend", type=pathlib.Path, metavar="PATH", help=csvs)
@@ -20,6 +22,12 @@ add("--out", required=True, type=pathlib.Path, metavar="DIR", help="folder of th
 counts = "whose top-1 counts, say val/raw; by default %(default)s"
 add("--evaluation", default=results.EVALUATION, metavar="NAME/WEIGHTS", help=counts)
 add("--data", metavar="NAME", help="show only this data set")
+networks = "for figure 7: workdirs, or files of weights"
+add("--networks", nargs="+", action="extend", metavar="WORKDIR|FILE", help=networks)
+images = "for figure 7; by default some on which the first network's run is evaluated"
+add("--images", nargs="+", action="extend", metavar="IMAGE", default=[], help=images)
+add("--method", default="cam", help="for figure 7; as for effnet-jax explain")
+add("--layer", help="for figure 7; by default the last")
 
 
 def write(out: pathlib.Path, files: dict[str, bytes]) -> None:
@@ -43,6 +51,11 @@ def main(args: argparse.Namespace) -> None:
     if index.exists() and f'content="{page.GENERATOR}"' not in index.read_text(errors="replace"):
         raise UserError(f"{index} was not made by this command; choose another --out")
     found = results.read(args.results or [pathlib.Path("results")], args.evaluation, args.data)
+    if args.networks:
+        options = tuple(args.networks), tuple(args.images), args.method, args.layer
+        found = dataclasses.replace(found, compared=results.Compared(*options))
+    elif args.images or args.layer:
+        raise UserError("--images and --layer are for figure 7, which needs --networks")
     write(args.out, page.make_files(found))
     for line in found.skipped:
         print(f"skipped {line}")

@@ -91,3 +91,10 @@ def test_data_needs_a_config_that_makes_sense(monkeypatch):
         with pytest.raises(UserError, match=message):
             report("data", *arguments)
     assert loading.PARSER.parse_args([]).config.data.name.startswith("imagenet2012")
+
+
+def test_maps_are_measured_against_predicting(capsys):
+    report("maps", f"--model={TINY}", "--batch=2", "--repeats=1", "--json")
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["method"] for row in rows] == ["predict", "cam", "gradcam", "gradcam", "layercam"]
+    assert rows[0]["ratio"] == 1 and list(rows[0]) == header("benchmark_maps.csv")

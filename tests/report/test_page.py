@@ -7,12 +7,14 @@ import re
 import time
 
 import pytest
-from conftest import read_golden
+from conftest import GOLDEN, read_golden
 from matplotlib.figure import Figure
+from PIL import Image
 from samples import EVALUATIONS, methods, row, swept, write
 
+from effnet_jax import weights
 from effnet_jax.errors import UserError
-from effnet_jax.report import figures, page, results, tables
+from effnet_jax.report import figures, maps, page, results, tables
 from effnet_jax.tools import report
 
 
@@ -209,3 +211,35 @@ def test_table_5_takes_rows_of_evaluations_by_data_set_split_and_metric(tmp_path
     path.write_text(EVALUATIONS.replace("28549782", "many"))
     with pytest.raises(UserError, match="no number"):
         results.read([path])
+
+
+def test_figure_7_shows_networks_side_by_side_for_one_class_an_image(run, tmp_path):
+    write(tmp_path / "none.csv", [])
+    none = f"--results={tmp_path / 'none.csv'}"
+    page = (run(none) / "index.html").read_text()
+    assert "--sweep=table7" in page and "effnet-jax report --networks runs/table7/runs/*" in page
+    plain, copy = GOLDEN / "checkpoint_v1", tmp_path / "copy.safetensors"
+    weights.save(copy, weights.load(plain))
+    Image.new("RGB", (60, 40), "red").save(image := tmp_path / "wide.png")
+    flags = [none, "--method=layercam", "--layer=stage2"]
+    out = run(*flags, "--networks", str(plain), str(copy))
+    with open(out / "figure7.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["network"] for row in rows[::4]] == ["checkpoint_v1", "copy"]
+    assert [row["image"] for row in rows[:4]] == ["1", "2", "3", "4"]
+    assert [row["probability"] for row in rows[:4]] == [row["probability"] for row in rows[4:]]
+    for number in range(4):  # Of a run's own images, whose classes are known.
+        assert len({row["class"] for row in rows[number::4]}) == 1
+    assert (out / "figure7.png").exists()
+    assert maps.name_networks(["a/b", "c/b", "d.safetensors"]) == ["a/b", "c/b", "d"]
+    out = run(*flags, "--networks", str(copy), "--images", *[str(image)] * 4)
+    assert len((out / "figure7.csv").read_text().splitlines()) == 5
+    for arguments, message in (
+        (["--networks", str(copy)], "is no run, whose images could be shown"),
+        (["--networks", str(plain), "--layer=stage9"], "this network has: stem"),
+        (["--networks", str(plain), f"--images={tmp_path / 'no.png'}"], "no.png"),
+        (["--networks", str(plain), f"--images={tmp_path / 'none.csv'}"], "none.csv.*no image"),
+        ([f"--images={image}"], "needs --networks"),
+    ):
+        with pytest.raises(UserError, match=message):
+            run(none, *arguments)
