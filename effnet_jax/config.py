@@ -298,7 +298,21 @@ SCHEMA = {
         "clip_norm": Number(None, 1e-9, kind=float),
         # Regexes over the slash-joined parameter name; the first full match gives the multiplier.
         "weight_decay_rules": ((r".*norm/(scale|bias)", 0.0), (r".*", 1.0)),
-        "learning_rate_rules": ((r".*", 1.0),),  # 0.0 freezes a parameter.
+        # At 0.0 a parameter has gradients and optimizer state; `fine_tune.freeze` spares these.
+        "learning_rate_rules": ((r".*", 1.0),),
+    },
+    "fine_tune": {
+        # Parameters that keep their values, with spaces between: parts of the network, as stem,
+        # stage3, head or stem..stage4, or regexes over the whole slash-joined name.
+        "freeze": "",
+        # BatchNorm in training: train, by the batch; frozen, by its running statistics, which stay;
+        # or frozen_below, so in the parts whose parameters are all frozen.
+        "batch_norm": Choice(("train", "frozen", "frozen_below")),
+        "head_rate": Number(1.0),  # Multiplies the classifier's learning rate.
+        # Multiplies it once for each block between a parameter and the classifier.
+        "layer_decay": Number(1.0, 1e-9, 1),
+        # The classifier alone is trained for so long at first, on frozen features (2202.10054).
+        "head_epochs": Number(0.0),
     },
     "schedule": {
         "name": Choice(("staircase", "cosine", "constant")),
@@ -479,6 +493,12 @@ def stages(config: ConfigDict) -> list[ConfigDict]:
     Raises UserError where `config.progressive` has values for different numbers of stages.
     """
     given = {key: config.progressive[key] for key in PROGRESSIVE if config.progressive[key]}
+    if config.fine_tune.head_epochs:
+        if given:
+            raise UserError("config.fine_tune.head_epochs and config.progressive both make stages")
+        all_of_it = config.copy_and_resolve_references()
+        all_of_it.fine_tune.head_epochs = 0.0
+        return [config, all_of_it]
     lengths = {key: len(values) for key, values in given.items()}
     if len(set(lengths.values())) > 1:
         listed = ", ".join(f"{key} {length}" for key, length in lengths.items())

@@ -43,6 +43,11 @@ class LayerFactories:
         x = self.conv(filters, kernel, stride, name=name)(x)
         return self.norm(name=f"{name}_norm", **norm)(x)
 
+    def frozen(self) -> LayerFactories:
+        """With BatchNorms that use and keep their running statistics in training."""
+        norm = functools.partial(self.norm, train=False)
+        return dataclasses.replace(self, norm=norm, fused=None)
+
     def last_norm(self, block: Block) -> dict[str, Any]:
         """Options of the last normalisation of a block's residual branch."""
         is_zero = self.zero_residual and block.has_skip
@@ -257,6 +262,7 @@ class Network(nn.Module):
     zero_residual: bool = False  # Start residual branches of MBConv at 0, as an identity.
     remat: bool = False  # Compute the inside of a block again for its gradient.
     features_only: bool = False  # Stop after the last stage; the logits are None.
+    frozen_norms: tuple[str, ...] = ()  # Parts, as "stage1", whose statistics stay in training.
     batch_norm_group: int | None = None
     batch_norm_axis: str | None = None
     examples: int | None = None  # On a device at a time, for the set "fused"; None: all.
@@ -295,18 +301,21 @@ class Network(nn.Module):
             fused=inside if name == "fused" and train else None,
             zero_residual=self.zero_residual,
         )
+        parts = ("stem", *(f"stage{number + 1}" for number in range(len(spec.stages))), "head")
+        of_part = {part: make.frozen() if part in self.frozen_norms else make for part in parts}
         features, stem, x = {}, spec.stem, images.astype(self.dtype)
-        x = ConvNormAct(make, stem.filters, stem.kernel, stem.stride, name="stem")(x)
+        x = ConvNormAct(of_part["stem"], stem.filters, stem.kernel, stem.stride, name="stem")(x)
         if stem.pool:
             x = nn.max_pool(x, (3, 3), (2, 2), operations.lax_padding(3, self.padding))
         features["stem"] = x
         for number, blocks in enumerate(spec.stages, 1):
-            x = Blocks(make, blocks, self.remat, name=f"stage{number}")(x, train)
-            features[f"stage{number}"] = x
+            stage = f"stage{number}"
+            x = Blocks(of_part[stage], blocks, self.remat, name=stage)(x, train)
+            features[stage] = x
         if self.features_only:
             return None, features
         if spec.head_filters:
-            x = ConvNormAct(make, spec.head_filters, name="head")(x)
+            x = ConvNormAct(of_part["head"], spec.head_filters, name="head")(x)
             features["head"] = x
         x = chosen.spatial_mean(x)[:, 0, 0, :]
         features["pre_logits"] = x

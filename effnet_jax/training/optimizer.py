@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from effnet_jax.config import DURATIONS
 from effnet_jax.errors import UserError
+from effnet_jax.training import freezing
 from effnet_jax.trees import path_name
 
 PyTree = Any
@@ -117,9 +118,15 @@ def multipliers(rules: Sequence[tuple[str, float]], params: PyTree, what: str) -
 
 
 def build_optimizer(
-    config: ConfigDict, schedule: optax.Schedule, params: PyTree
+    config: ConfigDict,
+    schedule: optax.Schedule,
+    params: PyTree,
+    fine_tune: ConfigDict | None = None,
 ) -> optax.GradientTransformation:
-    """The optimizer of `config.optimizer`.
+    """The optimizer of `config.optimizer` and `config.fine_tune`.
+
+    Its state is for the parameters that are trained at any time, and it updates those that are
+    trained now: without `freezing.frozen` and `freezing.frozen_now`.
 
     For rmsprop and sgd the weight decay is an L2 term of the loss, 0.5 * rate * sum(w**2), that
     goes through the optimizer with the gradient; for adamw it is decoupled. `params` may be shapes.
@@ -129,6 +136,11 @@ def build_optimizer(
         multipliers(config[rules], params, f"config.optimizer.{rules}")
         for rules in ("weight_decay_rules", "learning_rate_rules")
     )
+    never = frozenset()
+    if fine_tune:
+        rates = jax.tree.map(operator.mul, rates, freezing.rates(fine_tune, params))
+        never, now = freezing.frozen(fine_tune, params), freezing.frozen_now(fine_tune, params)
+        decays, rates = (freezing.split(tree, now)[0] for tree in (decays, rates))
     decay = optax.stateless(
         lambda updates, params: jax.tree.map(
             lambda u, p, factor: u + own.weight_decay * factor * p, updates, params, decays
@@ -143,8 +155,14 @@ def build_optimizer(
         # momentum, which matters whenever the rate changes.
         start = {"eps_in_sqrt": True, "initial_scale": own.accumulator}
         rmsprop = optax.rmsprop(schedule, own.decay, own.epsilon, momentum=own.momentum, **start)
-        return optax.chain(*clip, decay, rmsprop, scale)
-    if config.name == "sgd":
-        return optax.chain(*clip, decay, optax.sgd(schedule, own.momentum, own.nesterov), scale)
-    adam = optax.scale_by_adam(own.b1, own.b2, own.epsilon)
-    return optax.chain(*clip, adam, decay, optax.scale_by_learning_rate(schedule), scale)
+        made = optax.chain(*clip, decay, rmsprop, scale)
+    elif config.name == "sgd":
+        made = optax.chain(*clip, decay, optax.sgd(schedule, own.momentum, own.nesterov), scale)
+    else:
+        adam = optax.scale_by_adam(own.b1, own.b2, own.epsilon)
+        made = optax.chain(*clip, adam, decay, optax.scale_by_learning_rate(schedule), scale)
+
+    def init(params: PyTree) -> PyTree:
+        return made.init(freezing.split(params, never)[0] if never else params)
+
+    return optax.GradientTransformation(init, made.update)

@@ -58,6 +58,8 @@ def stages(config: ConfigDict, examples: int) -> list[Stage]:
     examples = optimizers.epoch_examples(config, examples)
     count, epochs = len(each), optimizers.epochs(config, examples)
     starts = [start_epoch(index, count, epochs) for index in range(count)]
+    if head := config.fine_tune.head_epochs:
+        starts = [0, min(head, epochs)]
     ends = [optimizers.steps(epoch, config.batch_size, examples) for epoch in starts]
     starts, ends = [*starts, epochs], [*ends, optimizers.duration(config, "epochs", examples)]
     result = []
@@ -65,7 +67,7 @@ def stages(config: ConfigDict, examples: int) -> list[Stage]:
         if count > 1 and ends[index] == ends[index + 1]:
             raise UserError(
                 f"config.epochs={epochs:g} is {ends[-1]} steps, too few for the {count} stages of "
-                "config.progressive; raise it, or give fewer"
+                "config.progressive or config.fine_tune.head_epochs; raise it, or give fewer"
             )
         span = starts[index], starts[index + 1], ends[index], ends[index + 1]
         result.append(Stage(index + 1, *span, stage, models.build(stage.model)))
@@ -90,11 +92,15 @@ def describe(stages: Sequence[Stage]) -> list[str]:
     """A line about each stage, for the person who starts a run; none where there is only one."""
     lines = []
     for stage in stages if len(stages) > 1 else ():
-        augment = stage.config.augment
+        augment, span = stage.config.augment, f"stage {stage.number} to epoch "
+        span += f"{round(stage.end_epoch, 2):g}, step {stage.last:,}: "
+        if stages[0].config.fine_tune.head_epochs:
+            what = "the classifier alone" if stage.number == 1 else "all that is not frozen"
+            lines.append(f"{span}{what}")
+            continue
         magnitude = f", magnitude {augment.randaugment_magnitude:.4g}"
         lines.append(
-            f"stage {stage.number} to epoch {round(stage.end_epoch, 2):g}, step {stage.last:,}: "
-            f"{stage.resolution} px{magnitude if augment.policy == 'randaugment' else ''}, "
+            f"{span}{stage.resolution} px{magnitude if augment.policy == 'randaugment' else ''}, "
             f"mixup {augment.mixup_alpha:.3g}, cutmix {augment.cutmix_alpha:.3g}, "
             f"dropout {stage.model.dropout:.3g}"
         )

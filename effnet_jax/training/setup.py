@@ -22,7 +22,7 @@ from effnet_jax.errors import UserError
 from effnet_jax.run import environment, files
 from effnet_jax.run.processes import Alone
 from effnet_jax.run.writers import say
-from effnet_jax.training import from_weights, progressive
+from effnet_jax.training import freezing, from_weights, progressive
 from effnet_jax.training import optimizer as optimizers
 from effnet_jax.training.clock import Clock
 from effnet_jax.training.evaluations import Evaluations
@@ -125,6 +125,7 @@ class Run:
                 for name, each in self.evaluations.sources.items()
             ),
             parallel.describe_batch_norm(self.config, parallel.data_shards(self.mesh)),
+            *freezing.describe(self.config.fine_tune, self.shapes.params),
             *progressive.describe(self.stages),
         ]
 

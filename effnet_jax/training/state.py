@@ -76,8 +76,7 @@ def abstract_state(config: ConfigDict, examples: int) -> tuple[nn.Module, Any, T
     resolution = model.architecture.resolution
     key = jax.eval_shape(lambda: jax.random.key(0))
     variables = jax.eval_shape(lambda key: models.init_variables(model, resolution, key), key)
-    optimizer = build_optimizer(
-        config.optimizer, learning_rate(config, examples), variables["params"]
-    )
+    rate, params = learning_rate(config, examples), variables["params"]
+    optimizer = build_optimizer(config.optimizer, rate, params, config.fine_tune)
     shapes = jax.eval_shape(lambda key: init_state(model, optimizer, resolution, key), key)
     return model, optimizer, shapes

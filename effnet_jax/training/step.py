@@ -16,6 +16,7 @@ from effnet_jax import parallel
 from effnet_jax.data.preprocess import normalize
 from effnet_jax.metrics import cross_entropy, smooth_targets
 from effnet_jax.models import operations
+from effnet_jax.training import freezing
 from effnet_jax.training.accumulation import in_microbatches
 from effnet_jax.training.mixing import is_mixing, mix
 from effnet_jax.training.optimizer import (
@@ -39,8 +40,9 @@ def random_key(seed: int | jax.Array, purpose: str, step: int | jax.Array) -> ja
 def make_gradients(model: nn.Module, config: ConfigDict, mesh: Mesh) -> Callable[..., PyTree]:
     """The loss and its gradient, in microbatches where `accumulation_steps` asks for them.
 
-    `((params, batch_stats, count), batch, rngs) -> ((loss, (correct, batch_stats)), gradients)`,
+    `((params, batch_stats, count, kept), batch, rngs) -> ((loss, (correct, batch_stats)), grads)`,
     for a batch of normalised images and target distributions, of which `count` are not masked.
+    `kept` are the parameters that are not trained; there may be none, {}.
     """
     count, shards = config.accumulation_steps, parallel.data_shards(mesh)
     group = parallel.batch_norm_group(config, shards)
@@ -55,11 +57,13 @@ def make_gradients(model: nn.Module, config: ConfigDict, mesh: Mesh) -> Callable
         model = model.clone(batch_norm_group=group)
 
     def gradients(weights: PyTree, batch: Arrays, rngs: Arrays) -> PyTree:
-        params, batch_stats, examples = weights
+        params, batch_stats, examples, kept = weights
+        parts = freezing.frozen_norms(config.fine_tune, freezing.merge(params, kept))
+        network = model.clone(frozen_norms=parts)
 
         def loss_fn(params):
-            variables = {"params": params, "batch_stats": batch_stats}
-            (logits, _), updated = model.apply(
+            variables = {"params": freezing.merge(params, kept), "batch_stats": batch_stats}
+            (logits, _), updated = network.apply(
                 variables, batch["image"], train=True, mutable=["batch_stats"], rngs=rngs
             )
             losses = cross_entropy(logits, batch["target"]) * batch["mask"]
@@ -104,23 +108,37 @@ def make_train_step(
             key = random_key(seed, "mixing", state.step)
             images, targets = mix(images, targets, batch["mask"], config.augment, key)
         count = batch["mask"].sum()
-        weights = state.params, state.batch_stats, count
+        names = freezing.frozen_now(config.fine_tune, state.params)
+        trained, kept = freezing.split(state.params, names)
+        weights = trained, state.batch_stats, count, kept
         batch = {**batch, "image": images, "target": targets}
         (loss, (correct, batch_stats)), grads = gradients(weights, batch, rngs)
         if config.optimizer.sharded:  # Each device updates its share, whatever a compiler prefers.
             shares = parallel.shard_largest_axis(grads, mesh)
             grads = jax.lax.with_sharding_constraint(grads, shares)
-        optimizer = build_optimizer(config.optimizer, rate, state.params)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        optimizer = build_optimizer(config.optimizer, rate, state.params, config.fine_tune)
+        ever, _ = freezing.split(state.params, freezing.frozen(config.fine_tune, state.params))
+        own = freezing.select(state.opt_state, ever, names)
+        updates, own = optimizer.update(grads, own, trained)
+        opt_state = freezing.put_back(own, state.opt_state, ever, names)
+        trained = optax.apply_updates(trained, updates)
+        params = freezing.merge(trained, kept)
 
         step = state.step + 1
         decay = ema_decay(most, step)
-        ema = jax.tree.map(
-            lambda average, new: decay * average + (1 - decay) * new,
-            state.ema,
-            {"params": params, "batch_stats": batch_stats},
-        )
+        norms = freezing.frozen_norms(config.fine_tune, params)
+        still = {name for name in freezing.flatten(batch_stats) if name.partition("/")[0] in norms}
+        ema = {
+            key: freezing.merge(
+                jax.tree.map(
+                    lambda average, new: decay * average + (1 - decay) * new,
+                    freezing.split(state.ema[key], frozen)[0],
+                    freezing.split(new, frozen)[0],
+                ),
+                freezing.split(state.ema[key], frozen)[1],
+            )
+            for key, new, frozen in (("params", params, names), ("batch_stats", batch_stats, still))
+        }
         metrics = {
             "loss": loss * count,
             "correct": correct,

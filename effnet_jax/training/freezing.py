@@ -1,0 +1,172 @@
+"""What is trained: frozen parameters and BatchNorms, and learning rates by depth.
+
+Frozen parameters have no gradient, optimizer state or weight decay, and their averages are their
+values. `config.fine_tune` says which; in a stage with `head_epochs`, all but the classifier are.
+"""
+
+import re
+from collections.abc import Collection
+from typing import Any
+
+import flax.traverse_util
+import jax
+from ml_collections import ConfigDict
+
+from effnet_jax.errors import UserError, check_choice
+
+PyTree = Any
+HEAD = "classifier"
+
+
+def list_parts(params: PyTree) -> list[str]:
+    """The parts of a network in order: stem, stage1, ..., head where there is one, classifier."""
+    stages = sorted((name for name in params if name.startswith("stage")), key=lambda n: int(n[5:]))
+    return [name for name in ("stem", *stages, "head", HEAD) if name in params]
+
+
+def _matches(rule: str, parts: list[str], names: Collection[str]) -> set[str]:
+    """The parameters of a part, of a range of parts ("stem..stage4"), or that match a regex."""
+    first, dots, last = rule.partition("..")
+    if dots and re.fullmatch(r"\w+\.\.\w+", rule):
+        for part in (first, last):
+            check_choice("part in config.fine_tune.freeze", part, parts)
+        chosen = parts[parts.index(first) : parts.index(last) + 1]
+    else:
+        chosen = [rule] if rule in parts else []
+    if chosen:
+        return {name for name in names if name.partition("/")[0] in chosen}
+    try:
+        return {name for name in names if re.fullmatch(rule, name)}
+    except re.error as error:
+        text = f"config.fine_tune.freeze: bad regular expression {rule!r}: {error}"
+        raise UserError(text) from None
+
+
+def frozen(config: ConfigDict, params: PyTree) -> frozenset[str]:
+    """The names of the parameters that `config.fine_tune.freeze` freezes for the whole run.
+
+    `params` may be shapes. Raises UserError for a rule that matches nothing, or where all are
+    frozen.
+    """
+    names = flatten(params).keys()
+    result = set()
+    for rule in config.freeze.split():
+        if not (found := _matches(rule, list_parts(params), names)):
+            raise UserError(
+                f"config.fine_tune.freeze: {rule!r} matches no parameter; its parts are "
+                f"{', '.join(list_parts(params))}, and a name is as stage1/block1/expand/kernel"
+            )
+        result |= found
+    if len(result) == len(names):
+        raise UserError("config.fine_tune.freeze matches every parameter: none would be trained")
+    return frozenset(result)
+
+
+def frozen_now(config: ConfigDict, params: PyTree) -> frozenset[str]:
+    """As `frozen`; in a stage that trains the classifier alone, all others too."""
+    result = frozen(config, params)
+    if config.head_epochs:
+        others = {name for name in flatten(params) if name.partition("/")[0] != HEAD}
+        if f"{HEAD}/kernel" in result:
+            raise UserError("config.fine_tune.head_epochs trains the classifier, which is frozen")
+        return result | others
+    return result
+
+
+def frozen_norms(config: ConfigDict, params: PyTree) -> tuple[str, ...]:
+    """The parts of a network whose BatchNorms use and keep their running statistics."""
+    parts = [part for part in list_parts(params) if part != HEAD]
+    if config.head_epochs or config.batch_norm == "frozen":
+        return tuple(parts)
+    if config.batch_norm == "train":
+        return ()
+    names, still = flatten(params).keys(), frozen(config, params)
+    below = [p for p in parts if all(n in still for n in names if n.partition("/")[0] == p)]
+    if not below:
+        raise UserError(
+            "config.fine_tune.batch_norm='frozen_below' is for parts whose parameters are all "
+            "frozen, and there is none; freeze one, as in --config.fine_tune.freeze=stem..stage4"
+        )
+    return tuple(below)
+
+
+def flatten(tree: PyTree) -> dict[str, Any]:
+    """A nested dict by slash-joined names."""
+    return flax.traverse_util.flatten_dict(tree, sep="/")
+
+
+def split(tree: PyTree, names: Collection[str]) -> tuple[PyTree, PyTree]:
+    """A nested dict in two: without the leaves of these names, and those alone."""
+    flat = flatten(tree)
+    parts = ({n: x for n, x in flat.items() if (n in names) == here} for here in (False, True))
+    without, those = (flax.traverse_util.unflatten_dict(part, sep="/") for part in parts)
+    return without, those
+
+
+def merge(*trees: PyTree) -> PyTree:
+    """What `split` has split."""
+    flat = {name: leaf for tree in trees for name, leaf in flatten(tree).items()}
+    return flax.traverse_util.unflatten_dict(flat, sep="/")
+
+
+def select(state: PyTree, like: PyTree, names: Collection[str]) -> PyTree:
+    """An optimizer's state for parameters `like`, without those of these names."""
+
+    def fits(x: PyTree) -> bool:
+        return jax.tree.structure(x) == jax.tree.structure(like)
+
+    return jax.tree.map(lambda x: split(x, names)[0] if fits(x) else x, state, is_leaf=fits)
+
+
+def put_back(new: PyTree, state: PyTree, like: PyTree, names: Collection[str]) -> PyTree:
+    """The optimizer's `state` with a `new` one of what `select` has left."""
+
+    def fits(x: PyTree) -> bool:
+        return jax.tree.structure(x) == jax.tree.structure(like)
+
+    def put(old: PyTree, changed: PyTree) -> PyTree:
+        return merge(changed, split(old, names)[1]) if fits(old) else changed
+
+    return jax.tree.map(put, state, new, is_leaf=fits)
+
+
+def rates(config: ConfigDict, params: PyTree) -> PyTree:
+    """The factor of each parameter's learning rate: `head_rate`, and `layer_decay` by depth.
+
+    The layers are the stem, each block, the head and the classifier; a layer's factor is the next
+    one's times `layer_decay`.
+    """
+    layers = [
+        f"{part}/{block}"
+        for part in list_parts(params)
+        for block in (
+            sorted(params[part], key=lambda name: int(name[5:]))
+            if part.startswith("stage")
+            else [""]
+        )
+    ]
+    depth = {layer.rstrip("/"): number for number, layer in enumerate(layers)}
+
+    def factor(name: str) -> float:
+        part, _, rest = name.partition("/")
+        layer = f"{part}/{rest.partition('/')[0]}" if part.startswith("stage") else part
+        own = config.head_rate if part == HEAD else 1.0
+        return own * config.layer_decay ** (len(depth) - 1 - depth[layer])
+
+    flat = {name: factor(name) for name in flatten(params)}
+    return flax.traverse_util.unflatten_dict(flat, sep="/")
+
+
+def describe(config: ConfigDict, params: PyTree) -> list[str]:
+    """A line about what is frozen, for the start of a run; none where nothing is."""
+    still, norms = frozen(config, params), frozen_norms(config, params)
+    if not (still or norms):
+        return []
+    sizes = {name: leaf.size for name, leaf in flatten(params).items()}
+    trained = sum(size for name, size in sizes.items() if name not in still)
+    line = f"training {trained:,} of {sum(sizes.values()):,} parameters"
+    if config.head_epochs:
+        line += f", at first the {HEAD} alone, for {config.head_epochs:g} epochs"
+    if norms:
+        line += f"; BatchNorm keeps its statistics in {', '.join(norms)}"
+    return [line]
