@@ -267,7 +267,12 @@ class Network(nn.Module):
                 "see data.preprocess.normalize"
             )
         spec, settings = self.architecture, {"dtype": self.dtype, "padding": self.padding}
+        train = train and images.size > 0  # An empty batch has no statistics.
         name = operations.choose(self.operations, jax.default_backend())
+        # The forms of "cpu" need the image's size, and the strips of "fused" the batch's too.
+        needed = images.shape[1:] if name == "cpu" else images.shape
+        if not all(isinstance(each, int) for each in needed):  # Symbolic, in `jax.export`.
+            name = "plain"
         chosen, per_device = operations.SETS[name], self.examples or images.shape[0]
         norm = {"train": train, "momentum": self.momentum, "epsilon": self.epsilon}
         norm |= {"group": self.batch_norm_group, "axis": self.batch_norm_axis}
