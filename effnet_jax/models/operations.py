@@ -107,7 +107,33 @@ def lax_depthwise_conv(x: Array, kernel: Array, stride: int, padding: str = "sam
 
     h and w are H / stride and W / stride, rounded up.
     """
-    return lax_conv(x, kernel, stride, padding, groups=x.shape[-1])
+    if 1 not in x.shape[1:3]:
+        return lax_conv(x, kernel, stride, padding, groups=x.shape[-1])
+    zeros = tuple(_zeros(size, len(kernel), stride, padding) for size in x.shape[1:3])
+    return padded_depthwise_conv(x, kernel, stride, zeros)
+
+
+def padded_depthwise_conv(
+    x: Array, kernel: Array, stride: int, zeros: tuple[tuple[int, int], tuple[int, int]]
+) -> Array:
+    """`lax_depthwise_conv` with zeros ((above, below), (left, right)) around x.
+
+    Along an axis of one pixel the kernel has one tap, for the others see only zeros. With them
+    jaxlib 0.10 gets the derivative of the filter's gradient for x wrong on CPU, silently.
+    """
+    for axis, size in enumerate(x.shape[1:3]):
+        if size == 1:
+            first = zeros[axis][0]
+            kernel = lax.slice_in_dim(kernel, first, first + 1, axis=axis)
+            zeros = (*zeros[:axis], (0, 0), *zeros[axis + 1 :])
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        zeros,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=x.shape[-1],
+    )
 
 
 def pointwise_conv(x: Array, kernel: Array) -> Array:
