@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import ROOT
 from jax.flatten_util import ravel_pytree
 from jax.sharding import AxisType, PartitionSpec
 
@@ -17,8 +18,10 @@ from effnet_jax.models import fused as fused_block
 from effnet_jax.models import operations
 from effnet_jax.models.network import Stage, Stem
 
-# Programs here run once: without fusion emitters they compile in a third of the time.
-jit = functools.partial(jax.jit, compiler_options={"xla_cpu_use_fusion_emitters": False})
+# Programs here run once: without fusion emitters they compile in a third of the time. JAX 0.12
+# has no such option.
+OPTIONS = {"xla_cpu_use_fusion_emitters": False} if jax.__version_info__ < (0, 11) else {}
+jit = functools.partial(jax.jit, compiler_options=OPTIONS)
 SIZE = 8
 # In evaluation "fused" has the operations of "plain"; `test_fused_is_plain_in_evaluation`.
 IN_EVALUATION = ("plain", "cpu")
@@ -296,6 +299,16 @@ def test_a_symbolic_batch_in_training(name):
             jax.tree.leaves(found), jax.tree.leaves(on_one_device()), strict=True
         ):
             assert np.abs(ours - right).max() <= 1e-4 * max(np.abs(right).max(), 1e-3)
+
+
+def test_the_line_of_the_docs_that_compiles_a_model_runs():
+    flat, unravel, batch_stats, images, _ = inputs()
+    variables = {"params": unravel(flat), "batch_stats": batch_stats}
+    text = (ROOT / "docs" / "weights.md").read_text()
+    (line,) = (line for line in text.splitlines() if "jax.jit(" in line)
+    names = {"jax": jax, "model": tiny("cpu")}
+    exec(line, names)
+    assert names["apply"](variables, images, train=False)[0].shape == (4, 3)
 
 
 def test_integers_are_refused_by_the_network():
