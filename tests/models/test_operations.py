@@ -252,20 +252,3 @@ def test_this_jaxlib_computes_the_fusion_that_0_10_2_gets_wrong():
     # Optimised as programs are outside the tests; see conftest.py.
     f = jax.jit(f).lower(x).compile({"xla_backend_optimization_level": 3})
     np.testing.assert_array_equal(f(x), np.arange(32_769, dtype=np.float32) ** 2)
-
-
-def test_spatial_mean_swish_and_their_gradients():
-    for size in (5, 40):  # On either side of the size at which the CPU form changes.
-        x = jax.random.normal(jax.random.key(0), (2, size, size, 3))
-        weights = jax.random.normal(jax.random.key(1), (2, 1, 1, 3))
-
-        def ours(x, weights=weights):
-            return (operations.cpu_spatial_mean(operations.cpu_swish(x)) * weights).sum()
-
-        def plain(x, weights=weights):
-            return ((x * jax.nn.sigmoid(x)).mean((1, 2), keepdims=True) * weights).sum()
-
-        for actual, expected in zip(
-            jax.jit(jax.value_and_grad(ours))(x), jax.value_and_grad(plain)(x), strict=True
-        ):
-            assert_close(actual, expected)
