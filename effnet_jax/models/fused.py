@@ -159,7 +159,7 @@ def excite_project(
 
     @jax.checkpoint
     def pooled(y, norm):
-        return operations.plain_spatial_mean(normalized(y, norm))
+        return operations.spatial_mean(normalized(y, norm))
 
     @jax.checkpoint
     def projected(y, norm, gate, project):

@@ -32,7 +32,6 @@ class LayerFactories:
     depthwise: Callable[..., nn.Module]  # Of (kernel, stride=1, name=...).
     norm: Callable[..., nn.Module]  # Of (name=...).
     act: Function
-    spatial_mean: Function  # As `operations.plain_spatial_mean`.
     fused: fused.Settings | None = None  # Of MBConv's inside in training; None: layer by layer.
 
     def conv_norm(
@@ -90,7 +89,7 @@ class Architecture:
     stages: tuple[tuple[Block, ...], ...]
     head_filters: int  # Of the 1x1 convolution before the pooling; 0: without it.
     num_classes: int
-    activation: str  # Of `operations.Operations`; after normalisations, and inside the gate.
+    activation: str  # Of `jax.nn`; after normalisations, and inside the gate.
 
     @property
     def total_stride(self) -> int:
@@ -133,7 +132,7 @@ class Base:
     # `(row, round_filters, name=, stride=, inputs=, survival=)` -> a block of the row, where
     # `round_filters` scales and rounds the table's filters.
     block: Callable[..., Block]
-    activation: str  # Of `operations.Operations`: swish, relu or relu6.
+    activation: str  # Of `jax.nn`: swish, relu or relu6.
     stem: Stem = Stem(filters=32)
     head_filters: int = 0
     fixed_ends: bool = False  # Do not scale stem, head, and the first and last stage's repeats.
@@ -282,8 +281,7 @@ class Network(nn.Module):
             conv=functools.partial(layers.Conv, **settings),
             depthwise=functools.partial(layers.DepthwiseConv, chosen.depthwise_conv, **settings),
             norm=functools.partial(layers.BatchNorm, **norm),
-            act=getattr(chosen, spec.activation),
-            spatial_mean=chosen.spatial_mean,
+            act=getattr(jax.nn, spec.activation),
             fused=inside if name == "fused" and train else None,
         )
         features, stem, x = {}, spec.stem, images.astype(self.dtype)
@@ -297,7 +295,7 @@ class Network(nn.Module):
         if spec.head_filters:
             x = ConvNormAct(make, spec.head_filters, name="head")(x)
             features["head"] = x
-        x = chosen.spatial_mean(x)[:, 0, 0, :]
+        x = operations.spatial_mean(x)[:, 0, 0, :]
         features["pre_logits"] = x
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         init = nn.initializers.zeros if self.zero_classifier else layers.dense_init

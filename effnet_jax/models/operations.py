@@ -66,7 +66,7 @@ def _channel_sums(x):
     return folded.sum((0, 1, 2))
 
 
-def plain_spatial_mean(x: Array) -> Array:
+def spatial_mean(x: Array) -> Array:
     """Mean of x [N, H, W, C] over H and W -> [N, 1, 1, C]; sums in float32, returns x.dtype."""
     return x.astype(jnp.float32).mean((1, 2), keepdims=True).astype(x.dtype)
 
@@ -338,17 +338,13 @@ class Operations(NamedTuple):
 
     depthwise_conv: Callable[..., Array]
     batch_norm: Callable[..., tuple[Array, Array, Array]]
-    spatial_mean: Callable[[Array], Array]
-    swish: Callable[[Array], Array]
-    relu: Callable[[Array], Array] = jax.nn.relu
-    relu6: Callable[[Array], Array] = jax.nn.relu6
 
 
 SETS = {
-    "plain": Operations(lax_depthwise_conv, plain_batch_norm, plain_spatial_mean, jax.nn.swish),
+    "plain": Operations(lax_depthwise_conv, plain_batch_norm),
     # In training, models/fused.py takes the place of whole blocks.
-    "fused": Operations(lax_depthwise_conv, plain_batch_norm, plain_spatial_mean, jax.nn.swish),
-    "cpu": Operations(cpu_depthwise_conv, cpu_batch_norm, plain_spatial_mean, jax.nn.swish),
+    "fused": Operations(lax_depthwise_conv, plain_batch_norm),
+    "cpu": Operations(cpu_depthwise_conv, cpu_batch_norm),
 }
 
 
