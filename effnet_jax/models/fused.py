@@ -118,14 +118,7 @@ def expand_depthwise(
     def strip(x, weights, zeros):
         expand, norm, kernel = weights
         y = act(operations.batch_norm_eval(pointwise(x, expand), *norm, epsilon))
-        return lax.conv_general_dilated(
-            y,
-            kernel,
-            (stride, stride),
-            (zeros, columns),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            feature_group_count=y.shape[-1],
-        )
+        return operations.padded_depthwise_conv(y, kernel, stride, (zeros, columns))
 
     weights, done = (expand, norm, kernel), []
     for (first, last), zeros in strips(x.shape[1], len(kernel), stride, padding, rows):
@@ -166,7 +159,7 @@ def excite_project(
 
     @jax.checkpoint
     def pooled(y, norm):
-        return operations.plain_spatial_mean(normalized(y, norm))
+        return operations.spatial_mean(normalized(y, norm))
 
     @jax.checkpoint
     def projected(y, norm, gate, project):

@@ -12,7 +12,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from effnet_jax.models import fused
+from effnet_jax.models import fused, operations
 from effnet_jax.models.network import Block, Function, LayerFactories, Stage
 from effnet_jax.scaling import Layer
 
@@ -68,7 +68,7 @@ class MBConv(Block):
         x = make.depthwise(self.kernel, self.stride, name="depthwise")(x)
         x = make.act(make.norm(name="depthwise_norm")(x))
         if gate:
-            x = x * gate(make.spatial_mean(x))
+            x = x * gate(operations.spatial_mean(x))
         return make.conv(self.outputs, 1, 1, name="project")(x)
 
 

@@ -32,7 +32,6 @@ class LayerFactories:
     depthwise: Callable[..., nn.Module]  # Of (kernel, stride=1, name=...).
     norm: Callable[..., nn.Module]  # Of (name=...).
     act: Function
-    spatial_mean: Function  # As `operations.plain_spatial_mean`.
     fused: fused.Settings | None = None  # Of MBConv's inside in training; None: layer by layer.
     zero_residual: bool = False
 
@@ -101,7 +100,7 @@ class Architecture:
     stages: tuple[tuple[Block, ...], ...]
     head_filters: int  # Of the 1x1 convolution before the pooling; 0: without it.
     num_classes: int
-    activation: str  # Of `operations.Operations`; after normalisations, and inside the gate.
+    activation: str  # Of `jax.nn`; after normalisations, and inside the gate.
 
     @property
     def total_stride(self) -> int:
@@ -144,7 +143,7 @@ class Base:
     # `(row, round_filters, name=, stride=, inputs=, survival=)` -> a block of the row, where
     # `round_filters` scales and rounds the table's filters.
     block: Callable[..., Block]
-    activation: str  # Of `operations.Operations`: swish, relu or relu6.
+    activation: str  # Of `jax.nn`: swish, relu or relu6.
     stem: Stem = Stem(filters=32)
     head_filters: int = 0
     fixed_ends: bool = False  # Do not scale stem, head, and the first and last stage's repeats.
@@ -286,7 +285,12 @@ class Network(nn.Module):
                 "see data.preprocess.normalize"
             )
         spec, settings = self.architecture, {"dtype": self.dtype, "padding": self.padding}
+        train = train and images.size > 0  # An empty batch has no statistics.
         name = operations.choose(self.operations, jax.default_backend())
+        # The forms of "cpu" need the image's size, and the strips of "fused" the batch's too.
+        needed = images.shape[1:] if name == "cpu" else images.shape
+        if not all(isinstance(each, int) for each in needed):  # Symbolic, in `jax.export`.
+            name = "plain"
         chosen, per_device = operations.SETS[name], self.examples or images.shape[0]
         norm = {"train": train, "momentum": self.momentum, "epsilon": self.epsilon}
         norm |= {"group": self.batch_norm_group, "axis": self.batch_norm_axis}
@@ -296,8 +300,7 @@ class Network(nn.Module):
             conv=functools.partial(layers.Conv, **settings),
             depthwise=functools.partial(layers.DepthwiseConv, chosen.depthwise_conv, **settings),
             norm=functools.partial(layers.BatchNorm, **norm),
-            act=getattr(chosen, spec.activation),
-            spatial_mean=chosen.spatial_mean,
+            act=getattr(jax.nn, spec.activation),
             fused=inside if name == "fused" and train else None,
             zero_residual=self.zero_residual,
         )
@@ -317,7 +320,7 @@ class Network(nn.Module):
         if spec.head_filters:
             x = ConvNormAct(of_part["head"], spec.head_filters, name="head")(x)
             features["head"] = x
-        x = chosen.spatial_mean(x)[:, 0, 0, :]
+        x = operations.spatial_mean(x)[:, 0, 0, :]
         features["pre_logits"] = x
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         init = nn.initializers.zeros if self.zero_classifier else layers.dense_init

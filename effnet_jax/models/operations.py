@@ -58,36 +58,17 @@ def along(values: Array, x: Array) -> Array:
     return values if values.ndim == x.ndim else values.reshape((1,) * (x.ndim - 1) + values.shape)
 
 
-def _sums(x, axes, fold=True):
-    """Sums of x [N, H, W, C] over axes that include H, in float32; the axes stay, with length 1."""
-    if not fold or not x.size:
-        return x.astype(jnp.float32).sum(axes, keepdims=True)
-    folded = _fold_rows(lambda a, b: x[:, a:b].astype(jnp.float32), x.shape[1], SUM_TERMS)
-    return folded.sum(axes, keepdims=True)
-
-
 def _channel_sums(x):
     """Sums of x [N, H, W, C] over N, H and W -> float32 [C]."""
-    return _sums(x, (0, 1, 2)).reshape(-1)
+    if not x.size:
+        return x.astype(jnp.float32).sum((0, 1, 2))
+    folded = _fold_rows(lambda a, b: x[:, a:b].astype(jnp.float32), x.shape[1], SUM_TERMS)
+    return folded.sum((0, 1, 2))
 
 
-def plain_spatial_mean(x: Array) -> Array:
+def spatial_mean(x: Array) -> Array:
     """Mean of x [N, H, W, C] over H and W -> [N, 1, 1, C]; sums in float32, returns x.dtype."""
     return x.astype(jnp.float32).mean((1, 2), keepdims=True).astype(x.dtype)
-
-
-@jax.custom_vjp
-def cpu_spatial_mean(x: Array) -> Array:
-    """The CPU form of `plain_spatial_mean`."""
-    # Below 32 rows the plain sum runs from cache, and is no slower.
-    total = _sums(x, (1, 2), fold=x.shape[1] >= 32)
-    return (total / (x.shape[1] * x.shape[2])).astype(x.dtype)
-
-
-cpu_spatial_mean.defvjp(
-    lambda x: (cpu_spatial_mean(x), x),
-    lambda x, dy: (jnp.broadcast_to(dy / (x.shape[1] * x.shape[2]), x.shape),),
-)
 
 
 def lax_conv(x: Array, kernel: Array, stride: int, padding: str, groups: int = 1) -> Array:
@@ -107,7 +88,33 @@ def lax_depthwise_conv(x: Array, kernel: Array, stride: int, padding: str = "sam
 
     h and w are H / stride and W / stride, rounded up.
     """
-    return lax_conv(x, kernel, stride, padding, groups=x.shape[-1])
+    if 1 not in x.shape[1:3]:
+        return lax_conv(x, kernel, stride, padding, groups=x.shape[-1])
+    zeros = tuple(_zeros(size, len(kernel), stride, padding) for size in x.shape[1:3])
+    return padded_depthwise_conv(x, kernel, stride, zeros)
+
+
+def padded_depthwise_conv(
+    x: Array, kernel: Array, stride: int, zeros: tuple[tuple[int, int], tuple[int, int]]
+) -> Array:
+    """`lax_depthwise_conv` with zeros ((above, below), (left, right)) around x.
+
+    Along an axis of one pixel the kernel has one tap, for the others see only zeros. With them
+    jaxlib 0.10 gets the derivative of the filter's gradient for x wrong on CPU, silently.
+    """
+    for axis, size in enumerate(x.shape[1:3]):
+        if size == 1:
+            first = zeros[axis][0]
+            kernel = lax.slice_in_dim(kernel, first, first + 1, axis=axis)
+            zeros = (*zeros[:axis], (0, 0), *zeros[axis + 1 :])
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        zeros,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=x.shape[-1],
+    )
 
 
 def pointwise_conv(x: Array, kernel: Array) -> Array:
@@ -326,38 +333,18 @@ def batch_norm_groups(
     return y.reshape(x.shape), mean.mean(0), var.mean(0)
 
 
-@jax.custom_vjp
-def cpu_swish(x: Array) -> Array:
-    """The CPU form of `jax.nn.swish`. The gradient keeps only x, not the sigmoid."""
-    return x * jax.nn.sigmoid(x)
-
-
-def _swish_bwd(x, dy):
-    # The sigmoid by tanh: written as in the forward pass, XLA would see that the two are equal and
-    # keep the first in memory until here, which on CPU costs more than to compute it again.
-    gate = 0.5 * jnp.tanh(0.5 * x) + 0.5
-    return (dy * (gate + x * gate * (1 - gate)),)
-
-
-cpu_swish.defvjp(lambda x: (cpu_swish(x), x), _swish_bwd)
-
-
 class Operations(NamedTuple):
     """One set: the operations that have more than one form."""
 
     depthwise_conv: Callable[..., Array]
     batch_norm: Callable[..., tuple[Array, Array, Array]]
-    spatial_mean: Callable[[Array], Array]
-    swish: Callable[[Array], Array]
-    relu: Callable[[Array], Array] = jax.nn.relu
-    relu6: Callable[[Array], Array] = jax.nn.relu6
 
 
 SETS = {
-    "plain": Operations(lax_depthwise_conv, plain_batch_norm, plain_spatial_mean, jax.nn.swish),
+    "plain": Operations(lax_depthwise_conv, plain_batch_norm),
     # In training, models/fused.py takes the place of whole blocks.
-    "fused": Operations(lax_depthwise_conv, plain_batch_norm, plain_spatial_mean, jax.nn.swish),
-    "cpu": Operations(cpu_depthwise_conv, cpu_batch_norm, cpu_spatial_mean, cpu_swish),
+    "fused": Operations(lax_depthwise_conv, plain_batch_norm),
+    "cpu": Operations(cpu_depthwise_conv, cpu_batch_norm),
 }
 
 

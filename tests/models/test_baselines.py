@@ -154,7 +154,6 @@ def test_a_fresh_residual_block_passes_its_input_on():
             layers.BatchNorm, operations.plain_batch_norm, train=False, momentum=0.9, epsilon=1e-3
         ),
         act=jax.nn.relu,
-        spatial_mean=operations.plain_spatial_mean,
     )
     module = network.BlockModule(factories, block, name="block2")
     x = np.random.default_rng(0).normal(size=(2, 3, 3, block.inputs)).astype("f")

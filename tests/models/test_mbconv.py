@@ -22,7 +22,6 @@ FACTORIES = LayerFactories(
         layers.BatchNorm, operations.plain_batch_norm, train=False, momentum=0.9, epsilon=1e-3
     ),
     act=jax.nn.relu,
-    spatial_mean=operations.plain_spatial_mean,
 )
 
 
