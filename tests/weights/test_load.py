@@ -230,6 +230,20 @@ def test_timms_config_beside_the_file_tells(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("tag", "outputs", "classes"),
+    [
+        ("ns_jft_in1k_475", 1000, "imagenet"),
+        ("in21k_ft_in1k", 1000, "imagenet"),
+        ("in21k", 21843, "imagenet21k"),
+        ("in12k", 11821, None),
+        ("ns_jft_in1k_475", 3, None),
+    ],
+)
+def test_classes_are_those_of_the_tag(tag, outputs, classes):
+    assert timm._classes({"num_classes": outputs}, tag) == classes
+
+
+@pytest.mark.parametrize(
     ("stated", "classes"),
     [
         ({"label_names": ["cat", "dog", "cow"]}, ("cat", "dog", "cow")),
@@ -485,7 +499,9 @@ def test_a_keras_archive_is_named(tmp_path):
     with zipfile.ZipFile(path := tmp_path / "model.keras", "w") as archive:
         for name in ("metadata.json", "config.json", "model.weights.h5"):
             archive.writestr(name, "")
-    with pytest.raises(UserError, match=r"is a \.keras file\. .*model\.save\('FILE\.h5'\)"):
+    with pytest.raises(
+        UserError, match=r"is a \.keras file\. (?s:.*)load_model.*model\.save\('FILE\.h5'\)"
+    ):
         weights.load(path)
 
 
