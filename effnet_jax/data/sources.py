@@ -581,7 +581,7 @@ def with_classes(
         if twice := [name for name in set(source.classes) if counts[name] > 1]:
             raise UserError(
                 f"{whose} has several classes of one name: {', '.join(sorted(twice)[:5])}; labels "
-                "can't be matched by name. Give each class a name of its own (a network's: --classes)"
+                "can't be matched by name. Give each class a name of its own (network: --classes)"
             )
     if unknown := sorted(set(source.classes) - set(classes)):
         raise UserError(

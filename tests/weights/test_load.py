@@ -466,6 +466,22 @@ def test_numbers_that_are_no_weights_are_refused(tmp_path, change, message):
         weights.load(path)
 
 
+def test_variances_below_zero_are_refused(tmp_path):
+    arrays = in_format("lukemelas", "lite0")
+    path = write(tmp_path / "w.safetensors", arrays)
+    arrays["_bn0.running_var"] = -arrays["_bn0.running_var"]
+    write(path, arrays)
+    with pytest.raises(UserError, match=r"_bn0\.running_var has variances below 0"):
+        weights.load(path)
+
+
+def test_classes_of_a_file_are_not_put_into_another_order(tmp_path):
+    found = weights.load(golden_checkpoint.WORKDIR)
+    assert weights.load(golden_checkpoint.WORKDIR, classes=found.classes).classes == found.classes
+    with pytest.raises(UserError, match=r"in another order; its outputs are 0, 1, 2 and so on"):
+        weights.load(golden_checkpoint.WORKDIR, classes=found.classes[::-1])
+
+
 @pytest.mark.parametrize("source", [None, 3, "https://example.org/b0.pth", "gs://bucket/run"])
 def test_what_is_no_source_is_named(source):
     with pytest.raises(UserError, match=r"path or hf://ORG/NAME, not|is a URL; download the file"):
