@@ -6,10 +6,13 @@ A record is {"image": bytes, "label": int}. Where an image has a set of labels, 
 
 import collections
 import contextlib
+import glob
 import hashlib
 import os
 import pathlib
 import re
+import sys
+import unicodedata
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -331,9 +334,39 @@ def is_image(name: str) -> bool:
     return name.lower().endswith(IMAGES) and not is_hidden(name)
 
 
+def list_images(arguments: Sequence[str]) -> list[str]:
+    """The paths that arguments stand for, in their order; reports how many files are left out.
+
+    Raises UserError for a folder without images, and a pattern that no image matches.
+    """
+    paths = []
+    for argument in arguments:
+        is_folder = os.path.isdir(argument)
+        pattern = os.path.join(glob.escape(argument), "**") if is_folder else argument
+        if not glob.has_magic(pattern) or os.path.isfile(argument) or "://" in argument:
+            paths.append(argument)
+            continue
+        found = [path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path)]
+        inner = argument if is_folder else "."  # Below it, what is the system's is passed over.
+        parts = {path: os.path.relpath(path, inner).split(os.sep) for path in found}
+        images = sorted(
+            path
+            for path, names in parts.items()
+            if is_image(names[-1]) and not any(is_hidden(name) for name in names if name != "..")
+        )
+        if not images:
+            raise UserError(f"no image in {argument} (files: {len(found)})")
+        if others := len(found) - len(images):
+            print(f"{argument}: {others} of {len(found)} files are no images", file=sys.stderr)
+        paths += images
+    return paths
+
+
 def _list_endings(left_out: collections.Counter) -> str:
     listed = ", ".join(f"{count:,} {ending}" for ending, count in left_out.most_common(5))
-    return f"; files left out: {left_out.total():,} ({listed})" if left_out else ""
+    loose = any(ending.partition(" ")[0] in IMAGES and " " in ending for ending in left_out)
+    remedy = "; move each image that is in no class folder into that of its class" * loose
+    return f"; files left out: {left_out.total():,} ({listed}){remedy}" if left_out else ""
 
 
 def _list_images(folder: pathlib.Path, left_out: collections.Counter) -> list[str]:
@@ -366,12 +399,21 @@ def list_classes(
 ) -> dict[str, list[str]]:
     """The image files, at any depth, of every class folder in `folder`, sorted.
 
-    Adds the files that are left out to `left_out`, by ending; hidden ones don't count.
+    Names of classes are in Unicode's composed form, NFC: file systems change it. Adds the files
+    that are left out to `left_out`, by ending; hidden ones don't count.
     """
     left_out = collections.Counter() if left_out is None else left_out
     entries = sorted(entry for entry in folder.iterdir() if not is_hidden(entry.name))
+    if broken := [entry for entry in entries if entry.is_symlink() and not entry.exists()]:
+        raise UserError(f"{broken[0]} links to nothing; mount what it links to, or remove the link")
     folders = [entry for entry in entries if entry.is_dir()]
-    _check_names(folder, [entry.name for entry in folders])
+    by_name = {unicodedata.normalize("NFC", entry.name): entry for entry in folders}
+    if twins := [str(entry) for entry in folders if entry not in by_name.values()]:
+        raise UserError(
+            f"{folder} has two class folders whose name reads {ascii(twins[0])[1:-1]}, in two "
+            "forms of Unicode (NFC and NFD); put their images into one folder"
+        )
+    _check_names(folder, list(by_name))
     left_out.update(
         f"{entry.suffix.lower() or 'without ending'} in no class folder"
         for entry in entries
@@ -382,7 +424,7 @@ def list_classes(
             f"{folder} has {len(folders)} class folders, and at least 2 are needed: "
             "DIR/CLASS/*.jpg, or DIR/train/CLASS/*.jpg and DIR/val/CLASS/*.jpg"
         )
-    found = {entry.name: _list_images(entry, left_out) for entry in folders}
+    found = {name: _list_images(by_name[name], left_out) for name in sorted(by_name)}
     if empty := [name for name, paths in found.items() if not paths]:
         raise UserError(
             f"no image in {folder / empty[0]} and {len(empty) - 1} other class folders; remove the "
@@ -561,10 +603,18 @@ def with_classes(
 ) -> Source:
     """A source with the labels of a network's outputs, `classes`, which are matched by name.
 
-    Says so if the data has only some of the classes; raises UserError if it has others.
+    Says so if the data has only some of the classes; raises UserError if it has others, or if a
+    name stands for two of them.
     """
     if source.classes == classes:
         return source
+    for whose, names in ((f"split {split!r}", source.classes), ("the network", classes)):
+        counts = collections.Counter(names)
+        if twice := [name for name in set(source.classes) if counts[name] > 1]:
+            raise UserError(
+                f"{whose} has several classes of one name: {', '.join(sorted(twice)[:5])}; labels "
+                "can't be matched by name. Give each class a name of its own (network: --classes)"
+            )
     if unknown := sorted(set(source.classes) - set(classes)):
         raise UserError(
             f"split {split!r} has {len(unknown)} classes that are none of the network's "

@@ -14,10 +14,8 @@ stderr, the others are classified, and the exit code is 1.
 import argparse
 import csv
 import functools
-import glob
 import itertools
 import json
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -28,7 +26,7 @@ import rich.progress
 import rich.table
 
 from effnet_jax import flags
-from effnet_jax.errors import ImagesFailed, UserError
+from effnet_jax.errors import ImagesFailed
 from effnet_jax.tools import show
 
 BATCH = 16  # Most images in a batch.
@@ -42,36 +40,6 @@ FORMAT = PARSER.add_mutually_exclusive_group()
 FORMAT.add_argument("--json", action="store_true", help="a line of JSON for each image")
 FORMAT.add_argument("--csv", action="store_true", help="a row for each image and class")
 COLUMNS = ("image", "label", "class", "name", "probability")  # Of --csv.
-
-
-def list_images(arguments: Sequence[str]) -> list[str]:
-    """The paths that arguments stand for, in their order; reports how many files are left out.
-
-    Raises UserError for a folder without images, and a pattern that no image matches.
-    """
-    from effnet_jax.data.sources import is_hidden, is_image
-
-    paths = []
-    for argument in arguments:
-        is_folder = os.path.isdir(argument)
-        pattern = os.path.join(glob.escape(argument), "**") if is_folder else argument
-        if not glob.has_magic(pattern) or os.path.isfile(argument) or "://" in argument:
-            paths.append(argument)
-            continue
-        found = [path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path)]
-        inner = argument if is_folder else "."  # Below it, what is the system's is passed over.
-        parts = {path: os.path.relpath(path, inner).split(os.sep) for path in found}
-        images = sorted(
-            path
-            for path, names in parts.items()
-            if is_image(names[-1]) and not any(is_hidden(name) for name in names if name != "..")
-        )
-        if not images:
-            raise UserError(f"no image in {argument} (files: {len(found)})")
-        if others := len(found) - len(images):
-            print(f"{argument}: {others} of {len(found)} files are no images", file=sys.stderr)
-        paths += images
-    return paths
 
 
 def readable(paths: Iterable[str], pixels: Callable[[bytes], np.ndarray], bad: list[str]):
@@ -136,6 +104,7 @@ def main(args: argparse.Namespace) -> None:
 
     from effnet_jax import models, weights
     from effnet_jax.data.preprocess import Preprocess, normalize
+    from effnet_jax.data.sources import list_images
     from effnet_jax.imagenet.dataset import titles
 
     paths = list_images(args.images)

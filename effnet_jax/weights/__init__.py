@@ -189,11 +189,13 @@ def load(
     preprocess = Preprocess(**preprocess).to_dict()
 
     outputs = config.num_classes
-    named = _name_classes(stated["classes"] if classes is None else classes, outputs, where)
+    named = _name_classes(classes, stated["classes"], outputs, where)
     _settle(config, len(named), preprocess)
     arrays = {}
     for array in list_arrays(models.architecture(config)):
-        value = names.ours(array, _finite(names.of(array), by_name[names.of(array)], where))
+        value = names.ours(array, _valid(names.of(array), by_name[names.of(array)], where))
+        if array.name.endswith("/var") and (value <= -config.batch_norm_epsilon).any():
+            raise UserError(f"{where}: {names.of(array)} has variances below 0; copy it again")
         if array.role == "classifier":
             value = value[..., outputs - len(named) :]  # Without the background, if it is dropped.
         arrays[array.name] = np.ascontiguousarray(value)
@@ -201,7 +203,7 @@ def load(
     return Weights(config.lock(), variables, preprocess, named, origin, stated["step"])
 
 
-def _finite(name: str, value: np.ndarray, where: str) -> np.ndarray:
+def _valid(name: str, value: np.ndarray, where: str) -> np.ndarray:
     """An array as float32; raises UserError for integers, and for values that are not finite."""
     if not jax.numpy.issubdtype(value.dtype, jax.numpy.floating):
         raise UserError(f"{where}: {name} is {value.dtype}; quantised weights can't be read")
@@ -287,8 +289,14 @@ def _preprocess(
     return own | (stated or known[model])
 
 
-def _name_classes(classes: str | Sequence[str] | None, outputs: int, where: str) -> tuple[str, ...]:
-    """The names of a classifier's outputs, without the first output where that is to be dropped."""
+def _name_classes(
+    given: str | Sequence[str] | None, own: str | Sequence[str] | None, outputs: int, where: str
+) -> tuple[str, ...]:
+    """The names of a classifier's outputs, without the first output where that is to be dropped.
+
+    They are `given`, else the source's `own`.
+    """
+    classes = own if given is None else given
     kind = classes if isinstance(classes, str) and classes in OUTPUTS else None
     if kind and outputs not in OUTPUTS[kind]:
         known = " or ".join(map(str, OUTPUTS[kind]))
@@ -310,6 +318,12 @@ def _name_classes(classes: str | Sequence[str] | None, outputs: int, where: str)
         raise UserError(f"classes must be a list of names, not {type(classes).__name__}")
     if len(classes) != outputs:
         raise UserError(f"{where} has {outputs} outputs, and {len(classes)} classes were given")
+    own = () if own is None or isinstance(own, str) else tuple(own)
+    if own != tuple(classes) and sorted(own) == sorted(classes):
+        raise UserError(
+            f"the classes given are those of {where} in another order; its outputs are "
+            f"{', '.join(own[:3])} and so on. Leave --classes out"
+        )
     return tuple(classes)
 
 

@@ -25,7 +25,12 @@ PARTS = {
     "head/conv": ("top_conv", "top_bn"),
     "classifier": ("predictions", ""),
 }
-UNNAMED = "Keras 3's form doesn't name its layers; write model.save('FILE.h5')"
+UNNAMED = (
+    "Keras 3's form doesn't name its layers. Where Keras is installed, load it (weights alone: "
+    "build the model, then model.load_weights) and write model.save('FILE.h5'), as in:\n"
+    "  python -c \"import keras; model = keras.saving.load_model('FILE.keras', compile=False); "
+    "model.save('FILE.h5')\""
+)
 NOT_WEIGHTS = ("optimizer_weights", "top_level_model_weights")  # First groups of a path.
 
 

@@ -109,7 +109,8 @@ OWN = {
     "v2-l": recipe(1.0, 480),
     "v2-xl": recipe(1.0, 512),
 }
-TAGS = {"in1k": "imagenet", "in21k": "imagenet21k"}  # Classes by the end of a tag.
+# Classes by the end of a tag, which a size may follow, as in "ns_jft_in1k_475".
+TAGS = {"in1k": "imagenet", "in21k": "imagenet21k"}
 
 
 def model_of(architecture: str) -> str | None:
@@ -176,5 +177,5 @@ def _classes(content: dict[str, Any], tag: str) -> str | list[str] | None:
         names = [names.get(str(number), f"class {number}") for number in range(outputs)]
     if names:
         return [str(name) for name in names]
-    classes = next((classes for end, classes in TAGS.items() if tag.endswith(end)), None)
+    classes = TAGS.get(re.sub(r"_\d+$", "", tag).rpartition("_")[2])
     return classes if outputs in (None, *OUTPUTS.get(classes, ())) else None

@@ -179,6 +179,28 @@ def test_a_link_back_is_refused(tmp_path):
     assert "images per class: 1 each" in sources.open_source(config_for(root), "train").summary()
 
 
+def test_names_of_classes_are_composed_and_two_forms_of_one_are_refused(tmp_path):
+    make_folder(tmp_path / "train", {"caf\u00e9": 2, "cafz": 2})
+    make_folder(tmp_path / "val", {"cafe\u0301": 2, "cafz": 2})  # As another file system stores it.
+    config = config_for(tmp_path)
+    assert {sources.folder_source(config, name).classes for name in ("train", "val")} == {
+        ("cafz", "caf\u00e9")
+    }
+    make_folder(tmp_path / "val", {"caf\u00e9": 2})
+    with pytest.raises(UserError, match=r"two class folders whose name reads .*, in two forms"):
+        sources.folder_source(config, "val")
+
+
+def test_a_class_behind_a_broken_link_is_named_and_loose_images_too(tmp_path):
+    make_folder(tmp_path, {"cat": 3, "dog": 2})
+    (tmp_path / "cat" / "000.png").rename(tmp_path / "loose.png")
+    summary = sources.folder_source(config_for(tmp_path), "train").summary()
+    assert "1 .png in no class folder); move each image" in summary
+    (tmp_path / "emu").symlink_to(tmp_path / "disk" / "emu")
+    with pytest.raises(UserError, match="emu links to nothing; mount"):
+        sources.folder_source(config_for(tmp_path), "train")
+
+
 def test_classes_that_differ_between_splits_are_named():
     with pytest.raises(UserError, match=r"missing: dog; added: cow"):
         sources.check_classes(("cat", "cow"), ("cat", "dog"), "val")

@@ -352,6 +352,9 @@ def test_labels_go_to_the_outputs_of_their_names():
         found[4]
     with pytest.raises(UserError, match="none of the network's 3: d"):
         sources.with_classes(source, ("a", "b", "c"), "val")
+    # A crane is a bird and a machine: the label would be the last one's.
+    with pytest.raises(UserError, match="the network has several classes of one name: b;"):
+        sources.with_classes(source, ("b", "b", "d"), "val")
 
 
 def test_imagenet_real_takes_any_label_and_leaves_out_images_without(run, tmp_path):

@@ -31,12 +31,13 @@ def random_weights(model: str = TINY, classes: int = 10) -> weights.Weights:
         array.name: random.standard_normal(array.shape, np.float32)
         for array in table(model, classes)
     }
+    variances = {name: np.abs(value) for name, value in arrays.items() if name.endswith("/var")}
     config = config_for(model, num_classes=classes)
     preprocess = Preprocess.from_config(
         default.get_config(model).preprocess, models.coefficients(config).resolution
     ).to_dict()
     labels = tuple(f"label {number}" for number in range(classes))
-    variables = flax.traverse_util.unflatten_dict(arrays, sep="/")
+    variables = flax.traverse_util.unflatten_dict(arrays | variances, sep="/")
     return weights.Weights(config, variables, preprocess, labels, "ours")
 
 

@@ -230,6 +230,20 @@ def test_timms_config_beside_the_file_tells(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("tag", "outputs", "classes"),
+    [
+        ("ns_jft_in1k_475", 1000, "imagenet"),
+        ("in21k_ft_in1k", 1000, "imagenet"),
+        ("in21k", 21843, "imagenet21k"),
+        ("in12k", 11821, None),
+        ("ns_jft_in1k_475", 3, None),
+    ],
+)
+def test_classes_are_those_of_the_tag(tag, outputs, classes):
+    assert timm._classes({"num_classes": outputs}, tag) == classes
+
+
+@pytest.mark.parametrize(
     ("stated", "classes"),
     [
         ({"label_names": ["cat", "dog", "cow"]}, ("cat", "dog", "cow")),
@@ -452,6 +466,22 @@ def test_numbers_that_are_no_weights_are_refused(tmp_path, change, message):
         weights.load(path)
 
 
+def test_variances_below_zero_are_refused(tmp_path):
+    arrays = in_format("lukemelas", "lite0")
+    path = write(tmp_path / "w.safetensors", arrays)
+    arrays["_bn0.running_var"] = -arrays["_bn0.running_var"]
+    write(path, arrays)
+    with pytest.raises(UserError, match=r"_bn0\.running_var has variances below 0"):
+        weights.load(path)
+
+
+def test_classes_of_a_file_are_not_put_into_another_order(tmp_path):
+    found = weights.load(golden_checkpoint.WORKDIR)
+    assert weights.load(golden_checkpoint.WORKDIR, classes=found.classes).classes == found.classes
+    with pytest.raises(UserError, match=r"in another order; its outputs are 0, 1, 2 and so on"):
+        weights.load(golden_checkpoint.WORKDIR, classes=found.classes[::-1])
+
+
 @pytest.mark.parametrize("source", [None, 3, "https://example.org/b0.pth", "gs://bucket/run"])
 def test_what_is_no_source_is_named(source):
     with pytest.raises(UserError, match=r"path or hf://ORG/NAME, not|is a URL; download the file"):
@@ -485,7 +515,9 @@ def test_a_keras_archive_is_named(tmp_path):
     with zipfile.ZipFile(path := tmp_path / "model.keras", "w") as archive:
         for name in ("metadata.json", "config.json", "model.weights.h5"):
             archive.writestr(name, "")
-    with pytest.raises(UserError, match=r"is a \.keras file\. .*model\.save\('FILE\.h5'\)"):
+    with pytest.raises(
+        UserError, match=r"is a \.keras file\. (?s:.*)load_model.*model\.save\('FILE\.h5'\)"
+    ):
         weights.load(path)
 
 
