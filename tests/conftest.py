@@ -1,5 +1,6 @@
 """Eight CPU devices, one compilation cache, and one tiny experiment for all tests."""
 
+import importlib.metadata
 import os
 import pathlib
 import signal
@@ -15,6 +16,8 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
     "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 )
+if importlib.metadata.version("jaxlib") < "0.11":  # A third of the compiler's time there.
+    os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 WORKER = "PYTEST_XDIST_WORKER" in os.environ
 if not WORKER:  # Workers share the first process's cache, and what each of them has compiled.
