@@ -1,12 +1,13 @@
 """Runs that start from weights: the network and preprocessing are theirs, and they load once."""
 
 import pathlib
+import re
 import shutil
 
 import jax
 import numpy as np
 import pytest
-from conftest import GOLDEN, config_for
+from conftest import GOLDEN, ROOT, config_for
 from PIL import Image
 
 import effnet_jax
@@ -125,3 +126,13 @@ def test_a_network_for_other_classes_in_python():
     assert made.architecture == models.architecture(config_for("b0", num_classes=10))
     with pytest.raises(TypeError, match="unknown settings of a model: droput"):
         effnet_jax.create_model("b0", droput=0.1)
+
+
+def test_the_loop_in_the_docs_learns_two_images(tmp_path, monkeypatch):
+    (block,) = re.findall(r"```python\n(.+?)```", (ROOT / "docs/fine_tuning.md").read_text(), re.S)
+    monkeypatch.chdir(tmp_path)
+    weights.save("lite0.safetensors", weights.load(RUN))
+    names = {}
+    assert block.count("range(5)") == 1
+    exec(block.replace("range(5)", "range(25)"), names)  # The network here is not a trained one.
+    assert names["loss"] < 0.6
