@@ -389,6 +389,8 @@ def _build(schema: dict[str, Any]) -> ConfigDict:
             config[key] = _build(value)
         elif isinstance(value, type) or getattr(value, "default", 0) is None:
             config[key] = config_dict.placeholder(getattr(value, "kind", value))
+        elif key.endswith("epochs"):  # None, where there are steps, keeps the type.
+            config[key] = config_dict.FieldReference(value.default, field_type=float)
         else:
             config[key] = value.default if hasattr(value, "default") else value
     return config

@@ -7,8 +7,9 @@ import textwrap
 import pytest
 from flax.traverse_util import flatten_dict
 
+from configs import folder
 from effnet_jax import config as config_lib
-from effnet_jax import experiments
+from effnet_jax import experiments, flags
 from effnet_jax.errors import UserError
 
 
@@ -158,3 +159,21 @@ def test_experiments_are_found_by_name_here_and_in_a_checkout(tmp_path, monkeypa
     broken.write_text("")
     with pytest.raises(UserError, match=r"broken\.py needs a function get_sweep"):
         experiments.find("sweeps", "sweep", str(broken), "get_sweep")
+
+
+def test_durations_in_steps_and_epochs_replace_each_other():
+    config = folder.get_config()
+    assert (config.epochs, config.steps) == (None, 500)
+    config = flags.override(config, ["--config.epochs=2", "--config.eval_steps=7"])
+    assert (config.epochs, config.steps, config.eval_epochs, config.eval_steps) == (
+        2,
+        None,
+        None,
+        7,
+    )
+    config.init.weights = "w.npz"
+    config_lib.validate(config)
+    for arguments in (["--config.epochs=2", "--config.steps=9"], ["--config.eval_steps=None"]):
+        changed = flags.override(folder.get_config("b0"), arguments)
+        with pytest.raises(UserError, match=r"give one of config\.(eval_)?epochs and config\."):
+            config_lib.validate(changed)
