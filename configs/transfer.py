@@ -133,6 +133,8 @@ def v2(config, images: int) -> None:
     config.ema.decay = 0.9996
     # Whole images, squeezed to a square: no crop of less has all of the area.
     config.preprocess.update(crop_rule="whole", crop_area=(1.0, 1.0), interpolation="bilinear")
+    # A square of noise with half the image's side (pad_size=image_size // 4 around its middle).
+    config.augment.cutout = 0.5
 
 
 def epochs(steps: int, batch_size: int, images: int) -> float:

@@ -79,6 +79,7 @@ def test_every_set_and_recipe_is_valid(name, recipe):
         np.testing.assert_allclose(rate(np.array([5_000, 9_999])), 0.001, rtol=1e-6)
         assert (config.model.dropout, config.model.survival_probability) == (0.0, 0.8)
         assert (config.augment.policy, config.augment.mixup_alpha) == ("none", 0.0)
+        assert config.augment.cutout == 0.5
     elif recipe == "paper":
         assert config.optimizer.rmsprop.learning_rate == 0.016 / 4
         assert (config.epochs, config.augment.policy) == (350, "autoaugment")
