@@ -239,6 +239,10 @@ SCHEMA = {
         "solarize_threshold": Choice(("wrap", "no_op")),
         # RandAugment draws a probability of 0.2 to 0.8 for each operation and doesn't use it.
         "randaugment_probability": Choice(("ignored", "used")),
+        # Cutout (1708.04552): the side of a square of noise over the image's side; 0.0: none. Its
+        # middle is anywhere and its noise in the upper half of the grey levels, as by google/automl
+        # efficientnetv2/preprocessing.py, preprocess_for_finetune.
+        "cutout": Number(0.0, 0, 1),
         "erase_probability": Number(0.0, 0, 1),  # Random erasing (1708.04896), last on the CPU.
         "erase_area": Interval((0.02, 1 / 3), 1),  # Fraction of the image.
         "erase_aspect": Interval((0.3, 3.3)),  # Height over width; log-uniform.

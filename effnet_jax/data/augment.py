@@ -333,6 +333,16 @@ def build_policy(config: ConfigDict) -> Policy | None:
     return RandAugment(steps, config.randaugment_layers, always)
 
 
+def cutout(image: np.ndarray, side: float, rng: np.random.Generator) -> np.ndarray:
+    """A copy with a square of noise, whose `side` is that fraction of the image's; see config."""
+    height, width = image.shape[:2]
+    half, row, column = int(side * height) // 2, rng.integers(height), rng.integers(width)
+    result = image.copy()
+    square = result[max(0, row - half) : row + half, max(0, column - half) : column + half]
+    square[:] = rng.integers(128, 256, square.shape, np.uint8)
+    return result
+
+
 def erase(
     image: np.ndarray, config: ConfigDict, mean: Sequence[float], rng: np.random.Generator
 ) -> np.ndarray:

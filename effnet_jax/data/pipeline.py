@@ -134,6 +134,8 @@ class TrainImages:
             image = cv2.flip(image, 1)
         if self._policy:
             image = self._policy(image, rng)
+        if self._augment.cutout > 0:
+            image = augment.cutout(image, self._augment.cutout, rng)
         if self._augment.erase_probability > 0:
             image = augment.erase(image, self._augment, self._preprocess.mean, rng)
         out[:] = image
