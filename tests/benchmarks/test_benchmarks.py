@@ -98,3 +98,11 @@ def test_maps_are_measured_against_predicting(capsys):
     rows = json.loads(capsys.readouterr().out)
     assert [row["method"] for row in rows] == ["predict", "cam", "gradcam", "gradcam", "layercam"]
     assert rows[0]["ratio"] == 1 and list(rows[0]) == header("benchmark_maps.csv")
+
+
+def test_a_frozen_network_takes_less_memory(capsys):
+    report("freezing", f"--model={TINY}", "--batch=8", "--turns=1", "--json")
+    everything, classifier = json.loads(capsys.readouterr().out)
+    assert list(classifier) == header("freezing.csv")
+    assert (everything["trained"], classifier["trained"]) == ("all", "classifier")
+    assert classifier["temporary_mib"] < everything["temporary_mib"] / 2
