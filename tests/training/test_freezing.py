@@ -8,7 +8,7 @@ from conftest import TINY
 from configs import digits
 from effnet_jax import parallel
 from effnet_jax.errors import UserError
-from effnet_jax.training import freezing, progressive, state, step
+from effnet_jax.training import freezing, progressive, state, step, supervisor
 
 STEPS = 3
 
@@ -128,3 +128,21 @@ def test_what_can_not_be_frozen(start, changes, message):
     with pytest.raises(UserError, match=message):
         _, _, shapes = state.abstract_state(config, 160)
         freezing.describe(config.fine_tune, shapes.params)
+
+
+def test_a_run_killed_while_the_head_alone_is_trained_ends_bit_equal(tiny, one_device, tmp_path):
+    tiny.epochs, tiny.steps, tiny.fine_tune.head_epochs = None, 6, 4.2 * 64 / 1437
+    tiny.eval_epochs, tiny.eval_steps = None, 6
+    tiny.checkpoint.save_epochs, tiny.checkpoint.save_steps = None, 2
+    whole, _ = supervisor.train_and_evaluate(tiny, tmp_path / "whole")
+
+    def kill(step, state, metrics):
+        if step == 3:
+            raise KeyError("killed")
+
+    with pytest.raises(KeyError):
+        supervisor.train_and_evaluate(tiny, tmp_path / "run", hooks=[kill])
+    assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir()) == ["2"]
+    resumed, _ = supervisor.train_and_evaluate(tiny, tmp_path / "run")
+    assert int(resumed.step) == 6
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(resumed), jax.device_get(whole))
