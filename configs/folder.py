@@ -41,7 +41,7 @@ def get_config(model: str | None = None):
     config.optimizer.sgd.learning_rate = 0.16  # 0.02 at 32 images.
     config.optimizer.sgd.weight_decay = 1e-4
     config.schedule.name = "cosine"
-    config.schedule.warmup_epochs, config.schedule.warmup_steps = None, 50
+    config.schedule.warmup_epochs, config.schedule.warmup_steps = None, 20
     config.preprocess.crop_area = (0.25, 1.0)
     config.ema.fraction = 0.1  # An average over 50 steps; 0.9999 would be one over 10,000.
     return config

@@ -564,8 +564,10 @@ def _limits(schema: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 def _check_durations(config: ConfigDict) -> None:
     for keys in DURATIONS.items():
-        if sum(operator.attrgetter(key)(config) is not None for key in keys) != 1:
-            raise UserError(f"give one of config.{keys[0]} and config.{keys[1]}; the other is None")
+        values = [operator.attrgetter(key)(config) for key in keys]
+        if sum(value is not None for value in values) != 1:
+            found = " and ".join(f"config.{k}={v}" for k, v in zip(keys, values, strict=True))
+            raise UserError(f"{found}: give one of the two; None unsets the other")
 
 
 def check_init(config: ConfigDict) -> None:

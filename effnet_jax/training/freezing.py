@@ -166,7 +166,8 @@ def describe(config: ConfigDict, params: PyTree) -> list[str]:
     trained = sum(size for name, size in sizes.items() if name not in still)
     line = f"training {trained:,} of {sum(sizes.values()):,} parameters"
     if config.head_epochs:
-        line += f", at first the {HEAD} alone, for {config.head_epochs:g} epochs"
+        return [f"{line}, at first the {HEAD} alone, with the statistics of BatchNorm kept"]
     if norms:
-        line += f"; BatchNorm keeps its statistics in {', '.join(norms)}"
-    return [line]
+        return [f"{line}; BatchNorm keeps its statistics in {', '.join(norms)}"]
+    keep = "config.fine_tune.batch_norm=frozen keeps them"
+    return [f"{line}; the statistics of BatchNorm move in frozen parts too: {keep}"]

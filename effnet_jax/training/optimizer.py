@@ -45,6 +45,18 @@ def epochs(config: ConfigDict, examples: int) -> float:
     return config.epochs if in_steps is None else in_steps * config.batch_size / examples
 
 
+def warnings(config: ConfigDict, examples: int) -> list[str]:
+    """A line where warm-up is most of a run, which then never trains at its learning rate."""
+    total = duration(config, "epochs", examples)
+    warmup = duration(config, "schedule.warmup_epochs", examples)
+    if warmup <= total / 2:
+        return []
+    return [
+        f"warning: the learning rate rises for {warmup} steps, and the run has {total}; shorten "
+        "the warm-up (config.schedule.warmup_steps or warmup_epochs)"
+    ]
+
+
 def average_decay(config: ConfigDict, examples: int) -> float:
     """The decay of the averages, for the whole config and the records in an epoch."""
     if config.ema.fraction is None:

@@ -126,6 +126,7 @@ class Run:
             ),
             parallel.describe_batch_norm(self.config, parallel.data_shards(self.mesh)),
             *freezing.describe(self.config.fine_tune, self.shapes.params),
+            *optimizers.warnings(self.config, self.examples),
             *progressive.describe(self.stages),
         ]
 
@@ -143,13 +144,17 @@ class Run:
         config_lib.save(config, path)
         classes = json.dumps(self.source.classes)
         files.write_atomically(self.workdir / "classes.json", f"{classes}\n")
-        lines = ["name,shape,weight_decay_multiplier,learning_rate_multiplier"]
-        params, columns = self.shapes.params, [shapes_by_name(self.shapes.params).items()]
-        for key in ("weight_decay_rules", "learning_rate_rules"):
-            multipliers = optimizers.multipliers(config.optimizer[key], params, key)
-            columns.append(jax.tree.leaves(multipliers))
-        for (name, shape), decay, rate in zip(*columns, strict=True):
-            lines.append(f"{name},{'x'.join(map(str, shape))},{decay:g},{rate:g}")
+        lines = ["name,shape,weight_decay_multiplier,learning_rate_multiplier,is_frozen"]
+        params, fine = self.shapes.params, config.fine_tune
+        still, by_depth = freezing.frozen(fine, params), freezing.rates(fine, params)
+        decays, rates = (
+            jax.tree.leaves(optimizers.multipliers(config.optimizer[key], params, key))
+            for key in ("weight_decay_rules", "learning_rate_rules")
+        )
+        columns = shapes_by_name(params).items(), decays, rates, jax.tree.leaves(by_depth)
+        for (name, shape), decay, rate, factor in zip(*columns, strict=True):
+            numbers = f"{decay:g},{rate * factor:g},{int(name in still)}"
+            lines.append(f"{name},{'x'.join(map(str, shape))},{numbers}")
         files.write_atomically(self.workdir / "parameters.csv", "\n".join(lines) + "\n")
         data = {"train": self.source, **self.evaluations.sources}
         run = {"data": {name: sources.identity(each) for name, each in data.items()}}

@@ -76,6 +76,9 @@ def test_frozen_parts_keep_their_bits_and_have_no_optimizer_state(start):
     assert len(traces) == len(freezing.flatten(after.params)) - len(still)
     (line,) = freezing.describe(config.fine_tune, after.params)
     assert "BatchNorm keeps its statistics in stem, stage1, stage2, stage3" in line
+    config.fine_tune.batch_norm = "train"
+    (line,) = freezing.describe(config.fine_tune, after.params)
+    assert "move in frozen parts too: config.fine_tune.batch_norm=frozen keeps them" in line
 
 
 def test_the_head_alone_comes_first_and_then_all_with_a_fresh_momentum(start):

@@ -135,8 +135,8 @@ def test_a_run_leaves_everything_it_should(uninterrupted):
     assert manifest["classes"] == classes
     assert all(manifest[key] == config[key] for key in ("model", "preprocess"))
     lines = (workdir / "parameters.csv").read_text().splitlines()
-    assert "stem/norm/scale,8,0,1" in lines
-    assert "stem/conv/kernel,3x3x3x8,1,1" in lines
+    assert "stem/norm/scale,8,0,1,0" in lines
+    assert "stem/conv/kernel,3x3x3x8,1,1,0" in lines
     assert (workdir / "curves.png").read_bytes().startswith(b"\x89PNG")
     events = [path for path in (workdir / "tensorboard").iterdir() if path.stat().st_size > 500]
     assert events

@@ -7,7 +7,7 @@ import optax
 import pytest
 from conftest import read_golden
 
-from configs import imagenet
+from configs import folder, imagenet
 from effnet_jax import config as default
 from effnet_jax.errors import UserError
 from effnet_jax.training import optimizer
@@ -174,3 +174,11 @@ def test_a_learning_rate_of_zero_freezes():
     end = run(optimizer.build_optimizer(config, lambda step: 0.1, params), params, gradients)[-1]
     assert float(end["frozen"]) == 1.0
     assert float(end["free"]) < 1.0
+
+
+def test_a_warm_up_of_most_of_the_run_is_reported():
+    config = folder.get_config()
+    assert optimizer.warnings(config, 1000) == []
+    config.steps = 30
+    (line,) = optimizer.warnings(config, 1000)
+    assert "rises for 20 steps, and the run has 30" in line
