@@ -33,7 +33,7 @@ MAGNITUDES = (10, 17, 28)  # RandAugment's published ones; AutoAugment v0 has no
 
 
 def differences(image: np.ndarray) -> Iterator[tuple[str, str, np.ndarray]]:
-    """What is compared, in which unit, and ours less theirs, of a photograph uint8 [h, w, 3]."""
+    """For a photograph uint8 [h, w, 3]: what is compared, the unit, and ours minus theirs."""
     Image.fromarray(image).save(buffer := io.BytesIO(), "JPEG", quality=90)
     ours = decode_image(buffer.getvalue())[..., :3]
     yield "decoded", "levels", ours - tf.image.decode_jpeg(buffer.getvalue()).numpy().astype(float)

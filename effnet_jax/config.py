@@ -191,7 +191,7 @@ SCHEMA = {
         # takes. The classifier's outputs are matched by the names of the classes; those of new
         # classes start afresh. None: random weights.
         "weights": str,
-        "which": Choice(("ema", "raw")),  # Of a run's weights.
+        "which": Choice(("ema", "raw")),  # The averaged weights of a run, or the others.
         "origin": str,  # As for effnet-jax convert, where a file doesn't state it.
         "classes": str,  # Likewise.
         # weights: the network and its resolution are those of the weights, as far as the experiment
@@ -200,7 +200,7 @@ SCHEMA = {
         # weights: crop, resizing and normalisation are those that the weights go with, except for
         # values that differ from the defaults; own: the experiment's.
         "preprocess": Choice(("weights", "own")),
-        "checksum": str,  # Of the arrays; set by the program.
+        "checksum": str,  # A digest of the arrays, which the program sets.
     },
     "preprocess": {
         "mean": (0.0,) * 3,  # RGB, of pixels in 0..1; the base network's own.
@@ -342,7 +342,7 @@ SCHEMA = {
         "resume": Choice(("auto", "never")),  # auto: go on from the workdir; never: must be empty.
     },
     "early_stopping": {
-        # The run ends once `checkpoint.best_metric` has not risen in so many evaluations; 0: never.
+        # Evaluations without a rise of `checkpoint.best_metric` after which a run ends; 0: never.
         "patience": Number(0),
     },
     "nonfinite": {  # A loss, gradient or weight that is NaN or infinite.

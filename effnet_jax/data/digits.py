@@ -28,7 +28,7 @@ PARTS = (2, 5)  # Fewest and most parts of other digits.
 PART_SIDES = (3, 4)  # Pixels of the 8x8 digit that a part is cut from.
 PART_CONTRAST = (0.2, 0.5)
 NOISE = 8.0  # Standard deviation of each pixel's noise, of 255.
-# Of the pairs; their parts and brightness are as of the cluttered digits.
+# Of the pairs, whose brightness and parts are otherwise those of the cluttered digits.
 PAIR_EXAMPLES = {"train": 16000, "test": 2000}
 PAIR_CANVAS = 64
 PAIR_SIDES = (14, 28)  # Pixels; each digit has a half of the canvas.

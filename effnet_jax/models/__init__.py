@@ -4,8 +4,6 @@ import dataclasses
 import re
 from typing import Any
 
-import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
@@ -13,6 +11,7 @@ from effnet_jax import scaling
 from effnet_jax.errors import UserError, check_choice, near
 from effnet_jax.models import baselines, efficientnet, operations
 from effnet_jax.models.network import Architecture, Base, Network
+from effnet_jax.models.network import init_variables as init_variables
 
 MOST_PHI = 20  # About 2 ** 20 times the base network's multiply-adds.
 RESNET = "resnet([1-9][0-9]{0,3})"
@@ -150,8 +149,3 @@ def build(config: ConfigDict) -> Network:
         zero_residual=config.zero_residual,
         remat=config.remat == "block",
     )
-
-
-def init_variables(model: nn.Module, resolution: int, key: jax.Array) -> dict[str, Any]:
-    """Fresh params and batch_stats; under jit the forward pass is not computed."""
-    return model.init(key, jnp.zeros((1, resolution, resolution, 3)), train=False)

@@ -201,6 +201,11 @@ class Base:
         )
 
 
+def init_variables(model: nn.Module, resolution: int, key: jax.Array) -> dict[str, Any]:
+    """Fresh params and batch_stats; under jit the forward pass is not computed."""
+    return model.init(key, jnp.zeros((1, resolution, resolution, 3)), train=False)
+
+
 class ConvNormAct(nn.Module):
     """Convolution, batch normalisation, activation: the stem and the head."""
 
@@ -267,9 +272,8 @@ class Network(nn.Module):
     examples: int | None = None  # On a device at a time, for the set "fused"; None: all.
 
     def init_variables(self, key: jax.Array) -> dict[str, Any]:
-        """Fresh "params" and "batch_stats"; under jit the forward pass is not computed."""
-        side = self.architecture.resolution
-        return self.init(key, jnp.zeros((1, side, side, 3)), train=False)
+        """Fresh "params" and "batch_stats", for images of the network's own resolution."""
+        return init_variables(self, self.architecture.resolution, key)
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:

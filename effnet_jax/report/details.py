@@ -4,7 +4,6 @@ import base64
 import csv
 import io
 import pathlib
-import tempfile
 import warnings
 from collections.abc import Sequence
 
@@ -22,6 +21,7 @@ from effnet_jax.errors import UserError
 from effnet_jax.imagenet.dataset import titles
 from effnet_jax.metrics import Outcomes, class_counts, mean_per_class
 from effnet_jax.report import drawing
+from effnet_jax.run import files
 
 FILES = ("per_class.csv", "confusion.csv", "confusion.png", "mistakes.html")
 MOST = 100  # Classes of a matrix that can be read.
@@ -35,12 +35,7 @@ def check(folder: pathlib.Path) -> None:
     """Raises UserError if `write` can't write to a folder, or would replace files there."""
     if found := [name for name in FILES if (folder / name).exists()]:
         raise UserError(f"{folder / found[0]} is there already; choose another --details")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise UserError(f"can't write to --details={folder}: {error.strerror}") from None
+    files.make_folder("--details", folder)
 
 
 def write(

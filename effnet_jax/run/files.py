@@ -7,6 +7,7 @@ import os
 import pathlib
 import re
 import socket
+import tempfile
 import threading
 import time
 from typing import Any
@@ -28,6 +29,16 @@ def check_local(what: str, path: str | pathlib.Path) -> None:
             f"{what}={path} is not a local path: files are read and written through the file "
             "system alone. Mount the bucket, for instance with gcsfuse, or copy the files"
         )
+
+
+def make_folder(what: str, folder: pathlib.Path) -> None:
+    """Makes a folder; raises a UserError, which names `what`, if no file can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"can't write to {what}={folder}: {error.strerror}") from None
 
 
 def read_rows(path: pathlib.Path) -> list[dict[str, Any]]:

@@ -5,7 +5,6 @@ second data set, or the first one evaluated more often, needs no code.
 """
 
 import contextlib
-import functools
 import pathlib
 from collections.abc import Callable
 
@@ -40,13 +39,12 @@ class Evaluations:
         self._config, self._processes = config, processes
         self._outcomes: Outcomes | None = None
         examples = optimizers.epoch_examples(config, len(train))
-        steps = functools.partial(optimizers.steps, batch_size=config.batch_size, examples=examples)
         self._total = optimizers.duration(config, "epochs", examples)
         usual = optimizers.duration(config, "eval_epochs", examples)
-        self._every = {
-            name: max(1, usual if entry.epochs is None else steps(entry.epochs))
-            for name, entry in config.evaluations.items()
-        }
+        self._every = {}
+        for name, entry in config.evaluations.items():
+            own = optimizers.steps(entry.epochs or 0, config.batch_size, examples)
+            self._every[name] = max(1, usual if entry.epochs is None else own)
         self._evaluators = {
             name: Evaluator(model, config_lib.for_evaluation(config, name), source, mesh, processes)
             for name, source in self.sources.items()

@@ -5,7 +5,7 @@ values. `config.fine_tune` says which; in a stage with `head_epochs`, all but th
 """
 
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 import flax.traverse_util
@@ -109,25 +109,32 @@ def merge(*trees: PyTree) -> PyTree:
     return flax.traverse_util.unflatten_dict(flat, sep="/")
 
 
+def average(old: PyTree, new: PyTree, decay: jax.Array, still: Collection[str]) -> PyTree:
+    """decay * old + (1 - decay) * new; leaves named in `still` are those of `old`, bit by bit."""
+    moving, kept = split(old, still)
+    moved = jax.tree.map(lambda x, y: decay * x + (1 - decay) * y, moving, split(new, still)[0])
+    return merge(moved, kept)
+
+
 def select(state: PyTree, like: PyTree, names: Collection[str]) -> PyTree:
     """An optimizer's state for parameters `like`, without those of these names."""
-
-    def fits(x: PyTree) -> bool:
-        return jax.tree.structure(x) == jax.tree.structure(like)
-
+    fits = _is_like(like)
     return jax.tree.map(lambda x: split(x, names)[0] if fits(x) else x, state, is_leaf=fits)
 
 
 def put_back(new: PyTree, state: PyTree, like: PyTree, names: Collection[str]) -> PyTree:
     """The optimizer's `state` with a `new` one of what `select` has left."""
-
-    def fits(x: PyTree) -> bool:
-        return jax.tree.structure(x) == jax.tree.structure(like)
+    fits = _is_like(like)
 
     def put(old: PyTree, changed: PyTree) -> PyTree:
         return merge(changed, split(old, names)[1]) if fits(old) else changed
 
     return jax.tree.map(put, state, new, is_leaf=fits)
+
+
+def _is_like(tree: PyTree) -> Callable[[PyTree], bool]:
+    structure = jax.tree.structure(tree)
+    return lambda x: jax.tree.structure(x) == structure
 
 
 def rates(config: ConfigDict, params: PyTree) -> PyTree:
@@ -136,24 +143,19 @@ def rates(config: ConfigDict, params: PyTree) -> PyTree:
     The layers are the stem, each block, the head and the classifier; a layer's factor is the next
     one's times `layer_decay`.
     """
-    layers = [
-        f"{part}/{block}"
-        for part in list_parts(params)
-        for block in (
-            sorted(params[part], key=lambda name: int(name[5:]))
-            if part.startswith("stage")
-            else [""]
-        )
-    ]
-    depth = {layer.rstrip("/"): number for number, layer in enumerate(layers)}
+    parts = list_parts(params)
 
-    def factor(name: str) -> float:
-        part, _, rest = name.partition("/")
-        layer = f"{part}/{rest.partition('/')[0]}" if part.startswith("stage") else part
-        own = config.head_rate if part == HEAD else 1.0
-        return own * config.layer_decay ** (len(depth) - 1 - depth[layer])
+    def layer(name: str) -> tuple[int, int]:
+        part, inside = name.split("/")[:2]
+        number = int(inside.removeprefix("block")) if part.startswith("stage") else 0
+        return parts.index(part), number
 
-    flat = {name: factor(name) for name in flatten(params)}
+    layers = sorted({layer(name) for name in flatten(params)})
+    flat = {
+        name: config.layer_decay ** (len(layers) - 1 - layers.index(layer(name)))
+        * (config.head_rate if name.startswith(f"{HEAD}/") else 1.0)
+        for name in flatten(params)
+    }
     return flax.traverse_util.unflatten_dict(flat, sep="/")
 
 

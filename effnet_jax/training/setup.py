@@ -5,7 +5,6 @@ import json
 import operator
 import os
 import pathlib
-import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -206,12 +205,7 @@ def _check_workdir(workdir: pathlib.Path, config: ConfigDict, processes: Alone) 
                     f"the run in {workdir} has config.{key}={before}, and now it is {now}: its "
                     "place in the data would be lost. Keep the value, or give another --workdir"
                 )
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=workdir):
-            pass
-    except OSError as error:
-        raise UserError(f"can't write to --workdir={workdir}: {error.strerror}") from None
+    files.make_folder("--workdir", workdir)
 
 
 def _check_data(workdir: pathlib.Path, source: Source) -> None:

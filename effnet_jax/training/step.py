@@ -129,15 +129,8 @@ def make_train_step(
         norms = freezing.frozen_norms(config.fine_tune, params)
         still = {name for name in freezing.flatten(batch_stats) if name.partition("/")[0] in norms}
         ema = {
-            key: freezing.merge(
-                jax.tree.map(
-                    lambda average, new: decay * average + (1 - decay) * new,
-                    freezing.split(state.ema[key], frozen)[0],
-                    freezing.split(new, frozen)[0],
-                ),
-                freezing.split(state.ema[key], frozen)[1],
-            )
-            for key, new, frozen in (("params", params, names), ("batch_stats", batch_stats, still))
+            "params": freezing.average(state.ema["params"], params, decay, names),
+            "batch_stats": freezing.average(state.ema["batch_stats"], batch_stats, decay, still),
         }
         metrics = {
             "loss": loss * count,
