@@ -1,13 +1,13 @@
 """Two digits read together, in 100 classes: the data of the scaling study (docs/scaling_study.md).
 
 Command:   python train.py --config=configs/digit_pairs.py --workdir=runs/digit_pairs
-Argument:  the model, as in configs/imagenet.py.
+Argument:  the model, as in configs/imagenet.py; phi counts from a network of 7 blocks at 40 px.
 """
 
 from effnet_jax import config as default
 
 
-def get_config(model: str = "phi=-9"):
+def get_config(model: str = "phi=0"):
     config = default.get_config(model)
     config.batch_size = 32
     config.eval_batch_size = 200
@@ -15,7 +15,9 @@ def get_config(model: str = "phi=-9"):
     config.log_steps = 100
     config.eval_epochs = 0.5
 
-    config.model.base_resolution = 113  # 32 px at phi = -9.
+    # A block in every stage, and as many as the depth asks for from there on.
+    config.model.base_width, config.model.base_depth = 0.36, 0.25
+    config.model.base_resolution = 40
     config.model.survival_probability = 1.0
     config.model.dropout = 0.0
     config.model.batch_norm_momentum = 0.9

@@ -23,12 +23,16 @@ TURNS = {
 LOWEST = 1 << 12  # A 16-bit image that stays below may be one of 12 bits, 16 times too dark.
 
 
-def decode_box(data: bytes, choose: Callable[[int, int], Box], exif: str = "ignore") -> np.ndarray:
+def decode_box(
+    data: bytes | np.ndarray, choose: Callable[[int, int], Box], exif: str = "ignore"
+) -> np.ndarray:
     """The box of an image that `choose(height, width)` gives, a view.
 
     It is uint8 [h, w, 3], RGB; or [h, w, 4], whose last channel has no meaning. With libturbojpeg 3
-    only the box of a JPEG is decoded. `exif` and errors are those of `decode_image`.
+    only the box of a JPEG is decoded. `data`, `exif` and errors are those of `decode_image`.
     """
+    if isinstance(data, np.ndarray):
+        return crop(data, choose(*data.shape[:2]))
     if turn := _turn(data, exif):
         transposed, rows, columns = turn
 
@@ -48,13 +52,17 @@ def decode_box(data: bytes, choose: Callable[[int, int], Box], exif: str = "igno
     return crop(image, choose(*image.shape[:2]))
 
 
-def decode_image(data: bytes, exif: str = "ignore") -> np.ndarray:
+def decode_image(data: bytes | np.ndarray, exif: str = "ignore") -> np.ndarray:
     """Decodes JPEG, PNG or whatever Pillow reads to RGB, uint8 [height, width, 3].
+
+    An array is taken as such pixels, and returned.
 
     Grey is repeated and alpha dropped, as in the reference; see `to_rgb`. EXIF's orientation is
     ignored, as there; or, with `exif="apply"`, the image becomes upright, as viewers show it. (That
     of TIFF is always applied.) Raises ValueError if the bytes are not an image, or are damaged.
     """
+    if isinstance(data, np.ndarray):
+        return data
     if turn := _turn(data, exif):
         return np.ascontiguousarray(_upright(decode_image(data), turn))
     if data[:2] == JPEG:

@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits as PNG images, made in memory when they are asked for.
+"""scikit-learn's handwritten digits as images, drawn in memory when they are asked for.
 
 As they are; cluttered, at random places and scales among parts of other digits; or two side by
 side, in 100 classes. Small digits need resolution; telling a digit from the pieces around it needs
@@ -7,14 +7,12 @@ depth, and many classes need width.
 
 import functools
 import importlib.util
-import io
 import pathlib
 import types
 from typing import ClassVar
 
 import cv2
 import numpy as np
-from PIL import Image
 
 from effnet_jax.data.sources import Record, Source
 from effnet_jax.errors import UserError
@@ -30,8 +28,8 @@ PART_CONTRAST = (0.2, 0.5)
 NOISE = 8.0  # Standard deviation of each pixel's noise, of 255.
 # Of the pairs, whose brightness and parts are otherwise those of the cluttered digits.
 PAIR_EXAMPLES = {"train": 16000, "test": 2000}
-PAIR_CANVAS = 64
-PAIR_SIDES = (14, 28)  # Pixels; each digit has a half of the canvas.
+PAIR_CANVAS = 96
+PAIR_SIDES = (20, 40)  # Pixels; each digit has a half of the canvas.
 PAIR_PARTS = (1, 3)
 
 
@@ -75,11 +73,9 @@ class Digits(Source):
 
     def __getitem__(self, index: int) -> Record:
         if index not in self._made:
-            pixels, label = self.draw(*self._records[index])
-            png = io.BytesIO()
-            Image.fromarray(pixels).save(png, "PNG")
-            self._made[index] = {"image": png.getvalue(), "label": int(label)}
-        return self._made[index]
+            self._made[index] = self.draw(*self._records[index])
+        pixels, label = self._made[index]
+        return {"image": cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB), "label": int(label)}
 
     def describe(self, index: int) -> str:
         split, number = self._records[index]
@@ -172,7 +168,7 @@ class ClutteredDigits(Digits):
 
 
 class DigitPairs(ClutteredDigits):
-    """Grey images of 64x64 pixels with two digits of 14 to 28 pixels, and parts of others.
+    """Grey images of 96x96 pixels with two digits of 20 to 40 pixels, and parts of others.
 
     The class is the number that they make, "00" to "99". 16,000 for training and 2,000 for
     testing, of digits as in `ClutteredDigits`.

@@ -1,7 +1,7 @@
 """Data sets as random access to encoded images and their labels.
 
-A record is {"image": bytes, "label": int}. Where an image has a set of labels, `label` is int32
-[MOST_LABELS], padded with -1.
+A record is {"image": bytes or uint8 [h, w, 3], "label": int}. Where an image has a set of labels,
+`label` is int32 [MOST_LABELS], padded with -1.
 """
 
 import collections
@@ -16,7 +16,6 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import cv2
 import numpy as np
 import simplejpeg
 from ml_collections import ConfigDict
@@ -180,8 +179,8 @@ class TfdsSource(Source):
     def __getitem__(self, index: int) -> Record:
         record = self._records[index]
         image, label = _find(record, self._image), np.asarray(_find(record, self._label), np.int32)
-        if isinstance(image, np.ndarray):  # Of a Tensor. BMP has no loss and costs little.
-            image = cv2.imencode(".bmp", image[..., ::-1])[1].tobytes()
+        if isinstance(image, np.ndarray) and image.shape[2] == 1:
+            image = np.repeat(image, 3, 2)
         if not label.ndim:
             return {"image": image, "label": int(label)}
         if len(label) > MOST_LABELS:
@@ -573,7 +572,7 @@ def fingerprint(source: Source, most: int = 32) -> str:
     digest = hashlib.sha256("\n".join(source.classes).encode())
     for index in np.unique(np.linspace(0, len(source) - 1, most, dtype=int)).tolist():
         record = source[index]
-        digest.update(record["image"] + np.asarray(record["label"]).tobytes())
+        digest.update(bytes(record["image"]) + np.asarray(record["label"]).tobytes())
     return f"{len(source)} records {digest.hexdigest()[:16]}"
 
 

@@ -53,6 +53,20 @@ def _fold_rows(rows, h, terms):
     return lax.optimization_barrier(sum(slabs[:-1], jnp.pad(slabs[-1], missing)))
 
 
+def _apart(compute, value):
+    """The arrays of `compute()`, none of which XLA fuses into what follows.
+
+    XLA on CPU has dropped optimization barriers by the time it fuses. A condition that it can't see
+    through stays: one number of `value`, an array, is itself or NaN.
+    """
+    first, shapes = value[(0,) * value.ndim], jax.eval_shape(compute)
+
+    def zeros():  # That differ between devices in `shard_map` as `value` does.
+        return jax.tree.map(lambda x: jnp.zeros_like(value, x.dtype, x.shape), shapes)
+
+    return lax.cond((first == first) | jnp.isnan(first), compute, zeros)
+
+
 def along(values: Array, x: Array) -> Array:
     """Values [C] with as many axes as x [..., C]: no rank is promoted silently."""
     return values if values.ndim == x.ndim else values.reshape((1,) * (x.ndim - 1) + values.shape)
@@ -188,14 +202,16 @@ def _shifted_filter_grad(x, dy, kernel, stride, padding):
     _, h, w, _ = dy.shape
     x, dy = _padded(x, k, stride, padding), lax.optimization_barrier(dy)
 
-    def tap_sum(i, j):
+    def folded(i, j):
         def rows(start, stop):
             shifted = _tap(x, i + start * stride, j, stride, stop - start, w)
             return dy[:, start:stop].astype(jnp.float32) * shifted.astype(jnp.float32)
 
-        return _fold_rows(rows, h, PRODUCT_TERMS).sum((0, 1, 2))
+        return _fold_rows(rows, h, PRODUCT_TERMS)
 
-    sums = [tap_sum(i, j) for i in range(k) for j in range(k)]
+    # In one fusion with the sum of a small array, this would go one number at a time.
+    taps = _apart(lambda: [folded(i, j) for i in range(k) for j in range(k)], kernel)
+    sums = [tap.sum((0, 1, 2)) for tap in taps]
     return jnp.stack(sums).reshape(kernel.shape).astype(kernel.dtype)
 
 

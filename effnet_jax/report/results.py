@@ -35,11 +35,11 @@ LATENCY = ("model", "resolution", "batch", "latency_ms", "latency_ms_min", "late
 
 
 def bare_name(sweep: str) -> str:
-    """The name of a sweep without arguments and seeds: "methods" for "seeds:3,methods:2,4".
+    """The name of a sweep without arguments and wrappers: "methods" for "seeds:3,methods:2,4".
 
     Of a sweep of config keys, the keys: "epochs ema.decay" for "epochs=1,2 ema.decay=0.9 seed=0,1".
     """
-    name = re.sub(r"^(seeds:[^,]*,)+", "", sweep)
+    name = re.sub(r"^(seeds:[^,]*,|tuned:.*?\.csv,)+", "", sweep)
     if re.match(r"[\w.]+=", name):
         keys = re.findall(r"(?:^|\s)([\w.]+)=", name)
         return " ".join(key for key in keys if key != "seed") or "seed"

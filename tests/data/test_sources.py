@@ -52,7 +52,7 @@ def test_digits_are_scikit_learn_s():
     assert splits["train"].describe(3) == "image 3 of the digits' train"
     some = sources.digits_source("digits", None, "train[100:102]+test[:1]")
     whole = [splits["train"][100], splits["train"][101], splits["test"][0]]
-    assert [some[index] for index in range(len(some))] == whole
+    np.testing.assert_equal([some[index] for index in range(len(some))], whole)
 
 
 def test_folder_with_splits(tmp_path):
