@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from effnet_jax.models import efficientnet
 from effnet_jax.report import drawing, paper
-from effnet_jax.report.results import Point, Results, Swept, describe, find_swept
+from effnet_jax.report.results import Point, Results, Swept, describe, find_swept, multiple
 
 COSTS = {"multiply_adds": "multiply-adds", "parameters": "parameters"}
 SHOWN = {"compound_paper": "paper's comp."}  # Names of series that a figure shortens.
@@ -207,6 +207,34 @@ def figure8(results: Results) -> Drawn | None:
             " Compound scaling by the coefficients found here, and by the paper's 1.2, 1.1, 1.15."
         )
     return Drawn(figure, caption, rows(points))
+
+
+def figure_curves(results: Results) -> Drawn | None:
+    """Whether the networks of figure 8 were trained until their accuracy stands still."""
+    points = [point for point in results.points("the curves", "methods") if point.curve]
+    if not points:
+        return None
+    costs = sorted({multiple(point) for point in points}, key=lambda text: float(text.strip("x")))
+    figure, _ = drawing.new_figure(0.3 + 2.3 * len(costs), len(costs), sharex=True, squeeze=False)
+    drawn, gains = [], []
+    for axes, cost in zip(figure.axes, costs, strict=True):
+        for number, point in enumerate(p for p in points if multiple(p) == cost):
+            colour, _ = drawing.style(point.series, number)
+            epochs, top1 = zip(*point.curve, strict=True)
+            name = SHOWN.get(point.series, point.series)
+            axes.plot(epochs, [100 * y for y in top1], color=colour, label=name)
+            gains.append(top1[-1] - next(y for x, y in point.curve if x >= 0.8 * epochs[-1]))
+            one = {"series": point.series, "label": point.label}
+            drawn += [one | {"epoch": x, "top1_mean": y} for x, y in point.curve]
+        axes.set_title(cost, fontsize=drawing.SMALL + 1, loc="left")
+        axes.set_ylabel("top-1 (%)", fontsize=drawing.TEXT)
+        axes.legend(fontsize=drawing.SMALL)
+    axes.set_xlabel("epoch", fontsize=drawing.TEXT)
+    caption = (
+        f"Means over seeds. In the last fifth of the training they change by "
+        f"{100 * min(gains):+.1f} to {100 * max(gains):+.1f} points."
+    )
+    return Drawn(figure, caption, drawn)
 
 
 def figure_grid(results: Results) -> Drawn | None:

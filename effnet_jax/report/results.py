@@ -53,6 +53,7 @@ class Run(NamedTuple):
       swept: values by config key that the sweep changes; () in older files, as "" is in these:
       recipe: a digest of the rest of the config.
       trained_on, identity: of the splits; `data` has the latter where that is several data sets.
+      curve: epochs, and the top-1 of the evaluation after them.
     """
 
     sweep: str
@@ -81,6 +82,7 @@ class Run(NamedTuple):
     recipe: str = ""
     trained_on: str = ""
     identity: str = ""
+    curve: tuple[tuple[float, float], ...] = ()
 
     @property
     def kind(self) -> str:
@@ -142,9 +144,23 @@ class Point(NamedTuple):
         return statistics.fmean(self.top1)
 
     @property
+    def curve(self) -> list[tuple[float, float]]:
+        """Epochs, and the mean top-1 after them; empty where the runs have no curves alike."""
+        epochs = {tuple(epoch for epoch, _ in run.curve) for run in self.runs}
+        if len(epochs) > 1:
+            return []
+        heights = zip(*([top1 for _, top1 in run.curve] for run in self.runs), strict=True)
+        return list(zip(*epochs, map(statistics.fmean, heights), strict=True))
+
+    @property
     def sd(self) -> float | None:
         """Sample standard deviation; None for one run, whose spread is unknown."""
         return statistics.stdev(self.top1) if self.n > 1 else None
+
+
+def multiple(point: Point) -> str:
+    """The cost that a method was asked for, as in its label: "4x" for "4x (w=1.9)"."""
+    return point.label.partition(" ")[0]
 
 
 class Compared(NamedTuple):
@@ -337,7 +353,7 @@ def find_files(paths: Sequence[pathlib.Path]) -> dict[pathlib.Path, bool]:
 
 def parse(cells: dict[str, str], place: str, evaluation: str = EVALUATION) -> Run:
     """A row as a run; `place` is its file and line, for messages."""
-    scores = [name for name in cells if name.count("/") == 2 and cells[name]]
+    scores = [n for n in cells if re.fullmatch(r"[^/ ]+/[^/ ]+/[^/ ]+", n) and cells[n]]
     values = {}
     for name in (*COLUMNS, *scores):
         kind = COLUMNS.get(name, int if name.endswith("/count") else float)
@@ -354,7 +370,11 @@ def parse(cells: dict[str, str], place: str, evaluation: str = EVALUATION) -> Ru
     swept = ((name, text) for name, text in cells.items() if name.startswith("config.") and text)
     swept = tuple(sorted((name.removeprefix("config."), value(text)) for name, text in swept))
     others = ("recipe", "train/identity", f"{evaluation.partition('/')[0]}/identity")
-    return Run(*values.values(), scores, swept, *(cells.get(name, "") for name in others))
+    course = cells.get(f"{evaluation}/top1 by epoch", "").split()
+    curve = tuple(
+        (number(epoch), number(top1)) for epoch, _, top1 in (x.partition(":") for x in course)
+    )
+    return Run(*values.values(), scores, swept, *(cells.get(name, "") for name in others), curve)
 
 
 network = operator.attrgetter("base", "width", "depth", "resolution")

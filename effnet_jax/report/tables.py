@@ -12,7 +12,7 @@ from typing import NamedTuple
 from effnet_jax import models, scaling
 from effnet_jax.models import efficientnet, network
 from effnet_jax.report import paper
-from effnet_jax.report.results import Point, Results, describe, find_swept
+from effnet_jax.report.results import Point, Results, describe, find_swept, multiple
 
 NOT_RUN, NOT_STATED = "not run", "not stated"
 
@@ -225,13 +225,31 @@ def table_methods(results: Results) -> Table | None:
         multiple = re.findall(r"^[0-9.]+(?=x)", point.label)  # "4" of "4x (w=1.9)".
         return point != base, [float(text) for text in multiple], -point.mean
 
+    compound = {multiple(point): point for point in points if point.series == "compound"}
     rows = []
     for point in sorted(points, key=order):
         relative = f"{point.multiply_adds / base.multiply_adds:.3f}x" if base else ""
         cost = (f"{point.multiply_adds:,}", relative, f"{point.parameters:,}")
-        rows.append((point.series, point.label, *accuracy(point), *cost, minutes(point)))
+        ahead = lead(compound.get(multiple(point)), point)
+        cells = (*accuracy(point), *cost, minutes(point), ahead)
+        rows.append((point.series, point.label, *cells))
     columns = ("method", "scale", "top-1", "sd", "n", "multiply-adds", "of the base's")
-    return Table((*columns, "parameters", "minutes a run"), rows, describe(points))
+    columns += ("parameters", "minutes a run", "compound's lead")
+    caption = describe(points)
+    if any(row[-1] for row in rows):
+        caption += " Compound's lead in points, with its 95 % interval (Welch's t)."
+    return Table(columns, rows, caption)
+
+
+def lead(first: Point | None, second: Point) -> str:
+    """How far `first` is ahead, in points, with its 95 % interval; "" where that is not known."""
+    if first is None or first.series == second.series or min(first.n, second.n) < 2:
+        return ""
+    from scipy import stats  # Slow to import.
+
+    test = stats.ttest_ind(first.top1, second.top1, equal_var=False)
+    low, high = (100 * end for end in test.confidence_interval(0.95))
+    return f"{100 * (first.mean - second.mean):+.2f} ({low:+.2f} to {high:+.2f})"
 
 
 def table_sweeps(results: Results) -> Table | None:

@@ -20,6 +20,8 @@ from effnet_jax.errors import UserError
 from effnet_jax.run import files, writers
 from effnet_jax.sweeps.runs import Scheduled
 
+CURVE = "val/ema/top1"  # The evaluation whose course is a column of the table of results.
+
 
 class Folder:
     """The paths of a sweep, and what is in them."""
@@ -84,6 +86,8 @@ class Folder:
                 before = row["step"]
         run = files.read_rows(self.workdir(name) / "runs.jsonl")[-1]
         values = writers.read_scores(self.workdir(name), rows[-1]["step"])
+        pairs = [(row["epoch"], row[key]) for row in rows for key in row if key == CURVE]
+        values |= {f"{CURVE} by epoch": " ".join(f"{at:g}:{top1:g}" for at, top1 in pairs)}
         values |= {"train_minutes": round(seconds / 60, 3)}
         values |= {"wall_minutes": round(wall_seconds / 60, 3), "threads": threads}
         run |= run["versions"]

@@ -205,3 +205,20 @@ def test_the_grid_shows_every_candidate_with_its_cost_and_marks_the_best(read):
 @pytest.mark.parametrize("key", ["figure3", "figure4", "figure8", "figure_grid", "figure_sweeps"])
 def test_nothing_is_drawn_of_nothing(key):
     assert getattr(figures, key)(results.Results()) is None
+
+
+def test_curves_show_what_the_last_fifth_of_the_training_changed(read):
+    rows = [each | {"val/ema/top1 by epoch": ""} for each in methods(2)]
+    assert figures.figure_curves(read(rows)) is None
+    for each in rows:
+        low = 0.2 + 0.02 * each["seed"]
+        each["val/ema/top1 by epoch"] = f"1:{low} 4:{low + 0.4} 5:{low + 0.41}"
+    drawn = figures.figure_curves(read(rows))
+    assert "change by +1.0 to +1.0 points" in drawn.caption
+    assert [axes.get_title("left") for axes in drawn.figure.axes] == ["1x", "2x", "4x"]
+    first = [row for row in drawn.rows if row["series"] == "base"]
+    assert [(row["epoch"], round(row["top1_mean"], 6)) for row in first] == [
+        (1, 0.21),
+        (4, 0.61),
+        (5, 0.62),
+    ]

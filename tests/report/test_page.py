@@ -165,6 +165,16 @@ def test_the_table_of_methods_compares_with_the_base(tmp_path):
     assert rows[0][6] == "1.000x"
 
 
+def test_the_lead_of_compound_scaling_has_its_interval_by_hand(tmp_path):
+    # Means 1.5 points apart, deviations of 1 with 3 seeds each: 1.5 +- 2.776 sqrt(1/3 + 1/3).
+    found = results.read([write(tmp_path / "rows.csv", methods())])
+    cells = {row[:2]: row[-1] for row in tables.table_methods(found).rows}
+    assert cells["width", "4x (w=1.5)"] == "+1.50 (-0.77 to +3.77)"
+    assert cells["compound", "4x (c=1.5)"] == "" and cells["base", "1x"] == ""
+    single = results.read([write(tmp_path / "rows.csv", methods(1))])
+    assert {row[-1] for row in tables.table_methods(single).rows} == {""}
+
+
 def test_table_4_divides_only_what_one_machine_measured(tmp_path):
     header = "model,resolution,batch,latency_ms,latency_ms_min,latency_ms_max,threads,device,time"
 

@@ -7,8 +7,9 @@ import pytest
 
 from configs import cluttered_digits
 from effnet_jax import config as default
-from effnet_jax import experiments, models, scaling
+from effnet_jax import csv_rows, experiments, models, scaling
 from effnet_jax.errors import UserError
+from effnet_jax.report import results
 from effnet_jax.sweeps import grid
 from effnet_jax.sweeps import runs as module
 from effnet_jax.sweeps.runs import Run, make_schedule
@@ -393,3 +394,38 @@ def test_a_saved_config_comes_back_whole_and_scales_from_its_own_base(tmp_path):
         experiments.read(f"{path}:lite3")
     with pytest.raises(UserError, match="can't read a config"):
         experiments.read(str(tmp_path / "none.json"))
+
+
+def test_each_network_gets_its_best_rate(tmp_path):
+    rates = make_schedule(small(), "rates:0.1,0.4,seeds:2,width:1,2")
+    key = "optimizer.sgd.learning_rate"
+    assert [each.run.name for each in rates[:2]] == ["width_1_seed0_lr0.1", "width_2_seed0_lr0.1"]
+    assert len({each.run.label for each in rates}) == 4
+    scores = {
+        (1, 0.1): (0.6, 0.5),
+        (1, 0.4): (0.5, 0.5),
+        (2, 0.1): (0.8, 0.1),
+        (2, 0.4): (0.5, 0.5),
+    }
+    rows = []
+    for each in rates:
+        width, config = relative(each, models.coefficients(small().model))[0], each.config
+        score = scores[config.optimizer.sgd.learning_rate][round(width)][config.seed]
+        values = {"val/ema/top1": score, "val/ema/count": 100, "train_minutes": 1}
+        machine = {"jax": "1", "device": "cpu", "commit": "a", "time": "2026-11-27T10:00:00+00:00"}
+        rows.append(each.row() | values | machine)
+    path = tmp_path / "rates.csv"
+    csv_rows.merge_csv(path, rows)
+    tuned = make_schedule(small(), f"tuned:{path},seeds:2,width:1,2")
+    assert [each.run.overrides[key] for each in tuned] == [0.1, 0.4, 0.1, 0.4]
+    assert [each.run.name for each in tuned[:2]] == ["width_1_seed0", "width_2_seed0"]
+    assert results.bare_name(tuned[0].sweep) == "width"
+    for wrong in (
+        f"tuned:{path},width:1,3",
+        "tuned:width",
+        "rates:0.1",
+        "rates:width",
+        "rates:0,width",
+    ):
+        with pytest.raises(UserError, match="width_3|needs|above 0"):
+            make_schedule(small(), wrong)
