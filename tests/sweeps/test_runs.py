@@ -401,12 +401,8 @@ def test_each_network_gets_its_best_rate(tmp_path):
     key = "optimizer.sgd.learning_rate"
     assert [each.run.name for each in rates[:2]] == ["width_1_seed0_lr0.1", "width_2_seed0_lr0.1"]
     assert len({each.run.label for each in rates}) == 4
-    scores = {
-        (1, 0.1): (0.6, 0.5),
-        (1, 0.4): (0.5, 0.5),
-        (2, 0.1): (0.8, 0.1),
-        (2, 0.4): (0.5, 0.5),
-    }
+    low, high = {1: (0.6, 0.5), 2: (0.8, 0.1)}, {1: (0.5, 0.5), 2: (0.5, 0.5)}  # By width.
+    scores = {0.1: low, 0.4: high}
     rows = []
     for each in rates:
         width, config = relative(each, models.coefficients(small().model))[0], each.config
@@ -420,12 +416,7 @@ def test_each_network_gets_its_best_rate(tmp_path):
     assert [each.run.overrides[key] for each in tuned] == [0.1, 0.4, 0.1, 0.4]
     assert [each.run.name for each in tuned[:2]] == ["width_1_seed0", "width_2_seed0"]
     assert results.bare_name(tuned[0].sweep) == "width"
-    for wrong in (
-        f"tuned:{path},width:1,3",
-        "tuned:width",
-        "rates:0.1",
-        "rates:width",
-        "rates:0,width",
-    ):
-        with pytest.raises(UserError, match="width_3|needs|above 0"):
+    sweeps = (f"tuned:{path},width:1,3", "tuned:width", "rates:0.1", "rates:width", "rates:0,width")
+    for wrong in sweeps:
+        with pytest.raises(UserError, match=r"width_3|needs|above 0"):
             make_schedule(small(), wrong)
