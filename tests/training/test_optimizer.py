@@ -53,6 +53,26 @@ def test_cosine_and_constant():
     assert float(optimizer.learning_rate(config, 2560)(99)) == pytest.approx(2 * peak)
 
 
+def test_the_rate_ends_at_min_rate():
+    config = default.get_config("b0")
+    config.batch_size, config.epochs = 256, 10.0
+    config.schedule.warmup_epochs, config.schedule.min_rate = 1.0, 0.1
+    config.optimizer.name, config.optimizer.sgd.learning_rate = "sgd", 0.5
+    # 100 steps, 10 of them warm-up, from 0. A cosine is shrunk, so that it falls until the end:
+    # 0.05 + 0.45 (1 + cos(pi t / 100)) / 2. A staircase that halves every 10 steps stops at 0.05.
+    by_name = {
+        "cosine": {5: 0.25, 25: 0.434099026, 50: 0.275, 75: 0.115900974, 99: 0.050111, 100: 0.05},
+        "staircase": {5: 0.25, 10: 0.25, 29: 0.125, 30: 0.0625, 40: 0.05, 99: 0.05},
+        "constant": {5: 0.25, 10: 0.5, 100: 0.5},
+    }
+    config.schedule.decay_rate, config.schedule.decay_epochs = 0.5, 1.0
+    for name, expected in by_name.items():
+        config.schedule.name = name
+        rate = jax.jit(optimizer.learning_rate(config, 2560))
+        for step, value in expected.items():
+            assert float(rate(step)) == pytest.approx(value, rel=1e-6), (name, step)
+
+
 def test_whole_steps_an_epoch_are_v2_s():
     # google/automl efficientnetv2/main_tf2.py, by hand: 1,281,167 // 4096 = 312 steps an epoch,
     # 1560 of warm-up, and a decay every 2.4 * 312 = 748.8 from step 0; 306 without the hold-out.
@@ -132,6 +152,31 @@ def test_sgd_and_adamw_follow_their_definitions():
         step_size = (m / (1 - 0.9**step)) / (np.sqrt(v / (1 - 0.99**step)) + 1e-8)
         w -= 0.1 * (step_size + 0.05 * w)
         assert float(actual["kernel"]) == pytest.approx(w, rel=1e-5)
+
+
+def test_the_gradient_is_clipped_as_by_optax():
+    """The norm is over all arrays, and without weight decay, which is added later."""
+    config = default.get_config("b0").optimizer
+    config.name, config.clip_norm = "sgd", 1.0
+    config.sgd.update({"momentum": 0.9, "nesterov": True, "weight_decay": 0.5})
+    config.weight_decay_rules = ((".*", 1.0),)
+    params = {"kernel": jnp.array([1.0, -2.0]), "bias": jnp.asarray(0.5)}
+    # Norms 13, at the limit, and below it.
+    gradients = [
+        {"kernel": jnp.array([3.0, 4.0]), "bias": jnp.asarray(12.0)},
+        {"kernel": jnp.array([0.6, 0.0]), "bias": jnp.asarray(-0.8)},
+        {"kernel": jnp.array([0.1, -0.2]), "bias": jnp.asarray(0.2)},
+    ]
+    ours = run(optimizer.build_optimizer(config, lambda step: 0.1, params), params, gradients)
+    peer = optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optax.add_decayed_weights(0.5),
+        optax.sgd(0.1, momentum=0.9, nesterov=True),
+    )
+    for one, other in zip(ours, run(peer, params, gradients), strict=True):
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), one, other)
+    # The first step by hand: 0.1 (1 + 0.9) (12 / 13 + 0.5 * 0.5).
+    assert float(ours[0]["bias"]) == pytest.approx(0.5 - 0.19 * (12 / 13 + 0.25), rel=1e-6)
 
 
 PARAMS = {
