@@ -161,20 +161,25 @@ def build_optimizer(
     scale = optax.stateless(
         lambda updates, _: jax.tree.map(lambda u, factor: factor * u, updates, rates)
     )
-    clip = [] if config.clip_norm is None else [optax.clip_by_global_norm(config.clip_norm)]
     if config.name == "rmsprop":
         # TensorFlow's and Keras's: epsilon is inside the root, and the learning rate is inside the
         # momentum, which matters whenever the rate changes.
         start = {"eps_in_sqrt": True, "initial_scale": own.accumulator}
         rmsprop = optax.rmsprop(schedule, own.decay, own.epsilon, momentum=own.momentum, **start)
-        made = optax.chain(*clip, decay, rmsprop, scale)
+        made = optax.chain(decay, rmsprop, scale)
     elif config.name == "sgd":
-        made = optax.chain(*clip, decay, optax.sgd(schedule, own.momentum, own.nesterov), scale)
+        made = optax.chain(decay, optax.sgd(schedule, own.momentum, own.nesterov), scale)
     else:
         adam = optax.scale_by_adam(own.b1, own.b2, own.epsilon)
-        made = optax.chain(*clip, adam, decay, optax.scale_by_learning_rate(schedule), scale)
+        made = optax.chain(adam, decay, optax.scale_by_learning_rate(schedule), scale)
 
     def init(params: PyTree) -> PyTree:
         return made.init(freezing.split(params, never)[0] if never else params)
 
-    return optax.GradientTransformation(init, made.update)
+    def update(grads: PyTree, state: PyTree, params: PyTree) -> tuple[PyTree, PyTree]:
+        if config.clip_norm is not None:  # Outside the chain: it can be set for a run that resumes.
+            clip = optax.clip_by_global_norm(config.clip_norm)
+            grads, _ = clip.update(grads, optax.EmptyState())
+        return made.update(grads, state, params)
+
+    return optax.GradientTransformation(init, update)

@@ -11,6 +11,7 @@ from configs import folder, imagenet
 from effnet_jax import config as default
 from effnet_jax.errors import UserError
 from effnet_jax.training import optimizer
+from effnet_jax.trees import shapes_by_name
 
 IMAGENET = 1_281_167
 
@@ -167,7 +168,8 @@ def test_the_gradient_is_clipped_as_by_optax():
         {"kernel": jnp.array([0.6, 0.0]), "bias": jnp.asarray(-0.8)},
         {"kernel": jnp.array([0.1, -0.2]), "bias": jnp.asarray(0.2)},
     ]
-    ours = run(optimizer.build_optimizer(config, lambda step: 0.1, params), params, gradients)
+    clipped = optimizer.build_optimizer(config, lambda step: 0.1, params)
+    ours = run(clipped, params, gradients)
     peer = optax.chain(
         optax.clip_by_global_norm(1.0),
         optax.add_decayed_weights(0.5),
@@ -175,6 +177,10 @@ def test_the_gradient_is_clipped_as_by_optax():
     )
     for one, other in zip(ours, run(peer, params, gradients), strict=True):
         jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), one, other)
+    # Its state has no place in a checkpoint, so that a run that resumes can change it.
+    config.clip_norm = None
+    plain = optimizer.build_optimizer(config, lambda step: 0.1, params)
+    assert shapes_by_name(plain.init(params)) == shapes_by_name(clipped.init(params))
     # The first step by hand: 0.1 (1 + 0.9) (12 / 13 + 0.5 * 0.5).
     assert float(ours[0]["bias"]) == pytest.approx(0.5 - 0.19 * (12 / 13 + 0.25), rel=1e-6)
 
