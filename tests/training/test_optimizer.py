@@ -74,6 +74,26 @@ def test_the_rate_ends_at_min_rate():
             assert float(rate(step)) == pytest.approx(value, rel=1e-6), (name, step)
 
 
+def test_the_classifier_alone_and_the_rest_have_a_schedule_each():
+    config = default.get_config("b0")
+    config.batch_size, config.epochs, config.steps = 256, None, 100
+    config.schedule.warmup_epochs, config.schedule.warmup_steps = None, 10
+    config.optimizer.name, config.optimizer.sgd.learning_rate = "sgd", 0.5
+    config.schedule.name = "cosine"
+    config.fine_tune.head_epochs, config.fine_tune.head_steps = None, 20
+    for _ in range(2):
+        rate = jax.jit(optimizer.learning_rate(config, 2560))
+        # 0.25 (1 + cos(pi t / 20)) of the first 20 steps, and the same over 80 from there.
+        expected = {0: 0.0, 5: 0.25, 10: 0.25, 15: 0.073223305, 20: 0.0, 25: 0.25, 60: 0.25}
+        for step, value in expected.items():
+            assert float(rate(step)) == pytest.approx(value, rel=1e-6), step
+        config.fine_tune.head_done = True  # As in the config of the second stage.
+    assert optimizer.warnings(config, 2560) == []
+    config.schedule.warmup_steps = 11
+    (line,) = optimizer.warnings(config, 2560)
+    assert "rises for 11 steps, and the classifier alone has 20" in line
+
+
 def test_whole_steps_an_epoch_are_v2_s():
     # google/automl efficientnetv2/main_tf2.py, by hand: 1,281,167 // 4096 = 312 steps an epoch,
     # 1560 of warm-up, and a decay every 2.4 * 312 = 748.8 from step 0; 306 without the hold-out.
@@ -232,4 +252,4 @@ def test_a_warm_up_of_most_of_the_run_is_reported():
     assert optimizer.warnings(config, 1000) == []
     config.steps = 30
     (line,) = optimizer.warnings(config, 1000)
-    assert "rises for 20 steps, and the run has 30" in line
+    assert "rises for 20 steps, and the run has 30;" in line
