@@ -274,7 +274,7 @@ SCHEMA = {
         "label_smoothing": Number(0.1, 0, 0.999),
     },
     "optimizer": {
-        "name": Choice(("rmsprop", "sgd", "adamw")),  # Each with its own settings below.
+        "name": Choice(("rmsprop", "sgd", "adamw", "lion")),  # Each with its own settings below.
         "sharded": False,  # True: each device keeps a share of its state and of the averages.
         # Learning rates are for 256 images a step and scale with the batch.
         "rmsprop": {
@@ -297,6 +297,13 @@ SCHEMA = {
             "b2": Number(0.999, 0, 1),
             "epsilon": Number(1e-8),
             "weight_decay": Number(0.05),
+        },
+        # 2302.06675: a rate of a third to a tenth of AdamW's, and as many times its weight decay.
+        "lion": {
+            "learning_rate": Number(2.5e-5),
+            "b1": Number(0.9, 0, 1),
+            "b2": Number(0.99, 0, 1),
+            "weight_decay": Number(0.5),
         },
         # The gradient is scaled down to this norm, over all arrays; None: as it is.
         "clip_norm": Number(None, 1e-9, kind=float),

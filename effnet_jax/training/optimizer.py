@@ -180,7 +180,8 @@ def build_optimizer(
     trained now: without `freezing.frozen` and `freezing.frozen_now`.
 
     For rmsprop and sgd the weight decay is an L2 term of the loss, 0.5 * rate * sum(w**2), that
-    goes through the optimizer with the gradient; for adamw it is decoupled. `params` may be shapes.
+    goes through the optimizer with the gradient; for the others it is decoupled. `params` may be
+    shapes.
     """
     own = config[config.name]
     decays, rates = (
@@ -209,8 +210,10 @@ def build_optimizer(
     elif config.name == "sgd":
         made = optax.chain(decay, optax.sgd(schedule, own.momentum, own.nesterov), scale)
     else:
-        adam = optax.scale_by_adam(own.b1, own.b2, own.epsilon)
-        made = optax.chain(adam, decay, optax.scale_by_learning_rate(schedule), scale)
+        is_lion = config.name == "lion"
+        lion, adam = optax.scale_by_lion, optax.scale_by_adam
+        direction = lion(own.b1, own.b2) if is_lion else adam(own.b1, own.b2, own.epsilon)
+        made = optax.chain(direction, decay, optax.scale_by_learning_rate(schedule), scale)
 
     def init(params: PyTree) -> PyTree:
         return made.init(freezing.split(params, never)[0] if never else params)

@@ -175,6 +175,21 @@ def test_sgd_and_adamw_follow_their_definitions():
         assert float(actual["kernel"]) == pytest.approx(w, rel=1e-5)
 
 
+def test_lion_is_optax_s():
+    config = default.get_config("b0").optimizer
+    config.name = "lion"
+    rng, rates = np.random.default_rng(0), jnp.asarray([0.1, 0.1, 0.05, 0.01])
+    params = {"conv": {"kernel": jnp.ones((2, 3))}, "norm": {"scale": jnp.ones(3)}}
+    draw = lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32)  # noqa: E731
+    gradients = [jax.tree.map(draw, params) for _ in rates]
+    schedule = lambda step: rates[step]  # noqa: E731
+    ours = run(optimizer.build_optimizer(config, schedule, params), params, gradients)
+    mask = {"conv": {"kernel": True}, "norm": {"scale": False}}
+    peer = optax.lion(schedule, b1=0.9, b2=0.99, weight_decay=0.5, mask=mask)
+    for one, other in zip(ours, run(peer, params, gradients), strict=True):
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), one, other)
+
+
 def test_the_gradient_is_clipped_as_by_optax():
     """The norm is over all arrays, and without weight decay, which is added later."""
     config = default.get_config("b0").optimizer
