@@ -126,7 +126,7 @@ class Run:
                 f"evaluation {name!r}: {each.summary()}"
                 for name, each in self.evaluations.sources.items()
             ),
-            parallel.describe_batch_norm(self.config, parallel.data_shards(self.mesh)),
+            *parallel.describe_batch_norm(self.config, parallel.data_shards(self.mesh)),
             *freezing.describe(self.config.fine_tune, self.shapes.params),
             *optimizers.warnings(self.config, self.examples),
             *progressive.describe(self.stages),

@@ -76,6 +76,7 @@ def test_raw_and_averaged_are_both_seen_where_they_are_alike(tmp_path, drawn):
     row |= {f"val/{weights}/{m}": 0.5 for weights in ("raw", "ema") for m in ("loss", "top1")}
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "metrics.jsonl").write_text("\n".join([str(row).replace("'", '"')]) + "\n")
+    (tmp_path / "run" / "classes.json").write_text("[]")
     finish.show(tmp_path / "run", 4, {f"val/ema/{k}": 0.5 for k in ("top1", "top5", "count")})
     loss, accuracy, rate = drawn[0].axes
     for axes in (loss, accuracy):
