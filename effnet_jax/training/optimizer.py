@@ -101,7 +101,7 @@ def learning_rate(config: ConfigDict, examples: int) -> optax.Schedule:
     total, head = duration(config, "epochs", examples), head_steps(config, examples)
     if not head:
         return _stage_rate(config, examples, total)
-    rates = [_stage_rate(config, examples, length) for length in (head, total - head)]
+    rates = [_stage_rate(config, examples, count) for count in (head, total - head)]
     return optax.join_schedules(rates, [head])
 
 
