@@ -10,8 +10,8 @@ STUDY ?= runs/study
 SCALING := results/scaling_study/scaling.json
 BIN := .venv/bin
 
-.PHONY: train test soak parity lint format benchmark benchmark-loop benchmark-data plan study
-.PHONY: study-small clean
+.PHONY: train test soak parity lint format benchmark benchmark-loop benchmark-data
+.PHONY: benchmark-freezing plan study study-small clean
 
 train: .venv/ready
 	$(BIN)/python train.py --config=configs/digits.py --workdir=$(WORKDIR)
@@ -60,6 +60,10 @@ benchmark-loop: .venv/ready
 	$(LOOP)
 	$(DEVICES)=8 $(LOOP)
 	$(DEVICES)=4 $(LOOP) $(TWO) --process_id=1 & $(DEVICES)=4 $(LOOP) $(TWO) --process_id=0
+
+# Fine-tuning with all but the classifier frozen, next to training everything.
+benchmark-freezing: .venv/ready
+	$(BIN)/python -m benchmarks freezing --csv=results/freezing.csv
 
 # The input pipeline against tf.data and PyTorch, which have an environment of their own.
 benchmark-data: .venv/ready runs/photos/ready

@@ -274,7 +274,7 @@ SCHEMA = {
         "label_smoothing": Number(0.1, 0, 0.999),
     },
     "optimizer": {
-        "name": Choice(("rmsprop", "sgd", "adamw")),  # Each with its own settings below.
+        "name": Choice(("rmsprop", "sgd", "adamw", "lion")),  # Each with its own settings below.
         "sharded": False,  # True: each device keeps a share of its state and of the averages.
         # Learning rates are for 256 images a step and scale with the batch.
         "rmsprop": {
@@ -298,6 +298,13 @@ SCHEMA = {
             "epsilon": Number(1e-8),
             "weight_decay": Number(0.05),
         },
+        # 2302.06675: a rate of a third to a tenth of AdamW's, and as many times its weight decay.
+        "lion": {
+            "learning_rate": Number(2.5e-5),
+            "b1": Number(0.9, 0, 1),
+            "b2": Number(0.99, 0, 1),
+            "weight_decay": Number(0.5),
+        },
         # The gradient is scaled down to this norm, over all arrays; None: as it is.
         "clip_norm": Number(None, 1e-9, kind=float),
         # Regexes over the slash-joined parameter name; the first full match gives the multiplier.
@@ -316,7 +323,10 @@ SCHEMA = {
         # Multiplies it once for each block between a parameter and the classifier.
         "layer_decay": Number(1.0, 1e-9, 1),
         # The classifier alone is trained for so long at first, on frozen features (2202.10054).
+        # Warm-up and decay then begin again.
         "head_epochs": Number(0.0),
+        "head_steps": Number(None, 0, kind=int),
+        "head_done": False,  # Whether that is over, which the program sets.
     },
     "schedule": {
         "name": Choice(("staircase", "cosine", "constant")),
@@ -363,6 +373,7 @@ DURATIONS = {
     "schedule.warmup_epochs": "schedule.warmup_steps",
     "schedule.decay_epochs": "schedule.decay_steps",
     "checkpoint.save_epochs": "checkpoint.save_steps",
+    "fine_tune.head_epochs": "fine_tune.head_steps",
 }
 EVALUATION = {
     "epochs": Number(None, kind=float),  # Epochs between two; None: config.eval_epochs.
@@ -499,12 +510,13 @@ def stages(config: ConfigDict) -> list[ConfigDict]:
     Raises UserError where `config.progressive` has values for different numbers of stages.
     """
     given = {key: config.progressive[key] for key in PROGRESSIVE if config.progressive[key]}
-    if config.fine_tune.head_epochs:
+    head = config.fine_tune.head_epochs or config.fine_tune.head_steps
+    if head and not config.fine_tune.head_done:
         if given:
-            raise UserError("config.fine_tune.head_epochs and config.progressive both make stages")
-        all_of_it = config.copy_and_resolve_references()
-        all_of_it.fine_tune.head_epochs = 0.0
-        return [config, all_of_it]
+            raise UserError(f"{head_key(config)}={head} and config.progressive both make stages")
+        rest = config.copy_and_resolve_references()
+        rest.fine_tune.head_done = True
+        return [config, rest]
     lengths = {key: len(values) for key, values in given.items()}
     if len(set(lengths.values())) > 1:
         listed = ", ".join(f"{key} {length}" for key, length in lengths.items())
@@ -522,6 +534,11 @@ def stages(config: ConfigDict) -> list[ConfigDict]:
             stage.update_from_flattened_dict({PROGRESSIVE[key]: kind(value)})
         result.append(stage)
     return result or [config]
+
+
+def head_key(config: ConfigDict) -> str:
+    """The key, of two, that has the length of the stage in which the classifier is trained."""
+    return f"config.fine_tune.head_{'steps' if config.fine_tune.head_steps else 'epochs'}"
 
 
 def validate(config: ConfigDict, devices: int | None = None) -> None:

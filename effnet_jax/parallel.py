@@ -159,12 +159,13 @@ def batch_norm_group(config: ConfigDict, devices: int) -> int:
     return group
 
 
-def describe_batch_norm(config: ConfigDict, devices: int) -> str:
-    """The scope that a config results in, as a line for the start of a run."""
+def describe_batch_norm(config: ConfigDict, devices: int) -> list[str]:
+    """A line about the scope that a config results in; none on one device with whole batches."""
     count, scope = config.accumulation_steps, config.model.batch_norm_scope
     group, examples = batch_norm_group(config, devices), config.batch_size // count
+    if devices == 1 and group == config.batch_size:
+        return []
     part = f" at a time, in {count} microbatches" if count > 1 else ""
     rule = {"global": "all", "group": "as set"}.get(scope, f"{scope} rule")
-    return (
-        f"BatchNorm over groups of {group} of {examples} examples{part} ({rule}, {devices} devices)"
-    )
+    where = f"{devices} device{'s' * (devices > 1)}"
+    return [f"BatchNorm over groups of {group} of {examples} examples{part} ({rule}, {where})"]

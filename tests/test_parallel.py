@@ -64,9 +64,9 @@ def test_groups_that_are_not_whole_are_refused(group, message):
 def test_the_scope_is_reported():
     config = default.get_config()
     config.batch_size, config.model.batch_norm_scope = 256, "reference"
-    assert parallel.describe_batch_norm(config, 8) == (
-        "BatchNorm over groups of 32 of 256 examples (reference rule, 8 devices)"
-    )
+    assert parallel.describe_batch_norm(config, 1) == []
+    (shown,) = parallel.describe_batch_norm(config, 8)
+    assert shown == "BatchNorm over groups of 32 of 256 examples (reference rule, 8 devices)"
     config.accumulation_steps, config.model.batch_norm_scope = 4, "global"
-    shown = parallel.describe_batch_norm(config, 8)
+    (shown,) = parallel.describe_batch_norm(config, 8)
     assert "groups of 64 of 64 examples at a time, in 4 microbatches" in shown

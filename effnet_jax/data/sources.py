@@ -13,8 +13,8 @@ import pathlib
 import re
 import sys
 import unicodedata
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NoReturn
 
 import numpy as np
 import simplejpeg
@@ -393,16 +393,23 @@ def _list_images(folder: pathlib.Path, left_out: collections.Counter) -> list[st
     return sorted(found)
 
 
+def _entries(folder: pathlib.Path) -> list[pathlib.Path]:
+    return sorted(entry for entry in folder.iterdir() if not is_hidden(entry.name))
+
+
 def list_classes(
-    folder: pathlib.Path, left_out: collections.Counter | None = None
+    folder: pathlib.Path,
+    left_out: collections.Counter | None = None,
+    other: pathlib.Path | None = None,
 ) -> dict[str, list[str]]:
     """The image files, at any depth, of every class folder in `folder`, sorted.
 
     Names of classes are in Unicode's composed form, NFC: file systems change it. Adds the files
-    that are left out to `left_out`, by ending; hidden ones don't count.
+    that are left out to `left_out`, by ending; hidden ones don't count. `other` is the folder of
+    another split: where `folder` has too few classes, the message names those that it lacks.
     """
     left_out = collections.Counter() if left_out is None else left_out
-    entries = sorted(entry for entry in folder.iterdir() if not is_hidden(entry.name))
+    entries = _entries(folder)
     if broken := [entry for entry in entries if entry.is_symlink() and not entry.exists()]:
         raise UserError(f"{broken[0]} links to nothing; mount what it links to, or remove the link")
     folders = [entry for entry in entries if entry.is_dir()]
@@ -419,10 +426,7 @@ def list_classes(
         if not entry.is_dir()
     )
     if len(folders) < 2:
-        raise UserError(
-            f"{folder} has {len(folders)} class folders, and at least 2 are needed: "
-            "DIR/CLASS/*.jpg, or DIR/train/CLASS/*.jpg and DIR/val/CLASS/*.jpg"
-        )
+        _refuse_few(folder, list(by_name), other)
     found = {name: _list_images(by_name[name], left_out) for name in sorted(by_name)}
     if empty := [name for name, paths in found.items() if not paths]:
         raise UserError(
@@ -431,6 +435,16 @@ def list_classes(
         )
     imagenet_names.check_names((name, path) for name, paths in found.items() for path in paths)
     return found
+
+
+def _refuse_few(folder: pathlib.Path, names: list[str], other: pathlib.Path | None) -> NoReturn:
+    """Raises the UserError for a folder with fewer than two classes, `names`."""
+    found = f"1 class folder, {names[0]}," if names else "no class folder"
+    remedy = "DIR/CLASS/*.jpg, or DIR/train/CLASS/*.jpg and DIR/val/CLASS/*.jpg"
+    there = [entry.name for entry in _entries(other) if entry.is_dir()] if other else []
+    if missing := [name for name in there if name not in names]:
+        remedy = f"add {_first_of(missing)}, which {other} has"
+    raise UserError(f"{folder} has {found} and at least 2 are needed: {remedy}")
 
 
 def _check_names(folder: pathlib.Path, names: list[str]) -> None:
@@ -465,7 +479,8 @@ def folder_source(config: ConfigDict, split: str) -> FolderSource:
     place, left_out = root, collections.Counter()
     if (root / split).is_dir():
         place = root / split
-        by_class = list_classes(place, left_out)
+        beside = root / (config.eval_split if split == config.train_split else config.train_split)
+        by_class = list_classes(place, left_out, beside if beside.is_dir() else None)
     elif (root / config.train_split).is_dir() or (root / config.eval_split).is_dir():
         folders = sorted(entry.name for entry in root.iterdir() if entry.is_dir())
         raise UserError(
@@ -607,7 +622,8 @@ def with_classes(
     """
     if source.classes == classes:
         return source
-    for whose, names in ((f"split {split!r}", source.classes), ("the network", classes)):
+    where = name_split(split)
+    for whose, names in ((where, source.classes), ("the network", classes)):
         counts = collections.Counter(names)
         if twice := [name for name in set(source.classes) if counts[name] > 1]:
             raise UserError(
@@ -616,21 +632,31 @@ def with_classes(
             )
     if unknown := sorted(set(source.classes) - set(classes)):
         raise UserError(
-            f"split {split!r} has {len(unknown)} classes that are none of the network's "
+            f"{where} has {len(unknown)} classes that are none of the network's "
             f"{len(classes)}: {', '.join(unknown[:5])}. Those are {', '.join(classes[:3])} and so "
             "on; name them with --classes if the weight file doesn't"
         )
-    say(f"split {split!r} has {len(source.classes)} of the network's {len(classes)} classes")
+    say(f"{where} has {len(source.classes)} of the network's {len(classes)} classes")
     return Relabeled(source, classes)
 
 
-def difference(found: tuple[str, ...], expected: tuple[str, ...]) -> str:
-    """What `found` lacks of `expected` names, and what it has more."""
+def name_split(split: str) -> str:
+    """A split for a message; "." is a folder of classes without splits."""
+    return "the data" if split == "." else f"split {split!r}"
+
+
+def _first_of(names: Iterable[str]) -> str:
+    """The first five names, sorted, and how many more there are."""
+    names = sorted(names)
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def difference(found: Sequence[str], expected: Sequence[str], one: str, other: str) -> str:
+    """The classes that `one` lacks, which has those `found`, and those that the `other` lacks."""
     new, old = set(found), set(expected)
-    if new == old:
-        return "the same names in another order"
-    missing, added = (", ".join(sorted(x)[:5]) or "none" for x in (old - new, new - old))
-    return f"missing: {missing}; added: {added}"
+    sides = ((one, old - new), (other, new - old))
+    lacking = [f"{where} lacks {_first_of(names)}" for where, names in sides if names]
+    return "; ".join(lacking) or "the same names in another order"
 
 
 def check_classes(found: tuple[str, ...], expected: tuple[str, ...], split: str) -> None:
@@ -640,8 +666,8 @@ def check_classes(found: tuple[str, ...], expected: tuple[str, ...], split: str)
     """
     if found != expected:
         raise UserError(
-            f"split {split!r} has {len(found)} classes and training has {len(expected)}; "
-            f"{difference(found, expected)}"
+            f"split {split!r} has {len(found)} classes and training has {len(expected)}: "
+            f"{difference(found, expected, f'split {split!r}', 'training')}"
         )
 
 

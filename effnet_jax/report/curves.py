@@ -42,10 +42,12 @@ def draw_curves(rows: list[dict[str, float]], path: pathlib.Path, title: str = "
                 lines.append((curve(rows, f"{evaluation}/{weights}/{metric}", scale), form))
         draw_lines(panels[metric], [(points, form) for points, form in lines if points])
         panels[metric].set_ylabel(label)
-    rate = curve(rows, "learning_rate", 1)
-    panels["rate"].plot(*zip(*rate, strict=True) if rate else ([], []), color="gray")
+    if rate := curve(rows, "learning_rate", 1):
+        plot(panels["rate"], rate, {"color": "gray"})
     panels["rate"].set_ylabel("learning rate")
     panels["rate"].set_ylim(bottom=0)
+    for axes in panels.values():  # All of a run: there may be a single evaluation, at its end.
+        axes.set_xlim(0, 1.02 * max((row["epoch"] for row in rows), default=0) or 1)
     figure.savefig(path, dpi=120)
 
 
@@ -53,6 +55,11 @@ def curve(rows: list[dict[str, float]], key: str, scale: float) -> Curve:
     """The finite values of a metric, times `scale`, by epoch."""
     found = [(row["epoch"], scale * row[key]) for row in rows if key in row]
     return [(epoch, value) for epoch, value in found if math.isfinite(value)]
+
+
+def plot(axes: Axes, points: Curve, form: dict) -> None:
+    """Draws a curve; a single point without a marker would not be seen, and gets one."""
+    axes.plot(*zip(*points, strict=True), **({"marker": "o"} if len(points) == 1 else {}) | form)
 
 
 def draw_lines(axes: Axes, lines: list[tuple[Curve, dict]]) -> None:
@@ -64,7 +71,7 @@ def draw_lines(axes: Axes, lines: list[tuple[Curve, dict]]) -> None:
     axes.set_ylim(low - margin, high + margin)
     beyond = []
     for points, form in lines:
-        axes.plot(*zip(*points, strict=True), **form)
+        plot(axes, points, form)
         far = [(epoch, v) for epoch, v in points if "marker" in form and not low <= v <= high]
         for epoch, value in far:
             place = {"transform": axes.get_xaxis_transform(), "clip_on": False}

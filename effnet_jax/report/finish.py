@@ -30,7 +30,8 @@ def show(workdir: str | pathlib.Path, step: int, scores: dict[str, float]) -> No
         curves.draw_curves(writers.read_metrics(workdir), path, title)
     begun = max((i for i, row in enumerate(rows) if row.get("event") == "start"), default=0)
     minutes = sum(sum(row["seconds"].values()) for row in rows[begun:]) / 60
-    writers.console.print(result_table(scores, f"step {step}, {minutes:.1f} min in this run"))
+    classes, name = len(files.read_json(workdir / "classes.json")), f"step {step}"
+    writers.console.print(result_table(scores, f"{name}, {minutes:.1f} min in this run", classes))
     writers.console.print(time_table(rows))
     if shown := show_details(workdir, step):
         writers.say(shown)
@@ -58,15 +59,19 @@ def show_details(workdir: pathlib.Path, step: int) -> str:
     return f"{which} by class: {', '.join(details.FILES)}"
 
 
-def result_table(scores: dict[str, float], title: str) -> rich.table.Table:
-    """Top-1, top-5, mean per class, loss and count by evaluation and weights."""
-    columns = ("evaluation", "top-1", "top-5", "mean per class", "loss", "images")
-    table = rich.table.Table(*columns, title=title)
+def result_table(scores: dict[str, float], title: str, classes: int) -> rich.table.Table:
+    """Top-1, top-5, mean per class, loss and count by evaluation and weights.
+
+    Of five classes or fewer, all are always among the best five, and top-5 is left out.
+    """
+    columns = ("evaluation", "top-1", *(["top-5"] if classes > 5 else []))
+    table = rich.table.Table(*columns, "mean per class", "loss", "images", title=title)
     for name in dict.fromkeys(key.rpartition("/")[0] for key in scores):
         top1, top5, count = (scores[f"{name}/{key}"] for key in ("top1", "top5", "count"))
         loss, mean = (scores.get(f"{name}/{key}") for key in ("loss", "mean_per_class"))
         shown = "" if mean is None else f"{mean:.2%}", "" if loss is None else f"{loss:.4f}"
-        table.add_row(name, f"{top1:.2%}", f"{top5:.2%}", *shown, str(count))
+        best = f"{top1:.2%}", *([f"{top5:.2%}"] if classes > 5 else [])
+        table.add_row(name, *best, *shown, str(count))
     return table
 
 
@@ -94,7 +99,7 @@ def time_table(rows: list[dict[str, Any]]) -> rich.table.Table:
     events = collections.Counter(row.get("event") for row in rows)
     happened = f"{events['start']} start(s), {events['rollback']} roll-back(s)"
     title = f"goodput {seconds['step'] / whole:.1%}: {happened}"
-    result = rich.table.Table("", "seconds", "share", title=title, box=rich.box.SIMPLE_HEAD)
+    result = rich.table.Table("time", "seconds", "share", title=title, box=rich.box.SIMPLE_HEAD)
     for key, name in CATEGORIES.items():
         result.add_row(name, f"{seconds[key]:,.1f}", f"{seconds[key] / whole:.1%}")
     result.add_row("not running, between two starts", f"{downtime:,.1f}", "")

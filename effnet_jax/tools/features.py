@@ -59,8 +59,8 @@ def read(args: argparse.Namespace, found, config, split: str):
     from effnet_jax.run.writers import say
 
     source = variants.open_source(config.data, split)
-    say(f"split {split!r}: {source.summary()}")
-    names = {"weights": args.weights, "data": f"{config.data.name}/{split}"}
+    say(f"{sources.name_split(split)}: {source.summary()}")
+    names = {"weights": args.weights, "data": f"{config.data.name}/{split}".removesuffix("/.")}
     names["identity"] = sources.identity(source)
     start = time.perf_counter()
 

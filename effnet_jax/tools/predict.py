@@ -81,13 +81,15 @@ def best(
 
 
 def table(results: Iterable[tuple[str, list[dict[str, Any]]]]) -> rich.table.Table:
-    """A section for each image."""
-    shown = rich.table.Table("image", "probability", "class", "")
+    """A section for each image; with a column for the names of classes that have others."""
+    results = list(results)
+    named = any(row["name"] != row["class"] for _, rows in results for row in rows)
+    columns = ("name", "class") if named else ("class",)
+    shown = rich.table.Table("image", "probability", *columns)
     for path, rows in results:
         for number, row in enumerate(rows):
-            name = "" if row["name"] == row["class"] else row["class"]
-            cells = ("" if number else path, f"{row['probability']:.1%}", row["name"], name)
-            shown.add_row(*cells, end_section=row is rows[-1])
+            cells = ("" if number else path, f"{row['probability']:.1%}")
+            shown.add_row(*cells, *(row[key] for key in columns), end_section=row is rows[-1])
     return shown
 
 

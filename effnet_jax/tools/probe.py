@@ -93,7 +93,7 @@ def main(args: argparse.Namespace) -> None:
     say(f"logistic regression in {time.perf_counter() - start:.1f} s")
     scores = [found, *probe.nearest_neighbours(train, test)]
     print(f"{train.weights} {train.layer}: {train.data} -> {test.data}")
-    table = rich.table.Table("method", "", "top-1", "mean per class", "loss", "images")
+    table = rich.table.Table("method", "setting", "top-1", "mean per class", "loss", "images")
     for each in scores:
         loss = "" if each.loss is None else f"{each.loss:.4f}"
         shown = f"{each.top1:.2%}", f"{each.mean_per_class:.2%}", loss, f"{each.count:,}"

@@ -1,7 +1,7 @@
 """What is trained: frozen parameters and BatchNorms, and learning rates by depth.
 
 Frozen parameters have no gradient, optimizer state or weight decay, and their averages are their
-values. `config.fine_tune` says which; in a stage with `head_epochs`, all but the classifier are.
+values. `config.fine_tune` says which; where `is_head_alone`, all but the classifier are.
 """
 
 import re
@@ -12,7 +12,7 @@ import flax.traverse_util
 import jax
 from ml_collections import ConfigDict
 
-from effnet_jax.errors import UserError, check_choice
+from effnet_jax.errors import UserError, check_choice, near
 
 PyTree = Any
 HEAD = "classifier"
@@ -25,21 +25,35 @@ def list_parts(params: PyTree) -> list[str]:
 
 
 def _matches(rule: str, parts: list[str], names: Collection[str]) -> set[str]:
-    """The parameters of a part, of a range of parts ("stem..stage4"), or that match a regex."""
-    first, dots, last = rule.partition("..")
-    if dots and re.fullmatch(r"\w+\.\.\w+", rule):
-        for part in (first, last):
-            check_choice("part in config.fine_tune.freeze", part, parts)
-        chosen = parts[parts.index(first) : parts.index(last) + 1]
-    else:
-        chosen = [rule] if rule in parts else []
+    """The parameters of a part, of a range of parts ("stem..stage4"), or that match a regex.
+
+    Raises UserError where there are none.
+    """
+    key, chosen = "config.fine_tune.freeze", [rule] if rule in parts else []
+    if re.fullmatch(r"\w+\.\.\w+", rule):
+        first, last = (
+            parts.index(check_choice(f"part in {key}", part, parts)) for part in rule.split("..")
+        )
+        if first > last:
+            raise UserError(f"{key}: {rule!r} is reversed; give {parts[last]}..{parts[first]}")
+        chosen = parts[first : last + 1]
     if chosen:
         return {name for name in names if name.partition("/")[0] in chosen}
     try:
-        return {name for name in names if re.fullmatch(rule, name)}
+        found = {name for name in names if re.fullmatch(rule, name)}
     except re.error as error:
-        text = f"config.fine_tune.freeze: bad regular expression {rule!r}: {error}"
-        raise UserError(text) from None
+        raise UserError(f"{key}: bad regular expression {rule!r}: {error}") from None
+    if not found and "," in rule:
+        raise UserError(
+            f"{key}: {rule!r} matches no parameter; separate parts by spaces, not commas"
+        )
+    if not found:
+        raise UserError(
+            f"{key}: {rule!r} matches no parameter; did you mean: "
+            f"{near(rule.partition('/')[0], parts, 1)}? The parts are {', '.join(parts)}, and a "
+            "regular expression has to match a whole name, such as stage1/block1/expand/kernel"
+        )
+    return found
 
 
 def frozen(config: ConfigDict, params: PyTree) -> frozenset[str]:
@@ -51,24 +65,27 @@ def frozen(config: ConfigDict, params: PyTree) -> frozenset[str]:
     names = flatten(params).keys()
     result = set()
     for rule in config.freeze.split():
-        if not (found := _matches(rule, list_parts(params), names)):
-            raise UserError(
-                f"config.fine_tune.freeze: {rule!r} matches no parameter; its parts are "
-                f"{', '.join(list_parts(params))}, and a name is as stage1/block1/expand/kernel"
-            )
-        result |= found
+        result |= _matches(rule, list_parts(params), names)
     if len(result) == len(names):
         raise UserError("config.fine_tune.freeze matches every parameter: none would be trained")
     return frozenset(result)
 
 
+def is_head_alone(config: ConfigDict) -> bool:
+    """Whether `config.fine_tune` is that of a stage that trains the classifier alone."""
+    return bool(config.head_epochs or config.head_steps) and not config.head_done
+
+
 def frozen_now(config: ConfigDict, params: PyTree) -> frozenset[str]:
     """As `frozen`; in a stage that trains the classifier alone, all others too."""
     result = frozen(config, params)
-    if config.head_epochs:
+    if is_head_alone(config):
         others = {name for name in flatten(params) if name.partition("/")[0] != HEAD}
         if f"{HEAD}/kernel" in result:
-            raise UserError("config.fine_tune.head_epochs trains the classifier, which is frozen")
+            raise UserError(
+                "config.fine_tune.freeze freezes the classifier, which is to be trained alone at "
+                "first (head_epochs or head_steps); leave one of them out"
+            )
         return result | others
     return result
 
@@ -76,7 +93,7 @@ def frozen_now(config: ConfigDict, params: PyTree) -> frozenset[str]:
 def frozen_norms(config: ConfigDict, params: PyTree) -> tuple[str, ...]:
     """The parts of a network whose BatchNorms use and keep their running statistics."""
     parts = [part for part in list_parts(params) if part != HEAD]
-    if config.head_epochs or config.batch_norm == "frozen":
+    if is_head_alone(config) or config.batch_norm == "frozen":
         return tuple(parts)
     if config.batch_norm == "train":
         return ()
@@ -167,7 +184,7 @@ def describe(config: ConfigDict, params: PyTree) -> list[str]:
     sizes = {name: leaf.size for name, leaf in flatten(params).items()}
     trained = sum(size for name, size in sizes.items() if name not in still)
     line = f"training {trained:,} of {sum(sizes.values()):,} parameters"
-    if config.head_epochs:
+    if is_head_alone(config):
         return [f"{line}, at first the {HEAD} alone, with the statistics of BatchNorm kept"]
     if norms:
         return [f"{line}; BatchNorm keeps its statistics in {', '.join(norms)}"]

@@ -1,6 +1,6 @@
 """A new run from weights: its state with their arrays."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import jax
@@ -34,12 +34,13 @@ def start_from(state: TrainState, weights: Any, classes: Sequence[str], where: s
     outputs = [name for name in wanted if name.startswith(CLASSIFIER)]
     before = {name: place for place, name in enumerate(weights.classes)}
     new = old = slice(None)  # Places of the outputs that are taken: all of them.
-    taken = len(wanted)
+    taken, line = len(wanted), f"the classifier is taken: its {len(classes)} classes are the same"
     if other or weights.classes != tuple(classes):
         new = [place for place, name in enumerate(classes) if name in before]
         old = [before[classes[place]] for place in new]
         taken -= 0 if new else len(outputs)
-        say(_describe(classes, new, before, outputs))
+        line = _describe(classes, before)
+    say(line)
     of_step = "" if weights.step is None else f" of step {weights.step}"
     say(f"starting from {taken} of {len(wanted)} arrays{of_step} in {where}")
     arrays = {path_name(path): array for path, array in jax.tree.leaves_with_path(found)}
@@ -59,15 +60,12 @@ def start_from(state: TrainState, weights: Any, classes: Sequence[str], where: s
     )
 
 
-def _describe(
-    classes: Sequence[str], new: Sequence[int], before: Iterable[str], outputs: Iterable[str]
-) -> str:
+def _describe(classes: Sequence[str], before: Collection[str]) -> str:
     """Which of a classifier's classes are taken from weights with the classes `before`."""
-    if not new:
-        return f"not taken, because the classes differ: {', '.join(outputs)}"
     fresh = [name for name in classes if name not in before]
     listed = f" ({', '.join(fresh[:5])}{', ...' if len(fresh) > 5 else ''})" if fresh else ""
+    taken, unused = len(classes) - len(fresh), len({*before} - {*classes})
     return (
-        f"the classifier's rows are matched by class: {len(new)} of {len(classes)} are taken, "
-        f"{len(fresh)} are new{listed}, {len({*before} - {*classes})} of the old are not used"
+        f"the classifier's outputs are matched by class: {taken} of {len(classes)} are taken, "
+        f"{len(fresh)} are new{listed}, {unused} of the weights' are not used"
     )

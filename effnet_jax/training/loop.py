@@ -84,6 +84,9 @@ def train(
 def compile_step(run: Run, stage: Stage) -> jax.stages.Compiled:
     """The program of a stage's steps, once all processes have it."""
     run.processes.at("compile")
+    which = f"stage {stage.number} of {len(run.stages)}, " if len(run.stages) > 1 else ""
+    which += f"{stage.resolution} px: "
+    writers_lib.say(f"{which}compiling the training step")
     before = run.clock.seconds()["compile"]
     with run.clock.spent("compile"):
         examples = len(run.source)
@@ -91,8 +94,7 @@ def compile_step(run: Run, stage: Stage) -> jax.stages.Compiled:
         program = abandonable(lowered.compile)
         run.processes.barrier("compiled", run.config.processes.start_seconds)
     seconds = run.clock.seconds()["compile"] - before
-    which = f"stage {stage.number} of {len(run.stages)}, " if len(run.stages) > 1 else ""
-    writers_lib.say(f"{which}{stage.resolution} px: compiled in {seconds:.1f} s")
+    writers_lib.say(f"{which}compiled in {seconds:.1f} s")
     return program
 
 

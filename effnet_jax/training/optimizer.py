@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from effnet_jax.config import DURATIONS
+from effnet_jax.config import DURATIONS, head_key
 from effnet_jax.errors import UserError
 from effnet_jax.training import freezing
 from effnet_jax.trees import path_name
@@ -45,15 +45,41 @@ def epochs(config: ConfigDict, examples: int) -> float:
     return config.epochs if in_steps is None else in_steps * config.batch_size / examples
 
 
+def length(config: ConfigDict) -> str:
+    """The key and value that set the length of a run, for a message."""
+    return f"epochs={config.epochs:g}" if config.steps is None else f"steps={config.steps}"
+
+
+def head_steps(config: ConfigDict, examples: int) -> int:
+    """The steps at first that train the classifier alone; raises UserError if all or none would."""
+    fine_tune, total = config.fine_tune, duration(config, "epochs", examples)
+    if not (given := fine_tune.head_epochs or fine_tune.head_steps):
+        return 0
+    head = duration(config, "fine_tune.head_epochs", examples)
+    if 0 < head < total:
+        return head
+    remedy = "give more, or 0"
+    if head:
+        remedy = (
+            "and the other parameters would never be trained. Give less, or train the classifier "
+            "alone with config.fine_tune.freeze=stem..head"
+        )
+    raise UserError(
+        f"{head_key(config)}={given:g} is {head} of the {total} steps of config.{length(config)}; "
+        f"{remedy}"
+    )
+
+
 def warnings(config: ConfigDict, examples: int) -> list[str]:
-    """A line where warm-up is most of a run, which then never trains at its learning rate."""
-    total = duration(config, "epochs", examples)
+    """A line for each stage of the schedule that is mostly warm-up, and hardly at its rate."""
+    total, head = duration(config, "epochs", examples), head_steps(config, examples)
     warmup = duration(config, "schedule.warmup_epochs", examples)
-    if warmup <= total / 2:
-        return []
+    spans = {"the classifier alone": head, "the rest": total - head} if head else {"the run": total}
     return [
-        f"warning: the learning rate rises for {warmup} steps, and the run has {total}; shorten "
-        "the warm-up (config.schedule.warmup_steps or warmup_epochs)"
+        f"warning: the learning rate rises for {warmup} steps, and {what} has {span}; shorten the "
+        "warm-up (config.schedule.warmup_steps or warmup_epochs)"
+        for what, span in spans.items()
+        if warmup > span / 2
     ]
 
 
@@ -68,12 +94,25 @@ def average_decay(config: ConfigDict, examples: int) -> float:
 def learning_rate(config: ConfigDict, examples: int) -> optax.Schedule:
     """The learning rate by step, for the whole config and the records in an epoch.
 
+    Where the classifier is trained alone at first, both stages have a warm-up and a decay of their
+    own, as arXiv 2202.10054 trains the second from what the first has ended with.
+    """
+    examples = epoch_examples(config, examples)
+    total, head = duration(config, "epochs", examples), head_steps(config, examples)
+    if not head:
+        return _stage_rate(config, examples, total)
+    rates = [_stage_rate(config, examples, count) for count in (head, total - head)]
+    return optax.join_schedules(rates, [head])
+
+
+def _stage_rate(config: ConfigDict, examples: int, total: int) -> optax.Schedule:
+    """The learning rate by step of a stage that has `total` steps.
+
     Linear warm-up from 0, and a decay that counts from step 0, so that it has begun before warm-up
     ends. Source: tensorflow/tpu models/official/efficientnet/utils.py, build_learning_rate.
     """
-    schedule, examples = config.schedule, epoch_examples(config, examples)
+    schedule, total = config.schedule, max(1, total)
     peak = config.optimizer[config.optimizer.name].learning_rate * config.batch_size / 256
-    total = max(1, duration(config, "epochs", examples))
     warmup = duration(config, "schedule.warmup_epochs", examples)
     decay_steps = schedule.decay_steps or schedule.decay_epochs * examples / config.batch_size
     least = peak * schedule.min_rate
@@ -141,7 +180,8 @@ def build_optimizer(
     trained now: without `freezing.frozen` and `freezing.frozen_now`.
 
     For rmsprop and sgd the weight decay is an L2 term of the loss, 0.5 * rate * sum(w**2), that
-    goes through the optimizer with the gradient; for adamw it is decoupled. `params` may be shapes.
+    goes through the optimizer with the gradient; for the others it is decoupled. `params` may be
+    shapes.
     """
     own = config[config.name]
     decays, rates = (
@@ -161,20 +201,27 @@ def build_optimizer(
     scale = optax.stateless(
         lambda updates, _: jax.tree.map(lambda u, factor: factor * u, updates, rates)
     )
-    clip = [] if config.clip_norm is None else [optax.clip_by_global_norm(config.clip_norm)]
     if config.name == "rmsprop":
         # TensorFlow's and Keras's: epsilon is inside the root, and the learning rate is inside the
         # momentum, which matters whenever the rate changes.
         start = {"eps_in_sqrt": True, "initial_scale": own.accumulator}
         rmsprop = optax.rmsprop(schedule, own.decay, own.epsilon, momentum=own.momentum, **start)
-        made = optax.chain(*clip, decay, rmsprop, scale)
+        made = optax.chain(decay, rmsprop, scale)
     elif config.name == "sgd":
-        made = optax.chain(*clip, decay, optax.sgd(schedule, own.momentum, own.nesterov), scale)
+        made = optax.chain(decay, optax.sgd(schedule, own.momentum, own.nesterov), scale)
     else:
-        adam = optax.scale_by_adam(own.b1, own.b2, own.epsilon)
-        made = optax.chain(*clip, adam, decay, optax.scale_by_learning_rate(schedule), scale)
+        is_lion = config.name == "lion"
+        lion, adam = optax.scale_by_lion, optax.scale_by_adam
+        direction = lion(own.b1, own.b2) if is_lion else adam(own.b1, own.b2, own.epsilon)
+        made = optax.chain(direction, decay, optax.scale_by_learning_rate(schedule), scale)
 
     def init(params: PyTree) -> PyTree:
         return made.init(freezing.split(params, never)[0] if never else params)
 
-    return optax.GradientTransformation(init, made.update)
+    def update(grads: PyTree, state: PyTree, params: PyTree) -> tuple[PyTree, PyTree]:
+        if config.clip_norm is not None:  # Outside the chain: it can be set for a run that resumes.
+            clip = optax.clip_by_global_norm(config.clip_norm)
+            grads, _ = clip.update(grads, optax.EmptyState())
+        return made.update(grads, state, params)
+
+    return optax.GradientTransformation(init, update)

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from effnet_jax import config as config_lib
 from effnet_jax import models
 from effnet_jax.errors import UserError
+from effnet_jax.training import freezing
 from effnet_jax.training import optimizer as optimizers
 
 
@@ -58,16 +59,18 @@ def stages(config: ConfigDict, examples: int) -> list[Stage]:
     examples = optimizers.epoch_examples(config, examples)
     count, epochs = len(each), optimizers.epochs(config, examples)
     starts = [start_epoch(index, count, epochs) for index in range(count)]
-    if head := config.fine_tune.head_epochs:
-        starts = [0, min(head, epochs)]
     ends = [optimizers.steps(epoch, config.batch_size, examples) for epoch in starts]
-    starts, ends = [*starts, epochs], [*ends, optimizers.duration(config, "epochs", examples)]
+    total = optimizers.duration(config, "epochs", examples)
+    if freezing.is_head_alone(config.fine_tune):
+        ends = [0, optimizers.head_steps(config, examples)]
+        starts = [0, ends[1] * config.batch_size / examples]
+    starts, ends = [*starts, epochs], [*ends, total]
     result = []
     for index, stage in enumerate(each):
         if count > 1 and ends[index] == ends[index + 1]:
             raise UserError(
-                f"config.epochs={epochs:g} is {ends[-1]} steps, too few for the {count} stages of "
-                "config.progressive or config.fine_tune.head_epochs; raise it, or give fewer"
+                f"config.{optimizers.length(config)} is {total} steps, too few for the {count} "
+                "stages of config.progressive; raise it, or give fewer"
             )
         span = starts[index], starts[index + 1], ends[index], ends[index + 1]
         result.append(Stage(index + 1, *span, stage, models.build(stage.model)))
@@ -94,7 +97,7 @@ def describe(stages: Sequence[Stage]) -> list[str]:
     for stage in stages if len(stages) > 1 else ():
         augment, span = stage.config.augment, f"stage {stage.number} to epoch "
         span += f"{round(stage.end_epoch, 2):g}, step {stage.last:,}: "
-        if stages[0].config.fine_tune.head_epochs:
+        if freezing.is_head_alone(stages[0].config.fine_tune):
             what = "the classifier alone" if stage.number == 1 else "all that is not frozen"
             lines.append(f"{span}{what}")
             continue

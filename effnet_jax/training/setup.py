@@ -30,8 +30,11 @@ from effnet_jax.training.state import TrainState, abstract_state, fresh_state
 from effnet_jax.training.step import random_key
 from effnet_jax.trees import shapes_by_name
 
-# A run's place in its data follows from these and the step: a run that resumes has to keep them.
-KEPT = ("seed", "batch_size", "data.source", "data.name", "data.train_split")
+# What a run that resumes has to keep, and why.
+KEPT = dict.fromkeys(
+    ("seed", "batch_size", "data.source", "data.name", "data.train_split"),
+    "its place in the data would be lost",
+) | {"fine_tune.freeze": "its checkpoints have the optimizer's state for other parameters"}
 
 
 class Run:
@@ -123,7 +126,7 @@ class Run:
                 f"evaluation {name!r}: {each.summary()}"
                 for name, each in self.evaluations.sources.items()
             ),
-            parallel.describe_batch_norm(self.config, parallel.data_shards(self.mesh)),
+            *parallel.describe_batch_norm(self.config, parallel.data_shards(self.mesh)),
             *freezing.describe(self.config.fine_tune, self.shapes.params),
             *optimizers.warnings(self.config, self.examples),
             *progressive.describe(self.stages),
@@ -198,12 +201,13 @@ def _check_workdir(workdir: pathlib.Path, config: ConfigDict, processes: Alone) 
         )
     if (workdir / config_lib.FILE).exists():
         old = config_lib.load(workdir)
-        for key in KEPT:
+        for key, reason in KEPT.items():
             before, now = (operator.attrgetter(key)(each) for each in (old, config))
             if before != now:
                 raise UserError(
-                    f"the run in {workdir} has config.{key}={before}, and now it is {now}: its "
-                    "place in the data would be lost. Keep the value, or give another --workdir"
+                    f"the run in {workdir} has config.{key}={before!r}, and now it is {now!r}: "
+                    f"{reason}. Keep the value, or give another --workdir: there, "
+                    f"--config.init.weights={workdir} starts from these weights"
                 )
     files.make_folder("--workdir", workdir)
 
@@ -214,8 +218,8 @@ def _check_data(workdir: pathlib.Path, source: Source) -> None:
     classes, records = source.classes, [row["records"] for row in runs if "records" in row]
     wrong = ""
     if path.exists() and (before := tuple(files.read_json(path))) != classes:
-        wrong = f"{len(before)} classes, and now there are {len(classes)}; "
-        wrong += sources.difference(classes, before)
+        wrong = f"{len(before)} classes, and now there are {len(classes)}: "
+        wrong += sources.difference(classes, before, "the data", "the run")
     elif records and records[-1] != len(source):
         wrong = f"{records[-1]:,} training images, and now there are {len(source):,}"
     if wrong:

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 
 import cv2
 import numpy as np
@@ -83,9 +84,17 @@ def test_folders_that_can_not_be_trained_on(tmp_path):
 
     fails(tmp_path / "nowhere", "no image folder")
     (tmp_path / "empty").mkdir()
-    fails(tmp_path / "empty", "0 class folders")
-    fails(make_folder(tmp_path / "single", {"cat": 3}), "1 class folders")
+    fails(tmp_path / "empty", "has no class folder and at least 2 are needed: DIR/CLASS")
+    fails(make_folder(tmp_path / "single", {"cat": 3}), "1 class folder, cat, and at least 2")
     fails(make_folder(tmp_path / "hollow", {"cat": 3, "dog": 0}), "no image in .*dog")
+    make_folder(tmp_path / "uneven" / "train", {"cat": 2, "dog": 2})
+    val = make_folder(tmp_path / "uneven" / "val", {"cat": 1})
+    with pytest.raises(UserError, match=r"val has 1 class folder, cat, .*: add dog, which .*train"):
+        sources.open_source(config_for(val.parent), "val")
+    (val / "cow").mkdir()
+    (val / "dog").mkdir()
+    shutil.rmtree(val.parent / "train" / "dog")
+    fails(val.parent, "train has 1 class folder, cat, .*: add cow, dog, which .*val has")
     make_folder(tmp_path / "half" / "val", {"cat": 1, "dog": 1})
     fails(tmp_path / "half", "no folder 'train'")
     with pytest.raises(UserError, match="no image folder given"):
@@ -202,7 +211,7 @@ def test_a_class_behind_a_broken_link_is_named_and_loose_images_too(tmp_path):
 
 
 def test_classes_that_differ_between_splits_are_named():
-    with pytest.raises(UserError, match=r"missing: dog; added: cow"):
+    with pytest.raises(UserError, match=r"split 'val' lacks dog; training lacks cow$"):
         sources.check_classes(("cat", "cow"), ("cat", "dog"), "val")
     sources.check_classes(("cat",), ("cat",), "val")
 

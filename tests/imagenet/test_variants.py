@@ -307,7 +307,7 @@ def test_a_folder_may_have_some_of_the_classes(run, released, tmp_path, elsewher
     result = json.loads(done.stdout.splitlines()[-1])
     assert (result["top1"], result["count"]) == (0.95, COUNT)
     count = len(set(names))
-    assert f"split '.' has {count} of the network's 1000 classes" in done.stderr
+    assert f"the data has {count} of the network's 1000 classes" in done.stderr
     (folder / "cat").mkdir()
     Image.fromarray(images[0]).save(folder / "cat" / "0.png")
     with pytest.raises(UserError, match="none of the network's 1000: cat"):
@@ -352,6 +352,8 @@ def test_labels_go_to_the_outputs_of_their_names():
         found[4]
     with pytest.raises(UserError, match="none of the network's 3: d"):
         sources.with_classes(source, ("a", "b", "c"), "val")
+    with pytest.raises(UserError, match=r"^the data has 1 classes that are none"):
+        sources.with_classes(source, ("a", "b", "c"), ".")
     # A crane is a bird and a machine: the label would be the last one's.
     with pytest.raises(UserError, match="the network has several classes of one name: b;"):
         sources.with_classes(source, ("b", "b", "d"), "val")

@@ -59,11 +59,24 @@ def test_bad_evaluations_flatten_nothing_and_are_marked(tmp_path, drawn, bad):
     assert bool(note) == bool(beyond)
 
 
+def test_a_run_with_one_row_and_one_evaluation_shows_both(tmp_path, drawn):
+    rows = [
+        {"step": 9, "epoch": 3.0, "train_loss": 2.0, "train_top1": 0.25, "learning_rate": 0.1},
+        {"step": 9, "epoch": 3.0, "val/ema/loss": 1.5, "val/ema/top1": 0.5},
+    ]
+    curves.draw_curves(rows, tmp_path / "curves.png")
+    assert all(line.get_marker() == "o" for axes in drawn[0].axes for line in axes.get_lines())
+    assert [axes.get_xlim() for axes in drawn[0].axes] == [(0, 3.06)] * 3
+    curves.draw_curves([], tmp_path / "curves.png")
+    assert drawn[1].axes[0].get_xlim() == (0, 1)
+
+
 def test_raw_and_averaged_are_both_seen_where_they_are_alike(tmp_path, drawn):
     row = {"step": 4, "epoch": 1.0, "learning_rate": 0.2, "train_loss": 1.0}
     row |= {f"val/{weights}/{m}": 0.5 for weights in ("raw", "ema") for m in ("loss", "top1")}
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "metrics.jsonl").write_text("\n".join([str(row).replace("'", '"')]) + "\n")
+    (tmp_path / "run" / "classes.json").write_text("[]")
     finish.show(tmp_path / "run", 4, {f"val/ema/{k}": 0.5 for k in ("top1", "top5", "count")})
     loss, accuracy, rate = drawn[0].axes
     for axes in (loss, accuracy):

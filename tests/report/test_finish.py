@@ -52,11 +52,15 @@ def test_results_go_by_evaluation_and_weights():
     scores |= {"val/raw/mean_per_class": 0.475}
     scores |= {"val/raw/loss": 1.25, "real/ema/count": 40}
     console = Console(width=100)
-    with console.capture() as captured:
-        console.print(finish.result_table(scores, "step 7"))
-    rows = [line for line in captured.get().splitlines() if "%" in line]
-    cells = [[cell.strip() for cell in row.strip("│ ").split("│")] for row in rows]
-    assert cells == [
+
+    def cells(classes: int) -> list[list[str]]:
+        with console.capture() as captured:
+            console.print(finish.result_table(scores, "step 7", classes))
+        rows = [line for line in captured.get().splitlines() if "%" in line]
+        return [[cell.strip() for cell in row.strip("│ ").split("│")] for row in rows]
+
+    assert cells(6) == [
         ["val/raw", "50.00%", "75.00%", "47.50%", "1.2500", "360"],
         ["real/ema", "62.50%", "100.00%", "", "", "40"],
     ]
+    assert cells(5)[0] == ["val/raw", "50.00%", "47.50%", "1.2500", "360"]

@@ -102,6 +102,9 @@ def test_the_best_come_first_and_have_names():
     rows = predict.best(np.array([0.1, 0.6, 0.3]), classes, titles, top=2)
     assert [row["label"] for row in rows] == [1, 2]
     assert [row["name"] for row in rows] == ["espresso", "mine"]
+    for part, heads in ((rows, ["name", "class"]), (rows[1:], ["class"])):
+        columns = predict.table([("cup.jpg", part)]).columns
+        assert [column.header for column in columns] == ["image", "probability", *heads]
 
 
 def test_folders_patterns_and_the_standard_input_are_taken(capsys, pictures, tmp_path, monkeypatch):

@@ -116,17 +116,24 @@ def test_rates_by_depth():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"freeze": "stage9"}, "'stage9' matches no parameter; its parts are stem, stage1"),
+        ({"freeze": "stage9"}, "'stage9' matches no parameter; .* The parts are stem, stage1"),
+        ({"freeze": "stem steem"}, r"'steem' matches no parameter; did you mean: stem\?"),
+        ({"freeze": "stem,stage1"}, "separate parts by spaces, not commas"),
+        ({"freeze": "stage4..stem"}, r"'stage4\.\.stem' is reversed; give stem\.\.stage4"),
         ({"freeze": "stem..stage9"}, "unknown part in config.fine_tune.freeze 'stage9'"),
-        ({"freeze": "sten/.*"}, "matches no parameter"),
+        ({"freeze": "sten/.*"}, r"matches no parameter; did you mean: stem\?"),
         ({"freeze": "("}, "bad regular expression"),
         ({"freeze": ".*"}, "matches every parameter"),
         ({"batch_norm": "frozen_below"}, "and there is none; freeze one"),
-        ({"freeze": "classifier", "head_epochs": 1.0}, "trains the classifier, which is frozen"),
+        ({"freeze": "classifier", "head_epochs": 1.0}, "freezes the classifier, which is to be"),
+        ({"head_epochs": 400.0}, r"head_epochs=400 is 4000 of the 300 .* of config\.epochs=30;"),
+        ({"head_epochs": None, "head_steps": 300}, "head_steps=300 is 300 of .* never be trained"),
+        ({"head_epochs": 0.01}, "head_epochs=0.01 is 0 of the 300 steps .*; give more, or 0"),
     ],
 )
 def test_what_can_not_be_frozen(start, changes, message):
     config = start.copy_and_resolve_references()
+    config.epochs = 30.0
     config.fine_tune.update(changes)
     with pytest.raises(UserError, match=message):
         _, _, shapes = state.abstract_state(config, 160)
@@ -134,7 +141,8 @@ def test_what_can_not_be_frozen(start, changes, message):
 
 
 def test_a_run_killed_while_the_head_alone_is_trained_ends_bit_equal(tiny, one_device, tmp_path):
-    tiny.epochs, tiny.steps, tiny.fine_tune.head_epochs = None, 6, 4.2 * 64 / 1437
+    tiny.epochs, tiny.steps = None, 6
+    tiny.fine_tune.head_epochs, tiny.fine_tune.head_steps = None, 4
     tiny.eval_epochs, tiny.eval_steps = None, 6
     tiny.checkpoint.save_epochs, tiny.checkpoint.save_steps = None, 2
     whole, _ = supervisor.train_and_evaluate(tiny, tmp_path / "whole")

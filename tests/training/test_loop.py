@@ -413,7 +413,7 @@ def test_a_run_goes_on_with_its_own_classes_and_records_alone(tmp_path):
     assert json.loads((workdir / "runs.jsonl").read_text())["records"] == 9
     prepare()
     (root / "cat").rename(root / "zebra")
-    message = "has 3 classes, and now there are 3; missing: cat; added: zebra.*init.weights="
+    message = "now there are 3: the data lacks cat; the run lacks zebra.*init.weights="
     with pytest.raises(UserError, match=message):
         prepare()
     (root / "zebra").rename(root / "cat")
@@ -427,6 +427,10 @@ def test_a_workdir_of_another_architecture_shows_the_difference(uninterrupted, t
     before = (workdir / "config.json").read_text()
     tiny.model.width = 0.5
     with pytest.raises(UserError, match=r"another model:\n.*checkpoint .*, model "):
+        supervisor.train_and_evaluate(tiny, str(workdir))
+    tiny.model.width, tiny.fine_tune.freeze = 0.1, "stem"
+    message = r"has config\.fine_tune\.freeze='', and now it is 'stem': .*init\.weights="
+    with pytest.raises(UserError, match=message):
         supervisor.train_and_evaluate(tiny, str(workdir))
     assert (workdir / "config.json").read_text() == before
 

@@ -11,6 +11,7 @@ from configs import folder, imagenet
 from effnet_jax import config as default
 from effnet_jax.errors import UserError
 from effnet_jax.training import optimizer
+from effnet_jax.trees import shapes_by_name
 
 IMAGENET = 1_281_167
 
@@ -51,6 +52,46 @@ def test_cosine_and_constant():
     config.schedule.name = "constant"
     config.batch_size = 512
     assert float(optimizer.learning_rate(config, 2560)(99)) == pytest.approx(2 * peak)
+
+
+def test_the_rate_ends_at_min_rate():
+    config = default.get_config("b0")
+    config.batch_size, config.epochs = 256, 10.0
+    config.schedule.warmup_epochs, config.schedule.min_rate = 1.0, 0.1
+    config.optimizer.name, config.optimizer.sgd.learning_rate = "sgd", 0.5
+    # 100 steps, 10 of them warm-up, from 0. A cosine is shrunk, so that it falls until the end:
+    # 0.05 + 0.45 (1 + cos(pi t / 100)) / 2. A staircase that halves every 10 steps stops at 0.05.
+    by_name = {
+        "cosine": {5: 0.25, 25: 0.434099026, 50: 0.275, 75: 0.115900974, 99: 0.050111, 100: 0.05},
+        "staircase": {5: 0.25, 10: 0.25, 29: 0.125, 30: 0.0625, 40: 0.05, 99: 0.05},
+        "constant": {5: 0.25, 10: 0.5, 100: 0.5},
+    }
+    config.schedule.decay_rate, config.schedule.decay_epochs = 0.5, 1.0
+    for name, expected in by_name.items():
+        config.schedule.name = name
+        rate = jax.jit(optimizer.learning_rate(config, 2560))
+        for step, value in expected.items():
+            assert float(rate(step)) == pytest.approx(value, rel=1e-6), (name, step)
+
+
+def test_the_classifier_alone_and_the_rest_have_a_schedule_each():
+    config = default.get_config("b0")
+    config.batch_size, config.epochs, config.steps = 256, None, 100
+    config.schedule.warmup_epochs, config.schedule.warmup_steps = None, 10
+    config.optimizer.name, config.optimizer.sgd.learning_rate = "sgd", 0.5
+    config.schedule.name = "cosine"
+    config.fine_tune.head_epochs, config.fine_tune.head_steps = None, 20
+    for _ in range(2):
+        rate = jax.jit(optimizer.learning_rate(config, 2560))
+        # 0.25 (1 + cos(pi t / 20)) of the first 20 steps, and the same over 80 from there.
+        expected = {0: 0.0, 5: 0.25, 10: 0.25, 15: 0.073223305, 20: 0.0, 25: 0.25, 60: 0.25}
+        for step, value in expected.items():
+            assert float(rate(step)) == pytest.approx(value, rel=1e-6), step
+        config.fine_tune.head_done = True  # As in the config of the second stage.
+    assert optimizer.warnings(config, 2560) == []
+    config.schedule.warmup_steps = 11
+    (line,) = optimizer.warnings(config, 2560)
+    assert "rises for 11 steps, and the classifier alone has 20" in line
 
 
 def test_whole_steps_an_epoch_are_v2_s():
@@ -134,6 +175,51 @@ def test_sgd_and_adamw_follow_their_definitions():
         assert float(actual["kernel"]) == pytest.approx(w, rel=1e-5)
 
 
+def test_lion_is_optax_s():
+    config = default.get_config("b0").optimizer
+    config.name = "lion"
+    rng, rates = np.random.default_rng(0), jnp.asarray([0.1, 0.1, 0.05, 0.01])
+    params = {"conv": {"kernel": jnp.ones((2, 3))}, "norm": {"scale": jnp.ones(3)}}
+    draw = lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32)  # noqa: E731
+    gradients = [jax.tree.map(draw, params) for _ in rates]
+    schedule = lambda step: rates[step]  # noqa: E731
+    ours = run(optimizer.build_optimizer(config, schedule, params), params, gradients)
+    mask = {"conv": {"kernel": True}, "norm": {"scale": False}}
+    peer = optax.lion(schedule, b1=0.9, b2=0.99, weight_decay=0.5, mask=mask)
+    for one, other in zip(ours, run(peer, params, gradients), strict=True):
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), one, other)
+
+
+def test_the_gradient_is_clipped_as_by_optax():
+    """The norm is over all arrays, and without weight decay, which is added later."""
+    config = default.get_config("b0").optimizer
+    config.name, config.clip_norm = "sgd", 1.0
+    config.sgd.update({"momentum": 0.9, "nesterov": True, "weight_decay": 0.5})
+    config.weight_decay_rules = ((".*", 1.0),)
+    params = {"kernel": jnp.array([1.0, -2.0]), "bias": jnp.asarray(0.5)}
+    # Norms 13, at the limit, and below it.
+    gradients = [
+        {"kernel": jnp.array([3.0, 4.0]), "bias": jnp.asarray(12.0)},
+        {"kernel": jnp.array([0.6, 0.0]), "bias": jnp.asarray(-0.8)},
+        {"kernel": jnp.array([0.1, -0.2]), "bias": jnp.asarray(0.2)},
+    ]
+    clipped = optimizer.build_optimizer(config, lambda step: 0.1, params)
+    ours = run(clipped, params, gradients)
+    peer = optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optax.add_decayed_weights(0.5),
+        optax.sgd(0.1, momentum=0.9, nesterov=True),
+    )
+    for one, other in zip(ours, run(peer, params, gradients), strict=True):
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), one, other)
+    # Its state has no place in a checkpoint, so that a run that resumes can change it.
+    config.clip_norm = None
+    plain = optimizer.build_optimizer(config, lambda step: 0.1, params)
+    assert shapes_by_name(plain.init(params)) == shapes_by_name(clipped.init(params))
+    # The first step by hand: 0.1 (1 + 0.9) (12 / 13 + 0.5 * 0.5).
+    assert float(ours[0]["bias"]) == pytest.approx(0.5 - 0.19 * (12 / 13 + 0.25), rel=1e-6)
+
+
 PARAMS = {
     "stem": {"conv": {"kernel": 0}, "norm": {"scale": 0, "bias": 0}},
     "stage1": {"block1": {"expand_norm": {"bias": 0}, "squeeze_excite": {"reduce": {"bias": 0}}}},
@@ -181,4 +267,4 @@ def test_a_warm_up_of_most_of_the_run_is_reported():
     assert optimizer.warnings(config, 1000) == []
     config.steps = 30
     (line,) = optimizer.warnings(config, 1000)
-    assert "rises for 20 steps, and the run has 30" in line
+    assert "rises for 20 steps, and the run has 30;" in line
