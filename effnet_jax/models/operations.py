@@ -56,9 +56,11 @@ def _fold_rows(rows, h, terms):
 def _apart(compute, value):
     """The arrays of `compute()`, none of which XLA fuses into what follows.
 
-    XLA on CPU has dropped optimization barriers by the time it fuses. A condition that it can't see
-    through stays: one number of `value`, an array, is itself or NaN.
+    jax 0.10 on CPU drops optimization barriers before it fuses, 0.12 needs none. A condition that
+    XLA can't see through stays: one number of `value`, an array, is itself or NaN.
     """
+    if jax.__version_info__ >= (0, 11):
+        return compute()
     first, shapes = value[(0,) * value.ndim], jax.eval_shape(compute)
 
     def zeros():  # That differ between devices in `shard_map` as `value` does.
