@@ -6,6 +6,8 @@ A record is {"image": bytes, "label": int}. Where an image has a set of labels, 
 
 import collections
 import contextlib
+import filecmp
+import functools
 import glob
 import hashlib
 import os
@@ -27,6 +29,7 @@ from effnet_jax.run import files
 
 MOST_LABELS = 16  # Of one image; ImageNet ReaL has at most 9.
 IMBALANCE = 10  # Times the images of the smallest class that the largest may have unreported.
+COMPARED = 100_000  # Files whose sizes are read to find copies; of more, those of equal names.
 Record = dict[str, bytes | int | np.ndarray]
 
 
@@ -282,6 +285,31 @@ class FolderSource(Source):
 
     def describe(self, index: int) -> str:
         return self._records[index][0]
+
+    @property
+    def is_held_out(self) -> bool:
+        """Whether these are some of the images there: a folder or a list has others beside them."""
+        return len(self) < self._total
+
+    def count_shared(self, other: "FolderSource") -> int:
+        """The number of these images that `other` has as well: the same file, or a copy of it."""
+        names = {os.path.basename(path) for path, _ in self._records}
+        theirs, by_size = [path for path, _ in other._records], collections.defaultdict(list)
+        if len(theirs) > COMPARED:
+            theirs = [path for path in theirs if os.path.basename(path) in names]
+        for path in theirs:
+            with contextlib.suppress(OSError):  # Missing files are reported elsewhere.
+                by_size[os.path.getsize(path)].append(path)
+        part = functools.cache(_middle)
+
+        def is_there(path: str) -> bool:
+            with contextlib.suppress(OSError):
+                same = by_size.get(os.path.getsize(path), ())
+                alike = (each for each in same if part(each) == part(path))
+                return any(filecmp.cmp(path, each, shallow=False) for each in alike)
+            return False
+
+        return sum(is_there(path) for path, _ in self._records)
 
     def _counts(self) -> np.ndarray:
         """Images by class."""
@@ -550,22 +578,25 @@ def open_source(config: ConfigDict, split: str) -> Source:
     return source
 
 
-def count_trained_on(source: Source, data: ConfigDict, training: ConfigDict) -> int:
+def count_trained_on(
+    source: Source, data: ConfigDict, training: ConfigDict, trained: Source | None = None
+) -> int:
     """The number of records of an evaluation split that `training.train_split` has as well.
 
-    `source` is `data.eval_split`, as opened. Image files are compared by path, TFDS splits of the
-    same name by position.
+    `source` is `data.eval_split`, and `trained` the training split, as opened. Image files are
+    compared by content, TFDS splits of the same name by position.
     """
-    if data.source == training.source == "folder":
-        root = os.path.abspath(os.path.expanduser(training.data_dir or ""))
-        folder = os.path.join(root, training.train_split, "")
-        return sum(source.describe(index).startswith(folder) for index in range(len(source)))
-    if data.source == training.source == "split_files":
-        trained = open_source(training, training.train_split)
-        paths = {trained.describe(index) for index in range(len(trained))}
-        return sum(source.describe(index) in paths for index in range(len(source)))
+    if isinstance(source, FolderSource) and isinstance(trained, FolderSource):
+        return source.count_shared(trained)
     same = isinstance(source, TfdsSource) and data.name == training.name
     return source.shared(training.train_split) if same else 0
+
+
+def _middle(path: str) -> bytes:
+    """Some bytes of a file, which tell most files of one size apart."""
+    with open(path, "rb") as file:
+        file.seek(os.path.getsize(path) // 2)
+        return file.read(4096)
 
 
 def fingerprint(source: Source, most: int = 32) -> str:

@@ -46,6 +46,7 @@ def main(args: argparse.Namespace) -> None:
     from effnet_jax import config, csv_rows, weights
     from effnet_jax.imagenet import variants
     from effnet_jax.report import details
+    from effnet_jax.run import files
     from effnet_jax.run.writers import say
 
     if args.details and args.processes.is_first:
@@ -55,7 +56,9 @@ def main(args: argparse.Namespace) -> None:
     if args.step is not None:
         source = pathlib.Path(source, "checkpoints", str(args.step))
     found = weights.load(source, *of_file, weights=args.weights if of_run else "ema")
-    data = variants.choose_data(found, run, args.data, args.data_dir)
+    starts = run and files.read_rows(pathlib.Path(args.workdir, "runs.jsonl").expanduser())
+    trained = starts[-1].get("data", {}).get("train") if starts else None
+    data = variants.choose_data(found, run, args.data, args.data_dir, trained)
     failed = []
 
     def show(name, records, outcomes):

@@ -495,6 +495,33 @@ def test_another_folder_than_the_run_s_is_evaluated_whole(tmp_path):
         assert "20 of 20 images" in summary("splits", run_or_none)[0]
 
 
+def test_a_hold_out_that_moved_since_the_training_is_reported(tmp_path, capsys):
+    """More images in a folder without splits hold out others, which the run was trained on."""
+    rng, run = np.random.default_rng(0), folder.get_config(TINY)
+    run.data.data_dir, found = str(tmp_path), types.SimpleNamespace(preprocess={}, config=run.model)
+
+    def save(numbers):
+        for name in ("cat", "dog"):
+            (tmp_path / name).mkdir(exist_ok=True)
+            for number in numbers:
+                pixels = rng.integers(0, 256, (8, 8, 3), np.uint8)
+                Image.fromarray(pixels).save(tmp_path / name / f"{number}.png")
+
+    def said(data_dir=None):
+        config = choose_data(found, run, None, data_dir, trained)
+        source = open_source(config.data)
+        assert variants._count_trained_on(config, {"x": source}) == 0
+        return capsys.readouterr().err
+
+    save(range(10))
+    trained = sources.identity(sources.open_source(run.data, "train"))
+    assert said() == ""
+    save(range(10, 15))
+    assert "training images in" in said() and "have changed since the run (then 18 records" in said(
+        str(tmp_path / "cat" / "..")
+    )
+
+
 def test_more_labels_than_fit_are_told(tmp_path):
     images = np.zeros((2, 8, 8, 3), np.uint8)
     labels = [[1, 2], list(range(sources.MOST_LABELS + 1))]
