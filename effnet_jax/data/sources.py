@@ -261,7 +261,7 @@ def digits_source(name: str, data_dir: str | None, split: str) -> Source:
 
 
 class FolderSource(Source):
-    """Image files, given by path and label: some of the `total` in a `place`.
+    """Image files, given by path and label (see Record): some of the `total` in a `place`.
 
     `left_out` counts the files there that are not read, by their ending.
     """
@@ -328,14 +328,14 @@ class FolderSource(Source):
         ]
 
     def summary(self) -> str:
+        line = f"{self._place}: {len(self):,} of {self._total:,} images, {self._list_classes()}"
+        if np.ndim(self._records[0][1]):
+            return f"{line}; sets of labels"
         counts = self._counts()
         ends = dict.fromkeys((counts.argmin(), counts.argmax()))  # One, where all have as many.
         most = " to ".join(f"{counts[at]:,} ({self.classes[at]})" for at in ends)
-        return (
-            f"{self._place}: {len(self):,} of {self._total:,} images, {self._list_classes()}; "
-            f"images per class: {most if len(ends) > 1 else f'{counts[0]:,} each'}"
-            f"{_list_endings(self._left_out)}"
-        )
+        most = most if len(ends) > 1 else f"{counts[0]:,} each"
+        return f"{line}; images per class: {most}{_list_endings(self._left_out)}"
 
 
 # Endings, in lower case, of the images that `decode` reads.

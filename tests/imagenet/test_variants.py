@@ -357,7 +357,7 @@ def test_labels_go_to_the_outputs_of_their_names():
         sources.with_classes(source, ("b", "b", "d"), "val")
 
 
-def test_imagenet_real_takes_any_label_and_leaves_out_images_without(run, tmp_path):
+def test_imagenet_real_takes_any_label_and_leaves_out_images_without(run, tmp_path, capsys):
     workdir, images, logits = run
     order = np.argsort(-logits, axis=1)
     labels = [[] for _ in range(4)]
@@ -368,6 +368,18 @@ def test_imagenet_real_takes_any_label_and_leaves_out_images_without(run, tmp_pa
     write_set(tmp_path, name, "validation", images, labels, feature="real_label")
     result = evaluate_run(workdir, data="imagenet_real", data_dir=str(tmp_path))
     assert result == {"top1": 4 / 16, "top5": 6 / 16, "count": 16, "step": 0, "weights": "ema"}
+    # The same images and labels as their authors ship them.
+    folder = tmp_path / "unpacked/val"
+    folder.mkdir(parents=True)
+    for number, image in enumerate(images, 1):
+        Image.fromarray(image).save(folder / f"ILSVRC2012_val_{number:08d}.png")
+    (folder.parent / "real.json").write_text(json.dumps(labels + [[]] * (50_000 - COUNT)))
+    for root in (folder.parent, folder):
+        if root == folder:
+            (folder.parent / "real.json").rename(folder / "real.json")
+        assert evaluate_run(workdir, data="imagenet_real", data_dir=str(root)) == result
+    said = capsys.readouterr().err
+    assert f"evaluating on {folder}: 20 of 20 images, 1,000 classes: n01440764" in said
 
 
 def test_imagenet_c_is_relative_to_the_reference_and_takes_whole_images(run, tmp_path):
