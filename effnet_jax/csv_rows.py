@@ -73,33 +73,45 @@ def check_append(path: pathlib.Path, columns: Iterable[str]) -> None:
     """Raises UserError if rows with these columns can't be added to a results file."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        new = not path.exists()
-        with open(path, "a+", newline="") as file:
-            file.seek(0)
-            header = next(csv.reader(file), None)
-        if new:
-            path.unlink()
+        with _locked(path.parent):
+            new = not path.exists()
+            _check_header(path, list(columns))
+            if new:
+                path.unlink()
     except OSError as error:
         raise UserError(f"can't write to --csv={path}: {error.strerror}") from None
-    if header not in (None, list(columns)):
+
+
+def _check_header(path: pathlib.Path, columns: list[str]) -> None:
+    """Raises UserError for a file with other columns; makes an empty one where there is none."""
+    with open(path, "a+", newline="") as file:
+        file.seek(0)
+        header = next(csv.reader(file), None)
+    if header in (None, columns):
+        return
+    if [name for name in read(path)[0] if name] == columns:
+        text = f"{path} has these columns as a spreadsheet writes them"
+    else:
         differ = ", ".join(sorted({*header} ^ {*columns})[:3]) or "in another order"
         text = f"{path} has other columns than these rows ({differ})"
-        raise UserError(f"{text}; choose another --csv")
+    raise UserError(f"{text}; choose another --csv")
 
 
 def append_csv(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:
     """Adds rows to a results file; a new file gets a header first."""
-    check_append(path, rows[0])
     text = io.StringIO()
     writer = csv.DictWriter(text, rows[0], lineterminator="\n")
     try:
-        before = path.read_bytes() if path.exists() else b""
-        if not before:
-            writer.writeheader()
-        elif not before.endswith(b"\n"):
-            text.write("\n")
-        writer.writerows(rows)
-        files.append_whole(path, text.getvalue())
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(path.parent):
+            _check_header(path, list(rows[0]))
+            before = path.read_bytes()
+            if not before:
+                writer.writeheader()
+            elif not before.endswith(b"\n"):
+                text.write("\n")
+            writer.writerows(rows)
+            files.append_whole(path, text.getvalue())
     except OSError as error:
         raise UserError(f"can't write to --csv={path}: {error.strerror}; rows: {rows}") from None
 
@@ -130,7 +142,7 @@ def merge_csv(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:
 
 @contextlib.contextmanager
 def _locked(folder: pathlib.Path) -> Any:
-    """Keeps other sweeps from writing to a folder's files at the same time."""
+    """Keeps other programs of ours from writing to a folder's files at the same time."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):  # Some network file systems have no locks.
