@@ -42,7 +42,15 @@ def evaluation_set(name: str, split: str, images: int | None = None) -> ConfigDi
 
 def load_evaluation_set(name: str) -> ConfigDict:
     """A file of configs/evaluation: "NAME", "NAME:ARGUMENT" or "FILE.py:ARGUMENT"."""
-    return experiments.get_config("evaluation", "evaluation set", name)
+    config = experiments.get_config("evaluation", "evaluation set", name)
+    wanted = evaluation_set("", "")
+    is_whole = isinstance(config, ConfigDict) and {*wanted} <= {*config}
+    if not is_whole or not {*wanted.data} <= {*config.data}:
+        raise UserError(
+            f"evaluation set {name!r}: its get_config has to return evaluation_set(NAME, SPLIT) of "
+            "effnet_jax.imagenet.variants, with any changes"
+        )
+    return config
 
 
 def choose_data(

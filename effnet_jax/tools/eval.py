@@ -37,6 +37,11 @@ def main(args: argparse.Namespace) -> None:
     if of_run and args.workdir is None:
         raise UserError("give --workdir=DIR, the folder of a run, or --weights=FILE of weights")
     of_file = (args.model, args.origin, args.classes)
+    if args.workdir is not None and not of_run:
+        raise UserError(
+            f"--weights={args.weights} is neither ema nor raw, of the run in --workdir, but a file "
+            "or a repository of weights; leave one of the two out"
+        )
     if any(value is not None for value in (of_file if of_run else (args.workdir, args.step))):
         raise UserError(
             "--workdir and --step apply to runs; --model, --origin and --classes to weight files"

@@ -318,7 +318,8 @@ def test_a_folder_may_have_some_of_the_classes(run, released, tmp_path, elsewher
     ("arguments", "message"),
     [
         (["--weights=tiny.safetensors"], "give --data=SET, or --data_dir=FOLDER"),
-        (["--weights=tiny.safetensors", "--workdir=run"], "--workdir and --step apply to runs"),
+        (["--weights=tiny.safetensors", "--step=3"], "--workdir and --step apply to runs"),
+        (["--weights=EMA", "--workdir=run"], "--weights=EMA is neither ema nor raw"),
         (["--workdir=run", "--model=b0"], "--model, --origin and --classes to weight files"),
         ([], "give --workdir=DIR"),
     ],
@@ -443,6 +444,14 @@ def test_a_run_with_other_classes_is_refused(run, tmp_path):
     config = choose_data(found, config_lib.load(workdir), "imagenet_a", str(tmp_path))
     with pytest.raises(UserError, match="1000 classes that are none of the network's 1000"):
         evaluate(found, config, "ema")
+
+
+def test_a_set_of_the_user_s_own_has_all_keys(tmp_path):
+    path = tmp_path / "mine.py"
+    for value in ("None", "ConfigDict({'data': {'name': 'x'}})"):
+        path.write_text(f"from ml_collections import ConfigDict\ndef get_config(): return {value}")
+        with pytest.raises(UserError, match=r"mine\.py'.*get_config has to return evaluation_set"):
+            load_evaluation_set(str(path))
 
 
 def test_an_argument_that_a_set_does_not_take_is_told():
