@@ -5,6 +5,7 @@ import csv
 import datetime
 import fcntl
 import io
+import math
 import os
 import pathlib
 from collections.abc import Iterable
@@ -33,8 +34,9 @@ def read(path: pathlib.Path) -> tuple[list[str], list[tuple[dict[str, str], str]
     """The columns of a CSV, and its rows, each with its file and line for messages.
 
     Semicolons or tabs instead of commas, a byte-order mark, and empty cells and lines at the end,
-    as spreadsheets write them, are read too. Raises UserError if the file can't be read, a column
-    is there twice, or a row has more cells than there are columns.
+    as spreadsheets write them, are read too, and so is a file to which others were appended with
+    their headers. Raises UserError if the file can't be read, a column is there twice, or a row has
+    more cells than there are columns.
     """
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
@@ -43,7 +45,11 @@ def read(path: pathlib.Path) -> tuple[list[str], list[tuple[dict[str, str], str]
             reader = csv.DictReader(file, delimiter=delimiter)
             columns = [name.strip() for name in reader.fieldnames or ()]
             found = [(row, f"{path}, line {reader.line_num}") for row in reader]
-    except (OSError, UnicodeError, csv.Error) as error:
+    except UnicodeError:
+        raise UserError(
+            f"can't read {path}: it is no text in UTF-8; save it in that form, or take the original"
+        ) from None
+    except (OSError, csv.Error) as error:
         raise UserError(f"can't read {path}: {error}") from None
     if twice := [name for name in dict.fromkeys(columns) if name and columns.count(name) > 1]:
         raise UserError(f"{path} has the column {twice[0]!r} twice")
@@ -52,9 +58,40 @@ def read(path: pathlib.Path) -> tuple[list[str], list[tuple[dict[str, str], str]
         if any(row.pop(None, ())):
             raise UserError(f"{place} has more cells than the file has columns")
         cells = {name.strip(): (text or "").strip() for name, text in row.items()}
-        if any(cells.values()):
+        if any(cells.values()) and list(cells.values()) != columns:
             rows.append((cells, place))
     return columns, rows
+
+
+def number(
+    cells: dict[str, str], name: str, place: str, zero: bool = False, whole: bool = False
+) -> float | int:
+    """A cell as a finite number above 0, or `zero`; a `whole` one may be as in "2000.0".
+
+    Raises UserError, which names `place`, also for a whole number that a spreadsheet has rounded,
+    as 1.94E+06.
+    """
+    text = cells[name]
+    try:
+        value = int(text.removesuffix(".0")) if whole else float(text)
+    except ValueError:
+        kind = "no number that is whole" if whole else "no number"
+        raise UserError(f"{place}: {name} is {text!r}, {kind}") from None
+    if not math.isfinite(value):
+        raise UserError(f"{place}: {name} is {value}, which is not finite")
+    if value < 0 or not (value or zero):
+        raise UserError(
+            f"{place}: {name} is {text}, and must be {'0 or more' if zero else 'above 0'}"
+        )
+    return value
+
+
+def fraction(cells: dict[str, str], name: str, place: str) -> float:
+    """A cell as an accuracy; raises UserError, which names `place`, for one in percent."""
+    value = number(cells, name, place, zero=True)
+    if value > 1:
+        raise UserError(f"{place}: {name} is {value}; accuracies are fractions, 0 to 1")
+    return value
 
 
 def moment(text: str, place: str) -> datetime.datetime:

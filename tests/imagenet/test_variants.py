@@ -240,6 +240,11 @@ def test_a_folder_of_weights_is_evaluated_beside_what_was_published(
     again, text = reproduce()
     assert [path.name for path in evaluated] == ["c.safetensors", "damaged.pth"]
     assert again[:3] == rows and len(again) == 4 and text.count("is done") == 2
+    for cell in ('"0,95"', "nan", ""):  # Of a spreadsheet, or of a row that was cut.
+        table.write_text(table.read_text().replace(",0.95,", f",{cell},", 1))
+        with pytest.raises(UserError, match=r"rows\.csv, line 2: top1 is "):
+            reproduce_tool.main(reproduce_tool.PARSER.parse_args(flags))
+        table.write_text(table.read_text().replace(f",{cell},", ",0.95,", 1))
 
 
 @pytest.mark.parametrize(
