@@ -284,7 +284,8 @@ class FolderSource(Source):
             return {"image": file.read(), "label": label}
 
     def describe(self, index: int) -> str:
-        return self._records[index][0]
+        # Names of files may be in another encoding than that of messages and pages.
+        return os.fsencode(self._records[index][0]).decode("utf-8", "backslashreplace")
 
     @property
     def is_held_out(self) -> bool:
@@ -316,15 +317,24 @@ class FolderSource(Source):
         return np.bincount([label for _, label in self._records], minlength=len(self.classes))
 
     def warnings(self) -> list[str]:
+        alike = collections.defaultdict(list)
+        for name in self.classes:
+            alike[re.sub(r"[\s_-]+", " ", name.casefold()).strip()].append(repr(name))
+        lines = [
+            f"warning: the names of the classes {' and '.join(names)} differ in capitals or spaces "
+            "alone; if they are one class, put their images into one folder"
+            for names in [each for each in alike.values() if len(each) > 1][:3]
+        ]
         counts = self._counts()
         least, most = counts.min(), counts.max()
         if most <= IMBALANCE * least:
-            return []
+            return lines
         return [
+            *lines,
             f"warning: class {self.classes[counts.argmax()]!r} has {most:,} images, more than "
             f"{IMBALANCE} times the {least:,} of {self.classes[counts.argmin()]!r}. Top-1 follows "
             "the large classes; the metric mean_per_class counts all the same, and can be "
-            "config.checkpoint.best_metric"
+            "config.checkpoint.best_metric",
         ]
 
     def summary(self) -> str:
@@ -397,8 +407,13 @@ def _list_endings(left_out: collections.Counter) -> str:
     return f"; files left out: {left_out.total():,} ({listed}){remedy}" if left_out else ""
 
 
-def _list_images(folder: pathlib.Path, left_out: collections.Counter) -> list[str]:
-    """The image files of a class, at any depth, sorted; counts other files by their ending."""
+def _list_images(
+    folder: pathlib.Path, left_out: collections.Counter, others: set[str]
+) -> list[str]:
+    """The image files of a class, at any depth, sorted; counts other files by their ending.
+
+    `others` are the other classes: in a folder called like one the images may be of either.
+    """
 
     def fail(error: OSError) -> None:
         raise UserError(f"can't read {error.filename}: {error.strerror}")
@@ -411,13 +426,14 @@ def _list_images(folder: pathlib.Path, left_out: collections.Counter) -> list[st
         folders[:] = [name for name in folders if not is_hidden(name)]
         images = [name for name in names if is_image(name)]
         inner = pathlib.Path(root).name
-        if images and root != str(folder) and (SPLIT.fullmatch(inner) or MASKS.fullmatch(inner)):
+        is_odd = SPLIT.fullmatch(inner) or MASKS.fullmatch(inner) or inner in others
+        if images and root != str(folder) and is_odd:
             raise UserError(
                 f"{root} has images, and its name is none of a part of the class {folder.name!r}; "
                 "move it out of the class, or rename it if they are images of the class"
             )
-        others = set(names).difference(images, filter(is_hidden, names))
-        left_out.update(os.path.splitext(name)[1].lower() or "without ending" for name in others)
+        rest = set(names).difference(images, filter(is_hidden, names))
+        left_out.update(os.path.splitext(name)[1].lower() or "without ending" for name in rest)
         found += [os.path.join(root, name) for name in images]
     return sorted(found)
 
@@ -435,6 +451,7 @@ def list_classes(
     if broken := [entry for entry in entries if entry.is_symlink() and not entry.exists()]:
         raise UserError(f"{broken[0]} links to nothing; mount what it links to, or remove the link")
     folders = [entry for entry in entries if entry.is_dir()]
+    _check_folders(folder, folders)
     by_name = {unicodedata.normalize("NFC", entry.name): entry for entry in folders}
     if twins := [str(entry) for entry in folders if entry not in by_name.values()]:
         raise UserError(
@@ -452,7 +469,9 @@ def list_classes(
             f"{folder} has {len(folders)} class folders, and at least 2 are needed: "
             "DIR/CLASS/*.jpg, or DIR/train/CLASS/*.jpg and DIR/val/CLASS/*.jpg"
         )
-    found = {name: _list_images(by_name[name], left_out) for name in sorted(by_name)}
+    found = {
+        name: _list_images(by_name[name], left_out, {*by_name} - {name}) for name in sorted(by_name)
+    }
     if empty := [name for name, paths in found.items() if not paths]:
         raise UserError(
             f"no image in {folder / empty[0]} and {len(empty) - 1} other class folders; remove the "
@@ -460,6 +479,22 @@ def list_classes(
         )
     imagenet_names.check_names((name, path) for name, paths in found.items() for path in paths)
     return found
+
+
+def _check_folders(folder: pathlib.Path, folders: list[pathlib.Path]) -> None:
+    """Raises UserError for a name of a class in no Unicode, and for two names of one folder."""
+    places = {}
+    for entry in folders:
+        try:
+            entry.name.encode()
+        except UnicodeError:
+            raise UserError(
+                f"{ascii(str(folder))[1:-1]} has a class folder with the name "
+                f"{os.fsencode(entry.name)!r}, which isn't UTF-8; rename it"
+            ) from None
+        first = places.setdefault(os.path.realpath(entry), entry)
+        if first != entry:
+            raise UserError(f"{first} and {entry} are one folder; remove the link of a class")
 
 
 def _check_names(folder: pathlib.Path, names: list[str]) -> None:
