@@ -114,6 +114,8 @@ def output() -> Iterator[None]:
             descriptor = os.open(os.devnull, os.O_RDWR)  # The lowest that is free: its own.
             os.set_inheritable(descriptor, True)
             setattr(sys, name, open(descriptor, "r" if name == "stdin" else "w"))  # noqa: SIM115
+    if hasattr(sys.stdout, "reconfigure"):  # Names of files may be in any encoding.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         try:
             yield

@@ -5,6 +5,7 @@ import csv
 import datetime
 import fcntl
 import io
+import math
 import os
 import pathlib
 from collections.abc import Iterable
@@ -33,8 +34,9 @@ def read(path: pathlib.Path) -> tuple[list[str], list[tuple[dict[str, str], str]
     """The columns of a CSV, and its rows, each with its file and line for messages.
 
     Semicolons or tabs instead of commas, a byte-order mark, and empty cells and lines at the end,
-    as spreadsheets write them, are read too. Raises UserError if the file can't be read, a column
-    is there twice, or a row has more cells than there are columns.
+    as spreadsheets write them, are read too, and so is a file to which others were appended with
+    their headers. Raises UserError if the file can't be read, a column is there twice, or a row has
+    more cells than there are columns.
     """
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
@@ -43,7 +45,11 @@ def read(path: pathlib.Path) -> tuple[list[str], list[tuple[dict[str, str], str]
             reader = csv.DictReader(file, delimiter=delimiter)
             columns = [name.strip() for name in reader.fieldnames or ()]
             found = [(row, f"{path}, line {reader.line_num}") for row in reader]
-    except (OSError, UnicodeError, csv.Error) as error:
+    except UnicodeError:
+        raise UserError(
+            f"can't read {path}: it is no text in UTF-8; save it in that form, or take the original"
+        ) from None
+    except (OSError, csv.Error) as error:
         raise UserError(f"can't read {path}: {error}") from None
     if twice := [name for name in dict.fromkeys(columns) if name and columns.count(name) > 1]:
         raise UserError(f"{path} has the column {twice[0]!r} twice")
@@ -52,9 +58,40 @@ def read(path: pathlib.Path) -> tuple[list[str], list[tuple[dict[str, str], str]
         if any(row.pop(None, ())):
             raise UserError(f"{place} has more cells than the file has columns")
         cells = {name.strip(): (text or "").strip() for name, text in row.items()}
-        if any(cells.values()):
+        if any(cells.values()) and list(cells.values()) != columns:
             rows.append((cells, place))
     return columns, rows
+
+
+def number(
+    cells: dict[str, str], name: str, place: str, zero: bool = False, whole: bool = False
+) -> float | int:
+    """A cell as a finite number above 0, or `zero`; a `whole` one may be as in "2000.0".
+
+    Raises UserError, which names `place`, also for a whole number that a spreadsheet has rounded,
+    as 1.94E+06.
+    """
+    text = cells[name]
+    try:
+        value = int(text.removesuffix(".0")) if whole else float(text)
+    except ValueError:
+        kind = "no number that is whole" if whole else "no number"
+        raise UserError(f"{place}: {name} is {text!r}, {kind}") from None
+    if not math.isfinite(value):
+        raise UserError(f"{place}: {name} is {value}, which is not finite")
+    if value < 0 or not (value or zero):
+        raise UserError(
+            f"{place}: {name} is {text}, and must be {'0 or more' if zero else 'above 0'}"
+        )
+    return value
+
+
+def fraction(cells: dict[str, str], name: str, place: str) -> float:
+    """A cell as an accuracy; raises UserError, which names `place`, for one in percent."""
+    value = number(cells, name, place, zero=True)
+    if value > 1:
+        raise UserError(f"{place}: {name} is {value}; accuracies are fractions, 0 to 1")
+    return value
 
 
 def moment(text: str, place: str) -> datetime.datetime:
@@ -73,33 +110,45 @@ def check_append(path: pathlib.Path, columns: Iterable[str]) -> None:
     """Raises UserError if rows with these columns can't be added to a results file."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        new = not path.exists()
-        with open(path, "a+", newline="") as file:
-            file.seek(0)
-            header = next(csv.reader(file), None)
-        if new:
-            path.unlink()
+        with _locked(path.parent):
+            new = not path.exists()
+            _check_header(path, list(columns))
+            if new:
+                path.unlink()
     except OSError as error:
         raise UserError(f"can't write to --csv={path}: {error.strerror}") from None
-    if header not in (None, list(columns)):
+
+
+def _check_header(path: pathlib.Path, columns: list[str]) -> None:
+    """Raises UserError for a file with other columns; makes an empty one where there is none."""
+    with open(path, "a+", newline="") as file:
+        file.seek(0)
+        header = next(csv.reader(file), None)
+    if header in (None, columns):
+        return
+    if [name for name in read(path)[0] if name] == columns:
+        text = f"{path} has these columns as a spreadsheet writes them"
+    else:
         differ = ", ".join(sorted({*header} ^ {*columns})[:3]) or "in another order"
         text = f"{path} has other columns than these rows ({differ})"
-        raise UserError(f"{text}; choose another --csv")
+    raise UserError(f"{text}; choose another --csv")
 
 
 def append_csv(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:
     """Adds rows to a results file; a new file gets a header first."""
-    check_append(path, rows[0])
     text = io.StringIO()
     writer = csv.DictWriter(text, rows[0], lineterminator="\n")
     try:
-        before = path.read_bytes() if path.exists() else b""
-        if not before:
-            writer.writeheader()
-        elif not before.endswith(b"\n"):
-            text.write("\n")
-        writer.writerows(rows)
-        files.append_whole(path, text.getvalue())
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(path.parent):
+            _check_header(path, list(rows[0]))
+            before = path.read_bytes()
+            if not before:
+                writer.writeheader()
+            elif not before.endswith(b"\n"):
+                text.write("\n")
+            writer.writerows(rows)
+            files.append_whole(path, text.getvalue())
     except OSError as error:
         raise UserError(f"can't write to --csv={path}: {error.strerror}; rows: {rows}") from None
 
@@ -130,7 +179,7 @@ def merge_csv(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:
 
 @contextlib.contextmanager
 def _locked(folder: pathlib.Path) -> Any:
-    """Keeps other sweeps from writing to a folder's files at the same time."""
+    """Keeps other programs of ours from writing to a folder's files at the same time."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):  # Some network file systems have no locks.

@@ -9,6 +9,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -41,6 +42,7 @@ def make_eval_step(
     """`(params, batch_stats, batch, outcomes, first) -> sums`, as from `metrics.metric_sums`.
 
     With `outcomes` of what came before the batch's `first` record, sums also has those after it.
+    Its `infinite` are the images for which a logit is not finite.
     """
 
     def eval_step(
@@ -54,6 +56,7 @@ def make_eval_step(
         logits, _ = model.apply({"params": params, "batch_stats": batch_stats}, images, train=False)
         label, mask = batch["label"], batch["mask"]
         sums = metric_sums(logits, label, mask, choices)
+        sums["infinite"] = (mask * ~jnp.isfinite(logits).all(-1)).sum()
         if outcomes is not None:
             sums["outcomes"] = add_outcomes(outcomes, logits, label, mask, first, choices)
         return sums
@@ -65,6 +68,7 @@ class Evaluator:
     """Evaluates weights on one split, any number of times, with one compilation.
 
     `outcomes` are those of the last evaluation; None where its images have sets of labels.
+    `infinite` is the number of its images for which the network's outputs were not finite.
     """
 
     def __init__(
@@ -74,6 +78,7 @@ class Evaluator:
         parallel.check_batch("eval_batch_size", config.eval_batch_size, shards)
         self._config, self._mesh, self._processes = config, mesh, processes
         self.outcomes: Outcomes | None = None
+        self.infinite = 0
         self._resolution = model.architecture.resolution
         choices = choose_classes(config.data.eval_classes, source.classes, config.model.num_classes)
         self._outputs = config.model.num_classes or len(source.classes)
@@ -117,7 +122,7 @@ class Evaluator:
         if not count:
             raise UserError(f"none of the {images} images has a label")
         means = {key: totals[key] / count for key in ("top1", "top5", "loss") if key in totals}
-        self.outcomes = jax.device_get(outcomes)
+        self.outcomes, self.infinite = jax.device_get(outcomes), round(totals["infinite"])
         if outcomes is not None:
             means["mean_per_class"] = mean_per_class(self.outcomes.counts)
         return {**means, "count": count}
@@ -158,6 +163,12 @@ def evaluate(
         source = data.pop(name)
         evaluator.read(source)
         result = evaluator(variables["params"], variables["batch_stats"])
+        if evaluator.infinite:
+            raise UserError(
+                f"{name}: the network's outputs are not finite for {evaluator.infinite:,} of "
+                f"{len(source):,} images: weights or statistics are far too large, as after "
+                "training diverged, or the preprocessing is another network's"
+            )
         if details is not None and processes.is_first:
             details(name, source, evaluator.outcomes)
         del source

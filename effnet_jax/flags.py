@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import os
 import pathlib
 from collections.abc import Iterator
 from typing import Any
@@ -11,6 +12,12 @@ from ml_collections import ConfigDict, config_flags
 
 from effnet_jax.errors import UserError
 from effnet_jax.run.files import check_local
+
+
+def _expand_home(value: Any) -> Any:
+    """A path with the home directory in place of ~: a shell leaves the one in --csv=~/rows.csv."""
+    is_path = isinstance(value, str | pathlib.Path) and str(value).startswith("~")
+    return type(value)(os.path.expanduser(value)) if is_path else value
 
 
 class Parser(argparse.ArgumentParser):
@@ -56,7 +63,10 @@ class Parser(argparse.ArgumentParser):
         """The flags; `config` is the config itself, and `experiment` the text that chose it."""
         args, rest = self.parse_known_args(args, namespace)
         for key, value in vars(args).items():
-            for each in value if isinstance(value, list) else [value]:
+            several = isinstance(value, list)
+            expanded = [_expand_home(each) for each in (value if several else [value])]
+            setattr(args, key, expanded if several else expanded[0])
+            for each in expanded:
                 # An image that can't be read does not stop the others; predict reports it.
                 is_path = key not in ("coordinator_address", "images")
                 if is_path and not str(each).startswith("hf://"):

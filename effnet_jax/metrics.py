@@ -30,6 +30,8 @@ def metric_sums(
     A label is among the best five if fewer than five logits are higher: ties are hits, as in
     tf.nn.in_top_k of the references; but the best one is the first of those that tie, as tf.argmax.
 
+    Nothing is correct where a logit is not finite.
+
     Returns images, those not masked; count, those with a label; top1 and top5, correct predictions;
     and, where labels are [N], loss, the cross-entropy over the choices.
     """
@@ -40,7 +42,7 @@ def metric_sums(
     higher = (logits[:, None, :] > own[:, :, None]).sum(-1)
     finite = jnp.isfinite(logits).all(-1, keepdims=True)
     in_five = ((higher < 5) & (own > lowest) & (sets >= 0) & finite).any(-1)
-    is_first = (sets == logits.argmax(-1)[:, None]).any(-1)
+    is_first = ((sets == logits.argmax(-1)[:, None]) & finite).any(-1)
     sums = {
         "top1": jnp.where(is_first, counted, 0).sum(),
         "top5": jnp.where(in_five, counted, 0).sum(),

@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -46,6 +47,16 @@ def test_an_unknown_tool_names_the_near_ones(monkeypatch, capsys):
     with pytest.raises(SystemExit, match="2"):
         run(monkeypatch, "trian")
     assert "unknown tool 'trian'; did you mean: train" in capsys.readouterr().err
+
+
+def test_a_tilde_is_the_home_directory():
+    """Shells leave that of --csv=~/rows.csv, and a folder called ~ was made."""
+    parser = flags.Parser("doc")
+    parser.add_argument("--csv", type=pathlib.Path)
+    parser.add_argument("--dirs", nargs="*")
+    found = parser.parse_args(["--csv=~/a.csv", "--dirs", "~/b", "c~"])
+    assert found.csv == pathlib.Path.home() / "a.csv"
+    assert found.dirs == [str(pathlib.Path.home() / "b"), "c~"]
 
 
 def test_flags_that_a_tool_does_not_have_are_one_message():

@@ -17,12 +17,13 @@ from sklearn.metrics import balanced_accuracy_score, confusion_matrix
 
 from configs import digits
 from effnet_jax import config as config_lib
-from effnet_jax import parallel, weights
+from effnet_jax import models, parallel, weights
 from effnet_jax.checkpoint import Checkpoints
 from effnet_jax.data import sources
 from effnet_jax.errors import UserError
-from effnet_jax.evaluation import Evaluator
+from effnet_jax.evaluation import Evaluator, evaluate
 from effnet_jax.run.processes import ALONE, Alone
+from effnet_jax.tools import predict
 from effnet_jax.training import setup
 from effnet_jax.training.clock import Clock
 from tests.evaluating import evaluate_run, random_values
@@ -51,6 +52,9 @@ class Numbers:
 
     def __len__(self):
         return len(self._labels)
+
+    def summary(self):
+        return f"{len(self)} images"
 
     def __getitem__(self, index):
         import io
@@ -90,6 +94,21 @@ def test_metrics_equal_those_by_hand_when_the_batch_does_not_divide(tiny, count)
     assert (found.probability[len(worst) :] == -1).all()
     np.testing.assert_array_equal(found.label[: len(worst)], labels[worst])
     np.testing.assert_array_equal(found.predicted[: len(worst)], predicted[worst])
+
+
+def test_outputs_that_are_not_finite_are_no_result(tiny, monkeypatch):
+    """Of NaNs argmax is the first class: top-1 was 10 %, and above top-5."""
+    table = np.random.default_rng(0).normal(size=(20, 8))
+    table[3:5, 2] = np.nan, np.inf
+    tiny.eval_batch_size, tiny.data.eval_split = 16, "test"
+    tiny.preprocess.mean, tiny.preprocess.std = (0.0,) * 3, (1.0,) * 3
+    monkeypatch.setattr(models, "build", lambda config: Fixed(table))
+    none = types.SimpleNamespace(variables={"params": {}, "batch_stats": {}}, step=1)
+    none.classes, source = Numbers.classes, Numbers(np.zeros(20, int))
+    with pytest.raises(UserError, match=r"x: the network's outputs are not finite for 2 of 20"):
+        list(evaluate(none, tiny, {"x": source}, "ema", ALONE))
+    with pytest.raises(UserError, match="not finite"):
+        predict.best(np.full(8, np.nan), Numbers.classes, {}, 5)
 
 
 @pytest.fixture(scope="module")

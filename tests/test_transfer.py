@@ -151,7 +151,7 @@ def test_a_batch_of_each_data_set(name, recipe, miniatures):
         sources.open_source(config.data, config.data[f"{part}_split"]) for part in ("train", "eval")
     ]
     assert found[0].classes == found[1].classes
-    assert not sources.count_trained_on(found[1], config.data, config.data)
+    assert not sources.count_trained_on(found[1], config.data, config.data, found[0])
     batch = pipeline.train_batches(found[0], config, 16, 0, 1)[0]
     assert batch["image"].shape == (2, 16, 16, 3)
     assert batch["label"].max() < len(found[0].classes)

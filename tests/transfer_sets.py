@@ -2,6 +2,7 @@
 
 import io
 import pathlib
+import zlib
 
 import numpy as np
 import scipy.io
@@ -20,7 +21,8 @@ CLASSES = {
 
 def _save(path: pathlib.Path, number: int) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (40, 30), (number * 7 % 256, 90, 160)).save(path, quality=90)
+    colour = number * 7 % 256, 90, zlib.crc32(path.parent.name.encode()) % 256
+    Image.new("RGB", (40, 30), colour).save(path, quality=90)
     return path.name
 
 

@@ -6,6 +6,8 @@ A record is {"image": bytes or uint8 [h, w, 3], "label": int}. Where an image ha
 
 import collections
 import contextlib
+import filecmp
+import functools
 import glob
 import hashlib
 import os
@@ -26,6 +28,7 @@ from effnet_jax.run import files
 
 MOST_LABELS = 16  # Of one image; ImageNet ReaL has at most 9.
 IMBALANCE = 10  # Times the images of the smallest class that the largest may have unreported.
+COMPARED = 100_000  # Files whose sizes are read to find copies; of more, those of equal names.
 Record = dict[str, bytes | int | np.ndarray]
 
 
@@ -257,7 +260,7 @@ def digits_source(name: str, data_dir: str | None, split: str) -> Source:
 
 
 class FolderSource(Source):
-    """Image files, given by path and label: some of the `total` in a `place`.
+    """Image files, given by path and label (see Record): some of the `total` in a `place`.
 
     `left_out` counts the files there that are not read, by their ending.
     """
@@ -280,33 +283,68 @@ class FolderSource(Source):
             return {"image": file.read(), "label": label}
 
     def describe(self, index: int) -> str:
-        return self._records[index][0]
+        # Names of files may be in another encoding than that of messages and pages.
+        return os.fsencode(self._records[index][0]).decode("utf-8", "backslashreplace")
+
+    @property
+    def is_held_out(self) -> bool:
+        """Whether these are some of the images there: a folder or a list has others beside them."""
+        return len(self) < self._total
+
+    def count_shared(self, other: "FolderSource") -> int:
+        """The number of these images that `other` has as well: the same file, or a copy of it."""
+        names = {os.path.basename(path) for path, _ in self._records}
+        theirs, by_size = [path for path, _ in other._records], collections.defaultdict(list)
+        if len(theirs) > COMPARED:
+            theirs = [path for path in theirs if os.path.basename(path) in names]
+        for path in theirs:
+            with contextlib.suppress(OSError):  # Missing files are reported elsewhere.
+                by_size[os.path.getsize(path)].append(path)
+        part = functools.cache(_middle)
+
+        def is_there(path: str) -> bool:
+            with contextlib.suppress(OSError):
+                same = by_size.get(os.path.getsize(path), ())
+                alike = (each for each in same if part(each) == part(path))
+                return any(filecmp.cmp(path, each, shallow=False) for each in alike)
+            return False
+
+        return sum(is_there(path) for path, _ in self._records)
 
     def _counts(self) -> np.ndarray:
         """Images by class."""
         return np.bincount([label for _, label in self._records], minlength=len(self.classes))
 
     def warnings(self) -> list[str]:
+        alike = collections.defaultdict(list)
+        for name in self.classes:
+            alike[re.sub(r"[\s_-]+", " ", name.casefold()).strip()].append(repr(name))
+        lines = [
+            f"warning: the names of the classes {' and '.join(names)} differ in capitals or spaces "
+            "alone; if they are one class, put their images into one folder"
+            for names in [each for each in alike.values() if len(each) > 1][:3]
+        ]
         counts = self._counts()
         least, most = counts.min(), counts.max()
         if most <= IMBALANCE * least:
-            return []
+            return lines
         return [
+            *lines,
             f"warning: class {self.classes[counts.argmax()]!r} has {most:,} images, more than "
             f"{IMBALANCE} times the {least:,} of {self.classes[counts.argmin()]!r}. Top-1 follows "
             "the large classes; the metric mean_per_class counts all the same, and can be "
-            "config.checkpoint.best_metric"
+            "config.checkpoint.best_metric",
         ]
 
     def summary(self) -> str:
+        line = f"{self._place}: {len(self):,} of {self._total:,} images, {self._list_classes()}"
+        if np.ndim(self._records[0][1]):
+            return f"{line}; sets of labels"
         counts = self._counts()
         ends = dict.fromkeys((counts.argmin(), counts.argmax()))  # One, where all have as many.
         most = " to ".join(f"{counts[at]:,} ({self.classes[at]})" for at in ends)
-        return (
-            f"{self._place}: {len(self):,} of {self._total:,} images, {self._list_classes()}; "
-            f"images per class: {most if len(ends) > 1 else f'{counts[0]:,} each'}"
-            f"{_list_endings(self._left_out)}"
-        )
+        most = most if len(ends) > 1 else f"{counts[0]:,} each"
+        return f"{line}; images per class: {most}{_list_endings(self._left_out)}"
 
 
 # Endings, in lower case, of the images that `decode` reads.
@@ -368,8 +406,13 @@ def _list_endings(left_out: collections.Counter) -> str:
     return f"; files left out: {left_out.total():,} ({listed}){remedy}" if left_out else ""
 
 
-def _list_images(folder: pathlib.Path, left_out: collections.Counter) -> list[str]:
-    """The image files of a class, at any depth, sorted; counts other files by their ending."""
+def _list_images(
+    folder: pathlib.Path, left_out: collections.Counter, others: set[str]
+) -> list[str]:
+    """The image files of a class, at any depth, sorted; counts other files by their ending.
+
+    `others` are the other classes: in a folder called like one the images may be of either.
+    """
 
     def fail(error: OSError) -> None:
         raise UserError(f"can't read {error.filename}: {error.strerror}")
@@ -382,13 +425,14 @@ def _list_images(folder: pathlib.Path, left_out: collections.Counter) -> list[st
         folders[:] = [name for name in folders if not is_hidden(name)]
         images = [name for name in names if is_image(name)]
         inner = pathlib.Path(root).name
-        if images and root != str(folder) and (SPLIT.fullmatch(inner) or MASKS.fullmatch(inner)):
+        is_odd = SPLIT.fullmatch(inner) or MASKS.fullmatch(inner) or inner in others
+        if images and root != str(folder) and is_odd:
             raise UserError(
                 f"{root} has images, and its name is none of a part of the class {folder.name!r}; "
                 "move it out of the class, or rename it if they are images of the class"
             )
-        others = set(names).difference(images, filter(is_hidden, names))
-        left_out.update(os.path.splitext(name)[1].lower() or "without ending" for name in others)
+        rest = set(names).difference(images, filter(is_hidden, names))
+        left_out.update(os.path.splitext(name)[1].lower() or "without ending" for name in rest)
         found += [os.path.join(root, name) for name in images]
     return sorted(found)
 
@@ -413,6 +457,7 @@ def list_classes(
     if broken := [entry for entry in entries if entry.is_symlink() and not entry.exists()]:
         raise UserError(f"{broken[0]} links to nothing; mount what it links to, or remove the link")
     folders = [entry for entry in entries if entry.is_dir()]
+    _check_folders(folder, folders)
     by_name = {unicodedata.normalize("NFC", entry.name): entry for entry in folders}
     if twins := [str(entry) for entry in folders if entry not in by_name.values()]:
         raise UserError(
@@ -427,7 +472,9 @@ def list_classes(
     )
     if len(folders) < 2:
         _refuse_few(folder, list(by_name), other)
-    found = {name: _list_images(by_name[name], left_out) for name in sorted(by_name)}
+    found = {
+        name: _list_images(by_name[name], left_out, {*by_name} - {name}) for name in sorted(by_name)
+    }
     if empty := [name for name, paths in found.items() if not paths]:
         raise UserError(
             f"no image in {folder / empty[0]} and {len(empty) - 1} other class folders; remove the "
@@ -445,6 +492,22 @@ def _refuse_few(folder: pathlib.Path, names: list[str], other: pathlib.Path | No
     if missing := [name for name in there if name not in names]:
         remedy = f"add {_first_of(missing)}, which {other} has"
     raise UserError(f"{folder} has {found} and at least 2 are needed: {remedy}")
+
+
+def _check_folders(folder: pathlib.Path, folders: list[pathlib.Path]) -> None:
+    """Raises UserError for a name of a class in no Unicode, and for two names of one folder."""
+    places = {}
+    for entry in folders:
+        try:
+            entry.name.encode()
+        except UnicodeError:
+            raise UserError(
+                f"{ascii(str(folder))[1:-1]} has a class folder with the name "
+                f"{os.fsencode(entry.name)!r}, which isn't UTF-8; rename it"
+            ) from None
+        first = places.setdefault(os.path.realpath(entry), entry)
+        if first != entry:
+            raise UserError(f"{first} and {entry} are one folder; remove the link of a class")
 
 
 def _check_names(folder: pathlib.Path, names: list[str]) -> None:
@@ -564,22 +627,25 @@ def open_source(config: ConfigDict, split: str) -> Source:
     return source
 
 
-def count_trained_on(source: Source, data: ConfigDict, training: ConfigDict) -> int:
+def count_trained_on(
+    source: Source, data: ConfigDict, training: ConfigDict, trained: Source | None = None
+) -> int:
     """The number of records of an evaluation split that `training.train_split` has as well.
 
-    `source` is `data.eval_split`, as opened. Image files are compared by path, TFDS splits of the
-    same name by position.
+    `source` is `data.eval_split`, and `trained` the training split, as opened. Image files are
+    compared by content, TFDS splits of the same name by position.
     """
-    if data.source == training.source == "folder":
-        root = os.path.abspath(os.path.expanduser(training.data_dir or ""))
-        folder = os.path.join(root, training.train_split, "")
-        return sum(source.describe(index).startswith(folder) for index in range(len(source)))
-    if data.source == training.source == "split_files":
-        trained = open_source(training, training.train_split)
-        paths = {trained.describe(index) for index in range(len(trained))}
-        return sum(source.describe(index) in paths for index in range(len(source)))
+    if isinstance(source, FolderSource) and isinstance(trained, FolderSource):
+        return source.count_shared(trained)
     same = isinstance(source, TfdsSource) and data.name == training.name
     return source.shared(training.train_split) if same else 0
+
+
+def _middle(path: str) -> bytes:
+    """Some bytes of a file, which tell most files of one size apart."""
+    with open(path, "rb") as file:
+        file.seek(os.path.getsize(path) // 2)
+        return file.read(4096)
 
 
 def fingerprint(source: Source, most: int = 32) -> str:

@@ -30,7 +30,7 @@ def draw(
         axes.axis("off")
     for row, cells in enumerate(rows):
         for axes, (image, found, title) in zip(grid[row], cells, strict=False):
-            axes.set_title(title, fontsize=TEXT)
+            axes.set_title(title, fontsize=TEXT, parse_math=False)
             axes.imshow(image)
             if found is not None:
                 height, width = image.shape[:2]

@@ -58,7 +58,7 @@ def open_set(data: ConfigDict) -> FolderSource | None:
     if name == "imagenet2012_real":
         labels = _reassessed(root, labels)
     say(f"{name}: reading {len(labels):,} images in {place}")
-    return FolderSource(class_names(), sorted(labels.items()))
+    return FolderSource(class_names(), sorted(labels.items()), place)
 
 
 def _places(root: pathlib.Path, name: str) -> list[pathlib.Path]:

@@ -3,6 +3,7 @@
 Evaluations during training are `config.evaluations`.
 """
 
+import contextlib
 import dataclasses
 import pathlib
 import statistics
@@ -41,11 +42,23 @@ def evaluation_set(name: str, split: str, images: int | None = None) -> ConfigDi
 
 def load_evaluation_set(name: str) -> ConfigDict:
     """A file of configs/evaluation: "NAME", "NAME:ARGUMENT" or "FILE.py:ARGUMENT"."""
-    return experiments.get_config("evaluation", "evaluation set", name)
+    config = experiments.get_config("evaluation", "evaluation set", name)
+    wanted = evaluation_set("", "")
+    is_whole = isinstance(config, ConfigDict) and {*wanted} <= {*config}
+    if not is_whole or not {*wanted.data} <= {*config.data}:
+        raise UserError(
+            f"evaluation set {name!r}: its get_config has to return evaluation_set(NAME, SPLIT) of "
+            "effnet_jax.imagenet.variants, with any changes"
+        )
+    return config
 
 
 def choose_data(
-    weights: Any, run: ConfigDict | None, data: str | None = None, data_dir: str | None = None
+    weights: Any,
+    run: ConfigDict | None,
+    data: str | None = None,
+    data_dir: str | None = None,
+    trained: str | None = None,
 ) -> ConfigDict:
     """A whole config for `evaluate_set`.
 
@@ -56,6 +69,7 @@ def choose_data(
         folder of images, DIR/val/CLASS or DIR/CLASS. A folder that is not the run's is taken
         whole: nothing in it is held out for training.
       data_dir: the folder, or where the data is if not where its config says.
+      trained: what `sources.identity` was of the run's training data; None: unknown.
     """
     config = (run or config_lib.get_config()).copy_and_resolve_references().unlock()
     config.model = weights.config.copy_and_resolve_references()
@@ -63,6 +77,7 @@ def choose_data(
         config.preprocess[key] = weights.preprocess[key]
     config.corruptions, config.severities, config.images = ConfigDict(), (), 0
     config.training_data = config.data.copy_and_resolve_references() if run else ConfigDict()
+    config.trained = trained or ""
     if run is None:
         config.eval_batch_size = 32 * jax.device_count()
     if data is not None:
@@ -130,9 +145,25 @@ def _open_sources(config: ConfigDict, names: Sequence[str]) -> dict[str, Source]
 
 
 def _count_trained_on(config: ConfigDict, found: dict[str, Source]) -> int:
-    """The number of images that the run was trained on; says so if there are any."""
-    data, training = config.data, config.training_data
-    count = sum(sources.count_trained_on(source, data, training) for source in found.values())
+    """The number of images that the run was trained on; says so if there are any.
+
+    Also warns where other images than at the training are held out, so that nobody knows.
+    """
+    data, training, trained = config.data, config.training_data, None
+    if training.source in ("folder", "split_files"):
+        with contextlib.suppress(UserError):  # The training data isn't here any more.
+            trained = sources.open_source(training, training.train_split)
+    counts = (sources.count_trained_on(each, data, training, trained) for each in found.values())
+    count, first = sum(counts), next(iter(found.values()))
+    if trained and config.trained and getattr(first, "is_held_out", False):
+        before, now = config.trained, sources.identity(trained)
+        if before != now:
+            writers.say(
+                f"warning: the training images in {data.data_dir} have changed since the run "
+                f"(then {before}, now {now}), and with them which images are held out: the run may "
+                "have been trained on some of these. Images that are added belong in a folder of "
+                "their own, for --data_dir"
+            )
     if count:
         images = sum(map(len, found.values()))
         split = f"config.data.train_split={training.train_split!r}"

@@ -24,7 +24,7 @@ def draw_curves(rows: list[dict[str, float]], path: pathlib.Path, title: str = "
     """
     figure = matplotlib.figure.Figure(figsize=(10, 5.6), layout="constrained")
     panels = figure.subplot_mosaic([["loss", "top1"], ["rate", "rate"]], height_ratios=(3, 1))
-    figure.suptitle(title, fontsize=drawing.TEXT + 1)
+    figure.suptitle(title, fontsize=drawing.TEXT + 1, parse_math=False)
     for axes in panels.values():
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
@@ -82,7 +82,7 @@ def draw_lines(axes: Axes, lines: list[tuple[Curve, dict]]) -> None:
         ends = dict.fromkeys(f"{value:.3g}" for value in (min(beyond), max(beyond)))
         text = f"triangles: beyond the axis, {' to '.join(ends)}"
         axes.set_title(text, fontsize=drawing.SMALL - 1, color=drawing.REFERENCE, loc="right")
-    axes.legend(fontsize=drawing.SMALL)
+    drawing.legend(axes)
 
 
 def limits(curves: list[list[float]]) -> tuple[float, float]:

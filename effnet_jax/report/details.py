@@ -117,7 +117,7 @@ def draw(names: Sequence[str], counts: np.ndarray, title: str) -> matplotlib.fig
     size = cell * count + 3.2
     figure = matplotlib.figure.Figure((max(size, 6.5), max(size - 0.8, 4)), layout="constrained")
     _draw_matrix(figure.subplots(), [shown[i] for i in seen], counts[np.ix_(seen, seen)], cell)
-    figure.suptitle(title, fontsize=drawing.TEXT)
+    figure.suptitle(title, fontsize=drawing.TEXT, parse_math=False)
     return figure
 
 
@@ -144,7 +144,7 @@ def _draw_least(names: Sequence[str], counts: np.ndarray, title: str) -> matplot
     accuracy = np.where(images > 0, right / np.maximum(images, 1), np.inf)
     least = [i for i in np.argsort(accuracy, kind="stable")[:LISTED].tolist() if images[i]]
     figure = matplotlib.figure.Figure((10, 1.6 + 0.22 * len(least)), layout="constrained")
-    figure.suptitle(title, fontsize=drawing.TEXT)
+    figure.suptitle(title, fontsize=drawing.TEXT, parse_math=False)
     axes, others = figure.subplots(), confused(counts)
     axes.barh(range(len(least)), 100 * accuracy[least], color=drawing.style("width")[0])
     axes.set_yticks(range(len(least)), [names[i] for i in least], fontsize=drawing.SMALL)

@@ -101,7 +101,7 @@ def draw_ranked(axes: Axes, points: Sequence[Point], names: Sequence[str]) -> No
         if point.n > 1:
             seeds = [100 * top1 for top1 in point.top1]
             axes.scatter(seeds, [place] * point.n, s=7, color=colour, alpha=0.5)
-    axes.set_yticks(range(len(points)), names)
+    axes.set_yticks(range(len(points)), names, parse_math=False)
     axes.set_ylim(-0.7, len(points) - 0.3)
     axes.set_xlabel("top-1 (%)", fontsize=TEXT)
 
@@ -128,10 +128,17 @@ def label_values(axes: Axes, key: str, values: Sequence[float]) -> None:
     axes.margins(x=0.08, y=0.15)
 
 
+def legend(axes: Axes) -> None:
+    """Explains lines by their labels."""
+    for text in axes.legend(fontsize=SMALL).get_texts():
+        text.set_parse_math(False)
+
+
 def write(axes: Axes, text: str, place: tuple, right: float, up: float, colour: str) -> None:
     """Writes next to a place, `right` and `up` of it in points; 0 to the right is centred."""
     side = "left" if right > 0 else "right" if right else "center"
     form = {"ha": side, "va": "bottom" if up > 0 else "top", "fontsize": SMALL, "color": colour}
+    form["parse_math"] = False  # A dollar sign in a name begins no formula, here and elsewhere.
     axes.annotate(text, place, xytext=(right, up), textcoords="offset points", **form)
 
 
@@ -171,6 +178,6 @@ def label_ends(axes: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
             push = max(0.0, gap - (upper[0] - lower[0])) / 2
             lower[0], upper[0] = lower[0] - push, upper[0] + push
     excess = max(0.0, places[-1][0] - 1)
-    form = {"xycoords": "axes fraction", "va": "center", "fontsize": TEXT}
+    form = {"xycoords": "axes fraction", "va": "center", "fontsize": TEXT, "parse_math": False}
     for place, name, colour in places:
         axes.annotate(name, (1.02, place - excess), color=colour, annotation_clip=False, **form)

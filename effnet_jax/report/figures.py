@@ -110,7 +110,7 @@ def curve(results: Results, what: str, cost: str) -> Drawn:
         right, up = (-7, 3) if others else (7, -3)
         drawing.write(axes, name, (getattr(point, cost), 100 * point.mean), right, up, colour)
     if others:
-        axes.legend(fontsize=drawing.SMALL)
+        drawing.legend(axes)
     drawing.label_axes(axes, COSTS[cost], [row[cost] for row in drawn if row[cost]])
     axes.margins(x=0.12, y=0.12)
     return Drawn(figure, caption.strip(), drawn)
@@ -201,7 +201,7 @@ def figure8(results: Results) -> Drawn | None:
     for axes, shown in zip(figure.axes, panels, strict=True):
         lines(axes, shown, start)
         if shown is near:
-            axes.set_title(without, fontsize=drawing.SMALL + 1)
+            axes.set_title(without, fontsize=drawing.SMALL + 1, parse_math=False)
     if any(point.series == "compound_paper" for point in points):
         caption += (
             " Compound scaling by the coefficients found here, and by the paper's 1.2, 1.1, 1.15."
@@ -273,7 +273,7 @@ def figure_sweeps(results: Results) -> Drawn | None:
     drawn, captions = [], []
     for axes, swept, (title, points) in zip(figure.axes, found, sweeps.items(), strict=True):
         ranked = sorted(zip(points, swept.names, strict=True), key=lambda pair: pair[0].mean)
-        axes.set_title(title, fontsize=drawing.SMALL + 1)
+        axes.set_title(title, fontsize=drawing.SMALL + 1, parse_math=False)
         draw_sweep(axes, swept, *zip(*ranked, strict=True))
         captions.append(f"{title}: {describe(points)} {best(*zip(*ranked, strict=True))}")
         drawn += [dict(p.runs[0].swept) | row for p, row in zip(points, rows(points), strict=True)]
@@ -297,7 +297,7 @@ def draw_sweep(axes: Axes, swept: Swept, points: Sequence[Point], names: Sequenc
     drawing.label_values(axes, swept.key, [x for x, _ in pairs])
     drawing.mark_best(axes, *max(pairs, key=lambda pair: pair[1].mean))
     if len(swept.lines) > 1:
-        axes.legend(fontsize=drawing.SMALL)
+        drawing.legend(axes)
 
 
 def figure6(results: Results) -> Drawn:

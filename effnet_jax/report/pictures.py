@@ -50,14 +50,14 @@ def draw(
     size = CELL * len(columns), CELL * (len(originals) + 0.5)
     figure = matplotlib.figure.Figure(size, layout="constrained")
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
-    figure.suptitle(title, fontsize=drawing.TEXT)
+    figure.suptitle(title, fontsize=drawing.TEXT, parse_math=False)
     grid = figure.subplots(len(originals), len(columns), squeeze=False)
     for (row, column), axes in np.ndenumerate(grid):
         axes.imshow(columns[column][row])
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
         if not column:
-            axes.set_ylabel(names[row][:16], fontsize=drawing.SMALL)
+            axes.set_ylabel(names[row][:16], fontsize=drawing.SMALL, parse_math=False)
         if not row:
             axes.set_title(f"epoch {column}" if column else "original", fontsize=drawing.SMALL)
     return figure

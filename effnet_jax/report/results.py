@@ -24,7 +24,7 @@ from effnet_jax.report import paper
 EVALUATION = "val/ema"  # The default; its accuracies are in the column val/ema/top1.
 SETTINGS = ("base", "width", "depth", "resolution", "parameters", "multiply_adds", "epochs")
 # Runs of one point share these, and differ only in their seed; the last two are of newer files.
-SETTINGS += ("batch_size", "recipe", "trained_on")
+SETTINGS += ("steps", "batch_size", "recipe", "trained_on")
 # What transfer learning is compared by, where a data set isn't compared by top-1.
 METRICS = {"top1": "Top-1", "mean_per_class": "Mean accuracy per class"}
 EVAL = "eval"  # Stands for a sweep in the rows of eval.py.
@@ -37,19 +37,23 @@ LATENCY = ("model", "resolution", "batch", "latency_ms", "latency_ms_min", "late
 def bare_name(sweep: str) -> str:
     """The name of a sweep without arguments and wrappers: "methods" for "seeds:3,methods:2,4".
 
-    Of a sweep of config keys, the keys: "epochs ema.decay" for "epochs=1,2 ema.decay=0.9 seed=0,1".
+    Of a sweep of config keys, the keys, sorted: "ema.decay epochs" for "epochs=1,2 ema.decay=0.9
+    seed=0,1". Of a file of the user's own that is called like one of the paper's, "width.py".
     """
     name = re.sub(r"^(seeds:[^,]*,|tuned:.*?\.csv,)+", "", sweep)
     if re.match(r"[\w.]+=", name):
         keys = re.findall(r"(?:^|\s)([\w.]+)=", name)
-        return " ".join(key for key in keys if key != "seed") or "seed"
-    return pathlib.PurePath(name.partition(":")[0]).stem
+        return " ".join(sorted(key for key in keys if key != "seed")) or "seed"
+    path = pathlib.PurePath(name.partition(":")[0])
+    is_own = path.suffix == ".py" and path.parent.name != "sweeps"
+    return path.name if is_own and path.stem in (EVAL, *PAPER) else path.stem
 
 
 class Run(NamedTuple):
     """One row: the columns that a report needs, and scores by name ("val/ema/top1").
 
     Attributes:
+      epochs, steps: the length of the run; one of them is None.
       swept: values by config key that the sweep changes; () in older files, as "" is in these:
       recipe: a digest of the rest of the config.
       trained_on, identity: of the splits; `data` has the latter where that is several data sets.
@@ -70,7 +74,7 @@ class Run(NamedTuple):
     resolution: int
     parameters: int
     multiply_adds: int
-    epochs: float
+    epochs: float | None
     batch_size: int
     train_minutes: float
     jax: str
@@ -82,19 +86,21 @@ class Run(NamedTuple):
     recipe: str = ""
     trained_on: str = ""
     identity: str = ""
+    steps: int | None = None
     curve: tuple[tuple[float, float], ...] = ()
 
     @property
     def kind(self) -> str:
         return bare_name(self.sweep)
 
+    @property
+    def place(self) -> tuple:
+        """What runs of one point share: values of keys, or names where those are all there is.
 
-def whole(text: str) -> int:
-    """An int, also from "2000.0"."""
-    value = float(text)
-    if not value.is_integer():
-        raise ValueError(text)
-    return int(value)
+        A sweep's file may give all runs one name; a value may be written in several ways.
+        """
+        names = () if self.swept and self.kind not in PAPER else (self.series, self.label)
+        return self.kind, names, self.swept
 
 
 def number(text: str) -> float:
@@ -107,13 +113,15 @@ def number(text: str) -> float:
 
 def value(text: str) -> str:
     """A value of a config key; numbers alike however they are written."""
+    if text.upper() in ("TRUE", "FALSE"):  # A spreadsheet changes the case.
+        return text.capitalize()
     return text if math.isnan(number(text)) else f"{number(text):.12g}"
 
 
 OTHERS = ("scores", *Run._field_defaults)  # What is no column that each file has to have.
 COLUMNS = {name: kind for name, kind in Run.__annotations__.items() if name not in OTHERS}
-PARSERS = {str: str, int: whole, float: float}
-PARSERS[float | None] = lambda text: float(text) if text else None
+ZERO = ("seed", "epochs", "steps", "train_minutes")  # Numbers that may be 0; all others are above.
+FRACTIONS = ("top1", "top5", "mean_per_class")
 
 
 class Point(NamedTuple):
@@ -219,7 +227,7 @@ class Results:
             )
         groups = collections.defaultdict(list)
         for run in runs:
-            groups[run.kind, run.series, run.label, run.swept].append(run)
+            groups[run.place].append(run)
         return [self._point(what, group, metric) for group in groups.values()]
 
     def _point(self, what: str, runs: list[Run], metric: str) -> Point:
@@ -228,8 +236,9 @@ class Results:
         for key in SETTINGS:
             values = list(dict.fromkeys(getattr(run, key) for run in runs))
             if len(values) > 1:
+                one, other = ("unknown" if each in ("", None) else each for each in values[:2])
                 raise UserError(
-                    f"{where} differ by more than their seed: {key} {values[0]} and {values[1]}. "
+                    f"{where} differ by more than their seed: {key} {one} and {other}. "
                     "Name only the files that belong together with --results"
                 )
         top1, count = f"{self.evaluation}/top1", f"{self.evaluation}/count"
@@ -331,9 +340,12 @@ def describe(points: Sequence[Point]) -> str:
     first, runs = points[0], [run for point in points for run in point.runs]
     kind = "averaged (EMA)" if first.evaluation.endswith("/ema") else "raw"
     images = span([run.scores[f"{first.evaluation}/count"] for run in runs], ",")
-    epochs, batch = span([run.epochs for run in runs]), span([run.batch_size for run in runs])
+    batch, lengths = span([run.batch_size for run in runs]), []
+    for unit in ("epochs", "steps"):
+        if values := [each for run in runs if (each := getattr(run, unit)) is not None]:
+            lengths.append(f"{span(values, 'g' if unit == 'epochs' else ',')} {unit}")
     made = f"{METRICS[first.metric]} of the {kind} weights on {first.data} ({images} images)"
-    made += f", after {epochs} epochs at batch {batch}."
+    made += f", after {' or '.join(lengths)} at batch {batch}."
     if max(point.n for point in points) == 1:
         return f"{made} One run a point (n = 1), so that the spread is not known."
     bars = "means, bars of one sample standard deviation, a dot for each seed."
@@ -353,28 +365,44 @@ def find_files(paths: Sequence[pathlib.Path]) -> dict[pathlib.Path, bool]:
 
 def parse(cells: dict[str, str], place: str, evaluation: str = EVALUATION) -> Run:
     """A row as a run; `place` is its file and line, for messages."""
-    scores = [n for n in cells if re.fullmatch(r"[^/ ]+/[^/ ]+/[^/ ]+", n) and cells[n]]
-    values = {}
-    for name in (*COLUMNS, *scores):
-        kind = COLUMNS.get(name, int if name.endswith("/count") else float)
-        if kind is datetime.datetime:
-            values[name] = csv_rows.moment(cells[name], place)
-            continue
-        try:
-            values[name] = PARSERS[kind](cells[name])
-        except ValueError:
-            raise UserError(f"{place}: {name} is {cells[name]!r}, no number") from None
-        if name.endswith("/top1") and not 0 <= values[name] <= 1:
-            raise UserError(f"{place}: {name} is {values[name]}; accuracies are fractions, 0 to 1")
-    scores = {name: values.pop(name) for name in scores}
-    swept = ((name, text) for name, text in cells.items() if name.startswith("config.") and text)
-    swept = tuple(sorted((name.removeprefix("config."), value(text)) for name, text in swept))
+    values = [_parse_cell(cells, name, kind, place) for name, kind in COLUMNS.items()]
+    scores = {
+        name: _parse_score(cells, name, place)
+        for name in cells
+        if re.fullmatch(r"[^/ ]+/[^/ ]+/[^/ ]+", name) and cells[name]
+    }
+    swept = {name: text for name, text in cells.items() if name.startswith("config.") and text}
+    for name, text in swept.items():
+        if re.fullmatch(r"-?\d+,\d+", text):
+            raise UserError(f"{place}: {name} is {text!r}, a number with a decimal comma")
+    swept = tuple(sorted((key.removeprefix("config."), value(text)) for key, text in swept.items()))
     others = ("recipe", "train/identity", f"{evaluation.partition('/')[0]}/identity")
-    course = cells.get(f"{evaluation}/top1 by epoch", "").split()
-    curve = tuple(
-        (number(epoch), number(top1)) for epoch, _, top1 in (x.partition(":") for x in course)
-    )
-    return Run(*values.values(), scores, swept, *(cells.get(name, "") for name in others), curve)
+    steps = _parse_cell({"steps": ""} | cells, "steps", int | None, place)
+    if cells["epochs"] == "" and steps is None:
+        raise UserError(
+            f"{place} has neither epochs nor steps; the sweep's command, run again, adds the steps "
+            "of its runs"
+        )
+    course = re.findall(r"(\S+):(\S+)", cells.get(f"{evaluation}/top1 by epoch", ""))
+    curve = tuple((number(epoch), number(top1)) for epoch, top1 in course)
+    return Run(*values, scores, swept, *(cells.get(name, "") for name in others), steps, curve)
+
+
+def _parse_cell(cells: dict[str, str], name: str, kind: Any, place: str) -> Any:
+    if kind is str or (cells[name] == "" and kind in (float | None, int | None)):
+        return cells[name] if kind is str else None
+    if kind is datetime.datetime:
+        return csv_rows.moment(cells[name], place)
+    return csv_rows.number(cells, name, place, name in ZERO, kind in (int, int | None))
+
+
+def _parse_score(cells: dict[str, str], name: str, place: str) -> float:
+    metric = name.rpartition("/")[2]
+    if metric == "count":
+        return csv_rows.number(cells, name, place, whole=True)
+    if metric in FRACTIONS:
+        return csv_rows.fraction(cells, name, place)
+    return number(cells[name])  # A loss may be infinite.
 
 
 network = operator.attrgetter("base", "width", "depth", "resolution")
@@ -389,31 +417,49 @@ def parse_evaluation(cells: dict[str, str], place: str) -> Run | None:
     if cells["data"] not in sets or not cells["step"]:
         return None
     numbers = ("width", "depth", "resolution", "parameters")
-    try:
-        size = [PARSERS[COLUMNS[key]](cells[key]) for key in numbers]
-    except ValueError:
-        raise UserError(f"{place}: one of {', '.join(numbers)} is no number") from None
+    size = [_parse_cell(cells, key, COLUMNS[key], place) for key in numbers]
     found = paper.identify(*size, int(sets[cells["data"]]["classes"]))
     if found is None:
         return None
     row = dict.fromkeys(COLUMNS, "") | {key: cells[key] for key in COLUMNS if key in cells}
-    row |= {"sweep": EVAL, "series": cells["weights"], "base": found[0], "train_minutes": "nan"}
+    row |= {"sweep": EVAL, "series": cells["weights"], "base": found[0], "train_minutes": "0"}
     row["multiply_adds"] = str(found[1].multiply_adds)
+    row["steps"] = "" if cells["epochs"] else cells["step"]
     kept = (*METRICS, "count")
     row |= {f"val/{cells['weights']}/{key}": cells[key] for key in kept if key in cells}
     run = parse(row | {"val/identity": cells["identity"]}, place)
-    return run._replace(label=paper.label(*network(run)))
+    return run._replace(label=paper.label(*network(run)), train_minutes=math.nan)
 
 
-def name_data(runs: Sequence[Run]) -> list[Run]:
-    """The runs with the end of its identity after the name of a data set that is several."""
-    several = collections.Counter(name for name, _ in {(run.data, run.identity) for run in runs})
+def parse_latency(cells: dict[str, str], place: str) -> dict[str, Any]:
+    """A row of the latency benchmark, whose numbers are checked, with its time; None: not known."""
+    for name in LATENCY[1:]:
+        csv_rows.number(cells, name, place)
+    return cells | {"time": csv_rows.moment(cells["time"], place) if cells.get("time") else None}
+
+
+def name_data(runs: Sequence[Run], evaluation: str = EVALUATION) -> list[Run]:
+    """The runs with the end of its identity after the name of a data set that is several.
+
+    Rows of older files have no identity: of these the number of images tells sets apart.
+    """
+    sets, counts = (collections.defaultdict(set) for _ in range(2))
+    names = []
+    for run in runs:
+        images = run.scores.get(f"{evaluation}/count")
+        names.append((run.identity[-8:], None if run.identity else images))
+        sets[run.data].add(names[-1])
+        counts[run.data] |= set() if run.identity else {images}
     return [
-        run._replace(data=f"{run.data} [{run.identity[-8:] or 'unknown'}]")
-        if several[run.data] > 1
+        run._replace(data=f"{run.data} [{digest or _unknown(images, counts[run.data])}]")
+        if len(sets[run.data]) > 1
         else run
-        for run in runs
+        for run, (digest, images) in zip(runs, names, strict=True)
     ]
+
+
+def _unknown(images: int | None, counts: set[int | None]) -> str:
+    return "unknown" if len(counts) == 1 else f"unknown, {images} images"
 
 
 def read(
@@ -441,9 +487,7 @@ def read(
         if not missing:
             parsed += (parse(*row, evaluation) for row in rows)
         elif set(LATENCY) <= set(columns):
-            for row, place in rows:
-                time = row.get("time") and csv_rows.moment(row["time"], place)
-                latency.append(row | {"time": time or None})
+            latency += (parse_latency(*row) for row in rows)
         elif set(columns) >= EVALUATED:
             found = [run for row in rows if (run := parse_evaluation(*row))]
             parsed += found
@@ -459,15 +503,15 @@ def read(
             skipped.append(f"{path} (no column {missing[0]!r})")
             continue
         files.append(path)
-    parsed = name_data([run for run in parsed if sweep in (None, run.sweep)])
+    parsed = name_data([run for run in parsed if sweep in (None, run.sweep)], evaluation)
     if data is not None:
         sets = {run.data for run in parsed}
-        chosen = {name for name in sets if data == name or data in re.split(r"[ \[\]]+", name)}
+        chosen = {name for name in sets if data == name or data in re.split(r"[ \[\],]+", name)}
         if not chosen:
             known = near(data, sets) or "none"
             raise UserError(f"no results have --data={data}; there are: {known}")
         parsed = [run for run in parsed if run.data in chosen]
-    settings = operator.attrgetter("kind", "series", "label", "swept", "data", "seed", *SETTINGS)
+    settings = operator.attrgetter("place", "data", "seed", *SETTINGS)
     newest = {settings(run): run for run in sorted(parsed, key=operator.attrgetter("time"))}
     runs = tuple(newest[key] for key in dict.fromkeys(map(settings, parsed)))
     left_out = len(parsed) - len(runs), tuple(skipped)

@@ -21,6 +21,20 @@ BEAT = 5.0  # Seconds between two signs of life of a lock's holder.
 PATIENCE = 30.0  # Seconds without one after which a holder on another machine counts as dead.
 
 
+# What a download leaves where a file should be, by its first bytes in lower case.
+LEFT = {
+    b"version https://git-lfs": "a pointer of Git LFS, not the file itself; run git lfs pull there",
+    b"<!doctype html": "a web page, as for an error or a login; download the file itself",
+    b"<html": "a web page, as for an error or a login; download the file itself",
+}
+
+
+def left_by_download(start: bytes) -> str | None:
+    """What a file is that starts with `start` (64 bytes are enough), if it is one of LEFT."""
+    start = start.lstrip().lower()
+    return next((meaning for first, meaning in LEFT.items() if start.startswith(first)), None)
+
+
 def check_local(what: str, path: str | pathlib.Path) -> None:
     """Raises a UserError, which names `what`, for an address like gs://BUCKET/FOLDER."""
     # A pathlib.Path has dropped the second slash.

@@ -8,6 +8,7 @@ DIR/results.csv         a row for each finished run
 """
 
 import contextlib
+import json
 import pathlib
 import re
 from typing import Any
@@ -39,9 +40,13 @@ class Folder:
         return self.root / "logs" / f"{name}.log"
 
     def done(self, name: str) -> dict[str, Any] | None:
-        """The results of a finished run; None for any other."""
-        path = self.workdir(name) / "done.json"
-        return files.read_json(path) if path.exists() else None
+        """The results of a finished run; None for any other.
+
+        A file that a crash of the machine left empty counts as none: the run writes it again.
+        """
+        with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
+            return files.read_json(self.workdir(name) / "done.json")
+        return None
 
     def write_configs(self, schedule: list[Scheduled]) -> None:
         """Writes each run's config; raises UserError for another config of a run that has begun."""

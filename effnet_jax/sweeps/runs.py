@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import itertools
+import json
 import operator
 import re
 from collections.abc import Iterable, Iterator
@@ -75,7 +76,8 @@ class Scheduled(NamedTuple):
         row |= {key: model[key] for key in ("base", "phi", "alpha", "beta", "gamma")}
         row |= {key: round(value, 6) for key, value in vars(self.coefficients).items()}
         row |= {"parameters": self.cost.parameters, "multiply_adds": self.cost.multiply_adds}
-        return row | {"epochs": config.epochs, "batch_size": config.batch_size}
+        row |= {key: config[key] for key in ("epochs", "steps", "batch_size")}
+        return row
 
 
 def expand(config: ConfigDict, sweep: str) -> Iterator[Run]:
@@ -186,13 +188,14 @@ def make_schedule(config: ConfigDict, sweep: str, experiment: str = "") -> list[
     """Every run of a sweep (see `expand`) of a config, which is validated, with its cost.
 
     Raises:
-      UserError: an unknown sweep or key, two runs with one name, or a config that can't work.
+      UserError: an unknown sweep or key, two runs with one name or one config, or a config that
+        can't work.
     """
     config = copy.deepcopy(config)
     if config.model.num_classes is None:  # The costs depend on it.
         source = sources.open_source(config.data, config.data.train_split)
         config.model.num_classes = len(source.classes)
-    schedule = []
+    schedule, names = [], {}
     for run in expand(config, sweep):
         if not re.fullmatch(r"[A-Za-z0-9_.=+-]+", run.name) or run.name.startswith("."):
             raise UserError(f"run name {run.name!r} can't be the name of a folder")
@@ -205,6 +208,12 @@ def make_schedule(config: ConfigDict, sweep: str, experiment: str = "") -> list[
             cost = scaling.cost(models.architecture(changed.model).layers())
         except UserError as error:
             raise UserError(f"run {run.name!r}: {error}") from None
+        first = names.setdefault(json.dumps(config_lib.to_dict(changed), sort_keys=True), run.name)
+        if first != run.name:
+            raise UserError(
+                f"sweep {sweep!r} has the same run twice, as {first!r} and {run.name!r}; give each "
+                "value once"
+            )
         schedule.append(Scheduled(experiment, sweep, run, changed, coefficients, cost))
     if not schedule:
         raise UserError(f"sweep {sweep!r} has no runs")

@@ -37,6 +37,11 @@ def main(args: argparse.Namespace) -> None:
     if of_run and args.workdir is None:
         raise UserError("give --workdir=DIR, the folder of a run, or --weights=FILE of weights")
     of_file = (args.model, args.origin, args.classes)
+    if args.workdir is not None and not of_run:
+        raise UserError(
+            f"--weights={args.weights} is neither ema nor raw, of the run in --workdir, but a file "
+            "or a repository of weights; leave one of the two out"
+        )
     if any(value is not None for value in (of_file if of_run else (args.workdir, args.step))):
         raise UserError(
             "--workdir and --step apply to runs; --model, --origin and --classes to weight files"
@@ -46,6 +51,7 @@ def main(args: argparse.Namespace) -> None:
     from effnet_jax import config, csv_rows, weights
     from effnet_jax.imagenet import variants
     from effnet_jax.report import details
+    from effnet_jax.run import files
     from effnet_jax.run.writers import say
 
     if args.details and args.processes.is_first:
@@ -55,7 +61,9 @@ def main(args: argparse.Namespace) -> None:
     if args.step is not None:
         source = pathlib.Path(source, "checkpoints", str(args.step))
     found = weights.load(source, *of_file, weights=args.weights if of_run else "ema")
-    data = variants.choose_data(found, run, args.data, args.data_dir)
+    starts = run and files.read_rows(pathlib.Path(args.workdir, "runs.jsonl").expanduser())
+    trained = starts[-1].get("data", {}).get("train") if starts else None
+    data = variants.choose_data(found, run, args.data, args.data_dir, trained)
     failed = []
 
     def show(name, records, outcomes):

@@ -26,7 +26,7 @@ import rich.progress
 import rich.table
 
 from effnet_jax import flags
-from effnet_jax.errors import ImagesFailed
+from effnet_jax.errors import ImagesFailed, UserError
 from effnet_jax.tools import show
 
 BATCH = 16  # Most images in a batch.
@@ -68,7 +68,9 @@ def classify_all(
 def best(
     probabilities: np.ndarray, classes: Sequence[str], titles: dict[str, str], top: int
 ) -> list[dict[str, Any]]:
-    """The most probable classes, best first."""
+    """The most probable classes, best first; raises UserError for probabilities that are NaN."""
+    if not np.isfinite(probabilities).all():
+        raise UserError("the network's outputs are not finite, as after training diverged")
     return [
         {
             "label": label,

@@ -97,7 +97,11 @@ def rows(
     place = {"data": args.data, "identity": sources.identity(source)}
     csv_rows.check_append(args.csv, (*place, *COLUMNS, *machine))
     found = csv_rows.read(args.csv)[1] if args.csv.is_file() else []
-    done = {tuple(row[key] for key in (*place, *COLUMNS[:2])): row for row, _ in found}
+    done = {}
+    for row, where in found:
+        for key in ("top1", "published_top1") if row["published_top1"] else ("top1",):
+            csv_rows.fraction(row, key, where)
+        done[tuple(row[key] for key in (*place, *COLUMNS[:2]))] = row
     for number, path in enumerate(paths, 1):
         file, start = str(path.relative_to(args.weights)), time.perf_counter()
         row, line = (
@@ -127,7 +131,7 @@ def table(found: list[dict[str, str]]) -> rich.table.Table:
         published, difference = "", ""
         if row["published_top1"]:
             published = f"{100 * float(row['published_top1']):.2f}"
-            difference = f"{100 * float(row['difference']):+.2f}"
+            difference = f"{100 * (float(row['top1']) - float(row['published_top1'])):+.2f}"
         measured = down(100 * float(row["top1"]))
         cells = (row["model"], row["file"], row["resolution"], measured, published, difference)
         shown.add_row(*cells, row["source"])

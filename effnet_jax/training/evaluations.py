@@ -83,7 +83,7 @@ def _open(config: ConfigDict, name: str, train: Source) -> Source:
     data.eval_split = sources.eval_split(data, config.data.data_dir)
     source = sources.open_source(data, data.eval_split)
     parallel.check_processes(len(source), f"evaluation {name!r}")
-    if count := sources.count_trained_on(source, data, config.data):
+    if count := sources.count_trained_on(source, data, config.data, train):
         say(
             f"warning: {count:,} of {len(source):,} images of evaluation {name!r} are trained on, "
             f"with config.data.train_split={config.data.train_split!r}"

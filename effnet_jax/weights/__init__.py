@@ -308,7 +308,8 @@ def _name_classes(
     if isinstance(classes, str):
         try:
             text = pathlib.Path(classes).expanduser().read_text("utf-8-sig").rstrip()
-            classes = json.loads(text) if text.startswith(("[", "{")) else text.splitlines()
+            lines = [line.strip() for line in text.splitlines()]
+            classes = json.loads(text) if text.startswith(("[", "{")) else lines
         except (OSError, ValueError) as error:
             raise UserError(
                 f"can't read the names of the classes from {classes}: {error}. Give a file with "

@@ -10,17 +10,12 @@ from typing import Any
 import numpy as np
 
 from effnet_jax.errors import UserError, check_choice
+from effnet_jax.run.files import left_by_download
 from effnet_jax.weights import hub, keras, ours, pth, tf_checkpoint, timm
 from effnet_jax.weights.names import WHICH
 
 HDF5 = b"\x89HDF\r\n\x1a\n"
 INDEX = ".safetensors.index.json"  # Names the shards of one set of weights.
-# What a download leaves where weights should be, by its first bytes in lower case.
-NOT_WEIGHTS = {
-    b"version https://git-lfs": "a pointer of Git LFS, not the file itself; run git lfs pull there",
-    b"<!doctype html": "a web page, as for an error or a login; download the file itself",
-    b"<html": "a web page, as for an error or a login; download the file itself",
-}
 Arrays = dict[str, np.ndarray]
 Stated = dict[str, Any]  # A value for each of STATED that the source has.
 STATED = ("config", "model", "origin", "preprocess", "classes", "step")
@@ -71,9 +66,8 @@ def _read_file(path: pathlib.Path, weights: str) -> tuple[Arrays, Stated]:
             start = file.read(64)
     except OSError as error:
         raise UserError(f"can't read {path}: {error.strerror}") from None
-    for first, meaning in NOT_WEIGHTS.items():
-        if start.lstrip().lower().startswith(first):
-            raise UserError(f"{path} is {meaning}")
+    if meaning := left_by_download(start):
+        raise UserError(f"{path} is {meaning}")
     if not start.startswith((b"PK", b"\x80")):
         check_choice("weights", weights, WHICH)
     if path.name.endswith(INDEX):

@@ -2,6 +2,7 @@
 
 import io
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
@@ -72,6 +73,56 @@ def test_grey_of_unknown_range_is_refused_by_name(dtype, message):
         decode_image(encode(grey, "TIFF"))
     with pytest.raises(ValueError, match=message):
         to_rgb(grey)
+
+
+@pytest.mark.parametrize("kind", [".png", ".tiff"])
+def test_colours_of_12_bits_in_16_are_refused(kind):
+    """They came out nearly black."""
+    high = PIXELS.astype(np.uint16) * 257
+    data = cv2.imencode(kind, high[..., ::-1])[1].tobytes()
+    np.testing.assert_array_equal(decode_image(data), PIXELS)
+    with pytest.raises(ValueError, match="16-bit colours of at most 4095, of 65535, as if it had"):
+        decode_image(cv2.imencode(kind, high >> 4)[1].tobytes())
+    assert not decode_image(cv2.imencode(kind, high * 0)[1].tobytes()).any()
+    dark = encode(Image.fromarray(PIXELS // 32), "BMP")  # 8 bits may be as dark as they like.
+    np.testing.assert_array_equal(decode_image(dark), PIXELS // 32)
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "WEBP", "PNG", "GIF"])
+def test_several_images_in_a_file_are_refused(kind):
+    """Of pages and animations the first one was taken."""
+    first, second = Image.fromarray(PIXELS), Image.fromarray(255 - PIXELS)
+    data = encode(first, kind, save_all=True, append_images=[second])
+    with pytest.raises(ValueError, match="it has 2 frames or pages; save the one that is meant"):
+        decode_image(data)
+    # A photograph's preview, or its other picture, is no second image.
+    second.encoderinfo = {"tiffinfo": {254: 1}}
+    data = encode(first, "TIFF", save_all=True, append_images=[second])
+    np.testing.assert_array_equal(decode_image(data), PIXELS)
+    stereo = encode(first.convert("CMYK"), "MPO", save_all=True, append_images=[second])
+    assert decode_image(stereo).shape == PIXELS.shape
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "it is empty"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC image, as telephones make them; convert it"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS.*git lfs pull"),
+        (b"\n<!DOCTYPE html><html>", "a web page"),
+        (b"%PDF-1.4", r"it is no image, or a badly damaged one; it starts with b'%PDF-1\.4'"),
+    ],
+)
+def test_what_is_no_image_is_named(data, message):
+    with pytest.raises(ValueError, match=message):
+        decode_image(data)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_palette_with_transparent_colours_has_its_colours():
+    image = Image.fromarray(PIXELS).quantize(16)
+    data = encode(image, "PNG", transparency=bytes(range(16)))
+    np.testing.assert_array_equal(decode_image(data), np.asarray(image.convert("RGB")))
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])

@@ -1,8 +1,11 @@
 """The three kinds of source, and what is said when they aren't there."""
 
 import json
+import os
 import pathlib
 import shutil
+import subprocess
+import sys
 
 import cv2
 import numpy as np
@@ -198,6 +201,43 @@ def test_names_of_classes_are_composed_and_two_forms_of_one_are_refused(tmp_path
     make_folder(tmp_path / "val", {"caf\u00e9": 2})
     with pytest.raises(UserError, match=r"two class folders whose name reads .*, in two forms"):
         sources.folder_source(config, "val")
+
+
+def test_folders_of_classes_that_are_not_meant_are_refused_or_reported(tmp_path):
+    def fails(name, message):
+        with pytest.raises(UserError, match=message):
+            sources.open_source(config_for(tmp_path / name), "train")
+
+    # A folder of cats that was dropped into that of the dogs: its images counted as dogs.
+    make_folder(tmp_path / "nested", {"cat": 2, "dog": 2, "dog/cat": 2})
+    fails("nested", r"dog/cat has images, and its name is none of a part of the class 'dog'")
+    make_folder(tmp_path / "linked", {"cat": 2, "dog": 2})
+    (tmp_path / "linked/kitten").symlink_to("cat")
+    fails("linked", r"linked/cat and .*linked/kitten are one folder")
+    make_folder(tmp_path / "latin", {"cat": 2, "dog": 2})
+    os.mkdir(os.fsencode(tmp_path) + b"/latin/caf\xe9")
+    fails("latin", r"class folder with the name b'caf\\xe9', which isn't UTF-8; rename it")
+    names = dict.fromkeys(("Cat", "cat", "bull dog", "bull_dog", "1_1", "11"), 2)
+    source = sources.open_source(config_for(make_folder(tmp_path / "case", names)), "train")
+    assert [line.partition(" differ")[0] for line in source.warnings()] == [
+        "warning: the names of the classes 'Cat' and 'cat'",
+        "warning: the names of the classes 'bull dog' and 'bull_dog'",
+    ]
+
+
+def test_a_file_name_in_another_encoding_can_be_written(tmp_path):
+    make_folder(tmp_path, {"cat": 2, "dog": 2})
+    os.rename(tmp_path / "cat/000.png", os.fsencode(tmp_path) + b"/cat/caf\xe9.png")
+    source = sources.open_source(config_for(tmp_path), ".")
+    named = [source.describe(index) for index in range(len(source))]
+    assert f"{tmp_path}/cat/caf\\xe9.png" in named and "".join(named).encode()
+    command = [
+        sys.executable,
+        "-c",
+        "from effnet_jax import cli\nwith cli.output(): print('\\udce9')",
+    ]
+    strict = os.environ | {"PYTHONIOENCODING": "utf-8:strict", "PYTHONPATH": os.getcwd()}
+    assert subprocess.check_output(command, env=strict) == b"\\udce9\n"
 
 
 def test_a_class_behind_a_broken_link_is_named_and_loose_images_too(tmp_path):

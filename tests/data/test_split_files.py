@@ -37,7 +37,7 @@ def test_splits_are_the_authors(name, tmp_path):
     for split, count in (("trainval", 6 * COUNT), ("test", 0)):
         training = data.copy_and_resolve_references()
         training.train_split = split
-        assert sources.count_trained_on(found["trainval"], data, training) == count
+        assert sources.count_trained_on(found["trainval"], data, training, found[split]) == count
 
 
 def test_labels_are_those_of_the_files(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 
 import numpy as np
 import pytest
@@ -89,8 +90,31 @@ def test_images_that_are_trained_on_are_reported(train, evaluation, shared, data
 def test_image_files_that_are_trained_on_are_counted(tmp_path):
     data = tiny_imagenet(miniature.make_folder(tmp_path, flat=False)).data
     data.source, data.train_split = "folder", "train"
+    trained = sources.open_source(data, "train")
     for split, shared in (("train", 60), ("val", 0)):
-        assert sources.count_trained_on(sources.open_source(data, split), data, data) == shared
+        found = sources.open_source(data, split)
+        assert sources.count_trained_on(found, data, data, trained) == shared
+
+
+def test_copies_of_trained_images_are_counted_whatever_their_path(tmp_path, monkeypatch):
+    data = tiny_imagenet(miniature.make_folder(tmp_path / "a", flat=False)).data
+    data.source, data.train_split = "folder", "train"
+    trained = sources.open_source(data, "train")
+    shutil.copytree(tmp_path / "a" / "train", tmp_path / "copy")
+    (tmp_path / "link").symlink_to(tmp_path / "a" / "train")
+    monkeypatch.chdir(tmp_path)
+    for path in ("a/train", "link", "copy"):
+        data.data_dir = path
+        found = sources.open_source(data, ".")
+        assert sources.count_trained_on(found, data, data, trained) == 60, path
+    # Of many files only those of equal names are compared; here all have other names.
+    for number, path in enumerate(sorted(pathlib.Path("copy").glob("*/*"))):
+        path.rename(path.with_name(f"{number}{path.suffix}"))
+    data.data_dir = "copy"
+    for most, shared in ((sources.COMPARED, 60), (59, 0)):
+        monkeypatch.setattr(sources, "COMPARED", most)
+        found = sources.open_source(data, ".")
+        assert sources.count_trained_on(found, data, data, trained) == shared
 
 
 def test_a_truncated_image_stops_the_run_or_is_skipped(data_dir, tmp_path, capfd):

@@ -240,6 +240,11 @@ def test_a_folder_of_weights_is_evaluated_beside_what_was_published(
     again, text = reproduce()
     assert [path.name for path in evaluated] == ["c.safetensors", "damaged.pth"]
     assert again[:3] == rows and len(again) == 4 and text.count("is done") == 2
+    for cell in ('"0,95"', "nan", ""):  # Of a spreadsheet, or of a row that was cut.
+        table.write_text(table.read_text().replace(",0.95,", f",{cell},", 1))
+        with pytest.raises(UserError, match=r"rows\.csv, line 2: top1 is "):
+            reproduce_tool.main(reproduce_tool.PARSER.parse_args(flags))
+        table.write_text(table.read_text().replace(f",{cell},", ",0.95,", 1))
 
 
 @pytest.mark.parametrize(
@@ -318,7 +323,8 @@ def test_a_folder_may_have_some_of_the_classes(run, released, tmp_path, elsewher
     ("arguments", "message"),
     [
         (["--weights=tiny.safetensors"], "give --data=SET, or --data_dir=FOLDER"),
-        (["--weights=tiny.safetensors", "--workdir=run"], "--workdir and --step apply to runs"),
+        (["--weights=tiny.safetensors", "--step=3"], "--workdir and --step apply to runs"),
+        (["--weights=EMA", "--workdir=run"], "--weights=EMA is neither ema nor raw"),
         (["--workdir=run", "--model=b0"], "--model, --origin and --classes to weight files"),
         ([], "give --workdir=DIR"),
     ],
@@ -359,7 +365,7 @@ def test_labels_go_to_the_outputs_of_their_names():
         sources.with_classes(source, ("b", "b", "d"), "val")
 
 
-def test_imagenet_real_takes_any_label_and_leaves_out_images_without(run, tmp_path):
+def test_imagenet_real_takes_any_label_and_leaves_out_images_without(run, tmp_path, capsys):
     workdir, images, logits = run
     order = np.argsort(-logits, axis=1)
     labels = [[] for _ in range(4)]
@@ -370,6 +376,18 @@ def test_imagenet_real_takes_any_label_and_leaves_out_images_without(run, tmp_pa
     write_set(tmp_path, name, "validation", images, labels, feature="real_label")
     result = evaluate_run(workdir, data="imagenet_real", data_dir=str(tmp_path))
     assert result == {"top1": 4 / 16, "top5": 6 / 16, "count": 16, "step": 0, "weights": "ema"}
+    # The same images and labels as their authors ship them.
+    folder = tmp_path / "unpacked/val"
+    folder.mkdir(parents=True)
+    for number, image in enumerate(images, 1):
+        Image.fromarray(image).save(folder / f"ILSVRC2012_val_{number:08d}.png")
+    (folder.parent / "real.json").write_text(json.dumps(labels + [[]] * (50_000 - COUNT)))
+    for root in (folder.parent, folder):
+        if root == folder:
+            (folder.parent / "real.json").rename(folder / "real.json")
+        assert evaluate_run(workdir, data="imagenet_real", data_dir=str(root)) == result
+    said = capsys.readouterr().err
+    assert f"evaluating on {folder}: 20 of 20 images, 1,000 classes: n01440764" in said
 
 
 def test_imagenet_c_is_relative_to_the_reference_and_takes_whole_images(run, tmp_path):
@@ -435,6 +453,14 @@ def test_a_run_with_other_classes_is_refused(run, tmp_path):
         evaluate(found, config, "ema")
 
 
+def test_a_set_of_the_user_s_own_has_all_keys(tmp_path):
+    path = tmp_path / "mine.py"
+    for value in ("None", "ConfigDict({'data': {'name': 'x'}})"):
+        path.write_text(f"from ml_collections import ConfigDict\ndef get_config(): return {value}")
+        with pytest.raises(UserError, match=r"mine\.py'.*get_config has to return evaluation_set"):
+            load_evaluation_set(str(path))
+
+
 def test_an_argument_that_a_set_does_not_take_is_told():
     with pytest.raises(UserError, match="'imagenet_a' takes no argument; got 'foo'"):
         load_evaluation_set("imagenet_a:foo")
@@ -495,6 +521,33 @@ def test_another_folder_than_the_run_s_is_evaluated_whole(tmp_path):
         assert f"{tmp_path}/other: 20 of 20 images, 2 classes" in text
         assert data.name == "other" and data.exif == "apply"
         assert "20 of 20 images" in summary("splits", run_or_none)[0]
+
+
+def test_a_hold_out_that_moved_since_the_training_is_reported(tmp_path, capsys):
+    """More images in a folder without splits hold out others, which the run was trained on."""
+    rng, run = np.random.default_rng(0), folder.get_config(TINY)
+    run.data.data_dir, found = str(tmp_path), types.SimpleNamespace(preprocess={}, config=run.model)
+
+    def save(numbers):
+        for name in ("cat", "dog"):
+            (tmp_path / name).mkdir(exist_ok=True)
+            for number in numbers:
+                pixels = rng.integers(0, 256, (8, 8, 3), np.uint8)
+                Image.fromarray(pixels).save(tmp_path / name / f"{number}.png")
+
+    def said(data_dir=None):
+        config = choose_data(found, run, None, data_dir, trained)
+        source = open_source(config.data)
+        assert variants._count_trained_on(config, {"x": source}) == 0
+        return capsys.readouterr().err
+
+    save(range(10))
+    trained = sources.identity(sources.open_source(run.data, "train"))
+    assert said() == ""
+    save(range(10, 15))
+    assert "training images in" in said() and "have changed since the run (then 18 records" in said(
+        str(tmp_path / "cat" / "..")
+    )
 
 
 def test_more_labels_than_fit_are_told(tmp_path):

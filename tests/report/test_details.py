@@ -44,7 +44,7 @@ def outcomes(*mistakes):
 def test_tables_and_a_page_of_mistakes_with_their_images(tmp_path):
     found = outcomes((0.9, 1, 2, 0), (0.75, 0, 0, 1), (0.5, 2, 0, 2))
     source = Squares([0, 2, 1])  # The last record has another class than when it was evaluated.
-    details.write(tmp_path / "new", "run <x>", CLASSES, found, source)
+    details.write(tmp_path / "new", r"run <x> $\odd{$", CLASSES, found, source)
     with open(tmp_path / "new" / "per_class.csv", newline="") as file:
         rows = [list(row.values()) for row in csv.DictReader(file)]
     assert rows == [

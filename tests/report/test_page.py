@@ -6,6 +6,7 @@ import pathlib
 import re
 import time
 
+import numpy as np
 import pytest
 from conftest import GOLDEN, read_golden
 from matplotlib.figure import Figure
@@ -14,7 +15,8 @@ from samples import EVALUATIONS, methods, row, swept, write
 
 from effnet_jax import weights
 from effnet_jax.errors import UserError
-from effnet_jax.report import figures, maps, page, results, tables
+from effnet_jax.explain import drawing as explained
+from effnet_jax.report import curves, figures, maps, page, paper, pictures, results, tables
 from effnet_jax.tools import report
 
 
@@ -115,6 +117,19 @@ def test_labels_can_not_break_the_page(run, tmp_path):
     page = (run(f"--results={write(tmp_path / 'a.csv', rows)}") / "index.html").read_text()
     assert "<script" not in page
     assert "&lt;b&gt;bold" in page
+    assert "1 runs, of older files" in " ".join(page.split())
+
+
+def test_dollar_signs_in_names_are_no_formulas(run, tmp_path):
+    """That of a run or a value ended a figure in a traceback."""
+    odd = r"$\odd{$"
+    rows = swept("a.b=1", {"a.b": odd, "c": "1"}, {"a.b": odd, "c": "2"}, {"a.b": "x", "c": "1"})
+    out = run(f"--results={write(tmp_path / 'a.csv', rows)}", draw=True)
+    assert (out / "figure_sweeps.png").stat().st_size
+    curves.draw_curves([{"epoch": 1.0, "val/ema/loss": 1.5}], tmp_path / "a.png", odd)
+    image = np.zeros((8, 8, 3), np.uint8)
+    explained.draw([[(image, None, odd)]]).savefig(tmp_path / "b.png")
+    pictures.draw([image], [[image]], [odd], odd).savefig(tmp_path / "c.png")
 
 
 def test_table_1_is_the_paper_s():
@@ -190,6 +205,12 @@ def test_table_4_divides_only_what_one_machine_measured(tmp_path):
     assert rows["EfficientNet-B7"][1] == "not run"
     assert rows["GPipe"][1] == "this network is not here"
     assert table(2)["EfficientNet-B1"][3] == ""
+    path = tmp_path / "latency.csv"
+    good = path.read_text()
+    for text in ("", "nan", '"50,04"', "0"):
+        path.write_text(good.replace("50.04", text))
+        with pytest.raises(UserError, match=r"latency\.csv, line 2: latency_ms is "):
+            results.read([path])
 
 
 def test_table_5_takes_rows_of_evaluations_by_data_set_split_and_metric(tmp_path):
@@ -218,6 +239,10 @@ def test_table_5_takes_rows_of_evaluations_by_data_set_split_and_metric(tmp_path
     assert (
         page.missing("table5", read) == [] and len(page.missing("table5", results.Results())) == 2
     )
+    # The length of a run in steps is the step of its checkpoint.
+    path.write_text(EVALUATIONS.replace("350.0", ""))
+    (point,) = results.read([path]).transfer("here", paper.transfer()["Flowers"])
+    assert "after 2,000 steps at batch 256" in results.describe([point])
     path.write_text(EVALUATIONS.replace("28549782", "many"))
     with pytest.raises(UserError, match="no number"):
         results.read([path])

@@ -33,6 +33,10 @@ def test_mean_and_sample_deviation_are_those_by_hand(tmp_path):
         ("configs/sweeps/width_at.py:1,2", "width_at"),
         ("optimizer.sgd.learning_rate=0.1,0.2 seed=0,1", "optimizer.sgd.learning_rate"),
         ("seeds:2,ema.decay=0.5  epochs=1,2", "ema.decay epochs"),
+        ("epochs=1,2 ema.decay=0.5", "ema.decay epochs"),
+        ("mine/width.py:3", "width.py"),
+        ("eval.py", "eval.py"),
+        ("mine/rates.py:3", "rates"),
         ("seed=0,1", "seed"),
     ],
 )
@@ -134,6 +138,11 @@ def test_what_a_spreadsheet_saves_is_read_or_refused_by_name(tmp_path):
     ):
         path.write_text(saved, encoding="utf-8", newline="")
         assert results.read([tmp_path]).runs == expected
+    path.write_text(text * 2)  # One file after the other, with its header.
+    assert results.read([tmp_path]).runs == expected
+    path.write_text(text, encoding="utf-16")
+    with pytest.raises(UserError, match=r"can't read .*a\.csv: it is no text in UTF-8; save it"):
+        results.read([tmp_path])
     for old, new, message in (
         ("2026-11-22T10:00:00+00:00", "22/11/2026 10:00", r"a.csv, line 2: time is '22/11/2026 1"),
         (",0.75,", ',"0,75",', r"a.csv, line 2: val/ema/top1 is '0,75', no number"),
@@ -183,12 +192,48 @@ def test_other_tables_are_passed_over_in_a_folder_alone(tmp_path):
         ({"top1": "nan"}, "line 2: val/ema/top1 is nan"),
         ({"multiply_adds": "6M"}, "line 2: multiply_adds is '6M', no number"),
         ({"seed": ""}, "line 2: seed is '', no number"),
+        ({"parameters": "1.94E+06"}, r"line 2: parameters is '1.94E\+06', no number that is whole"),
+        ({"parameters": "304.000"}, "line 2: parameters is '304.000', no number that is whole"),
+        ({"train_minutes": "nan"}, "line 2: train_minutes is nan, which is not finite"),
+        ({"train_minutes": "-3"}, "line 2: train_minutes is -3, and must be 0 or more"),
+        ({"epochs": "inf"}, "line 2: epochs is inf, which is not finite"),
+        ({"epochs": ""}, "line 2 has neither epochs nor steps"),
+        ({"multiply_adds": 0}, "line 2: multiply_adds is 0, and must be above 0"),
+        ({"val/ema/count": 0}, "line 2: val/ema/count is 0, and must be above 0"),
+        ({"alpha": "nan"}, "line 2: alpha is nan"),
         ({"val/ema/count": 0.5}, "line 2: val/ema/count is '0.5', no number"),
     ],
 )
 def test_a_wrong_value_is_told_with_its_line(tmp_path, changes, message):
     with pytest.raises(UserError, match=message):
         results.read([write(tmp_path / "a.csv", [row(**changes)])])
+
+
+def test_values_are_alike_however_two_sweeps_wrote_them(tmp_path):
+    """Also the keys' order, and what a spreadsheet makes of a value."""
+    key, flip = {"config.a.rate": "1e-05"}, {"config.a.flip": "True"}
+    first = row(sweep="a.rate=1e-5 a.flip=True", label="rate=1e-5") | key | flip
+    key, flip = {"config.a.rate": "0.00001"}, {"config.a.flip": "TRUE"}
+    second = row(sweep="a.flip=True a.rate=0.00001", label="flip=True", seed=1) | key | flip
+    found = results.read([write(tmp_path / "a.csv", [first, second])])
+    (points,) = found.own("here").values()
+    assert [point.n for point in points] == [2]
+    # A seed that was run twice is no second measurement.
+    assert results.read([write(tmp_path / "a.csv", [first, second | {"seed": 0}])]).repeated == 1
+    with pytest.raises(UserError, match=r"line 2: config\.a\.rate is '0,1', a number with"):
+        results.read([write(tmp_path / "a.csv", [first | {"config.a.rate": "0,1"}])])
+
+
+def test_sets_of_unknown_identity_are_apart_by_their_images(tmp_path):
+    rows = [row(), row(seed=1) | {"val/ema/count": 1500}]
+    path = write(tmp_path / "a.csv", rows)
+    with pytest.raises(UserError, match=r"\[unknown, 2000 images\] \(1 runs\), .*1500 images"):
+        results.read([path]).points("figure 8", "methods")
+    assert len(results.read([path], data="1500").points("figure 8", "methods")) == 1
+    # What an older file lacks is called unknown.
+    path = write(tmp_path / "a.csv", [row(), row(seed=1) | {"recipe": "ab"}])
+    with pytest.raises(UserError, match="more than their seed: recipe unknown and ab"):
+        results.read([path]).points("figure 8", "methods")
 
 
 def test_weights_that_were_not_evaluated_are_told(tmp_path):

@@ -1,6 +1,8 @@
 """What is written for people survives crashes and restarts."""
 
+import concurrent.futures
 import resource
+import threading
 
 import pytest
 
@@ -49,6 +51,32 @@ def test_csv_rows_add_up_and_never_mix_columns(tmp_path):
     assert path.read_text() == "a,b\n1,2\n3,4\n"
     csv_rows.check_append(tmp_path / "new.csv", ["a"])
     assert not (tmp_path / "new.csv").exists()
+
+
+@pytest.mark.parametrize("change", ["\ufeff{}", "{};", "{},,"])
+def test_a_file_that_a_spreadsheet_saved_is_named(tmp_path, change):
+    path = tmp_path / "rows.csv"
+    rows = "a;b\n1;2\n" if ";" in change else "a,b\n1,2\n"
+    path.write_text("\n".join(change.format(line) for line in rows.splitlines()), "utf-8")
+    with pytest.raises(UserError, match=r"rows\.csv has these columns as a spreadsheet writes"):
+        csv_rows.check_append(path, ["a", "b"])
+
+
+def test_evaluations_that_end_together_lose_no_row(tmp_path):
+    """With one --csv that isn't there yet, some removed it again, or wrote a second header."""
+    start = threading.Barrier(8)
+
+    def evaluate(number):
+        for turn in range(10):
+            start.wait()
+            csv_rows.check_append(tmp_path / f"{turn}.csv", ["number"])
+            csv_rows.append_csv(tmp_path / f"{turn}.csv", [{"number": number}])
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        list(pool.map(evaluate, range(8)))
+    for turn in range(10):
+        header, *numbers = (tmp_path / f"{turn}.csv").read_text().split()
+        assert header == "number" and sorted(numbers) == list("01234567")
 
 
 def test_rows_that_the_disk_refuses_are_written_later(tmp_path, capsys):

@@ -19,6 +19,7 @@ from effnet_jax import __main__ as command
 from effnet_jax import cli
 from effnet_jax import config as config_lib
 from effnet_jax.errors import Interrupted, RunsFailed, UserError
+from effnet_jax.report import results
 from effnet_jax.sweeps import launch
 from effnet_jax.sweeps.folder import Folder
 from effnet_jax.sweeps.runs import make_schedule
@@ -195,6 +196,22 @@ def test_a_failed_run_is_listed_and_the_others_go_on(fake, capfd):
         run(fake, "seeds:3,depth:1", seed=12)
     after = [fake.log(f"depth_1_seed{seed}").stat().st_size for seed in (12, 13, 14)]
     assert [a > b for a, b in zip(after, before, strict=True)] == [False, True, False]
+
+
+def test_a_finished_run_whose_results_a_crash_emptied_is_finished_again(fake):
+    run(fake, "seed=1,2")
+    before = table(fake)
+    (fake.workdir("seed=1") / "done.json").write_text("")
+    assert fake.done("seed=1") is None and fake.done("seed=2")
+    run(fake, "seed=1,2")
+    assert table(fake) == before and fake.done("seed=1")
+
+
+def test_lengths_in_steps_are_in_the_table(fake):
+    run(fake, "seed=1", epochs=None, steps=7)
+    assert [(row["epochs"], row["steps"]) for row in table(fake)] == [("", "7")]
+    (point,) = results.read([fake.root / "results.csv"]).points("here", "seed")
+    assert "after 7 steps at batch" in results.describe([point])
 
 
 def test_a_run_that_has_begun_keeps_its_config(fake):

@@ -12,7 +12,7 @@ from effnet_jax.errors import UserError
 from effnet_jax.report import results
 from effnet_jax.sweeps import grid
 from effnet_jax.sweeps import runs as module
-from effnet_jax.sweeps.runs import Run, make_schedule
+from effnet_jax.sweeps.runs import Run, make_schedule, product
 
 
 def b0():
@@ -280,6 +280,8 @@ def test_bad_sweeps_are_one_message(monkeypatch, tmp_path):
         with_runs(Run("a", "", "", {"optimizer.name": "sdg"}))
     with pytest.raises(UserError, match="two runs with the name 'a'"):
         with_runs(Run("a", "", "", {}), Run("a", "", "", {"seed": 1}))
+    with pytest.raises(UserError, match="the same run twice, as 'seed=0' and 'seed=00'; give each"):
+        with_runs(*product("seed=0,00"))
     with pytest.raises(UserError, match="can't be the name of a folder"):
         with_runs(Run("a/b", "", "", {}))
     with pytest.raises(UserError, match="has no runs"):

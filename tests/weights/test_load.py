@@ -572,7 +572,7 @@ def test_classes_are_named_and_the_background_is_dropped_or_kept_by_name(tmp_pat
 
 def test_classes_may_be_given(tmp_path):
     np.savez(path := tmp_path / "w.npz", **in_format("ours", TINY, 3))
-    for text in ('["cat", "dog", "cow"]', "cat\ndog\ncow\n", "\ufeffcat\ndog\ncow\n\n"):
+    for text in ('["cat", "dog", "cow"]', "cat\ndog\ncow\n", "\ufeffcat \r\ndog\ncow\n\n"):
         (tmp_path / "classes").write_text(text)
         found = weights.load(path, TINY, classes=str(tmp_path / "classes"))
         assert found.classes == ("cat", "dog", "cow")
