@@ -1,7 +1,7 @@
-"""Trained networks as files that run without this package: StableHLO for JAX, and ONNX.
+"""Trained networks as files that run without this package: StableHLO for JAX, ONNX, and TFLite.
 
 Every file takes RGB images [N, resolution, resolution, 3], and states its preprocessing and its
-classes: ONNX in its metadata, StableHLO in a file of JSON next to it.
+classes: ONNX in its metadata, the others in a file of JSON next to it.
 """
 
 import dataclasses
@@ -18,11 +18,11 @@ import scipy.special
 from effnet_jax import models
 from effnet_jax.data.preprocess import Preprocess, normalize
 from effnet_jax.errors import UserError
-from effnet_jax.export import onnx, stablehlo
+from effnet_jax.export import folding, onnx, stablehlo, tflite
 from effnet_jax.run.files import check_local, make_folder
 from effnet_jax.weights import Weights
 
-FORMATS = {".stablehlo": stablehlo, ".onnx": onnx}
+FORMATS = {".stablehlo": stablehlo, ".onnx": onnx, ".tflite": tflite}
 VERSION = 1  # Of what a file states.
 
 
@@ -69,14 +69,19 @@ def write(
     config, side = weights.config.copy_and_resolve_references(), weights.preprocess["resolution"]
     with config.unlocked():
         config.update(operations="plain", dtype="float32")
-    model = models.build(config)
+    model, found = models.build(config), FORMATS[path.suffix]
     normalized = functools.partial(
         normalize, mean=weights.preprocess["mean"], std=weights.preprocess["std"]
     )
+    if found.FOLDED:
+        network = folding.logits(model, weights.variables)
+    else:
+
+        def network(images):
+            return model.apply(weights.variables, images, train=False)[0]
 
     def logits(images: jax.Array) -> jax.Array:
-        images = normalized(images) if pixels else images
-        return model.apply(weights.variables, images, train=False)[0]
+        return network(normalized(images) if pixels else images)
 
     size = batch or jax.export.symbolic_shape("batch")[0]
     images = jax.ShapeDtypeStruct((size, side, side, 3), np.uint8 if pixels else np.float32)
@@ -91,7 +96,6 @@ def write(
     options = {}
     if calibration is not None:
         options["calibration"] = calibration if pixels else map(normalized, calibration)
-    found = FORMATS[path.suffix]
     contents = found.convert(logits, images, softmax, about, **options)
     for file, content in zip(found.files(path), contents, strict=True):
         _write(file, content)

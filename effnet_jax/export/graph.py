@@ -1,8 +1,7 @@
 """A network's evaluation as an ONNX graph, translated from JAX's trace of it.
 
 Tensors of the graph are [N, C, h, w], as ONNX has its convolutions, where JAX has [N, h, w, C].
-Products of matrices become 1x1 convolutions, and reshapes between [N, h, w, C] and [N h w, C]
-vanish. What is linear by channel and follows a convolution, as BatchNorm does, is folded into it.
+Products of matrices become 1x1 convolutions, and reshapes between [N, 1, 1, C] and [N, C] vanish.
 """
 
 import collections
@@ -17,8 +16,8 @@ from jax.extend import core
 
 from effnet_jax.errors import UserError
 
+CALLS = {"jit": "jaxpr", "closed_call": "call_jaxpr", "custom_jvp_call": "call_jaxpr"}
 CHANNELS_LAST = ((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))  # JAX's NHWC, HWIO and NHWC.
-LINEAR = ("Add", "Sub", "Mul", "Div")
 
 
 @dataclasses.dataclass
@@ -45,7 +44,7 @@ class Tensor:
 
 
 class Graph:
-    """Nodes in order, and constants by name; those of convolutions are float64 at first."""
+    """Nodes in order, and constants by name."""
 
     def __init__(self):
         self.nodes: list[Node] = []
@@ -71,9 +70,9 @@ class Graph:
 
     def convolve(self, where: str, x: Tensor, kernel: np.ndarray, shape: tuple, **attributes):
         """Adds a convolution by a kernel [h, w, inputs, outputs], with a bias of 0."""
-        kernel = np.asarray(kernel, np.float64).transpose(3, 2, 0, 1)
+        kernel = np.asarray(kernel).transpose(3, 2, 0, 1)
         inputs = [x.name, self.constant(f"{where}/kernel", kernel)]
-        inputs.append(self.constant(f"{where}/bias", np.zeros(len(kernel))))
+        inputs.append(self.constant(f"{where}/bias", np.zeros(len(kernel), np.float32)))
         return self.add(where, "Conv", inputs, shape, **attributes)
 
     def sum(self, where: str, x: Tensor) -> Tensor:
@@ -98,8 +97,8 @@ class Graph:
         for equation in jaxpr.eqns:
             inputs = [value(atom) for atom in equation.invars]
             where = "/".join(filter(None, (place, str(equation.source_info.name_stack))))
-            inner = equation.params.get("jaxpr") or equation.params.get("call_jaxpr")
-            if inner is not None:
+            if equation.primitive.name in CALLS:
+                inner = equation.params[CALLS[equation.primitive.name]]
                 outputs = self.translate(inner.jaxpr, inner.consts, inputs, where)
             elif any(isinstance(each, Tensor) for each in inputs):
                 outputs = [self._translate(equation, inputs, where)]
@@ -120,7 +119,7 @@ class Graph:
             )
         return found
 
-    def fold(self) -> None:
+    def merge(self) -> None:
         """Merges nodes into those before them where that leaves the outputs as they are."""
         uses = collections.Counter(name for node in self.nodes for name in node.inputs)
         producers, renamed, kept = {}, {}, []
@@ -134,16 +133,15 @@ class Graph:
                 producers[node.output] = node
                 kept.append(node)
         self.nodes = kept
-        for name, value in self.constants.items():
-            self.constants[name] = np.asarray(value, {"f": np.float32}.get(value.dtype.kind))
 
     def _merge(self, before: Node, node: Node) -> bool:
         """Makes `before` give what `node` makes of its output, if that is possible."""
         constant = self.constants.get(node.inputs[-1])
         if constant is None:
             return False
-        if before.op == "Conv" and node.op in LINEAR:
-            self._merge_linear(before, node.op, np.asarray(constant, np.float64).ravel())
+        if before.op == "Conv" and node.op == "Add":
+            bias = before.inputs[2]
+            self.constants[bias] = self.constants[bias] + constant.ravel()
         elif before.op == "ReduceSum" and node.op == "Div":
             if constant.ravel().tolist() != [self._areas[before.output]]:
                 return False
@@ -154,15 +152,6 @@ class Graph:
         else:
             return False
         return True
-
-    def _merge_linear(self, convolution: Node, op: str, value: np.ndarray) -> None:
-        _, kernel, bias = convolution.inputs
-        if op in ("Mul", "Div"):
-            factor = value if op == "Mul" else 1 / value
-            self.constants[bias] = self.constants[bias] * factor
-            self.constants[kernel] = self.constants[kernel] * factor.reshape(-1, 1, 1, 1)
-        else:
-            self.constants[bias] = self.constants[bias] + (value if op == "Add" else -value)
 
 
 # Rules: (graph, where in the network, equation, inputs) -> output; None: no translation.

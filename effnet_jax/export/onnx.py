@@ -15,6 +15,7 @@ from effnet_jax.export.graph import Graph
 # Versions of the operations and of the file, which onnxruntime reads since 1.14, of February 2023.
 OPSET, IR_VERSION = 18, 8
 INPUT = "images"
+FOLDED = True  # Whether the function to convert should have BatchNorm folded.
 
 
 def check_installed() -> None:
@@ -64,7 +65,7 @@ def _model(logits: Callable, images: jax.ShapeDtypeStruct, softmax: bool) -> Any
     (last,) = graph.translate(traced.jaxpr, traced.consts, [turned], "")
     for operation in ["Flatten", "Softmax"][: 1 + softmax]:
         last = graph.add("Network", operation, [last.name], last.shape)
-    graph.fold()
+    graph.merge()
     output = graph.nodes[-1].output = "probabilities" if softmax else "logits"
     nodes = [
         helper.make_node(each.op, each.inputs, [each.output], each.output, **each.attributes)
@@ -105,7 +106,7 @@ def _quantize(model: Any, calibration: Iterable[np.ndarray]) -> Any:
 
     with tempfile.TemporaryDirectory() as folder:
         plain, result = (pathlib.Path(folder, f"{name}.onnx") for name in ("plain", "int8"))
-        # Only infers shapes: there is nothing left to fold.
+        # This only infers shapes: there is nothing left to optimise.
         quantization.quant_pre_process(
             model, plain, skip_optimization=True, skip_symbolic_shape=True
         )

@@ -12,6 +12,7 @@ from effnet_jax.errors import UserError
 from effnet_jax.run.files import read_json
 
 PLATFORMS = ("cpu", "cuda", "tpu")
+FOLDED = False  # Whether the function to convert should have BatchNorm folded.
 
 
 def check_installed() -> None:
