@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 import scipy.special
+from jax.export import symbolic_shape
 
 from effnet_jax import models
 from effnet_jax.data.preprocess import Preprocess, normalize
@@ -42,7 +43,7 @@ def check(path: pathlib.Path, overwrite: bool = False, int8: bool = False) -> No
 
 
 def write(
-    path: pathlib.Path,
+    path: str | pathlib.Path,
     weights: Weights,
     batch: int | None = None,
     pixels: bool = False,
@@ -65,6 +66,7 @@ def write(
       UserError: an unknown ending, a missing package, an existing file, an operation that ONNX does
         not have, no image for calibration, or a file that can't be written.
     """
+    path = pathlib.Path(path).expanduser()
     check(path, overwrite, calibration is not None)
     config, side = weights.config.copy_and_resolve_references(), weights.preprocess["resolution"]
     with config.unlocked():
@@ -83,7 +85,7 @@ def write(
     def logits(images: jax.Array) -> jax.Array:
         return network(normalized(images) if pixels else images)
 
-    size = batch or jax.export.symbolic_shape("batch")[0]
+    size = batch or symbolic_shape("batch")[0]
     images = jax.ShapeDtypeStruct((size, side, side, 3), np.uint8 if pixels else np.float32)
     numbers = "uint8" if pixels else "float32, (pixel / 255 - mean) / std"
     about = {

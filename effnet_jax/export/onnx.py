@@ -1,5 +1,6 @@
 """ONNX files: written from a network's evaluation, quantised to int8, and run by onnxruntime."""
 
+import itertools
 import json
 import pathlib
 import tempfile
@@ -9,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from effnet_jax.errors import UserError
+from effnet_jax.errors import UserError, check_packages
 from effnet_jax.export.graph import Graph
 
 # Versions of the operations and of the file, which onnxruntime reads since 1.14, of February 2023.
@@ -19,12 +20,8 @@ FOLDED = True  # Whether the function to convert should have BatchNorm folded.
 
 
 def check_installed() -> None:
-    """Raises UserError where a package is missing."""
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-    except ImportError as error:
-        raise UserError(f"ONNX needs {error.name}: pip install onnx onnxruntime") from None
+    """Raises UserError where a package is missing to write a file."""
+    check_packages("writing ONNX", "onnx", "onnxruntime")
 
 
 def files(path: pathlib.Path) -> tuple[pathlib.Path, ...]:
@@ -95,14 +92,16 @@ def _quantize(model: Any, calibration: Iterable[np.ndarray]) -> Any:
     import onnx
     from onnxruntime import quantization
 
-    class Reader(quantization.CalibrationDataReader):
-        """Hands out the batches, None after the last."""
+    batches = iter(calibration)
+    if (first := next(batches, None)) is None:
+        raise UserError("no image to calibrate int8 with")
+    batches = itertools.chain([first], batches)
 
-        batches = iter(calibration)
+    class Reader(quantization.CalibrationDataReader):
+        """Hands out the batches, and None after the last."""
 
         def get_next(self) -> dict[str, np.ndarray] | None:
-            images = next(self.batches, None)
-            return None if images is None else {INPUT: images}
+            return next(({INPUT: images} for images in batches), None)
 
     with tempfile.TemporaryDirectory() as folder:
         plain, result = (pathlib.Path(folder, f"{name}.onnx") for name in ("plain", "int8"))
@@ -125,7 +124,7 @@ def read(path: pathlib.Path) -> tuple[dict[str, Any], tuple, np.dtype, Callable]
 
     Raises UserError where the file can't be read.
     """
-    check_installed()
+    check_packages(str(path), "onnxruntime")
     import onnxruntime
 
     try:

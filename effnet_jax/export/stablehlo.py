@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax import export
 
 from effnet_jax.errors import UserError
 from effnet_jax.run.files import read_json
@@ -32,7 +33,7 @@ def convert(
     def function(images: jax.Array) -> jax.Array:
         return jax.nn.softmax(logits(images)) if softmax else logits(images)
 
-    exported = jax.export.export(jax.jit(function), platforms=PLATFORMS)(images)
+    exported = export.export(jax.jit(function), platforms=PLATFORMS)(images)
     return bytes(exported.serialize()), (json.dumps(about, indent=2) + "\n").encode()
 
 
@@ -44,7 +45,7 @@ def read(path: pathlib.Path) -> tuple[dict[str, Any], tuple, np.dtype, Callable]
     path, beside = files(path)
     try:
         about = read_json(beside)
-        exported = jax.export.deserialize(bytearray(path.read_bytes()))
+        exported = export.deserialize(bytearray(path.read_bytes()))
     except Exception as error:  # A damaged file raises several kinds of error.
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise UserError(f"can't read {path} with {beside.name}: {reason}") from None

@@ -7,8 +7,9 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax import export
 
-from effnet_jax.errors import UserError
+from effnet_jax.errors import UserError, check_packages
 from effnet_jax.export.stablehlo import files
 from effnet_jax.run.files import read_json
 
@@ -16,13 +17,8 @@ FOLDED = True  # Whether the function to convert should have BatchNorm folded.
 
 
 def check_installed() -> None:
-    """Raises UserError where a package is missing."""
-    try:
-        import ai_edge_litert  # noqa: F401
-        import litert_converter  # noqa: F401
-    except ImportError as error:
-        packages = "litert-converter ai-edge-litert"
-        raise UserError(f"TFLite files need {error.name}: pip install {packages}") from None
+    """Raises UserError where a package is missing to write a file."""
+    check_packages("writing TFLite", "litert-converter", "ai-edge-litert")
 
 
 def convert(
@@ -41,7 +37,7 @@ def convert(
     batch, *sides = images.shape
     shape = (batch if isinstance(batch, int) else 1, *sides)
     taken = jax.ShapeDtypeStruct(shape, images.dtype)
-    exported = jax.export.export(jax.jit(function), platforms=("cpu",))(taken)
+    exported = export.export(jax.jit(function), platforms=("cpu",))(taken)
     context = ir.Context()
     converter.prepare_mlir_context(context)
     with context:
@@ -59,20 +55,22 @@ def read(path: pathlib.Path) -> tuple[dict[str, Any], tuple, np.dtype, Callable]
 
     Raises UserError where the file, or the one next to it, can't be read.
     """
-    check_installed()
+    check_packages(str(path), "ai-edge-litert")
     from ai_edge_litert.interpreter import Interpreter
 
     path, beside = files(path)
     try:
         about, interpreter = read_json(beside), Interpreter(str(path))
+        interpreter.allocate_tensors()
         (images,), (outputs,) = interpreter.get_input_details(), interpreter.get_output_details()
     except Exception as error:  # A damaged file raises several kinds of error.
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise UserError(f"can't read {path} with {beside.name}: {reason}") from None
 
     def run(batch: np.ndarray) -> np.ndarray:
-        interpreter.resize_tensor_input(images["index"], batch.shape)
-        interpreter.allocate_tensors()
+        if batch.shape != tuple(interpreter.get_input_details()[0]["shape"]):
+            interpreter.resize_tensor_input(images["index"], batch.shape)
+            interpreter.allocate_tensors()
         interpreter.set_tensor(images["index"], batch)
         interpreter.invoke()
         return interpreter.get_tensor(outputs["index"])

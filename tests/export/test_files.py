@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import onnx
 import pytest
+from jax import export as jax_export
 
 from effnet_jax import export, models
 from effnet_jax.data.preprocess import normalize
@@ -66,10 +67,10 @@ class Refuse:
 
 sys.meta_path.insert(0, Refuse())
 import pathlib
-import jax
 import numpy as np
+from jax import export
 
-exported = jax.export.deserialize(bytearray(pathlib.Path("net.stablehlo").read_bytes()))
+exported = export.deserialize(bytearray(pathlib.Path("net.stablehlo").read_bytes()))
 images = np.load("images.npy")
 np.savez("out.npz", some=exported.call(images), one=exported.call(images[:1]))
 """
@@ -86,7 +87,7 @@ def test_stablehlo_runs_with_jax_alone_for_any_batch(tmp_path):
     out, expected = np.load(tmp_path / "out.npz"), logits_of(weights, pixels)
     assert_close(out["some"], expected)
     assert_close(out["one"], expected[:1])
-    exported = jax.export.deserialize(bytearray(path.read_bytes()))
+    exported = jax_export.deserialize(bytearray(path.read_bytes()))
     assert exported.platforms == ("cpu", "cuda", "tpu")
     stated = json.loads((tmp_path / "net.stablehlo.json").read_text())
     assert stated["preprocess"] == made and stated["classes"] == list(weights.classes)
@@ -188,6 +189,8 @@ def test_what_cannot_be_written_or_read_is_reported(tmp_path, monkeypatch):
             export.write(wrong, weights)
     with pytest.raises(UserError, match=r"--int8 needs a file that ends in \.onnx"):
         export.write(path, weights, calibration=[])
+    with pytest.raises(UserError, match="no image to calibrate"):
+        export.write(tmp_path / "int8.onnx", weights, calibration=[])
     path.with_name("net.stablehlo.json").write_text("{}")
     with pytest.raises(UserError, match=r"net\.stablehlo\.json is there already"):
         export.write(path, weights)
@@ -206,5 +209,7 @@ def test_what_cannot_be_written_or_read_is_reported(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="not exported by this program"):
         export.read(tmp_path / "o.onnx")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(UserError, match="pip install onnx onnxruntime"):
+    with pytest.raises(UserError, match="needs onnxruntime: pip install onnxruntime"):
         export.write(tmp_path / "new.onnx", weights)
+    with pytest.raises(UserError, match=r"o\.onnx needs onnxruntime: pip install onnxruntime"):
+        export.read(tmp_path / "o.onnx")
