@@ -10,7 +10,7 @@ STUDY ?= runs/study
 SCALING := results/scaling_study/scaling.json
 BIN := .venv/bin
 
-.PHONY: train test soak parity lint format benchmark benchmark-loop benchmark-data
+.PHONY: train test soak parity export-check lint format benchmark benchmark-loop benchmark-data
 .PHONY: benchmark-freezing plan study study-small clean
 
 train: .venv/ready
@@ -91,6 +91,21 @@ parity: .venv-parity/ready
 	.venv-parity/bin/python -m pip install --quiet -r benchmarks/parity_requirements.txt
 	touch $@
 
+# Exported files against their networks and timm's own exports, in an environment of its own.
+export-check: .venv-export/ready
+	.venv-export/bin/python -m pytest -n 0 tests/export tests/tools/test_export.py \
+		tests/weights/test_publish.py
+	.venv-export/bin/python -m benchmarks.exporting --csv=results/export.csv
+
+# litert-converter asks for old releases of packages that the conversion doesn't use.
+.venv-export/ready: requirements.txt requirements-dev.txt benchmarks/export_requirements.txt
+	$(PYTHON) -m venv .venv-export
+	.venv-export/bin/python -m pip install --quiet --upgrade pip
+	.venv-export/bin/python -m pip install --quiet -r benchmarks/export_requirements.txt
+	.venv-export/bin/python -m pip install --quiet --no-deps \
+		litert-converter==0.5.0 ai-edge-litert==2.3.0 backports.strenum==1.2.8
+	touch $@
+
 # libtpu has an environment of its own, because with it JAX looks for a TPU at every start.
 plan: .venv-plan/ready
 	for model in b0,128 b7,16; do \
@@ -113,4 +128,4 @@ plan: .venv-plan/ready
 	touch $@
 
 clean:
-	rm -rf .venv .venv-benchmarks .venv-parity .venv-plan .pytest_cache .ruff_cache
+	rm -rf .venv .venv-benchmarks .venv-parity .venv-export .venv-plan .pytest_cache .ruff_cache

@@ -1,6 +1,7 @@
 """Errors meant for the person at the keyboard: one message that names the thing and the remedy."""
 
 import difflib
+import importlib.util
 from collections.abc import Iterable
 
 # Exit code: the same command goes on (EX_TEMPFAIL: a scheduler may queue it again).
@@ -56,3 +57,10 @@ def check_choice(what: str, name: str, options: Iterable[str]) -> str:
     if name not in options:
         raise UserError(f"unknown {what} {name!r}; did you mean: {near(name, options)}?")
     return name
+
+
+def check_packages(what: str, *names: str) -> None:
+    """Raises a UserError, with the command that installs them, where packages are missing."""
+    missing = [name for name in names if not importlib.util.find_spec(name.replace("-", "_"))]
+    if missing:
+        raise UserError(f"{what} needs {' and '.join(missing)}: pip install {' '.join(missing)}")

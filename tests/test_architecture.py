@@ -20,7 +20,7 @@ FLOORS = (
     ("experiments", "csv_rows"),
     ("flags", "imagenet"),
     ("weights",),
-    ("explain",),
+    ("explain", "export"),
     ("sweeps", "report", "planner", "probe"),
     ("tools", "__init__", "__main__"),
 )

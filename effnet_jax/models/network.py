@@ -324,7 +324,7 @@ class Network(nn.Module):
         if spec.head_filters:
             x = ConvNormAct(of_part["head"], spec.head_filters, name="head")(x)
             features["head"] = x
-        x = operations.spatial_mean(x)[:, 0, 0, :]
+        x = operations.spatial_mean(x).squeeze((1, 2))
         features["pre_logits"] = x
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         init = nn.initializers.zeros if self.zero_classifier else layers.dense_init

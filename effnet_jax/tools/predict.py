@@ -3,12 +3,12 @@
 As in: effnet-jax predict cat.jpg photos/ 'more/*.png' --weights=lite0.safetensors
 
 IMAGE is a file, a folder, whose images are taken at any depth, a pattern with *, ** or ?, or - for
-an image on the standard input. --weights is a file of weights, the workdir of a run, or
-hf://ORG/NAME. Crop, resizing, normalisation and classes are the weights' own; --model, --origin and
---classes state what a file doesn't, as for convert. --top=N sets how many classes are shown; --json
-prints an object for each image: image, and predictions, each with label, class, name and
-probability; --csv prints a row for each prediction. An image that can't be read is reported on
-stderr, the others are classified, and the exit code is 1.
+an image on the standard input. --weights is a file of weights, the workdir of a run, hf://ORG/NAME,
+or a file of `effnet-jax export`. Crop, resizing, normalisation and classes are the weights' own;
+--model, --origin and --classes state what a file doesn't, as for convert. --top=N sets how many
+classes are shown; --json prints an object for each image: image, and predictions, each with label,
+class, name and probability; --csv prints a row for each prediction. An image that can't be read is
+reported on stderr, the others are classified, and the exit code is 1.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import csv
 import functools
 import itertools
 import json
+import pathlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -103,16 +104,20 @@ def track(paths: Sequence[str], streams: bool) -> Iterable[str]:
     return rich.progress.track(paths, "images", console=console, disable=hidden, transient=True)
 
 
-def main(args: argparse.Namespace) -> None:
+def open_network(args: argparse.Namespace) -> tuple[Any, Sequence[str], Callable]:
+    """The preprocessing, the classes, and uint8 images -> probabilities."""
     import jax
 
-    from effnet_jax import models, weights
+    from effnet_jax import export, models, weights
     from effnet_jax.data.preprocess import Preprocess, normalize
-    from effnet_jax.data.sources import list_images
-    from effnet_jax.imagenet.dataset import titles
 
-    paths = list_images(args.images)
-    found = weights.load(args.weights, args.model, args.origin, args.classes)
+    own = args.model, args.origin, args.classes
+    if pathlib.Path(args.weights).suffix in export.FORMATS:
+        if own != (None, None, None):
+            raise UserError(f"{args.weights} states its model and classes: leave these flags out")
+        exported = export.read(args.weights)
+        return exported.preprocess, exported.classes, exported.probabilities
+    found = weights.load(args.weights, *own)
     model, preprocess = models.build(found.config), Preprocess(**found.preprocess)
 
     @jax.jit
@@ -120,10 +125,19 @@ def main(args: argparse.Namespace) -> None:
         images = normalize(images, preprocess.mean, preprocess.std)
         return jax.nn.softmax(model.apply(variables, images, train=False)[0])
 
-    classify, bad = functools.partial(classify, jax.device_put(found.variables)), []
+    variables = jax.device_put(found.variables)
+    return preprocess, found.classes, functools.partial(classify, variables)
+
+
+def main(args: argparse.Namespace) -> None:
+    from effnet_jax.data.sources import list_images
+    from effnet_jax.imagenet.dataset import titles
+
+    paths, bad = list_images(args.images), []
+    preprocess, classes, classify = open_network(args)
     tracked = track(paths, streams=args.json or args.csv)
     classified = classify_all(readable(tracked, preprocess.pixels, bad), classify)
-    results = ((path, best(p, found.classes, titles(), args.top)) for path, p in classified)
+    results = ((path, best(p, classes, titles(), args.top)) for path, p in classified)
     if args.json:
         for path, rows in results:
             print(json.dumps({"image": path, "predictions": rows}), flush=True)

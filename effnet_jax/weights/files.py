@@ -80,6 +80,8 @@ def _read_file(path: pathlib.Path, weights: str) -> tuple[Arrays, Stated]:
         return _read_zip(path, weights), stated
     if start.startswith(b"\x80"):
         return pth.read(path, weights), stated
+    if path.suffix in (".onnx", ".stablehlo"):
+        raise UserError(f"{path} is an exported network, which predict alone runs; give weights")
     raise UserError(
         f"{path} is no file of weights that is known: .safetensors, .npz, .pth of PyTorch, or .h5 "
         f"of Keras; it starts with {start[:9]!r}"

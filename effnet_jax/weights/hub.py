@@ -2,6 +2,7 @@
 
 import pathlib
 import re
+import types
 
 from effnet_jax.errors import UserError
 
@@ -9,6 +10,28 @@ PREFIX = "hf://"
 # Files of weights in a repository; the second names shards.
 FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 SHARDS = "model-?????-of-?????.safetensors"
+
+
+def library(what: str) -> types.ModuleType:
+    """The package huggingface_hub; raises UserError, which says what needs it, without it."""
+    try:
+        import huggingface_hub
+    except ImportError:
+        raise UserError(f"{what} needs huggingface_hub: pip install huggingface_hub") from None
+    return huggingface_hub
+
+
+def reason(error: Exception) -> str:
+    """The first line of an error of the Hub, HTTP or the disk, which raise a dozen kinds."""
+    return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
+
+
+def parse(source: str) -> tuple[str, str | None]:
+    """ORG/NAME and the revision of hf://ORG/NAME@REVISION; raises UserError for another text."""
+    match = re.fullmatch(r"hf://([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", source)
+    if not match:
+        raise UserError(f"can't read {source!r}; write hf://ORG/NAME or hf://ORG/NAME@REVISION")
+    return match[1], match[2]
 
 
 def fetch(source: str) -> pathlib.Path:
@@ -20,21 +43,17 @@ def fetch(source: str) -> pathlib.Path:
     Raises:
       UserError: huggingface_hub isn't installed, the Hub can't be reached, or there are no weights.
     """
-    match = re.fullmatch(r"hf://([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", source)
-    if not match:
-        raise UserError(f"can't read {source!r}; write hf://ORG/NAME or hf://ORG/NAME@REVISION")
+    repository, revision = parse(source)
+    patterns = [*FILES, SHARDS, "config.json"]
     try:
-        import huggingface_hub
-    except ImportError:
-        raise UserError(f"{source} needs huggingface_hub: pip install huggingface_hub") from None
-    try:
-        patterns = [*FILES, SHARDS, "config.json"]
-        folder = huggingface_hub.snapshot_download(
-            match[1], revision=match[2], allow_patterns=patterns
+        folder = library(source).snapshot_download(
+            repository, revision=revision, allow_patterns=patterns
         )
-    except Exception as error:  # The Hub, HTTP and the disk raise a dozen kinds of error.
-        reason = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
+    except UserError:
+        raise
+    except Exception as error:
         raise UserError(
-            f"can't fetch {source}: {reason}. Offline, only repositories fetched before are there"
+            f"can't fetch {source}: {reason(error)}. Offline, only repositories fetched before are "
+            "there"
         ) from None
     return pathlib.Path(folder)

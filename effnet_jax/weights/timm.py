@@ -9,6 +9,7 @@ import pathlib
 import re
 from typing import Any
 
+from effnet_jax import models
 from effnet_jax.config import NORMALIZATIONS
 from effnet_jax.models.efficientnet import VARIANTS
 from effnet_jax.weights.names import OUTPUTS, TORCH, Array, Names
@@ -123,6 +124,51 @@ def model_of(architecture: str) -> str | None:
         name = f"edgetpu-{name[1]}"
     name = f"v2-{name}" if match[1] else name
     return name if name in VARIANTS else None
+
+
+def name_of(weights: Any) -> str | None:
+    """timm's name of the network of `weights.Weights`; None: timm has no such network."""
+    config = weights.config
+    scaled = models.coefficients(config)
+    scale = config.base, scaled.width, scaled.depth
+    model = next((name for name, each in VARIANTS.items() if scale == each[:3]), None)
+    settings = config.padding, config.batch_norm_epsilon
+    prefix = {("same", 1e-3): "tf_", ("symmetric", 1e-5): ""}.get(settings)
+    if model is None or prefix is None or config.stem_stride != 2:
+        return None
+    if re.match(r"v2-b\d", model) and not prefix:
+        return None
+    name = re.sub(r"edgetpu-(.)", r"e\1", model)
+    return f"{prefix}efficientnetv2_{name[3:]}" if "v2-" in name else f"{prefix}efficientnet_{name}"
+
+
+def to_config(weights: Any, name: str) -> dict[str, Any]:
+    """The config.json of weights of a network that timm calls `name`, which `read_config` reads.
+
+    timm has fewer rules for the crop and for resizing: the nearest that it has are written.
+    """
+    made = weights.preprocess
+    side, rule = made["resolution"], made["crop_rule"]
+    crop = side / (side + made["crop_padding"]) if rule == "padding" else made["crop_fraction"]
+    kind = made["interpolation"].partition("_")[0]
+    return {
+        "architecture": name,
+        "num_classes": len(weights.classes),
+        "num_features": int(weights.variables["params"]["classifier"]["kernel"].shape[0]),
+        "label_names": list(weights.classes),
+        "pretrained_cfg": {
+            "num_classes": len(weights.classes),
+            "input_size": [3, side, side],
+            "fixed_input_size": False,
+            "interpolation": {"area": "box"}.get(kind, kind),
+            "crop_pct": 1.0 if rule == "whole" else crop,
+            "crop_mode": "squash" if rule in ("whole", "squash") else "center",
+            "mean": list(made["mean"]),
+            "std": list(made["std"]),
+            "first_conv": "conv_stem",
+            "classifier": "classifier",
+        },
+    }
 
 
 def by_name(architecture: str) -> dict[str, Any]:
