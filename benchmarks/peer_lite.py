@@ -22,7 +22,7 @@ from benchmarks.peer_norms import list_norms, make_biased
 
 PIXELS, BATCH, PEAK, MOMENTUM = 224, 32, 0.02, 0.9
 # Of `take_steps`: learning rate, how much of BatchNorm's statistics is kept, weight decay.
-RATE, KEPT, DECAY = 0.001, 0.9, 1e-4
+RATE, KEPT, DECAY = 2e-4, 0.9, 1e-4
 MEAN, SCALE = 127.0, 128.0  # Of pixels in 0..255: what Lite's weights were trained with.
 
 

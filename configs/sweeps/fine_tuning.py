@@ -12,6 +12,8 @@ from effnet_jax import models
 from effnet_jax.errors import UserError
 from effnet_jax.sweeps.runs import Run
 
+# Of config.model: what the name of a model decides; regularisation is the config's.
+NETWORK = ("base", "base_resolution", "phi", "width", "depth", "resolution", "dropout")
 METHODS = {  # What differs from training all parameters all the time.
     "head-first": lambda config: {"fine_tune.head_epochs": config.epochs / 4},
     "frozen-norms": lambda config: {"fine_tune.batch_norm": "frozen"},
@@ -43,6 +45,5 @@ def get_sweep(config, argument):
 def network(config, path):
     """The overrides that choose a model and its weights."""
     values = models.parse_variant(path.stem)
-    values["batch_norm_momentum"] = config.model.batch_norm_momentum
-    overrides = {f"model.{key}": value for key, value in values.items()}
+    overrides = {f"model.{key}": values[key] for key in NETWORK}
     return overrides | {"init.weights": str(path)}
