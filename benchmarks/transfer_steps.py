@@ -1,6 +1,6 @@
 """Ten steps of fine-tuning from Lite0's released weights, ours beside PyTorch's: how far apart?
 
-Each side reads the released file in its own way. The classifier is new, random and the same in
+Each side reads the released file in its own way. The classifier is new and starts at 0 in
 both. BatchNorm by the batch and by its running statistics. Real images, without dropout and
 stochastic depth; a difference is relative, as in parity.py, and the largest of a kind has to be
 below 1e-3. How far the peer itself is from the peer in float64 says what rounding alone does.
@@ -91,6 +91,8 @@ def largest(ours: Arrays, theirs: Arrays) -> float:
 def differences(ours: tuple[list, Arrays], theirs: tuple[list, Arrays]) -> dict[str, float]:
     """The largest differences of losses, and of weights and statistics at the end."""
     (losses, ends), (their_losses, their_ends) = ours, theirs
+    if ends.keys() != their_ends.keys():
+        raise ValueError(f"arrays of one side alone: {sorted(ends.keys() ^ their_ends.keys())[:5]}")
     found = {"losses": (np.abs(np.subtract(losses, their_losses)) / their_losses).max()}
     for kind, of_norms in (("weights", False), ("statistics", True)):
         names = [name for name in their_ends if ("running_" in name) == of_norms]
@@ -133,7 +135,7 @@ def main() -> int:
     for batch_norm in ("train", "frozen"):
         rows.append(compare(args.data, batch_norm))
         text = ", ".join(
-            f"{kind} {rows[-1][kind]:.1e} (PyTorch's rounding {rows[-1][f'{kind}_of_rounding']:.1e})"
+            f"{kind} {rows[-1][kind]:.1e} (rounding {rows[-1][f'{kind}_of_rounding']:.1e})"
             for kind in KINDS
         )
         writers.say(f"BatchNorm {batch_norm}: {text}; at most {BAR:.0e}")
