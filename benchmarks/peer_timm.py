@@ -17,6 +17,8 @@ import torch
 from ml_collections import ConfigDict
 from torch import Tensor, nn
 
+from benchmarks.peer_norms import list_norms, make_biased
+
 Arrays = dict[str, np.ndarray]
 
 
@@ -51,26 +53,8 @@ def build(name: str, path: pathlib.Path, config: ConfigDict) -> nn.Module:
     keep = config.batch_norm_momentum
     model = timm.create_model(name, num_classes=config.num_classes, bn_momentum=1 - keep)
     model.load_state_dict(safetensors.torch.load_file(path), strict=True)
-    for module in _norms(model).values():
-        module.register_forward_pre_hook(_remember)
-        module.register_forward_hook(_make_biased)
+    make_biased(model)
     return model
-
-
-def _norms(model: nn.Module) -> dict[str, nn.Module]:
-    return {n: m for n, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)}
-
-
-def _remember(norm: nn.Module, _: Any) -> None:
-    norm.kept = (1 - norm.momentum) * norm.running_var
-
-
-def _make_biased(norm: nn.Module, inputs: tuple[Tensor], _: Any) -> None:
-    """PyTorch's running variance takes in the unbiased variance, TensorFlow's the biased one."""
-    if norm.training:
-        count = inputs[0].numel() / inputs[0].shape[1]
-        new = (count - 1) / count * (norm.running_var - norm.kept)
-        norm.running_var.data.copy_(norm.kept + new)
 
 
 def evaluate(model: nn.Module, images: np.ndarray) -> Outcome:
@@ -91,7 +75,7 @@ def train_batch(
     """
     model = copy.deepcopy(model).train()
     features, found = _record_features(model), {}
-    for name, norm in _norms(model).items():
+    for name, norm in list_norms(model).items():
         if isinstance(norm.act, nn.ReLU | nn.ReLU6):
             top = 6.0 if isinstance(norm.act, nn.ReLU6) else math.inf
             norm.act = _SidedReLU(top, _channels_first(norms[f"{name}.weight"], model))
@@ -169,7 +153,7 @@ def train(
     own = config.optimizer.rmsprop
     model.train()
     parameters = dict(model.named_parameters())
-    in_norms = {f"{name}.{leaf}" for name in _norms(model) for leaf in ("weight", "bias")}
+    in_norms = {f"{name}.{leaf}" for name in list_norms(model) for leaf in ("weight", "bias")}
     squares = {name: torch.ones_like(x) for name, x in parameters.items()}
     moments = {name: torch.zeros_like(x) for name, x in parameters.items()}
     averages = {name: x.detach().clone() for name, x in _everything(model)}

@@ -171,6 +171,25 @@ def figure4(results: Results) -> Drawn | None:
     return Drawn(figure, describe(points), rows(points))
 
 
+def figure_fine_tuning(results: Results) -> Drawn | None:
+    """Ways of fine-tuning, and networks: a panel for each cost."""
+    points = by_cost(results.points("the figure of fine-tuning", "fine_tuning"))
+    if not points:
+        return None
+    figure, panels = drawing.new_figure(7.6, len(COSTS), sharey=True)
+    for axes, (cost, name) in zip(panels, COSTS.items(), strict=True):
+        for number, series in enumerate(dict.fromkeys(point.series for point in points)):
+            line = [point for point in points if point.series == series]
+            form = drawing.style(series, number)
+            drawing.draw_points(axes, line, cost, *form, line=len(line) > 1, label=series)
+            for point in line if len(line) > 1 else ():
+                drawing.annotate(axes, point, cost, point.label, form[0])
+        drawing.label_axes(axes, name, [getattr(point, cost) for point in points])
+        axes.margins(x=0.1, y=0.15)
+    panels[0].legend(fontsize=drawing.SMALL)
+    return Drawn(figure, describe(points), rows(points))
+
+
 def figure7(results: Results) -> Drawn | None:
     """Activation maps of networks that are scaled differently."""
     if results.compared is None:

@@ -28,8 +28,9 @@ SETTINGS += ("steps", "batch_size", "recipe", "trained_on")
 # What transfer learning is compared by, where a data set isn't compared by top-1.
 METRICS = {"top1": "Top-1", "mean_per_class": "Mean accuracy per class"}
 EVAL = "eval"  # Stands for a sweep in the rows of eval.py.
-# The sweeps of the paper's tables and figures.
+# The sweeps that have sections of their own: those of the paper, and fine-tuning.
 PAPER = ("phi", "width", "depth", "resolution", "width_at", "methods", "grid", "table3", "table7")
+PAPER += ("fine_tuning",)
 EVALUATED = {"data", "identity", "parameters", "top1", "step", "weights"}  # Columns of eval.py.
 LATENCY = ("model", "resolution", "batch", "latency_ms", "latency_ms_min", "latency_ms_max")
 

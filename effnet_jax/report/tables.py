@@ -252,6 +252,19 @@ def lead(first: Point | None, second: Point) -> str:
     return f"{100 * (first.mean - second.mean):+.2f} ({low:+.2f} to {high:+.2f})"
 
 
+def table_fine_tuning(results: Results) -> Table | None:
+    """Ways of fine-tuning in numbers, the best first."""
+    points = results.points("the table of fine-tuning", "fine_tuning")
+    if not points:
+        return None
+    rows = []
+    for point in sorted(points, key=lambda point: -point.mean):
+        cost = (f"{point.parameters:,}", f"{point.multiply_adds:,}", minutes(point))
+        rows.append((point.series, point.label, *accuracy(point), *cost))
+    columns = ("method", "network", "top-1", "sd", "n", "parameters", "multiply-adds")
+    return Table((*columns, "minutes a run"), rows, describe(points))
+
+
 def table_sweeps(results: Results) -> Table | None:
     """The sweeps that are none of the paper's in numbers, the best of each first."""
     rows = []

@@ -185,6 +185,31 @@ def test_sweeps_on_several_data_sets_are_drawn_apart(read):
     ]
 
 
+def test_fine_tuning_is_drawn_over_both_costs_with_a_line_over_networks(read):
+    rows = [
+        row(top1, sweep="seeds:2,fine_tuning:F", series=series, label=label, seed=seed, **costs)
+        for series, label, parameters, multiply_adds, mean in (
+            ("fine-tuned", "lite1", 4_000_000, 600_000_000, 0.88),
+            ("fine-tuned", "lite0", 3_000_000, 400_000_000, 0.87),
+            ("scratch", "lite0", 3_000_000, 400_000_000, 0.7),
+        )
+        for seed, top1 in enumerate((mean - 0.01, mean + 0.01))
+        for costs in [{"parameters": parameters, "multiply_adds": multiply_adds}]
+    ]
+    found = read(rows)
+    drawn = figures.figure_fine_tuning(found)
+    assert [axes.get_xlabel() for axes in drawn.figure.axes] == ["multiply-adds", "parameters"]
+    assert texts(drawn)[:2] == ["lite0", "lite1"]
+    assert curves(drawn)[0] == ([400_000_000, 600_000_000], pytest.approx([87, 88]))
+    assert "2 seeds a point" in drawn.caption
+    assert [cells[:5] for cells in tables.table_fine_tuning(found).rows] == [
+        ("fine-tuned", "lite1", "88.00", "1.42", "2"),
+        ("fine-tuned", "lite0", "87.00", "1.42", "2"),
+        ("scratch", "lite0", "70.00", "1.42", "2"),
+    ]
+    assert figures.figure_sweeps(found) is None
+
+
 def test_the_grid_shows_every_candidate_with_its_cost_and_marks_the_best(read):
     rows = [
         row(sweep="seeds:2,grid", series="grid", label=label, seed=s, top1=t, multiply_adds=m)
@@ -202,7 +227,9 @@ def test_the_grid_shows_every_candidate_with_its_cost_and_marks_the_best(read):
     assert "1 of the 2 others overlap" in drawn.caption
 
 
-@pytest.mark.parametrize("key", ["figure3", "figure4", "figure8", "figure_grid", "figure_sweeps"])
+@pytest.mark.parametrize(
+    "key", ["figure3", "figure4", "figure8", "figure_grid", "figure_sweeps", "figure_fine_tuning"]
+)
 def test_nothing_is_drawn_of_nothing(key):
     assert getattr(figures, key)(results.Results()) is None
 

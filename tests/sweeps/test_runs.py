@@ -226,6 +226,30 @@ def test_table_3_scales_the_other_bases():
         make_schedule(b0(), "table3:resnet")
 
 
+def test_fine_tuning_takes_the_networks_that_a_folder_has_weights_of(tmp_path):
+    for name in ("lite1", "lite0"):
+        (tmp_path / f"{name}.safetensors").touch()
+    config = experiments.read("elpv")
+    config.model.num_classes = 2
+    found = {each.run.name: each for each in make_schedule(config, f"fine_tuning:{tmp_path}")}
+    methods = ["head-first", "frozen-norms", "frozen-features", "scratch"]
+    assert list(found) == ["lite0", "lite1", *(f"lite0_{method}" for method in methods)]
+    assert [each.run.series for each in found.values()] == ["fine-tuned"] * 2 + methods
+    first, larger, *others = found.values()
+    assert first.cost.multiply_adds < larger.cost.multiply_adds
+    assert {each.cost for each in others} == {first.cost}
+    assert larger.config.init.weights == str(tmp_path / "lite1.safetensors")
+    assert larger.config.model.survival_probability == config.model.survival_probability
+    assert found["lite0_scratch"].config.init.weights is None
+    assert found["lite0_head-first"].config.fine_tune.head_epochs == config.epochs / 4
+    for sweep in ("fine_tuning", f"fine_tuning:{tmp_path / 'none'}"):
+        with pytest.raises(UserError, match="a folder with MODEL"):
+            make_schedule(config, sweep)
+    (tmp_path / "lite7.safetensors").touch()
+    with pytest.raises(UserError, match="unknown model 'lite7'"):
+        make_schedule(config, f"fine_tuning:{tmp_path}")
+
+
 def test_seeds_repeat_a_sweep():
     runs = make_schedule(small(), "seeds:2,depth:1,2")
     names = ["depth_1_seed0", "depth_2_seed0", "depth_1_seed1", "depth_2_seed1"]
