@@ -10,11 +10,9 @@ cd "$(dirname "$0")/.." || exit
 source scripts/launch.sh
 read_arguments "$@"
 need_workdir
-need NAME "the name of the JobSet"
+need_name "the name of the JobSet"
 need IMAGE "the image built from the Dockerfile"
 need ACCELERATOR "the label of the nodes, as in tpu-v5-lite-podslice or nvidia-h100-80gb"
-[[ $NAME =~ ^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$ ]] ||
-    fail "NAME=$NAME: use at most 40 lower-case letters, digits and hyphens, and a letter first"
 
 place=()
 if [[ -n ${TOPOLOGY:-} ]]; then

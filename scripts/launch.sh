@@ -27,6 +27,13 @@ need() {
     [[ -n ${!1:-} ]] || fail "the variable $1 is not set; give $1=VALUE, $2"
 }
 
+# need_name MEANING: as `need`, of a NAME that Google Cloud and Kubernetes accept.
+need_name() {
+    need NAME "$1"
+    [[ $NAME =~ ^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$ ]] ||
+        fail "NAME=$NAME: use at most 40 lower-case letters, digits and hyphens, and a letter first"
+}
+
 # Runs a command, or with --dry_run shows it.
 run() {
     if [[ -n $DRY_RUN ]]; then

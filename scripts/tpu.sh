@@ -11,7 +11,7 @@ cd "$(dirname "$0")/.." || exit
 source scripts/launch.sh
 read_arguments "$@"
 need_workdir
-need NAME "the name of the slice"
+need_name "the name of the slice"
 need ZONE "its zone, as in us-west4-a"
 need TYPE "its accelerator type, as in v5litepod-16"
 case $TYPE in
@@ -24,12 +24,12 @@ RUNTIME=${RUNTIME:-$software}
 POLL_SECONDS=${POLL_SECONDS:-30}
 
 tpus() {
-    run gcloud compute tpus "$@" --zone="$ZONE"
+    run gcloud --quiet compute tpus "$@" --zone="$ZONE"
 }
 
 # The state of the queued resource; empty: there is none.
 state() {
-    gcloud compute tpus queued-resources list --zone="$ZONE" --filter="name~/$NAME\$" \
+    gcloud --quiet compute tpus queued-resources list --zone="$ZONE" --filter="name~/$NAME\$" \
         --format="value(state.state)"
 }
 
@@ -41,23 +41,25 @@ create() {
 }
 
 delete() {
-    tpus queued-resources delete "$NAME" --force --quiet
+    tpus queued-resources delete "$NAME" --force
 }
 
 # Creates the slice if there is none, or again if it was taken away, and waits until it is there.
 wait_for_slice() {
-    local now
+    local now='' before=''
     if [[ -z $DRY_RUN ]]; then
         now=$(state) || return
-        case $now in
-            FAILED | SUSPENDED) delete && now='' || return ;;
-        esac
     fi
-    [[ -n ${now:-} ]] || create || return
-    until [[ -n $DRY_RUN || $(state) == ACTIVE ]]; do
+    case $now in
+        FAILED | SUSPENDED) delete && create || return ;;
+        "") create || return ;;
+    esac
+    while [[ -z $DRY_RUN ]]; do
         now=$(state)
-        echo "$(date +%H:%M) slice $NAME: $now"
+        [[ $now == "$before" ]] || echo "$(date +%H:%M) slice $NAME: $now"
+        before=$now
         case $now in
+            ACTIVE) return ;;
             "" | FAILED | SUSPENDED) return 75 ;;
         esac
         sleep "$POLL_SECONDS"
@@ -115,5 +117,5 @@ if [[ -n $DRY_RUN ]]; then
     echo "after exit code 75, or 128 and more but not 130, or when the slice was taken away, all this"
     echo "happens again, at most $MOST_RESTARTS times; a slice that was taken away is deleted first"
 fi
-if [[ -n ${KEEP:-} ]]; then left_alone; else delete; fi
+if [[ -n ${KEEP:-} ]] || ! delete; then left_alone; fi
 exit "$code"

@@ -14,7 +14,6 @@ import json
 import os
 import pathlib
 import re
-import shlex
 import shutil
 import signal
 import socket
@@ -22,15 +21,13 @@ import subprocess
 import sys
 import time
 
-import yaml
-
 FOLDER = pathlib.Path(os.environ.get("STANDINS", "/nowhere"))
 COMMANDS = ("gcloud", "kubectl", "docker", "sbatch", "srun", "scontrol")
 WORKERS = 2
 QUEUED = {
     "create": "--node-id --accelerator-type --runtime-version --spot --guaranteed --reserved",
     "list": "--filter --format",
-    "delete": "--force --quiet",
+    "delete": "--force",
 }
 SBATCH = """--job-name --nodes --gpus-per-node --ntasks-per-node --cpus-per-task --time --requeue
     --open-mode --signal --partition --account --qos"""
@@ -44,7 +41,8 @@ class Standins:
         (self.folder / "bin").mkdir(parents=True)
         self._write("ends", ends)
         for name in COMMANDS:
-            line = f'exec "{sys.executable}" "{__file__}" {name} "$@"'
+            bare = "" if name == "kubectl" else "-S"
+            line = f'exec "{sys.executable}" {bare} "{__file__}" {name} "$@"'
             self._write(f"bin/{name}", f"#!/bin/sh\n{line}\n").chmod(0o755)
         self.environment = {
             **os.environ,
@@ -60,7 +58,8 @@ class Standins:
 
     def run(self, command: list[str] | str, cwd: pathlib.Path) -> subprocess.CompletedProcess:
         """Runs a command, or lines of bash up to the first that fails."""
-        command = ["bash", "-euo", "pipefail", "-c", command] if isinstance(command, str) else command
+        if isinstance(command, str):
+            command = ["bash", "-euo", "pipefail", "-c", command]
         return subprocess.run(
             command, env=self.environment, cwd=cwd, capture_output=True, text=True, timeout=600
         )
@@ -101,9 +100,10 @@ def split(words: list[str], known: str) -> tuple[list[str], dict[str, str]]:
 
 
 def gcloud(words: list[str]) -> int:
-    if words[:2] != ["compute", "tpus"] or not any(word.startswith("--zone=") for word in words):
+    zone = any(word.startswith("--zone=") for word in words)
+    if words[:3] != ["--quiet", "compute", "tpus"] or not zone:
         refuse(f"gcloud {words}")
-    group, verb, *rest = words[2:]
+    group, verb, *rest = words[3:]
     if group == "queued-resources" and verb in QUEUED:
         return queued_resource(verb, *split(rest, QUEUED[verb] + " --zone"))
     if (FOLDER / "state").read_text() != "ACTIVE":
@@ -135,7 +135,7 @@ def worker(home: pathlib.Path, command: str, code: str) -> int:
     if not python.exists():
         python.parent.mkdir(parents=True)
         python.write_text(
-            '#!/bin/bash\nexec "$REAL_PYTHON" "$STANDIN_FILE" python3 "$@"\n',
+            '#!/bin/bash\nexec "$REAL_PYTHON" -S "$STANDIN_FILE" python3 "$@"\n',
         )
         python.chmod(0o755)
     environment = {
@@ -184,6 +184,8 @@ def queued_resource(verb: str, names: list[str], flags: dict[str, str]) -> int:
 
 def kubectl(words: list[str]) -> int:
     """Creates a JobSet, and plays its restarts; FOLDER/jobset.json has how it ended."""
+    import yaml  # The others start in less time without packages.
+
     if words == ["create", "--filename=-"]:
         jobset = yaml.safe_load(sys.stdin)
         if wrong := mistakes(jobset):
@@ -257,7 +259,7 @@ JOBSET = {
 
 
 def misfits(value: object, shape: object, where: str = "") -> list[str]:
-    """Fields that are missing, unknown or of another type than in `shape`; "?" ends optional ones."""
+    """Fields that are missing, unknown or not as in `shape`, where "?" ends optional ones."""
     if isinstance(shape, type):
         return [] if type(value) is shape else [f"{where}: {value!r} is no {shape.__name__}"]
     if type(value) is not type(shape):
@@ -288,7 +290,7 @@ def mistakes(jobset: dict) -> list[str]:
         "success": jobset["spec"]["successPolicy"]["operator"] in ("All", "Any"),
         "action": policy["action"] in ("FailJobSet", "RestartJobSet"),
         "rule's name": re.fullmatch(r"[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?", policy["name"]),
-        "reasons": set(policy["onJobFailureReasons"]) <= {"PodFailurePolicy", "BackoffLimitExceeded"},
+        "reasons": policy["onJobFailureReasons"] == ["PodFailurePolicy"],
         "indexed": spec["completionMode"] == "Indexed",
         "all at once": spec["completions"] == spec["parallelism"] > 0,
         # Kubernetes takes a podFailurePolicy only with this restart policy.
@@ -364,7 +366,8 @@ def scontrol(words: list[str]) -> int:
         (FOLDER / "requeued").touch()
     elif words == ["--json", "show", "job", job]:
         state = "CANCELLED" if (FOLDER / "cancelled").exists() else "RUNNING"
-        print(json.dumps({"jobs": [{"job_id": int(job), "job_state": [state, "COMPLETING"]}]}, indent=2))
+        answer = {"job_id": int(job), "job_state": [state, "COMPLETING"]}
+        print(json.dumps({"jobs": [answer]}, indent=2))
     else:
         refuse(f"scontrol {words}")
     return 0
