@@ -10,7 +10,7 @@ STUDY ?= runs/study
 SCALING := results/scaling_study/scaling.json
 BIN := .venv/bin
 
-.PHONY: train test soak parity lint format benchmark benchmark-loop benchmark-data plan study
+.PHONY: train test soak launch parity lint format benchmark benchmark-loop benchmark-data plan study
 .PHONY: study-small clean
 
 train: .venv/ready
@@ -23,6 +23,10 @@ test: lint
 # A run of two processes, one of which is killed 20 times at random.
 soak: .venv/ready
 	SOAK_ROUNDS=20 $(BIN)/python -m pytest -n 0 -s tests/test_soak.py
+
+# One process and two under a stand-in for SLURM, which stops and requeues them three times.
+launch: .venv/ready
+	LAUNCH_KILLS=3 $(BIN)/python -m pytest -n 0 -s tests/scripts -k under_slurm
 
 lint: .venv/ready
 	$(BIN)/ruff check .
