@@ -51,7 +51,7 @@ run() {
 # Reads the flags and the config as train.py does, before machines are waited for.
 check_arguments() {
     if [[ ! -x $PYTHON ]]; then
-        echo "the flags are not checked here, because $PYTHON is missing (make creates .venv)" >&2
+        echo "the flags are not checked here, because $PYTHON is missing (make .venv/ready creates .venv)" >&2
         return
     fi
     "$PYTHON" -c 'from effnet_jax import cli; from effnet_jax.tools.train import PARSER
