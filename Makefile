@@ -12,8 +12,9 @@ STUDY ?= runs/study
 SCALING := results/scaling_study/scaling.json
 BIN := .venv/bin
 
-.PHONY: train test soak parity export-check lint format benchmark benchmark-loop benchmark-data
-.PHONY: benchmark-freezing plan study study-small transfer-steps transfer-peers transfer-study clean
+.PHONY: train test soak launch parity export-check lint format benchmark benchmark-loop
+.PHONY: benchmark-data benchmark-freezing plan study study-small clean
+.PHONY: transfer-steps transfer-peers transfer-study
 
 train: .venv/ready
 	$(BIN)/python train.py --config=configs/digits.py --workdir=$(WORKDIR)
@@ -25,6 +26,10 @@ test: lint
 # A run of two processes, one of which is killed 20 times at random.
 soak: .venv/ready
 	SOAK_ROUNDS=20 $(BIN)/python -m pytest -n 0 -s tests/test_soak.py
+
+# One process and two under a stand-in for SLURM, which stops and requeues them three times.
+launch: .venv/ready
+	LAUNCH_KILLS=3 $(BIN)/python -m pytest -n 0 -s tests/scripts -k under_slurm
 
 lint: .venv/ready
 	$(BIN)/ruff check .

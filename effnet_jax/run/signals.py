@@ -3,6 +3,7 @@
 import contextlib
 import signal
 import threading
+import time
 import urllib.request
 
 import jax
@@ -34,7 +35,20 @@ class Signals:
     def __init__(self, effect: str = "saving a checkpoint, then stopping", early: str = ""):
         self._previous, self._left = {}, threading.Event()
         self._effect, self.early = effect, early
-        self.name: str | None = None
+        self._name: str | None = None
+        self._came = 0.0
+
+    @property
+    def name(self) -> str | None:
+        return self._name
+
+    @name.setter
+    def name(self, name: str) -> None:
+        self._name, self._came = name, time.monotonic()
+
+    def seconds(self) -> float:
+        """Time since the signal, which a scheduler limits."""
+        return time.monotonic() - self._came
 
     def __call__(self) -> bool:
         return self.name is not None

@@ -75,7 +75,8 @@ def train_and_evaluate(
                 state = _roll_back(run, bad, skipped, rollbacks, checkpoints, init)
             except Interrupted as error:
                 _wait(run, checkpoints)
-                raise Interrupted(f"stopped by {signals.name} {error}. {AGAIN}") from None
+                after = f"{signals.seconds():.1f} s after the signal"
+                raise Interrupted(f"stopped by {signals.name} {error}, {after}. {AGAIN}") from None
             except UserError as error:  # An image that can't be read.
                 raise UserError(f"{error}. {_last_good(run, checkpoints)}") from None
         _wait(run, checkpoints)

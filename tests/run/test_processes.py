@@ -150,21 +150,6 @@ def test_a_cluster_is_found_by_its_variables(monkeypatch):
     assert processes.find_cluster({"TPU_WORKER_HOSTNAMES": "t0"}) is None
 
 
-@pytest.mark.parametrize("code, queued", [(0, 0), (2, 0), (75, 1), (134, 1), (130, 0)])
-def test_the_slurm_script_queues_again_what_can_go_on(tmp_path, code, queued):
-    for name, line in (("srun", f"exit {code}"), ("scontrol", 'echo "scontrol $@"')):
-        (tmp_path / name).write_text(f"#!/bin/bash\n{line}\n")
-        (tmp_path / name).chmod(0o755)
-    result = subprocess.run(
-        ["bash", str(ROOT / "scripts" / "slurm.sbatch")],
-        env={"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_JOB_ID": "7"},
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == code
-    assert result.stdout.count("scontrol requeue 7") == queued
-
-
 def test_more_processes_than_records_or_uneven_devices_are_refused(monkeypatch):
     parallel.check_processes(1, "training")
     monkeypatch.setattr(jax, "process_count", lambda: 3)

@@ -1,0 +1,14 @@
+# The image for GKE, from the pinned requirements:
+#   docker build --build-arg=JAX=tpu --tag=REGISTRY/effnet_jax:tpu .
+#   docker build --build-arg=JAX=cuda13 --tag=REGISTRY/effnet_jax:gpu .
+FROM python:3.12-slim
+# jax's extra for the accelerator: tpu, or cuda13 or cuda12, whose packages bring CUDA.
+ARG JAX=tpu
+# Without an init, train.py would be process 1, which the kernel shields from signals.
+RUN apt-get update && apt-get install --yes --no-install-recommends tini \
+    && rm -rf /var/lib/apt/lists/*
+WORKDIR /effnet_jax
+COPY requirements.txt ./
+RUN pip install --no-cache-dir -r requirements.txt "jax[$JAX]"
+COPY . ./
+ENTRYPOINT ["tini", "--", "python", "train.py"]

@@ -1,0 +1,125 @@
+#!/bin/bash
+# Trains on GKE as a JobSet: one pod for each machine, which is started again when it is stopped:
+#   NAME=b0 IMAGE=REGISTRY/effnet_jax:tpu ACCELERATOR=tpu-v5-lite-podslice TOPOLOGY=4x4 CLAIM=shared \
+#       scripts/gke.sh --config=configs/imagenet.py:b0 --workdir=/shared/runs/b0
+# For GPUs, ACCELERATOR=nvidia-h100-80gb NODES=2 and no TOPOLOGY. With --dry_run it checks the flags
+# and prints the manifest. Other variables: CHIPS of a machine, 4 for TPUs and 8 for GPUs; CLAIM, a
+# volume claim for /shared; MOST_RESTARTS. docs/gke.md
+set -uo pipefail
+cd "$(dirname "$0")/.." || exit
+source scripts/launch.sh
+read_arguments "$@"
+need_workdir
+need_name "the name of the JobSet"
+need IMAGE "the image built from the Dockerfile"
+need ACCELERATOR "the label of the nodes, as in tpu-v5-lite-podslice or nvidia-h100-80gb"
+
+place=()
+if [[ -n ${TOPOLOGY:-} ]]; then
+    [[ $TOPOLOGY =~ ^[1-9][0-9]*(x[1-9][0-9]*){1,2}$ ]] || fail "TOPOLOGY=$TOPOLOGY is not like 4x4 or 2x2x4"
+    CHIPS=${CHIPS:-4}
+    all=$(( ${TOPOLOGY//x/*} ))
+    (( all % CHIPS == 0 )) || fail "TOPOLOGY=$TOPOLOGY has $all chips, which CHIPS=$CHIPS does not divide"
+    NODES=$(( all / CHIPS ))
+    resource=google.com/tpu kind=cloud.google.com/gke-tpu-accelerator
+else
+    need NODES "the number of machines with GPUs; for TPUs give TOPOLOGY"
+    CHIPS=${CHIPS:-8}
+    resource=nvidia.com/gpu kind=cloud.google.com/gke-accelerator
+    # On TPUs, GKE tells JAX the place of each pod.
+    (( NODES == 1 )) || place=("--coordinator_address=$NAME-train-0-0.$NAME:55527"
+        "--num_processes=$NODES" "--process_id=\$(JOB_COMPLETION_INDEX)")
+fi
+
+# Words as items of a YAML list.
+quoted() {
+    local each text
+    for each in "$@"; do
+        text=${each//\\/\\\\}
+        text=${text//\"/\\\"}
+        printf '"%s", ' "$text"
+    done
+}
+
+# In args, Kubernetes expands $(NAME), and makes $ of $$.
+manifest() {
+    cat <<END
+apiVersion: jobset.x-k8s.io/v1alpha2
+kind: JobSet
+metadata:
+  name: $NAME
+END
+    [[ -z ${TOPOLOGY:-} ]] || cat <<END
+  annotations:
+    # One slice for the job, and nothing else on it.
+    alpha.jobset.sigs.k8s.io/exclusive-topology: cloud.google.com/gke-nodepool
+END
+    cat <<END
+spec:
+  network:
+    enableDNSHostnames: true  # A headless service called $NAME.
+  successPolicy:
+    operator: All
+  failurePolicy:
+    maxRestarts: $MOST_RESTARTS
+    rules:
+    # A code that would only come again; see podFailurePolicy. Other failures start all pods again.
+    - name: mistake
+      action: FailJobSet
+      onJobFailureReasons: [PodFailurePolicy]
+  replicatedJobs:
+  - name: train
+    replicas: 1
+    template:
+      spec:
+        completionMode: Indexed
+        completions: $NODES
+        parallelism: $NODES
+        backoffLimit: 0  # A pod alone can't go on: the JobSet starts all of them again.
+        podFailurePolicy:
+          rules:
+          - action: FailJob
+            onExitCodes:
+              containerName: train
+              operator: In
+              values: [1, 2, 3, 126, 127, 128, 130]
+        template:
+          spec:
+            restartPolicy: Never
+            terminationGracePeriodSeconds: 120  # To save in.
+            nodeSelector:
+              $kind: $ACCELERATOR
+END
+    [[ -z ${TOPOLOGY:-} ]] || echo "              cloud.google.com/gke-tpu-topology: $TOPOLOGY"
+    cat <<END
+            containers:
+            - name: train
+              image: $IMAGE
+              args: [$(quoted "${ARGS[@]//\$/\$\$}" "${place[@]}")]
+              resources:
+                limits:
+                  $resource: $CHIPS
+END
+    [[ -z ${CLAIM:-} ]] || cat <<END
+              volumeMounts:
+              - name: shared
+                mountPath: /shared
+            volumes:
+            - name: shared
+              persistentVolumeClaim:
+                claimName: $CLAIM
+END
+}
+
+[[ "${ARGS[*]}" != *[[:cntrl:]]* ]] || fail "an argument has a line break or control character"
+check_arguments || exit
+text=$(manifest)
+if [[ -n $DRY_RUN ]]; then
+    echo "$text"
+    echo "# would run: kubectl create --filename=-"
+    exit
+fi
+kubectl create --filename=- <<< "$text" || exit
+echo "to follow it:  kubectl logs --follow job/$NAME-train-0"
+echo "its restarts:  kubectl get jobset $NAME"
+echo "to stop it:    kubectl delete jobset $NAME"

@@ -1,0 +1,121 @@
+#!/bin/bash
+# Trains on a TPU slice from a queued resource: creates it, installs this commit on all workers,
+# runs train.py there, goes on after a preemption, and deletes the slice at the end:
+#   NAME=b0 ZONE=us-west4-a TYPE=v5litepod-16 scripts/tpu.sh \
+#       --config=configs/imagenet.py:b0 --workdir=/shared/runs/b0
+# With --dry_run it checks the flags and shows the commands. Other variables: RUNTIME, the slice's
+# software; CREATE="--spot", more flags of its creation; SETUP, a command for each worker before the
+# installation; KEEP=1 does not delete; MOST_RESTARTS; POLL_SECONDS. docs/tpu.md
+set -uo pipefail
+cd "$(dirname "$0")/.." || exit
+source scripts/launch.sh
+read_arguments "$@"
+need_workdir
+need_name "the name of the slice"
+need ZONE "its zone, as in us-west4-a"
+need TYPE "its accelerator type, as in v5litepod-16"
+case $TYPE in
+    v5litepod-*) software=v2-alpha-tpuv5-lite ;;
+    v5p-*) software=v2-alpha-tpuv5 ;;
+    v6e-*) software=v2-alpha-tpuv6e ;;
+    *) software=tpu-ubuntu2204-base ;;
+esac
+RUNTIME=${RUNTIME:-$software}
+POLL_SECONDS=${POLL_SECONDS:-30}
+
+tpus() {
+    run gcloud --quiet compute tpus "$@" --zone="$ZONE"
+}
+
+# The state of the queued resource; empty: there is none.
+state() {
+    gcloud --quiet compute tpus queued-resources list --zone="$ZONE" --filter="name~/$NAME\$" \
+        --format="value(state.state)"
+}
+
+create() {
+    local more
+    read -ra more <<< "${CREATE:-}"
+    tpus queued-resources create "$NAME" --node-id="$NAME" --accelerator-type="$TYPE" \
+        --runtime-version="$RUNTIME" "${more[@]}"
+}
+
+delete() {
+    tpus queued-resources delete "$NAME" --force
+}
+
+# Creates the slice if there is none, or again if it was taken away, and waits until it is there.
+wait_for_slice() {
+    local now='' before=''
+    if [[ -z $DRY_RUN ]]; then
+        now=$(state) || return
+    fi
+    case $now in
+        FAILED | SUSPENDED) delete && create || return ;;
+        "") create || return ;;
+    esac
+    while [[ -z $DRY_RUN ]]; do
+        now=$(state)
+        [[ $now == "$before" ]] || echo "$(date +%H:%M) slice $NAME: $now"
+        before=$now
+        case $now in
+            ACTIVE) return ;;
+            "" | FAILED | SUSPENDED) return 75 ;;
+        esac
+        sleep "$POLL_SECONDS"
+    done
+}
+
+on_all_workers() {
+    tpus tpu-vm ssh "$NAME" --worker=all --command="$1"
+}
+
+# The code of this commit, and Python 3.12 with the pinned requirements.
+install() {
+    on_all_workers "${SETUP:-true}" &&
+        tpus tpu-vm scp "$archive" "$NAME:effnet_jax.tar" --worker=all &&
+        on_all_workers 'mkdir -p effnet_jax && tar -xf effnet_jax.tar -C effnet_jax &&
+cd effnet_jax && python3 -m pip install --quiet --user uv &&
+python3 -m uv venv --quiet --allow-existing --python=3.12 .venv &&
+python3 -m uv pip install --quiet -r requirements.txt "jax[tpu]"'
+}
+
+# gcloud connects again where a connection breaks: flock keeps a worker from training twice.
+train() {
+    on_all_workers "cd effnet_jax && flock --timeout 300 --conflict-exit-code 75 .lock .venv/bin/python \
+train.py $(printf '%q ' "${ARGS[@]}")"
+}
+
+left_alone() {
+    echo "slice $NAME is kept and costs money; the same command goes on with it. To delete it:"
+    echo "gcloud compute tpus queued-resources delete $NAME --zone=$ZONE --force"
+}
+
+check_arguments || exit
+git diff --quiet HEAD || echo "changes that are not committed are not installed" >&2
+archive=$(mktemp --suffix=.tar) && git archive --output="$archive" HEAD || exit
+trap 'rm -f "$archive"' EXIT
+trap 'left_alone; exit 130' INT TERM
+
+was_there=''
+for (( restarts = 0; ; restarts++ )); do
+    wait_for_slice && was_there=yes && install && train
+    code=$?
+    [[ -z $DRY_RUN ]] || break
+    # A slice that was taken away ends the connection, and with it whatever ran.
+    if ! can_resume "$code" && [[ $code -eq 0 || -z $was_there || $(state) == ACTIVE ]]; then
+        break
+    fi
+    if (( restarts >= MOST_RESTARTS )); then
+        echo "exit code $code after $restarts restarts: not started again"
+        break
+    fi
+    echo "exit code $code: starting again"
+    sleep "$POLL_SECONDS"
+done
+if [[ -n $DRY_RUN ]]; then
+    echo "after exit code 75, or 128 and more but not 130, or when the slice was taken away, all this"
+    echo "happens again, at most $MOST_RESTARTS times; a slice that was taken away is deleted first"
+fi
+if [[ -n ${KEEP:-} ]] || ! delete; then left_alone; fi
+exit "$code"
