@@ -6,16 +6,24 @@
 Rounding moves the multiply-adds of a small network far from 2^phi times the base's, and the search
 would then find whatever rounding favours. With `equal=1` each candidate goes as far in its own
 direction as brings its real multiply-adds nearest to 2^phi times the base's.
+
+`alpha=1.15,beta=1,gamma=1.3` with `within=0.1` is a finer search: this point, and candidates that
+are at most so far from it on each axis.
 """
+
+from operator import itemgetter, sub
 
 from effnet_jax.errors import UserError, check_choice
 from effnet_jax.sweeps.grid import candidates, solve
 from effnet_jax.sweeps.runs import Run, compound, multiply_adds, scaled
 
+AXES = ("alpha", "beta", "gamma")
+
 
 def settings(argument: str) -> dict[str, float]:
     """The grid's settings by name, from a text like "step=0.1,tolerance=0.2"."""
     given = {"step": 0.05, "tolerance": 0.1, "phi": 1.0, "equal": 0.0}
+    given |= {"alpha": 0.0, "beta": 0.0, "gamma": 0.0, "within": 0.0}
     for part in filter(None, argument.split(",")):
         key, _, value = part.partition("=")
         check_choice("setting of the sweep", key, given)
@@ -31,7 +39,12 @@ def settings(argument: str) -> dict[str, float]:
 def get_sweep(config, argument):
     given = settings(argument)
     target = 2 ** given["phi"] * multiply_adds(config, scaled(config))
-    for point in candidates(given["step"], given["tolerance"]):
+    points, middle = candidates(given["step"], given["tolerance"]), itemgetter(*AXES)(given)
+    if limit := given["within"]:
+        far = [max(map(abs, map(sub, point, middle))) for point in points]
+        near = [point for point, by in zip(points, far, strict=True) if by <= limit + 1e-9]
+        points = list(dict.fromkeys([middle, *near]))
+    for point in points:
         phi = given["phi"]
         if given["equal"]:
             phi = solve(

@@ -27,15 +27,21 @@ add("--step", type=float, default=0.05, help="of the grid")
 add("--tolerance", type=float, default=0.1, help="of alpha * beta^2 * gamma^2 around 2")
 add("--equal", action=same, default=True, help="scale every candidate to the same multiply-adds")
 add("--seeds", type=flags.count, default=1, metavar="N", help="runs of each candidate")
+add("--near", action="store_true", help="only up to two steps from the config's own coefficients")
+add("--rates", metavar="CSV", help="results of a `rates` sweep: each candidate has its best rate")
 add("--evaluation", default=results.EVALUATION, metavar="NAME/WEIGHTS", help="whose top-1 counts")
 
 
 def found_config(config: ConfigDict, best: results.Run) -> ConfigDict:
-    """The experiment with the coefficients of `best`, in which phi = 0 is its own network."""
+    """The experiment with the coefficients of `best` and its swept settings.
+
+    In it phi = 0 is the network that was scaled.
+    """
     base, dropout = models.coefficients(config.model), models.dropout(config.model)
     values = {"phi": 0.0, "width": None, "depth": None, "resolution": None, "dropout": dropout}
     values |= {key: getattr(best, key) for key in ("alpha", "beta", "gamma")}
-    config = copy.deepcopy(config)
+    kept = [f"--config.{key}={value}" for key, value in best.swept if not key.startswith("model.")]
+    config = flags.override(copy.deepcopy(config), kept)
     config.model.update(values | {f"base_{key}": value for key, value in vars(base).items()})
     return config
 
@@ -82,7 +88,12 @@ def main(args: argparse.Namespace) -> None:
     known = [f"{name}/{weights}" for name, entry in entries for weights in entry.weights]
     check_choice("--evaluation", args.evaluation, known)
     grid = f"step={args.step:g},tolerance={args.tolerance:g},phi={args.phi:g}"
+    if args.near:
+        best = args.config.model
+        grid += f",alpha={best.alpha:g},beta={best.beta:g},gamma={best.gamma:g}"
+        grid += f",within={2 * args.step:g}"
     search = f"seeds:{args.seeds},grid:{grid},equal={int(args.equal)}"
+    search = f"tuned:{args.rates},{search}" if args.rates else search
     if csv := sweep.launch(args, search):
         root = pathlib.Path(args.workdir).expanduser()
         propose(args.config, csv, args.evaluation, root, search)

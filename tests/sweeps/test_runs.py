@@ -261,6 +261,15 @@ def test_seeds_repeat_a_sweep():
             make_schedule(small(), wrong)
 
 
+def test_a_finer_grid_has_its_middle_and_what_is_near():
+    # By hand: of step 0.2 within 0.1 of 2, near (1.15, 1, 1.3) are 1.4 / 1 / 1.2 (a quarter away in
+    # alpha) and 1 / 1 / 1.4 and 1 / 1.2 / 1.2, not 1.4 / 1.2 / 1 or 2 / 1 / 1.
+    middle = "alpha=1.15,beta=1,gamma=1.3,within=0.25"
+    runs = make_schedule(small(), f"grid:step=0.2,tolerance=0.1,{middle}")
+    found = {tuple(float(x) for x in each.run.label.split(", ")) for each in runs}
+    assert found == {(1.15, 1, 1.3), (1, 1, 1.4), (1, 1.2, 1.2), (1.4, 1, 1.2)}
+
+
 def test_an_equal_grid_meets_the_multiply_adds_that_a_plain_one_misses():
     base = make_schedule(small(), "depth:1")[0].cost.multiply_adds
 
