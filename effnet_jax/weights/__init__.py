@@ -196,6 +196,11 @@ def load(
         value = names.ours(array, _valid(names.of(array), by_name[names.of(array)], where))
         if array.name.endswith("/var") and (value <= -config.batch_norm_epsilon).any():
             raise UserError(f"{where}: {names.of(array)} has variances below 0; copy it again")
+        if array.leaf in ("conv", "depthwise") and not value.any():
+            raise UserError(
+                f"{where}: {names.of(array)} is 0 everywhere, as in a file whose download was cut "
+                "short or whose weights were not gathered before it was saved; get it again"
+            )
         if array.role == "classifier":
             value = value[..., outputs - len(named) :]  # Without the background, if it is dropped.
         arrays[array.name] = np.ascontiguousarray(value)
@@ -223,11 +228,11 @@ def _match(
       names, found: the format's names, and the arrays by these names.
       where: the source, for messages.
     """
-    bias = np.shape(found.get(names.of(CLASSIFIER_BIAS), ()))
+    bias = np.shape(found.get(names.of(CLASSIFIER_BIAS), 0.0))
 
     def mismatches(config: ConfigDict) -> tuple[int, str]:
         with config.unlocked():
-            config.num_classes = bias[0] if bias else 1000
+            config.num_classes = bias[0] if bias and bias[0] else 1000
         return find_mismatches(list_arrays(models.architecture(config)), names, found)
 
     if stated is None and model is None:

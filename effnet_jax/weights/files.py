@@ -61,6 +61,9 @@ def read(source: str | pathlib.Path, weights: str) -> tuple[Arrays, Stated]:
 def _read_file(path: pathlib.Path, weights: str) -> tuple[Arrays, Stated]:
     # Next to a file from the Hub; the config.json of another program states nothing.
     stated = timm.read_config(path.with_name("config.json"))
+    own = timm.by_name(re.sub(r"\.(safetensors|bin|pth|pt)$", "", path.name))
+    if own and stated and any(own[key] != stated[key] for key in ("model", "origin")):
+        stated = {}  # By the file's name it is that of another download.
     try:
         with open(path, "rb") as file:
             start = file.read(64)
