@@ -508,6 +508,18 @@ def test_a_config_of_another_download_states_nothing(tmp_path):
     assert weights.load(own).preprocess["crop_fraction"] == 0.8
 
 
+def test_torchvision_s_older_b1_has_its_own_preprocessing(tmp_path):
+    arrays = in_format("torchvision", "b1", 1000)  # torchvision/models/efficientnet.py.
+    for name, side, interpolation in (
+        ("efficientnet_b1-c27df63c.npz", 255, "bilinear_pillow"),
+        ("efficientnet_b1_rwightman-bac287d4.npz", 256, "bicubic_pillow"),
+    ):
+        np.savez(tmp_path / name, **arrays)
+        found = weights.load(tmp_path / name)
+        assert (found.origin, found.preprocess["interpolation"]) == ("torchvision", interpolation)
+        assert Preprocess(**found.preprocess)._shorter_side == side
+
+
 def test_classes_of_a_file_are_not_put_into_another_order(tmp_path):
     found = weights.load(golden_checkpoint.WORKDIR)
     assert weights.load(golden_checkpoint.WORKDIR, classes=found.classes).classes == found.classes
