@@ -106,6 +106,13 @@ def moment(text: str, place: str) -> datetime.datetime:
     return time if time.tzinfo else time.replace(tzinfo=datetime.UTC)
 
 
+def encode(rows: Iterable[Iterable[Any]]) -> bytes:
+    """Rows of cells, the first with the names of the columns, as the bytes of a file."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue().encode()
+
+
 def check_append(path: pathlib.Path, columns: Iterable[str]) -> None:
     """Raises UserError if rows with these columns can't be added to a results file."""
     try:

@@ -7,7 +7,6 @@ A record is {"image": bytes or uint8 [h, w, 3], "label": int}. Where an image ha
 import collections
 import contextlib
 import filecmp
-import functools
 import glob
 import hashlib
 import os
@@ -293,23 +292,19 @@ class FolderSource(Source):
 
     def count_shared(self, other: "FolderSource") -> int:
         """The number of these images that `other` has as well: the same file, or a copy of it."""
-        names = {os.path.basename(path) for path, _ in self._records}
-        theirs, by_size = [path for path, _ in other._records], collections.defaultdict(list)
+        own, theirs = ([path for path, _ in each._records] for each in (self, other))
         if len(theirs) > COMPARED:
+            names = set(map(os.path.basename, own))
             theirs = [path for path in theirs if os.path.basename(path) in names]
+        sizes = set(map(_size, own)) - {-1}
+        alike = collections.defaultdict(list)
         for path in theirs:
-            with contextlib.suppress(OSError):  # Missing files are reported elsewhere.
-                by_size[os.path.getsize(path)].append(path)
-        part = functools.cache(_middle)
-
-        def is_there(path: str) -> bool:
-            with contextlib.suppress(OSError):
-                same = by_size.get(os.path.getsize(path), ())
-                alike = (each for each in same if part(each) == part(path))
-                return any(filecmp.cmp(path, each, shallow=False) for each in alike)
-            return False
-
-        return sum(is_there(path) for path, _ in self._records)
+            if _size(path) in sizes:
+                alike[_peek(path)].append(path)
+        return sum(
+            any(filecmp.cmp(path, each, shallow=False) for each in alike.get(_peek(path), ()))
+            for path in own
+        )
 
     def _counts(self) -> np.ndarray:
         """Images by class."""
@@ -641,11 +636,19 @@ def count_trained_on(
     return source.shared(training.train_split) if same else 0
 
 
-def _middle(path: str) -> bytes:
-    """Some bytes of a file, which tell most files of one size apart."""
-    with open(path, "rb") as file:
-        file.seek(os.path.getsize(path) // 2)
-        return file.read(4096)
+def _size(path: str) -> int:
+    """A file's size; -1 where it is missing, which is reported elsewhere."""
+    with contextlib.suppress(OSError):
+        return os.path.getsize(path)
+    return -1
+
+
+def _peek(path: str) -> tuple[int, bytes]:
+    """The size of a file and some of its bytes, which tell most files apart."""
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        file.seek(_size(path) // 2)
+        return _size(path), hashlib.sha256(file.read(4096)).digest()
+    return -1, path.encode(errors="surrogateescape")
 
 
 def fingerprint(source: Source, most: int = 32) -> str:

@@ -1,8 +1,6 @@
 """An evaluation in detail: accuracy by class, confusions, and a page of the worst mistakes."""
 
 import base64
-import csv
-import io
 import pathlib
 import warnings
 from collections.abc import Sequence
@@ -14,6 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 
+from effnet_jax import csv_rows
 from effnet_jax.data import pipeline
 from effnet_jax.data.decode import decode_image
 from effnet_jax.data.sources import Source
@@ -56,10 +55,11 @@ def write(
     known = titles()
     names = [known.get(name, name) for name in classes]
     counts = np.asarray(outcomes.counts)
-    _write_csv(folder / FILES[0], by_class(classes, counts))
+    (folder / FILES[0]).write_bytes(csv_rows.encode(by_class(classes, counts)))
     if len(counts) == len(counts.T):
         rows = ([name, *row] for name, row in zip(classes, counts.tolist(), strict=True))
-        _write_csv(folder / FILES[1], [["true \\ predicted", *classes], *rows])
+        matrix = csv_rows.encode([["true \\ predicted", *classes], *rows])
+        (folder / FILES[1]).write_bytes(matrix)
     images, right = class_counts(counts)
     title += f"\ntop-1 {right.sum() / images.sum():.1%}"
     title += f", mean per class {mean_per_class(counts):.1%}, {images.sum():,} images"
@@ -181,9 +181,3 @@ def picture(source: Source, index: int, label: str, exif: str) -> str:
 def _shorten(name: str, most: int = 24) -> str:
     """A name for a figure, where a dollar sign would begin a formula."""
     return (name if len(name) <= most else f"{name[: most - 1]}…").replace("$", r"\$")
-
-
-def _write_csv(path: pathlib.Path, rows: Sequence[Sequence]) -> None:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    path.write_text(text.getvalue(), encoding="utf-8")

@@ -1,15 +1,14 @@
 """One HTML page with all figures and tables, without scripts or references to other files."""
 
 import base64
-import csv
 import io
 import pathlib
 import re
 import tomllib
-from collections.abc import Iterable, Sequence
 
 import jinja2
 
+from effnet_jax import csv_rows
 from effnet_jax.report import drawing, figures, paper, tables
 from effnet_jax.report.results import Results, bare_name
 
@@ -48,14 +47,6 @@ def missing(key: str, results: Results) -> list[str]:
     return commands
 
 
-def csv_bytes(columns: Iterable[str], rows: Iterable[Sequence[object]]) -> bytes:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(rows)
-    return text.getvalue().encode()
-
-
 def plain(cell: str) -> str:
     """A cell of a table for a CSV: counts without commas."""
     return cell.replace(",", "") if re.fullmatch(r"\d{1,3}(,\d{3})+", cell) else cell
@@ -74,9 +65,11 @@ def make_files(results: Results) -> dict[str, bytes]:
             made.figure.savefig(data, format="png", dpi=drawing.DPI)
             files[f"{key}.png"] = data.getvalue()
             png = base64.b64encode(data.getvalue()).decode()
-            files[f"{key}.csv"] = csv_bytes(made.rows[0], (row.values() for row in made.rows))
+            cells = (row.values() for row in made.rows)
+            files[f"{key}.csv"] = csv_rows.encode([made.rows[0], *cells])
         elif made:
-            files[f"{key}.csv"] = csv_bytes(made.columns, (map(plain, row) for row in made.rows))
+            cells = (map(plain, row) for row in made.rows)
+            files[f"{key}.csv"] = csv_rows.encode([made.columns, *cells])
         elif key.startswith("table") or not wanted[key]:
             continue  # The figure before a table has the commands.
         section = {"key": key, "made": made, "png": png, "commands": wanted[key]}

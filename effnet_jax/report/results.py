@@ -104,7 +104,7 @@ class Run(NamedTuple):
         return self.kind, names, self.swept
 
 
-def number(text: str) -> float:
+def as_float(text: str) -> float:
     """A number, or NaN for any other text."""
     try:
         return float(text)
@@ -116,7 +116,7 @@ def value(text: str) -> str:
     """A value of a config key; numbers alike however they are written."""
     if text.upper() in ("TRUE", "FALSE"):  # A spreadsheet changes the case.
         return text.capitalize()
-    return text if math.isnan(number(text)) else f"{number(text):.12g}"
+    return text if math.isnan(as_float(text)) else f"{as_float(text):.12g}"
 
 
 OTHERS = ("scores", *Run._field_defaults)  # What is no column that each file has to have.
@@ -318,12 +318,12 @@ def find_swept(points: Sequence[Point]) -> Swept:
     def name(each: dict[str, str], without: str | None = None) -> str:
         return ", ".join(f"{short[k]}={each.get(k, '')}" for k in keys if k != without)
 
-    columns = {key: {number(each.get(key, "")) for each in values} for key in keys}
+    columns = {key: {as_float(each.get(key, "")) for each in values} for key in keys}
     numeric = [key for key in keys if all(map(math.isfinite, columns[key]))]
     key = max(numeric, key=lambda key: len(columns[key]), default=None)
     lines = collections.defaultdict(list)
     for each, point in zip(values, points, strict=True) if key else ():
-        lines[name(each, key)].append((number(each[key]), point))
+        lines[name(each, key)].append((as_float(each[key]), point))
     for line in lines.values():
         line.sort(key=operator.itemgetter(0))
     names = [name(each) or p.label for each, p in zip(values, points, strict=True)]
@@ -403,7 +403,7 @@ def _parse_score(cells: dict[str, str], name: str, place: str) -> float:
         return csv_rows.number(cells, name, place, whole=True)
     if metric in FRACTIONS:
         return csv_rows.fraction(cells, name, place)
-    return number(cells[name])  # A loss may be infinite.
+    return as_float(cells[name])  # A loss may be infinite.
 
 
 network = operator.attrgetter("base", "width", "depth", "resolution")

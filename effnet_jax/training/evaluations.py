@@ -84,9 +84,11 @@ def _open(config: ConfigDict, name: str, train: Source) -> Source:
     source = sources.open_source(data, data.eval_split)
     parallel.check_processes(len(source), f"evaluation {name!r}")
     if count := sources.count_trained_on(source, data, config.data, train):
+        by_content = isinstance(source, sources.FolderSource)
         say(
             f"warning: {count:,} of {len(source):,} images of evaluation {name!r} are trained on, "
             f"with config.data.train_split={config.data.train_split!r}"
+            f"{'; files are compared by content' * by_content}"
         )
     best = config.checkpoint.best_metric
     by_class = best.startswith(f"{name}/") and best.endswith("/mean_per_class")

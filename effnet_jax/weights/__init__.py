@@ -193,9 +193,9 @@ def load(
     _settle(config, len(named), preprocess)
     arrays = {}
     for array in list_arrays(models.architecture(config)):
-        value = names.ours(array, _valid(names.of(array), by_name[names.of(array)], where))
-        if array.name.endswith("/var") and (value <= -config.batch_norm_epsilon).any():
-            raise UserError(f"{where}: {names.of(array)} has variances below 0; copy it again")
+        value = by_name[names.of(array)]
+        value = _valid(array, value, config.batch_norm_epsilon, f"{where}: {names.of(array)}")
+        value = names.ours(array, value)
         if array.role == "classifier":
             value = value[..., outputs - len(named) :]  # Without the background, if it is dropped.
         arrays[array.name] = np.ascontiguousarray(value)
@@ -203,13 +203,23 @@ def load(
     return Weights(config.lock(), variables, preprocess, named, origin, stated["step"])
 
 
-def _valid(name: str, value: np.ndarray, where: str) -> np.ndarray:
-    """An array as float32; raises UserError for integers, and for values that are not finite."""
+def _valid(array: Array, value: np.ndarray, epsilon: float, where: str) -> np.ndarray:
+    """A value of an array as float32; raises UserError for one that no network can have.
+
+    `epsilon` is BatchNorm's; `where` names the source and the array.
+    """
     if not jax.numpy.issubdtype(value.dtype, jax.numpy.floating):
-        raise UserError(f"{where}: {name} is {value.dtype}; quantised weights can't be read")
+        raise UserError(f"{where} is {value.dtype}; quantised weights can't be read")
     value = np.asarray(value, np.float32)
     if not np.isfinite(value).all():
-        raise UserError(f"{where}: {name} is not finite everywhere, as after training diverged")
+        raise UserError(f"{where} is not finite everywhere, as after training diverged")
+    if array.leaf == "var" and (value <= -epsilon).any():
+        raise UserError(f"{where} has variances below 0; copy it again")
+    if array.leaf in ("conv", "depthwise") and not value.any():
+        raise UserError(
+            f"{where} is 0 everywhere, as in a file whose download was cut short, or whose weights "
+            "were not gathered before it was saved; get it again"
+        )
     return value
 
 
@@ -223,11 +233,11 @@ def _match(
       names, found: the format's names, and the arrays by these names.
       where: the source, for messages.
     """
-    bias = np.shape(found.get(names.of(CLASSIFIER_BIAS), ()))
+    bias = np.shape(found.get(names.of(CLASSIFIER_BIAS), 0.0))
 
     def mismatches(config: ConfigDict) -> tuple[int, str]:
         with config.unlocked():
-            config.num_classes = bias[0] if bias else 1000
+            config.num_classes = bias[0] if bias and bias[0] else 1000
         return find_mismatches(list_arrays(models.architecture(config)), names, found)
 
     if stated is None and model is None:

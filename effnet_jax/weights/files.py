@@ -11,7 +11,7 @@ import numpy as np
 
 from effnet_jax.errors import UserError, check_choice
 from effnet_jax.run.files import left_by_download
-from effnet_jax.weights import hub, keras, ours, pth, tf_checkpoint, timm
+from effnet_jax.weights import hub, keras, ours, pth, tf_checkpoint, timm, torchvision
 from effnet_jax.weights.names import WHICH
 
 HDF5 = b"\x89HDF\r\n\x1a\n"
@@ -61,6 +61,10 @@ def read(source: str | pathlib.Path, weights: str) -> tuple[Arrays, Stated]:
 def _read_file(path: pathlib.Path, weights: str) -> tuple[Arrays, Stated]:
     # Next to a file from the Hub; the config.json of another program states nothing.
     stated = timm.read_config(path.with_name("config.json"))
+    own = timm.by_name(re.sub(r"\.(safetensors|bin|pth|pt)$", "", path.name))
+    if own and stated and any(own[key] != stated[key] for key in ("model", "origin")):
+        stated = {}  # By the file's name it is that of another download.
+    stated = stated or torchvision.by_file(path.name)
     try:
         with open(path, "rb") as file:
             start = file.read(64)

@@ -100,6 +100,21 @@ class _Inert(dict):
     __hash__ = object.__hash__
 
 
+def _tensor(
+    storage: Storage,
+    offset: int,
+    shape: Any,
+    strides: Any,
+    grad: Any = None,
+    hooks: Any = None,
+    metadata: Any = None,
+) -> Tensor:
+    """Stands for torch._utils._rebuild_tensor_v2."""
+    if metadata:  # Its numbers count as negated, or conjugate.
+        raise ValueError(f"a tensor is a view ({', '.join(map(str, metadata))}); save clones")
+    return Tensor(storage, int(offset), tuple(map(int, shape)), tuple(map(int, strides)))
+
+
 class _Unpickler(pickle.Unpickler):
     def __init__(self, file: BinaryIO, path: pathlib.Path):
         super().__init__(file)
@@ -115,11 +130,14 @@ class _Unpickler(pickle.Unpickler):
         if name in BESIDE.get(module.removesuffix("._local"), "").split():
             return _Inert
         if module == "torch._utils" and name in ("_rebuild_tensor", "_rebuild_tensor_v2"):
-            return lambda storage, offset, shape, strides, *_: Tensor(
-                storage, int(offset), tuple(map(int, shape)), tuple(map(int, strides))
-            )
+            return _tensor
         if module == "torch._utils" and name.startswith("_rebuild_parameter"):
             return lambda data, *_: data
+        if module == "torch._utils" and name.startswith("_rebuild"):
+            raise UserError(
+                f"{self._path} has a kind of tensor that can't be read ({name}), as quantised, "
+                "sparse or meta tensors; save it with plain ones, of float32, float16 or bfloat16"
+            )
         raise UserError(
             f"{self._path} wants to run code: it names {module}.{name}, where weights need only "
             "tensors. Nothing in it was run. If you trust its source, save only the weights there: "

@@ -3,6 +3,8 @@
 Its B5 to B7 are TensorFlow's weights, and it runs them with PyTorch's padding all the same.
 """
 
+from typing import Any
+
 from effnet_jax.weights.names import TORCH, Array, Names
 from effnet_jax.weights.timm import recipe
 
@@ -28,7 +30,7 @@ NAMES = Names(
 )
 TORCH_EPSILON = ("b0", "b1", "b2", "b3", "b4")  # Models with PyTorch's epsilon of BatchNorm.
 # For each model's DEFAULT weights; the crop is from the sides of the square and of what it is cut
-# from. IMAGENET1K_V1 of B1, before its DEFAULT, is resized to 256 pixels, by "bicubic".
+# from.
 RECIPES = {
     "b0": recipe(224 / 256, 224),
     "b1": recipe(240 / 255, 240, interpolation="bilinear"),
@@ -42,3 +44,11 @@ RECIPES = {
     "v2-m": recipe(480 / 480, 480, interpolation="bilinear"),
     "v2-l": recipe(480 / 480, 480, "inception"),
 }
+# By the start of a file's name, as it is downloaded: IMAGENET1K_V1 of B1, before its DEFAULT.
+OLDER = {"efficientnet_b1_rwightman": recipe(240 / 256, 240)}
+
+
+def by_file(name: str) -> dict[str, Any]:
+    """What a file's name states: origin and preprocess; empty where that is nothing."""
+    found = [each for start, each in OLDER.items() if name.startswith(start)]
+    return {"origin": "torchvision", "preprocess": found[0]} if found else {}

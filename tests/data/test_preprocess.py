@@ -256,6 +256,9 @@ def test_it_survives_json_and_comes_from_a_config():
         ({"resolution": "224"}, "resolution must be a whole number of pixels; got '224'"),
         ({"resolution": 224.5}, "resolution must be a whole number"),
         ({"mean": [0.5, 0.5]}, "mean must be three numbers"),
+        ({"mean": [123.7, 116.3, 103.5]}, "mean is of pixels in 0 to 1, not in 0 to 255"),
+        ({"mean": [float("nan")] * 3}, "mean is of pixels in 0 to 1"),
+        ({"std": [float("nan")] * 3}, "std is of pixels in 0 to 1"),
         ({"std": [0.5, 0.5, 0.0]}, "above 0"),
     ],
 )

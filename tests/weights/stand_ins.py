@@ -78,6 +78,7 @@ def _modules() -> dict[str, types.ModuleType]:
 
     add(torch, "FloatStorage")
     add(utils, "_rebuild_tensor_v2")
+    add(utils, "_rebuild_qtensor")
     return {"torch": torch, "torch._utils": utils}
 
 
@@ -87,7 +88,14 @@ def memory(array: np.ndarray) -> bytes:
 
 
 def write_pth(
-    path, arrays: dict[str, np.ndarray], zipped=True, extra=None, strides=None, around=None
+    path,
+    arrays: dict[str, np.ndarray],
+    zipped=True,
+    extra=None,
+    strides=None,
+    around=None,
+    rebuild="_rebuild_tensor_v2",
+    metadata=(),
 ):
     """A file as of torch.save.
 
@@ -98,9 +106,11 @@ def write_pth(
       extra: an object to pickle beside the state dict, in a dict around both.
       around: `around(state dict)` is pickled instead of the state dict.
       strides: the tensors' strides, in numbers, by name; else those of an array in order.
+      rebuild, metadata: the function that makes each tensor, and its last argument, if any.
     """
     modules = _modules()
     storages = {str(number): array for number, array in enumerate(arrays.values())}
+    last = OrderedDict(), *metadata
 
     class Pickler(pickle.Pickler):
         def persistent_id(self, thing):
@@ -115,8 +125,8 @@ def write_pth(
         kind = modules["torch"].FloatStorage
         storage = Storage("storage", kind, key, "cpu", array.size, *([] if zipped else [None]))
         return _Reduced(
-            modules["torch._utils"]._rebuild_tensor_v2,
-            (storage, 0, array.shape, (strides or {}).get(name, steps), False, OrderedDict()),
+            getattr(modules["torch._utils"], rebuild),
+            (storage, 0, array.shape, (strides or {}).get(name, steps), False, *last),
         )
 
     state = OrderedDict(

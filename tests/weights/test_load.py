@@ -475,6 +475,51 @@ def test_variances_below_zero_are_refused(tmp_path):
         weights.load(path)
 
 
+def test_a_download_that_ends_in_zeros_is_refused(tmp_path):
+    """As programs leave it that reserve a file's size first: the network answered at random."""
+    path = write(tmp_path / "w.safetensors", in_format("timm", "b0"))
+    data = path.read_bytes()
+    for place in (0.98, 0.6):
+        path.write_bytes(data[: int(place * len(data))] + bytes(len(data) - int(place * len(data))))
+        with pytest.raises(
+            UserError, match=r"w\.safetensors: \S+ is 0 everywhere, as in a file whose"
+        ):
+            weights.load(path, origin="timm")
+
+
+def test_a_network_without_a_classifier_lacks_it_by_name(tmp_path):
+    arrays = in_format("timm", "b0")
+    empty = {"classifier.bias": np.zeros(0, np.float32)}
+    path = tmp_path / "w.safetensors"
+    for found in ({}, empty):
+        write(path, {k: v for k, v in arrays.items() if not k.startswith("classifier")} | found)
+        with pytest.raises(UserError, match=r"closest is b0:\n  missing: classifier\.weight"):
+            weights.load(path, origin="timm")
+
+
+def test_a_config_of_another_download_states_nothing(tmp_path):
+    """Both names are of one network; padding and epsilon were the other's."""
+    path = write(tmp_path / "efficientnetv2_b0.in1k.safetensors", in_format("timm", "v2-b0", 1000))
+    (tmp_path / "config.json").write_text(json.dumps(TIMM))
+    with pytest.raises(UserError, match="two kinds of weights share"):
+        weights.load(path)
+    assert weights.load(path, origin="timm").config.padding == "symmetric"
+    own = path.rename(tmp_path / "tf_efficientnetv2_b0.in1k.safetensors")
+    assert weights.load(own).preprocess["crop_fraction"] == 0.8
+
+
+def test_torchvision_s_older_b1_has_its_own_preprocessing(tmp_path):
+    arrays = in_format("torchvision", "b1", 1000)  # torchvision/models/efficientnet.py.
+    for name, side, interpolation in (
+        ("efficientnet_b1-c27df63c.npz", 255, "bilinear_pillow"),
+        ("efficientnet_b1_rwightman-bac287d4.npz", 256, "bicubic_pillow"),
+    ):
+        np.savez(tmp_path / name, **arrays)
+        found = weights.load(tmp_path / name)
+        assert (found.origin, found.preprocess["interpolation"]) == ("torchvision", interpolation)
+        assert Preprocess(**found.preprocess)._shorter_side == side
+
+
 def test_classes_of_a_file_are_not_put_into_another_order(tmp_path):
     found = weights.load(golden_checkpoint.WORKDIR)
     assert weights.load(golden_checkpoint.WORKDIR, classes=found.classes).classes == found.classes

@@ -64,6 +64,19 @@ def test_a_pickle_that_wants_to_run_code_is_refused_and_not_run(
     assert not trace.exists()
 
 
+def test_tensors_that_are_not_their_numbers_are_refused(tmp_path):
+    """The imaginary part of a conjugate counts as negated: its sign was lost."""
+    path = tmp_path / "weights.pth"
+    write_pth(path, some_arrays(), metadata=[{"neg": True}])
+    with pytest.raises(UserError, match=r"a tensor is a view \(neg\); save clones"):
+        pth.read(path, "ema")
+    write_pth(path, some_arrays(), metadata=[None])
+    assert set(pth.read(path, "ema")) == set(some_arrays())
+    write_pth(path, some_arrays(), rebuild="_rebuild_qtensor")
+    with pytest.raises(UserError, match=r"kind of tensor that can't be read \(_rebuild_qtensor\)"):
+        pth.read(path, "ema")
+
+
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize("strides", [(4, 1), (3, -1), (2**40, 1), (3,)])
 def test_a_tensor_that_lies_outside_of_its_storage_is_refused(tmp_path, zipped, strides):
