@@ -180,6 +180,11 @@ def failures(rows: list[dict[str, Any]]) -> list[str]:
     return missed
 
 
+def rounded(value: Any) -> Any:
+    """A number with three digits, for a file; anything else as it is."""
+    return float(f"{value:.3g}") if isinstance(value, float) else value
+
+
 def table(rows: list[dict[str, Any]]) -> rich.table.Table:
     """The rows for a person."""
     columns = ("model", "format", "seconds", "megabytes", "difference", "nodes", "timm_nodes")
@@ -209,9 +214,8 @@ def main() -> int:
         columns = list(dict.fromkeys(key for row in rows for key in row))
         about = {f"{name}_version": metadata.version(name) for name in packages}
         about |= csv_rows.describe_machine()
-        csv_rows.append_csv(
-            args.csv, [{key: row.get(key) for key in columns} | about for row in rows]
-        )
+        written = [{key: rounded(row.get(key)) for key in columns} | about for row in rows]
+        csv_rows.append_csv(args.csv, written)
     missed = failures(rows)
     for line in missed:
         say(f"missed: {line}")

@@ -13,7 +13,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import scipy.special
 from jax.export import symbolic_shape
 
 from effnet_jax import models
@@ -146,7 +145,10 @@ class Exported:
     def probabilities(self, pixels: np.ndarray) -> np.ndarray:
         """Probabilities [N, classes] for any number of uint8 images."""
         outputs = self.outputs(pixels)
-        return outputs if self.softmax else scipy.special.softmax(outputs, -1)
+        if self.softmax:
+            return outputs
+        powers = np.exp(outputs - outputs.max(-1, keepdims=True))
+        return powers / powers.sum(-1, keepdims=True)
 
 
 def read(path: str | pathlib.Path) -> Exported:

@@ -14,7 +14,7 @@ from effnet_jax.weights.names import list_arrays
 
 
 def fold(model: Network, variables: dict[str, Any]) -> dict[str, Any]:
-    """Variables whose kernels have the factor of the BatchNorm after them, and it their bias."""
+    """Variables in which a kernel includes BatchNorm's factor, so that its bias alone is left."""
     flat = flatten_dict(variables, sep="/")
     for array in list_arrays(model.architecture):
         if array.name.endswith("/kernel"):
@@ -40,9 +40,9 @@ def _replace(call: Callable, args: tuple, kwargs: dict, context: Any) -> jax.Arr
     if isinstance(module, layers.Conv):
         kernel = module.get_variable("params", "kernel")
         y = operations.lax_conv(args[0], kernel, module.stride, module.padding)
-        return (
-            y + operations.along(module.get_variable("params", "bias"), y) if module.use_bias else y
-        )
+        if module.use_bias:
+            y = y + operations.along(module.get_variable("params", "bias"), y)
+        return y
     return call(*args, **kwargs)
 
 

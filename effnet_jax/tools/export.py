@@ -1,11 +1,12 @@
-"""Exports a network as a file that runs without this program: .stablehlo for JAX, or .onnx.
+"""Exports a network as a file that runs without this program: .onnx, .stablehlo or .tflite.
 
 As in: effnet-jax export --weights=lite0.safetensors --to=lite0.onnx
 
 --weights, --model, --origin and --classes are as for predict, which also runs the file. The file
 takes normalised images, float32 [N, resolution, resolution, 3] in RGB, and returns logits. With
 --preprocess it takes uint8 and normalises by itself; --softmax returns probabilities. ONNX has
-preprocessing and classes in its metadata, StableHLO has them in FILE.stablehlo.json.
+preprocessing and classes in its metadata; the others, .stablehlo for JAX and .tflite for LiteRT,
+have them in FILE.json next to them.
 
 --int8 --calibrate=DATA quantises an ONNX file, with up to 128 of the images. --check=DATA compares
 the file with its network on all images, and prints a line of JSON: images; same_top1, the fraction
@@ -35,7 +36,7 @@ add = PARSER.add_argument
 add("--weights", required=True, metavar="FILE|WORKDIR")
 for name in ("model", "origin", "classes"):
     add(f"--{name}", help="of weights that don't state it; see convert")
-add("--to", required=True, type=pathlib.Path, metavar="FILE.onnx|FILE.stablehlo")
+add("--to", required=True, type=pathlib.Path, metavar="FILE", help="its ending chooses the format")
 add("--batch", type=any_or_count, default="any", metavar="N|any", help="images that a call takes")
 add("--resolution", type=flags.count, help="of images, in pixels; by default the weights' own")
 add("--preprocess", action="store_true", help="take uint8, and normalise in the file")
