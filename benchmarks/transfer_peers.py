@@ -125,7 +125,7 @@ def main() -> int:
     parser.add_argument("--weights", type=pathlib.Path, required=True, help="Lite0's, for ours")
     parser.add_argument("--workdir", type=pathlib.Path, required=True, help="of finished runs")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=float, default=6.0)
+    parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--csv", type=pathlib.Path, help="append each row as it comes")
     args = parser.parse_args()
     rows = []
@@ -139,6 +139,7 @@ def main() -> int:
             writers.say(f"{framework}, seed {seed}: {row['top1']:.2%} after {row['seconds']:.0f} s")
             if args.csv:
                 csv_rows.append_csv(args.csv, [row])
+            done.parent.mkdir(parents=True, exist_ok=True)
             files.write_json(done, row)
             rows.append(row)
     rich.console.Console(width=120).print(show(rows))

@@ -8,7 +8,7 @@ import pytest
 from conftest import ROOT
 
 from benchmarks import __main__ as benchmark
-from benchmarks import latency, loading
+from benchmarks import latency, loading, transfer_peers
 from effnet_jax.errors import UserError
 from effnet_jax.report import results
 from effnet_jax.run.processes import ALONE
@@ -106,3 +106,38 @@ def test_a_frozen_network_takes_less_memory(capsys):
     assert list(classifier) == header("freezing.csv")
     assert (everything["trained"], classifier["trained"]) == ("all", "classifier")
     assert classifier["temporary_mib"] < everything["temporary_mib"] / 2
+
+
+def test_fine_tuning_beside_pytorch_goes_on_where_it_stopped(monkeypatch, tmp_path, capsys):
+    """And misses its bars where ours is slower, or below the peer or the published accuracy."""
+    left = []
+
+    def run(framework, seed, args):
+        if not left:
+            raise KeyboardInterrupt
+        left.pop()
+        better = framework == "ours"
+        found = {"top1": 0.88 + 0.01 * better, "seconds": 200 - 10 * better, "cpu_seconds": 300}
+        return {"framework": framework, "seed": seed, **found}
+
+    monkeypatch.setattr(transfer_peers, "run", run)
+    rows = tmp_path / "rows.csv"
+    flags = [f"--{name}={tmp_path / name}" for name in ("data", "weights", "workdir")]
+    monkeypatch.setattr("sys.argv", ["transfer_peers", *flags, "--seeds=2", f"--csv={rows}"])
+    left += [None]
+    with pytest.raises(KeyboardInterrupt):
+        transfer_peers.main()
+    left += [None] * 3
+    assert transfer_peers.main() == 0 and not left
+    with open(rows, newline="") as file:
+        found = list(csv.DictReader(file))
+    runs = [(row["framework"], row["seed"]) for row in found]
+    assert runs == [("ours", "0"), ("pytorch", "0"), ("ours", "1"), ("pytorch", "1")]
+    assert "89.00%, 89.00%" in capsys.readouterr().out
+    measured = [
+        {**row, "top1": float(row["top1"]), "seconds": float(row["seconds"])} for row in found
+    ]
+    worse = [{**row, "top1": 0.86} for row in measured]
+    assert transfer_peers.failures(worse) == ["top-1 of ours, 86.00% < 86.80%"]
+    slower = [{**row, "seconds": 2 * (row["framework"] == "ours")} for row in measured]
+    assert transfer_peers.failures(slower) == ["seconds of ours, 2 > 0"]
