@@ -251,9 +251,10 @@ def test_under_slurm_a_run_is_stopped_queued_again_and_resumes(tmp_path, tasks):
     flags = [
         f"--config=configs/digits.py:{TINY}",
         f"--workdir={workdir}",
-        "--config.epochs=2.0",
+        "--config.batch_size=64",
+        "--config.epochs=3.0",
         "--config.log_steps=1",
-        "--config.eval_epochs=2.0",
+        "--config.eval_epochs=3.0",
     ]
     xla = re.sub(r"(device_count=)\d+", r"\g<1>1", os.environ["XLA_FLAGS"])
     more = {"REAL_KILLS": str(kills), "REAL_TASKS": str(tasks), "XLA_FLAGS": xla}
