@@ -4,11 +4,13 @@
 FROM python:3.12-slim
 # jax's extra for the accelerator: tpu, or cuda13 or cuda12, whose packages bring CUDA.
 ARG JAX=tpu
+# More packages, such as those of an extra in pyproject.toml, separated by spaces.
+ARG PACKAGES=
 # Without an init, train.py would be process 1, which the kernel shields from signals.
 RUN apt-get update && apt-get install --yes --no-install-recommends tini \
     && rm -rf /var/lib/apt/lists/*
 WORKDIR /effnet_jax
 COPY requirements.txt ./
-RUN pip install --no-cache-dir -r requirements.txt "jax[$JAX]"
+RUN pip install --no-cache-dir -r requirements.txt "jax[$JAX]" $PACKAGES
 COPY . ./
 ENTRYPOINT ["tini", "--", "python", "train.py"]

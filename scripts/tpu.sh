@@ -5,7 +5,8 @@
 #       --config=configs/imagenet.py:b0 --workdir=/shared/runs/b0
 # With --dry_run it checks the flags and shows the commands. Other variables: RUNTIME, the slice's
 # software; CREATE="--spot", more flags of its creation; SETUP, a command for each worker before the
-# installation; KEEP=1 does not delete; MOST_RESTARTS; POLL_SECONDS. docs/tpu.md
+# installation; PACKAGES, more to install; KEEP=1 does not delete; MOST_RESTARTS; POLL_SECONDS.
+# docs/tpu.md
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit
 source scripts/launch.sh
@@ -72,12 +73,14 @@ on_all_workers() {
 
 # The code of this commit, and Python 3.12 with the pinned requirements.
 install() {
+    local packages
+    read -ra packages <<< "jax[tpu] ${PACKAGES:-}"
     on_all_workers "${SETUP:-true}" &&
         tpus tpu-vm scp "$archive" "$NAME:effnet_jax.tar" --worker=all &&
-        on_all_workers 'mkdir -p effnet_jax && tar -xf effnet_jax.tar -C effnet_jax &&
+        on_all_workers "mkdir -p effnet_jax && tar -xf effnet_jax.tar -C effnet_jax &&
 cd effnet_jax && python3 -m pip install --quiet --user uv &&
 python3 -m uv venv --quiet --allow-existing --python=3.12 .venv &&
-python3 -m uv pip install --quiet -r requirements.txt "jax[tpu]"'
+python3 -m uv pip install --quiet -r requirements.txt $(printf '%q ' "${packages[@]}")"
 }
 
 # gcloud connects again where a connection breaks: flock keeps a worker from training twice.

@@ -83,7 +83,8 @@ def test_the_launchers_agree_on_what_starts_again(tmp_path, checkout, code):
 
 
 def test_a_slice_that_is_taken_is_deleted_and_requested_again(tmp_path, checkout):
-    standins = Standins(tmp_path, "taken 75 0", CREATE="--spot", **TPU, **UNCHECKED)
+    more = {"CREATE": "--spot", "PACKAGES": "gcsfs>=2026.8 wandb"}
+    standins = Standins(tmp_path, "taken 75 0", **more, **TPU, **UNCHECKED)
     output = launch("tpu", standins, checkout)
     assert "exit code 0" in output.splitlines()[-1], output
     verbs = [call[5] for call in standins.called("gcloud") if call[5] != "list"]
@@ -93,6 +94,7 @@ def test_a_slice_that_is_taken_is_deleted_and_requested_again(tmp_path, checkout
     # Every worker got the flags as they were given, and the code.
     trained = standins.called("python3", "train.py")
     assert trained == [["python3", "train.py", *FLAGS]] * 4
+    assert standins.called("python3", "jax[tpu]", "gcsfs>=2026.8", "wandb")
     assert (standins.folder / "worker_1" / "effnet_jax" / "requirements.txt").exists()
 
 
@@ -249,9 +251,10 @@ def test_under_slurm_a_run_is_stopped_queued_again_and_resumes(tmp_path, tasks):
     flags = [
         f"--config=configs/digits.py:{TINY}",
         f"--workdir={workdir}",
-        "--config.epochs=2.0",
+        "--config.batch_size=64",
+        "--config.epochs=3.0",
         "--config.log_steps=1",
-        "--config.eval_epochs=2.0",
+        "--config.eval_epochs=3.0",
     ]
     xla = re.sub(r"(device_count=)\d+", r"\g<1>1", os.environ["XLA_FLAGS"])
     more = {"REAL_KILLS": str(kills), "REAL_TASKS": str(tasks), "XLA_FLAGS": xla}
