@@ -161,8 +161,13 @@ class Alone:
     # metrics, pictures; and what its error messages begin with.
     index, count, is_first, prefix = 0, 1, True, ""
 
-    def watch(self, limits: ConfigDict) -> None:
-        """From now on, a lost or stalled process ends the run, by the limits `config.processes`."""
+    def watch(
+        self, limits: ConfigDict, alarm: Callable[[str], None] = lambda message: None
+    ) -> None:
+        """From now on, a lost or stalled process ends the run, by the limits `config.processes`.
+
+        `alarm` is called with the message before that.
+        """
 
     def at(self, phase: str, step: int = 0) -> None:
         """Notes progress; all processes note the same phases in the same order.
@@ -225,6 +230,7 @@ class Processes(Alone):
         # JAX has no public name for its table.
         self._client = multihost_utils.distributed.global_state.client
         self._limits = self._signals = self._stop_at = None
+        self._alarm: Callable[[str], None] = lambda message: None
         # "moves" counts calls of `at`, "asked" answered questions whether to stop; "stop" names a
         # signal that came here; "answer" is "asked" when this process heard of any signal.
         self._mine = {"name": socket.gethostname(), "pid": os.getpid(), "place": "start"}
@@ -243,8 +249,10 @@ class Processes(Alone):
         for work in (self._keep_speaking, self._keep_watching):
             threading.Thread(target=work, daemon=True).start()
 
-    def watch(self, limits: ConfigDict) -> None:
-        self._limits = limits
+    def watch(
+        self, limits: ConfigDict, alarm: Callable[[str], None] = lambda message: None
+    ) -> None:
+        self._limits, self._alarm = limits, alarm
 
     def at(self, phase: str, step: int = 0) -> None:
         with self._changed:
@@ -399,6 +407,7 @@ class Processes(Alone):
             return
         more = ". Run the same command on all processes to resume"
         more = more if code == RETRY and "Run the same" not in message else ""
+        self._alarm(message)
         with contextlib.suppress(OSError):
             print(f"{self.prefix}error: {message}{more}", file=sys.stderr, flush=True)
         threading.Timer(12 * self._beat, os._exit, [code]).start()  # Publishing may get stuck.

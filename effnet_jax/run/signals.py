@@ -1,4 +1,4 @@
-"""SIGTERM, Ctrl-C and a TPU's maintenance become a request to save and stop."""
+"""SIGTERM, Ctrl-C and TPU maintenance ask a run to save and stop; SIGUSR1 asks for a profile."""
 
 import contextlib
 import signal
@@ -35,6 +35,7 @@ class Signals:
         self._previous, self._left = {}, threading.Event()
         self._effect, self.early = effect, early
         self.name: str | None = None
+        self.profile_asked = False  # By SIGUSR1, as often as it comes; who profiles unsets it.
 
     def __call__(self) -> bool:
         return self.name is not None
@@ -43,6 +44,7 @@ class Signals:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._previous[number] = signal.signal(number, self._note)
+            self._usual = signal.signal(signal.SIGUSR1, self._ask)
         if jax.default_backend() == "tpu":
             threading.Thread(target=self._watch_maintenance, daemon=True).start()
         return self
@@ -51,6 +53,11 @@ class Signals:
         self._left.set()
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+        if self._previous:
+            signal.signal(signal.SIGUSR1, self._usual)
+
+    def _ask(self, number: int, frame: object) -> None:
+        self.profile_asked = True
 
     def _note(self, number: int, frame: object) -> None:
         for each, handler in self._previous.items():

@@ -27,6 +27,7 @@ CATEGORIES = {
     "step": "steps that count",
     "evaluation": "evaluation",
     "checkpoint": "waiting for a checkpoint",
+    "profile": "starting and writing profiles",
     "rework": "rework: steps done again, roll-backs",
 }
 # What becomes rework if the checkpoint that a run resumes from is older.
@@ -54,12 +55,18 @@ class Clock:
 
     @contextlib.contextmanager
     def spent(self, category: str) -> Iterator[None]:
-        """The time inside belongs to `category`, and not to the one around it."""
+        """The time inside belongs to `category`, and not to the one around it; traces show it."""
         around = self._enter(category)
         try:
-            yield
+            with jax.profiler.TraceAnnotation(category):
+                yield
         finally:
             self._enter(around)
+
+    def next_of(self, batches: Iterator[Any]) -> Any:
+        """The next batch, and the wait for it is "data"."""
+        with self.spent("data"):
+            return next(batches)
 
     def _enter(self, category: str) -> str:
         now = time.perf_counter()
