@@ -183,6 +183,14 @@ class Alone:
         """
         return signals
 
+    def share(self, value: float) -> dict[int, float]:
+        """Publishes a number; returns the last one heard from each process. Waits for nothing."""
+        return {0: value}
+
+    def describe(self, indices: list[int]) -> str:
+        """Processes by number, machine and process id, and what each was last known to do."""
+        return ", ".join(f"process {index}" for index in indices)
+
     def barrier(self, name: str, seconds: float, note: str = "", unless: str = "") -> Notes:
         """Waits until all processes are at this barrier; returns the note of each, by index.
 
@@ -270,6 +278,12 @@ class Processes(Alone):
                 self._changed.wait_for(lambda: self._stop_at is not None)
             self._mine["asked"] += 1
             return self._stop_at is not None and self._mine["asked"] >= self._stop_at
+
+    def share(self, value: float) -> dict[int, float]:
+        with self._changed:
+            self._mine["shared"] = value
+        shared = {index: record.get("shared") for index, record in list(self._records.items())}
+        return {index: number for index, number in shared.items() if number is not None}
 
     def barrier(self, name: str, seconds: float, note: str = "", unless: str = "") -> Notes:
         self._waits[name] += 1
@@ -426,8 +440,6 @@ class Processes(Alone):
         return [index for index in self._others() if self._heard[index] < before]
 
     def describe(self, indices: list[int]) -> str:
-        """Processes by number, machine and process id, and what each was last known to do."""
-
         def one(index: int) -> str:
             if index not in self._records:
                 return f"process {index} (never heard of)"

@@ -55,7 +55,8 @@ def train(
             run.processes.at("step", step)
             with jax.profiler.StepTraceAnnotation("train", step_num=step):
                 batch = clock.next_of(batches)
-                state, metrics = train_step(state, batch, seed)
+                # A CPU that waits for other processes may do so here.
+                state, metrics = meter.blocked(train_step, state, batch, seed)
             meter.add(step, metrics)
             for hook in hooks:
                 hook(step, state, metrics)
@@ -161,6 +162,7 @@ def _log(
     row["seconds_left"] = progressive.steps_left(run.stages, step) * seconds
     writers.scalars(step, row)
     run.clock.write()
-    if alarm := checkpoints.alarm(step, run.save_every):
+    slow = run.stragglers(row["own_seconds"], row["step_seconds"])
+    for alarm in filter(None, (slow, checkpoints.alarm(step, run.save_every))):
         writers.text(alarm)
         run.notify("alarm", alarm)

@@ -152,16 +152,16 @@ def place(name: str) -> tuple[str, str]:
 def operation_seconds(path: pathlib.Path, module: str) -> dict[str, float]:
     """Seconds by instruction of a program in a trace, summed over devices and threads."""
     total = collections.Counter()
-    for plane in jax.profiler.ProfileData.from_file(str(path)).planes:
-        for line in plane.lines:
-            for event in line.events:
-                stats = dict(event.stats)
-                name = stats.get("hlo_op", "")
-                if not name and line.name == "XLA Ops":  # A TPU's, which has the whole text.
-                    name = event.name.partition(" ")[0].lstrip("%")
-                is_own = stats.get("hlo_module", module) == module
-                if name and is_own and not CONTAINERS.fullmatch(name):
-                    total[name] += event.duration_ns * 1e-9
+    planes = jax.profiler.ProfileData.from_file(str(path)).planes
+    lines = [line for plane in planes for line in plane.lines]
+    for where, event in ((line.name, event) for line in lines for event in line.events):
+        stats = dict(event.stats)
+        name = stats.get("hlo_op", "")
+        if not name and where == "XLA Ops":  # A TPU's, which has the whole text.
+            name = event.name.partition(" ")[0].lstrip("%")
+        is_own = stats.get("hlo_module", module) == module
+        if name and is_own and not CONTAINERS.fullmatch(name):
+            total[name] += event.duration_ns * 1e-9
     return total
 
 

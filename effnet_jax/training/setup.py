@@ -24,7 +24,7 @@ from effnet_jax.run.processes import Alone
 from effnet_jax.run.writers import say
 from effnet_jax.training import freezing, from_weights, profiling, progressive
 from effnet_jax.training import optimizer as optimizers
-from effnet_jax.training.clock import Clock
+from effnet_jax.training.clock import Clock, Stragglers
 from effnet_jax.training.evaluations import Evaluations
 from effnet_jax.training.progressive import Stage
 from effnet_jax.training.state import TrainState, abstract_state, fresh_state
@@ -49,6 +49,7 @@ class Run:
         config_lib.validate(config, parallel.data_shards(mesh))
         if processes.is_first:
             trackers.check(config.writers)
+        self.stragglers = Stragglers(processes)
         self.notify = notify.Notifier(config.notify.command, processes.is_first)
         processes.watch(config.processes, functools.partial(self.notify, "alarm"))
         self.source = source = sources.open_source(config.data, config.data.train_split)

@@ -45,7 +45,7 @@ def test_wandb_offline_has_the_rows_and_needs_a_key_online(tmp_path, monkeypatch
     monkeypatch.setenv("HOME", str(tmp_path))  # Without a key.
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    with pytest.raises(UserError, match="no key .*WANDB_MODE=offline"):
+    with pytest.raises(UserError, match=r"no key .*WANDB_MODE=offline"):
         trackers.check(["wandb"])
     wandb.teardown()  # Forgets the settings that it has read.
     monkeypatch.setenv("WANDB_MODE", "offline")
