@@ -146,7 +146,9 @@ def place(name: str) -> tuple[str, str]:
         if scope in parts:
             inner = [part for part in parts[parts.index(scope) + 1 :] if part not in SCOPES]
             return scope, "/".join(part for part in inner if not part[:1].isupper())  # Classes.
-    return "other", "/".join(parts[1:])
+    # A program of older code, which the compilation cache returns for the same computation.
+    old = "backward" if "transpose(" in name else "forward" if "jvp(" in name else "other"
+    return old, "/".join(part for part in parts[1:] if not part[:1].isupper())
 
 
 def operation_seconds(path: pathlib.Path, module: str) -> dict[str, float]:

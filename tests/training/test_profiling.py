@@ -75,6 +75,8 @@ ENTRY %main (a: f32[8]) -> f32[8] {
     assert profiling.place(names["fusion.1"]) == ("backward", "stem/conv/mul")
     assert profiling.place(names["add.2"]) == ("update", "add")
     assert profiling.place(names["a"]) == ("other", "")
+    older = "jit(train_step)/transpose(jvp(Network))/stem/conv/mul"
+    assert profiling.place(older) == ("backward", "stem/conv/mul")
 
 
 def test_a_window_is_within_the_run():
