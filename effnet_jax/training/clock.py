@@ -1,4 +1,4 @@
-"""Where a run's time goes, and what its steps returned, without stopping the device to ask.
+"""Where a run's time goes, what its steps returned, and who is slow, without stopping the device.
 
 A process adds rows to goodput.jsonl when it starts and ends, at every window of the log, checkpoint
 and roll-back. Rework follows from them: the time after a checkpoint that a later row went back to.
