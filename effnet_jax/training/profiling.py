@@ -66,7 +66,8 @@ class Profiler:
         signals: Signals,
         program: Callable[[int], jax.stages.Compiled],
     ):
-        self._steps, self._folder, self._clock = steps, workdir / FOLDER, clock
+        self._window, self._steps = steps, steps  # Of the config, and to trace next.
+        self._folder, self._clock = workdir / FOLDER, clock
         self._signals, self._program = signals, program
         self._traced: list[int] = []  # Steps of the trace that is being made.
         self._is_on = False
@@ -75,19 +76,25 @@ class Profiler:
         if self._is_on:
             self._traced.append(step)
             if step + 1 not in self._steps:
-                jax.block_until_ready(metrics)
-                self._finish(state)
+                self._finish(state, metrics)
             return
         if self._signals.profile_asked:
             self._signals.profile_asked = False
             self._steps = range(step + 1, step + 1 + STEPS)
         if step + 1 in self._steps:
-            with self._clock.spent("profile"):
-                jax.block_until_ready(metrics)
-                options = jax.profiler.ProfileOptions()
-                options.python_tracer_level = 0  # It slows Python down, and fills the trace.
+            self._start(metrics)
+
+    def _start(self, metrics: dict[str, jax.Array]) -> None:
+        options = jax.profiler.ProfileOptions()
+        options.python_tracer_level = 0  # It slows Python down, and fills the trace.
+        with self._clock.spent("profile"):
+            jax.block_until_ready(metrics)
+            try:
                 jax.profiler.start_trace(self._folder, profiler_options=options)
-            self._is_on = True
+                self._is_on = True
+            except RuntimeError as error:  # Another hook traces, for instance.
+                writers.say(f"can't profile: {error} The run goes on")
+                self._window = self._steps = range(0)
 
     def close(self) -> None:
         """Ends a trace whose window the run did not reach the end of; it is kept."""
@@ -95,10 +102,11 @@ class Profiler:
             jax.profiler.stop_trace()
             writers.say(f"the run ended while it was profiled; the trace is in {self._folder}")
 
-    def _finish(self, state: TrainState) -> None:
-        steps, self._traced, self._steps, self._is_on = self._traced, [], range(0), False
+    def _finish(self, state: TrainState, metrics: dict[str, jax.Array]) -> None:
+        steps, self._traced, self._steps, self._is_on = self._traced, [], self._window, False
+        program = self._program(steps[-1])
         with self._clock.spent("profile"):
-            program = self._program(steps[-1])
+            jax.block_until_ready(metrics)
             try:
                 jax.profiler.stop_trace()
                 path = max(self._folder.glob("plugins/profile/*/*.xplane.pb"), key=_changed)

@@ -30,20 +30,23 @@ def events_of(path):
 def test_a_window_and_a_signal_each_write_a_trace_with_the_scopes(
     config, one_device, tmp_path, capsys
 ):
-    config.profile.steps = "3:5"
+    told = tmp_path / "told"
+    config.notify.command = f"sh -c 'echo $0 $1 > {told}'"
+    config.profile.steps = "9:11"
 
     def ask(step, state, metrics):
-        if step == 6:
+        if step == 2:
             signal.raise_signal(signal.SIGUSR1)
 
     before = signal.getsignal(signal.SIGUSR1)
     supervisor.train_and_evaluate(config, tmp_path, [ask])
     assert signal.getsignal(signal.SIGUSR1) is before
+    assert told.read_text().startswith("stop the run in ")
     shown = capsys.readouterr().err
-    assert "profile of steps 3 to 4" in shown
-    assert "profile of steps 7 to 11" in shown
+    assert "profile of steps 3 to 7" in shown
+    assert "profile of steps 9 to 10" in shown
     assert shown.count("memory of a device") == 2
-    tables = shown.partition("profile of steps 7")[0].partition("made from")[2].splitlines()
+    tables = shown.partition("profile of steps 9")[0].partition("made from")[2].splitlines()
     rows = [line for line in tables if line.rstrip().endswith("%")]
     assert len(rows) == profiling.LISTED
     assert any("backward" in row and "stage" in row for row in rows), rows
@@ -52,9 +55,9 @@ def test_a_window_and_a_signal_each_write_a_trace_with_the_scopes(
     assert all(len(list(folder.glob("*.xplane.pb"))) == 1 for folder in folders)
     events = events_of(folders[0] / profiling.TRACE)
     steps = [event for event in events if event["name"] == "train"]
-    assert sorted(int(event["args"]["step_num"]) for event in steps) == [3, 4]
+    assert sorted(int(event["args"]["step_num"]) for event in steps) == [3, 4, 5, 6, 7]
     assert {"data", "forward", "backward", "update"} <= {event.get("cat") for event in events}
-    assert sum(event["name"] == "data" for event in events) == 2  # The waits for a batch.
+    assert sum(event["name"] == "data" for event in events) == 5  # The waits for a batch.
     assert any(event["name"].startswith("forward stage") for event in events)
 
 
