@@ -198,8 +198,9 @@ def table(seconds: dict[str, float], names: dict[str, str], where: str) -> rich.
         scopes[place(names.get(key, ""))[0]] += spent / whole
     shares = ", ".join(f"{scope} {scopes[scope]:.0%}" for scope in SCOPES)
     title = f"{where}, the time of operations: {shares}"
-    columns = ("operation", "scope", "made from", "ms a step", "share")
-    result = rich.table.Table(*columns, title=title, box=rich.box.SIMPLE_HEAD)
+    result = rich.table.Table(title=title, box=rich.box.SIMPLE_HEAD)
+    for column in ("operation", "scope", "made from", "ms a step", "share"):
+        result.add_column(column, overflow="fold")  # Names are for searching: none is cut.
     for key in sorted(seconds, key=seconds.get, reverse=True)[:LISTED]:
         scope, inner = place(names.get(key, ""))
         numbers = f"{1000 * seconds[key]:.2f}", f"{seconds[key] / whole:.1%}"
