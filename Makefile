@@ -14,7 +14,7 @@ BIN := .venv/bin
 
 .PHONY: train test soak launch parity export-check lint format benchmark benchmark-loop
 .PHONY: benchmark-data benchmark-freezing plan study study-small clean
-.PHONY: transfer-steps transfer-peers transfer-study
+.PHONY: trackers-check transfer-steps transfer-peers transfer-study
 
 train: .venv/ready
 	$(BIN)/python train.py --config=configs/digits.py --workdir=$(WORKDIR)
@@ -113,6 +113,17 @@ parity: .venv-parity/ready
 	.venv-parity/bin/python -m pip install --quiet -r benchmarks/parity_requirements.txt
 	touch $@
 
+# The tests of Weights & Biases and MLflow, whose 40 packages are in an environment of its own.
+trackers-check: .venv-trackers/ready
+	.venv-trackers/bin/python -m pytest -n 0 tests/run/test_trackers.py
+
+.venv-trackers/ready: requirements.txt requirements-dev.txt pyproject.toml
+	$(PYTHON) -m venv .venv-trackers
+	.venv-trackers/bin/python -m pip install --quiet --upgrade pip
+	.venv-trackers/bin/python -m pip install --quiet -r requirements-dev.txt
+	.venv-trackers/bin/python -m pip install --quiet -e '.[wandb,mlflow]'
+	touch $@
+
 # Exported files against their networks and timm's own exports, in an environment of its own.
 export-check: .venv-export/ready
 	.venv-export/bin/python -m pytest -n 0 tests/export tests/tools/test_export.py \
@@ -195,4 +206,4 @@ plan: .venv-plan/ready
 	touch $@
 
 clean:
-	rm -rf .venv .venv-benchmarks .venv-parity .venv-export .venv-transfer .venv-plan .pytest_cache .ruff_cache
+	rm -rf .venv .venv-* .pytest_cache .ruff_cache

@@ -97,6 +97,17 @@ class Choice(NamedTuple):
         check_choice(f"config.{key}", value, self.options)
 
 
+class Several(NamedTuple):
+    """Some of several names, as a tuple."""
+
+    default: tuple[str, ...]
+    options: tuple[str, ...]
+
+    def check(self, key: str, value: Any) -> None:
+        for name in value:
+            check_choice(f"config.{key}", name, self.options)
+
+
 # A bare type: None by default, and otherwise of this type.
 SCHEMA = {
     "seed": Number(0, 0, 2**32 - 2),  # All randomness, of data and of training, follows from it.
@@ -359,6 +370,19 @@ SCHEMA = {
         # stop; or rollback: to the last checkpoint, and on without the data of the steps since.
         "action": Choice(("stop", "rollback")),
         "max_rollbacks": Number(3),  # In a run; then it stops.
+    },
+    # Where metrics go beside metrics.jsonl and the console: tensorboard, wandb, mlflow.
+    "writers": Several(("tensorboard",), ("tensorboard", "wandb", "mlflow")),
+    "notify": {
+        # A program that is called with an event and a message: `stop`, the run has ended or was
+        # stopped; `loss`, it was not finite; `alarm`, no checkpoint can be saved, or a process
+        # makes the others wait. "": none.
+        "command": "",
+    },
+    "profile": {
+        # Steps to trace, FIRST:STOP, as in "100:105" for steps 100 to 104; "": none. SIGUSR1 asks a
+        # running process for a trace. docs/slow_runs.md shows what comes of it.
+        "steps": "",
     },
     "processes": {  # In a run with several: how long one waits for another.
         "start_seconds": Number(1800.0, 1),  # While they start, restore and compile.

@@ -42,6 +42,7 @@ SETTINGS = {
     "processes.lost_seconds": 3.0,
 }
 TIMED = {"images_per_second", "data_wait", "resident_mib", "seconds_left"}
+TIMED |= {"step_seconds", "step_seconds_max", "own_seconds"}
 
 
 def start(workdir: pathlib.Path, outputs: pathlib.Path) -> Started:

@@ -17,7 +17,7 @@ from effnet_jax.errors import UserError
 from effnet_jax.report import curves, details
 from effnet_jax.run import files, writers
 from effnet_jax.training import evaluations
-from effnet_jax.training.clock import CATEGORIES, FILE, REPEATED
+from effnet_jax.training.clock import BINS, CATEGORIES, FILE, REPEATED
 
 
 def show(workdir: str | pathlib.Path, step: int, scores: dict[str, float]) -> None:
@@ -33,6 +33,8 @@ def show(workdir: str | pathlib.Path, step: int, scores: dict[str, float]) -> No
     classes, name = len(files.read_json(workdir / "classes.json")), f"step {step}"
     writers.console.print(result_table(scores, f"{name}, {minutes:.1f} min in this run", classes))
     writers.console.print(time_table(rows))
+    if any("step_times" in row for row in rows):  # None in a run of older code.
+        writers.console.print(step_table(rows))
     if shown := show_details(workdir, step):
         writers.say(shown)
     writers.say(f"curves: {path}   all else: {workdir}")
@@ -103,4 +105,18 @@ def time_table(rows: list[dict[str, Any]]) -> rich.table.Table:
     for key, name in CATEGORIES.items():
         result.add_row(name, f"{seconds[key]:,.1f}", f"{seconds[key] / whole:.1%}")
     result.add_row("not running, between two starts", f"{downtime:,.1f}", "")
+    return result
+
+
+def step_table(rows: list[dict[str, Any]]) -> rich.table.Table:
+    """The histogram of the steps' times since the run's first start, those done again included."""
+    counts = collections.Counter()
+    for row in rows:
+        counts.update({int(key): n for key, n in row.get("step_times", {}).items()})
+    title = f"times of {counts.total():,} steps, waiting for data included"
+    result = rich.table.Table("seconds", "steps", "", title=title, box=rich.box.SIMPLE_HEAD)
+    for key in sorted(counts):
+        low, high = (2 ** ((key + side) / BINS) for side in (-0.5, 0.5))
+        bar = "█" * math.ceil(40 * counts[key] / max(counts.values()))
+        result.add_row(f"{low:.3g} to {high:.3g}", f"{counts[key]:,}", bar)
     return result

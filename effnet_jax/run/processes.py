@@ -161,8 +161,13 @@ class Alone:
     # metrics, pictures; and what its error messages begin with.
     index, count, is_first, prefix = 0, 1, True, ""
 
-    def watch(self, limits: ConfigDict) -> None:
-        """From now on, a lost or stalled process ends the run, by the limits `config.processes`."""
+    def watch(
+        self, limits: ConfigDict, alarm: Callable[[str], None] = lambda message: None
+    ) -> None:
+        """From now on, a lost or stalled process ends the run, by the limits `config.processes`.
+
+        `alarm` is called with the message before that.
+        """
 
     def at(self, phase: str, step: int = 0) -> None:
         """Notes progress; all processes note the same phases in the same order.
@@ -177,6 +182,14 @@ class Alone:
         names the signal and its process. Nothing is communicated until there was a signal.
         """
         return signals
+
+    def share(self, value: float) -> dict[int, float]:
+        """Publishes a number; returns the last one heard from each process. Waits for nothing."""
+        return {0: value}
+
+    def describe(self, indices: list[int]) -> str:
+        """Processes by number, machine and process id, and what each was last known to do."""
+        return ", ".join(f"process {index}" for index in indices)
 
     def barrier(self, name: str, seconds: float, note: str = "", unless: str = "") -> Notes:
         """Waits until all processes are at this barrier; returns the note of each, by index.
@@ -225,6 +238,7 @@ class Processes(Alone):
         # JAX has no public name for its table.
         self._client = multihost_utils.distributed.global_state.client
         self._limits = self._signals = self._stop_at = None
+        self._alarm: Callable[[str], None] = lambda message: None
         # "moves" counts calls of `at`, "asked" answered questions whether to stop; "stop" names a
         # signal that came here; "answer" is "asked" when this process heard of any signal.
         self._mine = {"name": socket.gethostname(), "pid": os.getpid(), "place": "start"}
@@ -243,8 +257,10 @@ class Processes(Alone):
         for work in (self._keep_speaking, self._keep_watching):
             threading.Thread(target=work, daemon=True).start()
 
-    def watch(self, limits: ConfigDict) -> None:
-        self._limits = limits
+    def watch(
+        self, limits: ConfigDict, alarm: Callable[[str], None] = lambda message: None
+    ) -> None:
+        self._limits, self._alarm = limits, alarm
 
     def at(self, phase: str, step: int = 0) -> None:
         with self._changed:
@@ -262,6 +278,12 @@ class Processes(Alone):
                 self._changed.wait_for(lambda: self._stop_at is not None)
             self._mine["asked"] += 1
             return self._stop_at is not None and self._mine["asked"] >= self._stop_at
+
+    def share(self, value: float) -> dict[int, float]:
+        with self._changed:
+            self._mine["shared"] = value
+        shared = {index: record.get("shared") for index, record in list(self._records.items())}
+        return {index: number for index, number in shared.items() if number is not None}
 
     def barrier(self, name: str, seconds: float, note: str = "", unless: str = "") -> Notes:
         self._waits[name] += 1
@@ -399,6 +421,7 @@ class Processes(Alone):
             return
         more = ". Run the same command on all processes to resume"
         more = more if code == RETRY and "Run the same" not in message else ""
+        self._alarm(message)
         with contextlib.suppress(OSError):
             print(f"{self.prefix}error: {message}{more}", file=sys.stderr, flush=True)
         threading.Timer(12 * self._beat, os._exit, [code]).start()  # Publishing may get stuck.
@@ -417,8 +440,6 @@ class Processes(Alone):
         return [index for index in self._others() if self._heard[index] < before]
 
     def describe(self, indices: list[int]) -> str:
-        """Processes by number, machine and process id, and what each was last known to do."""
-
         def one(index: int) -> str:
             if index not in self._records:
                 return f"process {index} (never heard of)"

@@ -1,4 +1,4 @@
-"""SIGTERM, Ctrl-C and a TPU's maintenance become a request to save and stop."""
+"""SIGTERM, Ctrl-C and TPU maintenance ask a run to save and stop; SIGUSR1 asks for a profile."""
 
 import contextlib
 import signal
@@ -37,6 +37,7 @@ class Signals:
         self._effect, self.early = effect, early
         self._name: str | None = None
         self._came = 0.0
+        self.profile_asked = False  # By SIGUSR1, as often as it comes; who profiles unsets it.
 
     @property
     def name(self) -> str | None:
@@ -57,6 +58,7 @@ class Signals:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._previous[number] = signal.signal(number, self._note)
+            self._usual = signal.signal(signal.SIGUSR1, self._ask)
         if jax.default_backend() == "tpu":
             threading.Thread(target=self._watch_maintenance, daemon=True).start()
         return self
@@ -65,6 +67,11 @@ class Signals:
         self._left.set()
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+        if self._previous:
+            signal.signal(signal.SIGUSR1, self._usual)
+
+    def _ask(self, number: int, frame: object) -> None:
+        self.profile_asked = True
 
     def _note(self, number: int, frame: object) -> None:
         for each, handler in self._previous.items():

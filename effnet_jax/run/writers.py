@@ -1,6 +1,7 @@
 """What a run tells people while it works: a list of metric writers behind one small protocol.
 
-Another logger is one class with `scalars`, `text` and `close`, and one line in `open_writers`.
+Another logger is one class with `scalars`, `text` and `close`, and one line in `open_writers`; one
+that talks to a server is in run/trackers.py.
 """
 
 import contextlib
@@ -9,6 +10,7 @@ import json
 import pathlib
 import sys
 import time
+from collections.abc import Sequence
 
 import jax
 import psutil
@@ -162,9 +164,17 @@ class Writers(Writer):
                 writer.close()
 
 
-def open_writers(workdir: pathlib.Path, step: int, total: int) -> Writers:
+def open_writers(
+    workdir: pathlib.Path,
+    step: int,
+    total: int,
+    tensorboard: bool = True,
+    others: Sequence[Writer] = (),
+) -> Writers:
     """The writers of a run that starts or resumes at `step` of `total`; of process 0 only."""
     writers = []
     if jax.process_index() == 0:
-        writers = [JsonLines(workdir, step), TensorBoard(workdir, step), Console(total, step)]
+        writers = [JsonLines(workdir, step), Console(total, step), *others]
+        if tensorboard:
+            writers.append(TensorBoard(workdir, step))
     return Writers(writers, workdir)

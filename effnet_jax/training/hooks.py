@@ -1,4 +1,4 @@
-"""Hooks: what a profiler, a benchmark or a user's own code does after each step.
+"""Hooks: what the profiler, a benchmark or a user's own code does after each step.
 
 They are called with (step, state, metrics). The arrays are on the devices, and the next step reuses
 the memory of the state's: a hook copies what it keeps.

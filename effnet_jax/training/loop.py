@@ -6,8 +6,10 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 
+from effnet_jax import config as config_lib
 from effnet_jax.checkpoint import Checkpoints
 from effnet_jax.errors import Interrupted
+from effnet_jax.run import trackers
 from effnet_jax.run import writers as writers_lib
 from effnet_jax.run.workers import abandonable
 from effnet_jax.run.writers import Writers
@@ -39,7 +41,7 @@ def train(
     start, skipped, rollbacks = (int(x) for x in (state.step, state.skipped, state.rollbacks))
     meter, seed = Meter(config.batch_size, clock), np.uint32(config.seed)
     with (
-        contextlib.closing(writers_lib.open_writers(run.workdir, start, total)) as writers,
+        contextlib.closing(_open_writers(run, start)) as writers,
         contextlib.closing(run.batches(start, skipped)) as batches,
         clock.spent("step"),
     ):
@@ -51,9 +53,10 @@ def train(
                 break
             train_step = compiled(run.stage(step))
             run.processes.at("step", step)
-            with clock.spent("data"):
-                batch = next(batches)
-            state, metrics = train_step(state, batch, seed)
+            with jax.profiler.StepTraceAnnotation("train", step_num=step):
+                batch = clock.next_of(batches)
+                # A CPU that waits for other processes may do so here.
+                state, metrics = meter.blocked(train_step, state, batch, seed)
             meter.add(step, metrics)
             for hook in hooks:
                 hook(step, state, metrics)
@@ -79,6 +82,15 @@ def train(
             if stopped():
                 raise Interrupted(f"after step {step} of {total}; saved in {run.workdir}")
     return state, scores
+
+
+def _open_writers(run: Run, start: int) -> Writers:
+    """The run's writers, as `config.writers` names them."""
+    config, others = run.config, []
+    if run.processes.is_first:
+        others = trackers.open_trackers(config.writers, run.workdir, config_lib.to_dict(config))
+    tensorboard = "tensorboard" in config.writers
+    return writers_lib.open_writers(run.workdir, start, run.total, tensorboard, others)
 
 
 def compile_step(run: Run, stage: Stage) -> jax.stages.Compiled:
@@ -152,5 +164,7 @@ def _log(
     row["seconds_left"] = progressive.steps_left(run.stages, step) * seconds
     writers.scalars(step, row)
     run.clock.write()
-    if alarm := checkpoints.alarm(step, run.save_every):
+    slow = run.stragglers(row["own_seconds"], row["step_seconds"])
+    for alarm in filter(None, (slow, checkpoints.alarm(step, run.save_every))):
         writers.text(alarm)
+        run.notify("alarm", alarm)

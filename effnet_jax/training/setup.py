@@ -1,5 +1,6 @@
 """What a run needs before its first step, built and checked before any compute is spent."""
 
+import functools
 import itertools
 import json
 import operator
@@ -18,12 +19,12 @@ from effnet_jax.checkpoint import Checkpoints
 from effnet_jax.data import pipeline, sources
 from effnet_jax.data.sources import Source
 from effnet_jax.errors import UserError
-from effnet_jax.run import environment, files
+from effnet_jax.run import environment, files, notify, trackers
 from effnet_jax.run.processes import Alone
 from effnet_jax.run.writers import say
-from effnet_jax.training import freezing, from_weights, progressive
+from effnet_jax.training import freezing, from_weights, profiling, progressive
 from effnet_jax.training import optimizer as optimizers
-from effnet_jax.training.clock import Clock
+from effnet_jax.training.clock import Clock, Stragglers
 from effnet_jax.training.evaluations import Evaluations
 from effnet_jax.training.progressive import Stage
 from effnet_jax.training.state import TrainState, abstract_state, fresh_state
@@ -41,14 +42,19 @@ class Run:
     """What a run's loop needs, built once; raises UserError for anything that can't work.
 
     `config` is resolved, `source` has the training records, `model` is at the resolution of
-    evaluations, and `shapes` and `shardings` are the state's. `total` and `save_every` are steps.
+    evaluations, and `shapes` and `shardings` are the state's. `total` and `save_every` are steps,
+    and `profiled` is a window of them.
     """
 
     def __init__(self, config: ConfigDict, workdir: pathlib.Path, processes: Alone, clock: Clock):
         self.workdir, self.processes, self.clock = workdir, processes, clock
         self.mesh = mesh = parallel.data_mesh()
         config_lib.validate(config, parallel.data_shards(mesh))
-        processes.watch(config.processes)
+        if processes.is_first:
+            trackers.check(config.writers)
+        self.stragglers = Stragglers(processes)
+        self.notify = notify.Notifier(config.notify.command, processes.is_first)
+        processes.watch(config.processes, functools.partial(self.notify, "alarm"))
         self.source = source = sources.open_source(config.data, config.data.train_split)
         if np.ndim(pipeline.read(source, 0)["label"]):
             raise UserError(
@@ -66,6 +72,7 @@ class Run:
                 f"config.epochs={config.epochs} of {len(source)} images is less than one step of "
                 f"batch_size={config.batch_size}{whole * (config.epoch_steps == 'whole')}"
             )
+        self.profiled = profiling.window(config.profile.steps, self.total)
         self.schedule = optimizers.learning_rate(config, len(source))
         self.shardings = parallel.state_sharding(self.shapes, mesh, config.optimizer.sharded)
         self.stages = progressive.stages(config, len(source))

@@ -61,6 +61,7 @@ def make_gradients(model: nn.Module, config: ConfigDict, mesh: Mesh) -> Callable
         parts = freezing.frozen_norms(config.fine_tune, freezing.merge(params, kept))
         network = model.clone(frozen_norms=parts)
 
+        @jax.named_scope("forward")
         def loss_fn(params):
             variables = {"params": freezing.merge(params, kept), "batch_stats": batch_stats}
             (logits, _), updated = network.apply(
@@ -70,7 +71,11 @@ def make_gradients(model: nn.Module, config: ConfigDict, mesh: Mesh) -> Callable
             correct = jnp.where(logits.argmax(-1) == batch["label"], batch["mask"], 0)
             return losses.sum() / jnp.maximum(examples, 1), (correct.sum(), updated["batch_stats"])
 
-        return jax.value_and_grad(loss_fn, has_aux=True)(params)
+        # As jax.value_and_grad, which has no place for a name of the backward pass.
+        loss, pull_back, aux = jax.vjp(loss_fn, params, has_aux=True)
+        with jax.named_scope("backward"):
+            (grads,) = pull_back(jnp.ones_like(loss))
+        return (loss, aux), grads
 
     if count == 1:
         return gradients
@@ -102,11 +107,12 @@ def make_train_step(
     def train_step(state: TrainState, batch: Arrays, seed: jax.Array) -> tuple[TrainState, Arrays]:
         streams = ("dropout", "stochastic_depth")
         rngs = {name: random_key(seed, name, state.step) for name in streams}
-        images = normalize(batch["image"], preprocess.mean, preprocess.std)
-        targets = smooth_targets(batch["label"], config.model.num_classes, smoothing)
-        if is_mixing(config.augment):
-            key = random_key(seed, "mixing", state.step)
-            images, targets = mix(images, targets, batch["mask"], config.augment, key)
+        with jax.named_scope("data"):
+            images = normalize(batch["image"], preprocess.mean, preprocess.std)
+            targets = smooth_targets(batch["label"], config.model.num_classes, smoothing)
+            if is_mixing(config.augment):
+                key = random_key(seed, "mixing", state.step)
+                images, targets = mix(images, targets, batch["mask"], config.augment, key)
         count = batch["mask"].sum()
         names = freezing.frozen_now(config.fine_tune, state.params)
         trained, kept = freezing.split(state.params, names)
@@ -116,29 +122,34 @@ def make_train_step(
         if config.optimizer.sharded:  # Each device updates its share, whatever a compiler prefers.
             shares = parallel.shard_largest_axis(grads, mesh)
             grads = jax.lax.with_sharding_constraint(grads, shares)
-        optimizer = build_optimizer(config.optimizer, rate, state.params, config.fine_tune)
-        ever, _ = freezing.split(state.params, freezing.frozen(config.fine_tune, state.params))
-        own = freezing.select(state.opt_state, ever, names)
-        updates, own = optimizer.update(grads, own, trained)
-        opt_state = freezing.put_back(own, state.opt_state, ever, names)
-        trained = optax.apply_updates(trained, updates)
-        params = freezing.merge(trained, kept)
+        with jax.named_scope("update"):
+            optimizer = build_optimizer(config.optimizer, rate, state.params, config.fine_tune)
+            ever, _ = freezing.split(state.params, freezing.frozen(config.fine_tune, state.params))
+            own = freezing.select(state.opt_state, ever, names)
+            updates, own = optimizer.update(grads, own, trained)
+            opt_state = freezing.put_back(own, state.opt_state, ever, names)
+            trained = optax.apply_updates(trained, updates)
+            params = freezing.merge(trained, kept)
 
-        step = state.step + 1
-        decay = ema_decay(most, step)
-        norms = freezing.frozen_norms(config.fine_tune, params)
-        still = {name for name in freezing.flatten(batch_stats) if name.partition("/")[0] in norms}
-        ema = {
-            "params": freezing.average(state.ema["params"], params, decay, names),
-            "batch_stats": freezing.average(state.ema["batch_stats"], batch_stats, decay, still),
-        }
-        metrics = {
-            "loss": loss * count,
-            "correct": correct,
-            "count": count,
-            "grad_norm": optax.tree.norm(grads),
-            "weight_norm": optax.tree.norm((params, batch_stats)),
-        }
+            step = state.step + 1
+            decay = ema_decay(most, step)
+            norms = freezing.frozen_norms(config.fine_tune, params)
+            still = {
+                name for name in freezing.flatten(batch_stats) if name.partition("/")[0] in norms
+            }
+            ema = {
+                "params": freezing.average(state.ema["params"], params, decay, names),
+                "batch_stats": freezing.average(
+                    state.ema["batch_stats"], batch_stats, decay, still
+                ),
+            }
+            metrics = {
+                "loss": loss * count,
+                "correct": correct,
+                "count": count,
+                "grad_norm": optax.tree.norm(grads),
+                "weight_norm": optax.tree.norm((params, batch_stats)),
+            }
         new = {"params": params, "batch_stats": batch_stats, "opt_state": opt_state, "ema": ema}
         return state.replace(step=step, **new), metrics
 

@@ -20,6 +20,7 @@ from effnet_jax.training.clock import Clock
 from effnet_jax.training.evaluations import Scores
 from effnet_jax.training.hooks import Hook
 from effnet_jax.training.loop import compile_step, train
+from effnet_jax.training.profiling import Profiler
 from effnet_jax.training.setup import Run, prepare
 from effnet_jax.training.state import TrainState
 
@@ -55,6 +56,7 @@ def train_and_evaluate(
     with (
         Signals(early="at the start") as signals,
         _prepared(config, workdir, processes, clock) as (run, checkpoints),
+        contextlib.ExitStack() as cleanup,
     ):
         state = run.newest_state(checkpoints, init)
         signals.early = f"before step {int(state.step) + 1}"
@@ -64,7 +66,12 @@ def train_and_evaluate(
         compiled(run.stage(int(state.step) + 1))  # Before its data starts to flow.
         signals.early = ""  # From here on there will be something to save.
         stopped = processes.agreed(signals)
-        scores = None
+        steps = run.profiled if processes.is_first else range(0)
+        program = lambda step: compiled(run.stage(step))  # noqa: E731
+        profiler = Profiler(steps, workdir, clock, signals, program)
+        cleanup.callback(profiler.close)
+        hooks, scores = [*hooks, profiler], None
+        cleanup.enter_context(run.notify.at_end(workdir))
         while scores is None:
             skipped, rollbacks = int(state.skipped), int(state.rollbacks)
             try:
@@ -159,6 +166,7 @@ def _roll_back(
         f"{bad}: back to step {step}, resuming with batch {position + 1} of the data "
         f"(roll-back {rollbacks + 1} of at most {allowed})"
     )
+    run.notify("loss", f"{bad}: back to step {step}")
     run.clock.step = step
     run.clock.write(event="rollback", reason=str(bad), bad_step=bad.step, **changed)
     return state

@@ -27,11 +27,11 @@ SECOND = [row(240, 10, "start", start=20), row(270, 20, compile=5, step=25)]
 def test_what_came_after_the_checkpoint_that_a_run_went_back_to_is_rework():
     first = finish.account(FIRST)
     parts = {"start": 11, "compile": 9, "data": 2, "step": 31, "evaluation": 4, "checkpoint": 4}
-    assert first == {**parts, "rework": 14, "downtime": 0}
+    assert first == {**parts, "profile": 0, "rework": 14, "downtime": 0}
     assert sum(first.values()) == 165 - 90  # Every second is somewhere, and once.
     both = finish.account(FIRST + SECOND)
     parts = {"start": 31, "compile": 14, "data": 2, "step": 43, "evaluation": 4, "checkpoint": 3}
-    assert both == {**parts, "rework": 28, "downtime": 55}
+    assert both == {**parts, "profile": 0, "rework": 28, "downtime": 55}
     assert sum(both.values()) == 270 - 90
 
 

@@ -45,6 +45,9 @@ def together(processes) -> None:
     except UserError as error:
         print(error, flush=True)
     assert processes.as_first("number", lambda: me + 7, 60) == 7
+    while len(shared := processes.share(me + 0.5)) < 2:
+        time.sleep(0.05)
+    assert shared == {0: 0.5, 1: 1.5}
     agree(processes)
     try:
         if me == 0:

@@ -1,5 +1,6 @@
 """The whole loop: stop, resume, kill, non-finite loss, bad input; train.py as a user runs it."""
 
+import importlib.util
 import json
 import os
 import pathlib
@@ -324,7 +325,7 @@ def test_a_sharded_state_is_saved_restored_and_evaluated_as_it_lies(tmp_path):
     assert kernel.addressable_shards[0].data.nbytes == kernel.nbytes // 8
 
 
-def test_bad_input_is_refused_before_the_workdir_is_touched(tiny, tmp_path):
+def test_bad_input_is_refused_before_the_workdir_is_touched(tiny, tmp_path, monkeypatch):
     def fails(message, **changes):
         config = tiny.copy_and_resolve_references()
         config.update_from_flattened_dict(changes)
@@ -349,6 +350,12 @@ def test_bad_input_is_refused_before_the_workdir_is_touched(tiny, tmp_path):
     fails("did you mean: rmsprop", **{"optimizer.name": "rmsprob"})
     fails("no rule covers", **{"optimizer.learning_rate_rules": (("stem/.*", 1.0),)})
     fails("bicubic", **{"preprocess.interpolation": "bicubik"})
+    fails("config.profile.steps=40:50 ends with step 49", **{"profile.steps": "40:50"})
+    fails("did you mean: wandb", writers=("wandbb",))
+    fails("no program 'nosuch' on PATH", **{"notify.command": "nosuch"})
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    fails("'mlflow', whose package is not installed", writers=("mlflow",))
+    monkeypatch.undo()
     fails(
         "no split 'training' in data set 'digits', which has test, train",
         **{"data.train_split": "training"},

@@ -112,10 +112,13 @@ def test_a_roll_back_skips_the_data_and_a_run_killed_around_it_ends_bit_equal(
 
 def test_more_roll_backs_than_allowed_stop_the_run(config, tmp_path, feed):
     feed.bad, config.nonfinite.max_rollbacks = {12, 14}, 1
+    told = tmp_path / "told"
+    config.notify.command = f"sh -c 'echo $0 >> {told}'"
     with pytest.raises(
         NonFiniteLossError, match=r"at step 12: stopped after 1 roll-back.*step 10$"
     ):
         supervisor.train_and_evaluate(config, str(tmp_path))
+    assert told.read_text().split() == ["loss", "loss"]
 
 
 def test_a_signal_while_the_step_is_compiled_stops_before_the_first(
