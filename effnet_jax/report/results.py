@@ -385,7 +385,7 @@ def parse(cells: dict[str, str], place: str, evaluation: str = EVALUATION) -> Ru
             "of its runs"
         )
     course = re.findall(r"(\S+):(\S+)", cells.get(f"{evaluation}/top1 by epoch", ""))
-    curve = tuple((number(epoch), number(top1)) for epoch, top1 in course)
+    curve = tuple((as_float(epoch), as_float(top1)) for epoch, top1 in course)
     return Run(*values, scores, swept, *(cells.get(name, "") for name in others), steps, curve)
 
 
