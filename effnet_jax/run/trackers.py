@@ -66,12 +66,11 @@ class MLflow(Writer):
 
     @staticmethod
     def check() -> None:
-        from mlflow.exceptions import MlflowException
         from mlflow.tracking import MlflowClient
 
         try:
             MlflowClient().search_experiments(max_results=1)
-        except MlflowException as error:
+        except Exception as error:  # A store that lacks a package raises its own.
             text = str(error).partition("\n")[0]
             raise UserError(
                 f"config.writers has 'mlflow', which can't be used: {text}. Is MLFLOW_TRACKING_URI "

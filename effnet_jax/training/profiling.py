@@ -1,6 +1,7 @@
 """A look inside some steps: a trace, the most expensive operations, and what fills the memory."""
 
 import collections
+import contextlib
 import gzip
 import json
 import pathlib
@@ -93,14 +94,15 @@ class Profiler:
                 jax.profiler.start_trace(self._folder, profiler_options=options)
                 self._is_on = True
             except RuntimeError as error:  # Another hook traces, for instance.
-                writers.say(f"can't profile: {error} The run goes on")
+                _tell(f"can't profile: {error} The run goes on")
                 self._window = self._steps = range(0)
 
     def close(self) -> None:
         """Ends a trace whose window the run did not reach the end of; it is kept."""
         if self._is_on:
-            jax.profiler.stop_trace()
-            writers.say(f"the run ended while it was profiled; the trace is in {self._folder}")
+            with contextlib.suppress(OSError, RuntimeError):  # A full disk.
+                jax.profiler.stop_trace()
+            _tell(f"the run ended while it was profiled; the trace is in {self._folder}")
 
     def _finish(self, state: TrainState, metrics: dict[str, jax.Array]) -> None:
         steps, self._traced, self._steps, self._is_on = self._traced, [], self._window, False
@@ -114,13 +116,18 @@ class Profiler:
                 write_perfetto(path, module, names)
                 seconds = operation_seconds(path, module)
             except (OSError, RuntimeError, ValueError) as error:
-                writers.say(f"can't write the profile to {self._folder}: {error}. The run goes on")
+                _tell(f"can't write the profile to {self._folder}: {error}. The run goes on")
                 return
         each = len(steps) * jax.local_device_count()
         where = f"steps {steps[0]} to {steps[-1]}"
-        writers.say(f"profile of {where}: {path.with_name(TRACE)}")
+        _tell(f"profile of {where}: {path.with_name(TRACE)}")
         writers.console.print(table({key: s / each for key, s in seconds.items()}, names, where))
-        writers.say(describe_memory(state, program))
+        _tell(describe_memory(state, program))
+
+
+def _tell(text: str) -> None:
+    """Prints a line; of any process, as each may be asked for a profile."""
+    writers.console.print(text, markup=False)
 
 
 def _changed(path: pathlib.Path) -> float:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import threading
+import time
 
 import pytest
 
@@ -52,8 +53,10 @@ def test_wandb_offline_has_the_rows_and_needs_a_key_online(tmp_path, monkeypatch
     trackers.check(["wandb"])
     send("wandb", tmp_path)
     (record,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
-    content = record.read_bytes()
-    assert b"val/ema/top1" in content
+    end = time.monotonic() + 30  # Its own process may write a moment after it says that it has.
+    while b"val/ema/top1" not in record.read_bytes():
+        assert time.monotonic() < end
+        time.sleep(0.05)
     assert (tmp_path / "wandb_id.txt").read_text() in record.name
 
 
