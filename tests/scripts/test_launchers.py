@@ -13,7 +13,7 @@ import sys
 
 import pytest
 import yaml
-from conftest import ROOT, TINY
+from conftest import ROOT
 from standin import Standins, mistakes
 
 from effnet_jax import cli
@@ -25,6 +25,7 @@ TPU = {"NAME": "b0", "ZONE": "us-west4-a", "TYPE": "v5litepod-16"}
 GKE = {"NAME": "b0", "IMAGE": "r/e:gpu", "ACCELERATOR": "nvidia-h100-80gb", "NODES": "2"}
 UNCHECKED = {"PYTHON": "/no/python"}  # Checking flags takes seconds.
 FLAGS = ["--config=configs/digits.py", "--workdir=/shared/a run"]
+MODEL = "resnet18,w=0.1,d=0.1,r=16"  # Compiles in little time.
 # What a run comes to by its exit code: 141 nobody reads, 137 SIGKILL, 134 JAX's own end.
 ENDS = {0: "done", 1: "failed", 2: "failed", 3: "failed", 130: "failed"}
 ENDS |= dict.fromkeys((75, 134, 137, 141), "again")
@@ -249,7 +250,7 @@ def test_under_slurm_a_run_is_stopped_queued_again_and_resumes(tmp_path, tasks):
     kills = int(os.environ.get("LAUNCH_KILLS", 1))
     workdir = tmp_path / "run"
     flags = [
-        f"--config=configs/digits.py:{TINY}",
+        f"--config=configs/digits.py:{MODEL}",
         f"--workdir={workdir}",
         "--config.batch_size=64",
         "--config.epochs=3.0",
