@@ -56,7 +56,7 @@ def make_eval_step(
         logits, _ = model.apply({"params": params, "batch_stats": batch_stats}, images, train=False)
         label, mask = batch["label"], batch["mask"]
         sums = metric_sums(logits, label, mask, choices)
-        sums["infinite"] = (mask * ~jnp.isfinite(logits).all(-1)).sum()
+        sums["infinite"] = jnp.where(jnp.isfinite(logits).all(-1), 0, mask).sum()
         if outcomes is not None:
             sums["outcomes"] = add_outcomes(outcomes, logits, label, mask, first, choices)
         return sums

@@ -591,8 +591,7 @@ def test_a_new_run_starts_from_the_weights_of_another(golden, monkeypatch, said)
     said.clear()
 
     state = start(fresh(classes=3), tuple("abc"))
-    assert "not taken" in said[0]
-    assert "params/classifier/bias, params/classifier/kernel" in said[0]
+    assert "0 of 3 are taken, 3 are new (a, b, c), 10 of the weights' are not used" in said[0]
     assert f"from {count - 2} of {count} arrays" in said[1]
     assert (state.params["classifier"]["bias"] == 7).all()
     assert state.ema["params"]["classifier"]["kernel"].shape[-1] == 3
@@ -602,7 +601,7 @@ def test_a_new_run_starts_from_the_weights_of_another(golden, monkeypatch, said)
     # As many classes, in another order, of which some are new: by name, not by place.
     said.clear()
     state = start(fresh(), tuple("9x8y543210"))
-    assert "8 of 10 are taken, 2 are new (x, y), 2 of the old are not used" in said[0]
+    assert "8 of 10 are taken, 2 are new (x, y), 2 of the weights' are not used" in said[0]
     for leaf in ("kernel", "bias"):
         there = source.weights("raw")[0]["classifier"][leaf]
         for tree in state.weights("raw")[0], state.weights("ema")[0]:

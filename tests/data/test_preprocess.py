@@ -213,7 +213,7 @@ def test_every_kind_of_input_gives_the_same(tmp_path):
         ("https://example.org/cat.jpg", "https://example.org/cat.jpg: a URL is not fetched"),
         ("data:image/png;base64," + "A" * 500, "^.{80}: a URL is not fetched"),
         ([CHELSEA, b"text"], "image 1: it is no image"),
-        (b"", "image 0: it is no image"),
+        (b"", "image 0: it is empty"),
     ],
 )
 def test_what_is_no_image_is_named_in_one_sentence(given, message):
