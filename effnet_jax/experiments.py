@@ -23,9 +23,12 @@ def read(experiment: str) -> ConfigDict:
     """
     # A path may have a colon itself.
     for name, _, argument in ((experiment, "", ""), experiment.rpartition(":")):
-        path = pathlib.Path(name).expanduser()
-        if path.suffix == ".json" or (name and (path / config_lib.FILE).is_file()):
-            return _rescale(config_lib.load(path), argument) if argument else config_lib.load(path)
+        if name.endswith(".json"):
+            config = config_lib.load(name)
+        else:
+            config = config_lib.load_if_any(name) if name else None
+        if config:
+            return _rescale(config, argument) if argument else config
     return get_config("", "config", experiment)
 
 
