@@ -331,7 +331,9 @@ class Checkpoints:
             workdir = buckets.Folder(self._folder.parent)
             for path in paths:
                 names = workdir.names(f"{FOLDER}/{path.name}", deep=True)
-                workdir.move(sorted(names, key=_is_manifest), f"unreadable/{time.time():.0f}")
+                workdir.move(
+                    sorted(names, key=_is_manifest), f"unreadable_{FOLDER}/{time.time():.0f}"
+                )
             return
         aside = self._folder.parent / f"unreadable_{FOLDER}"
         aside.mkdir(exist_ok=True)

@@ -99,9 +99,10 @@ def _os_errors(where: str) -> Iterator[None]:
 
 def _reason(error: Exception) -> str:
     """What a server said, without the request."""
-    response = getattr(error, "response", None)
+    error = getattr(error, "cause", None) or error  # Of what was tried again in vain.
     with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
-        return f"{error.code.value} {response.json()['error']['message']}"
+        response = error.response
+        return f"{response.status_code} {response.json()['error']['message']}"
     return str(error).partition("\n")[0][:300]
 
 
