@@ -10,8 +10,8 @@ STUDY ?= runs/study
 SCALING := results/scaling_study/scaling.json
 BIN := .venv/bin
 
-.PHONY: train test soak parity lint format benchmark benchmark-loop benchmark-data plan study
-.PHONY: study-small clean
+.PHONY: train test soak soak-bucket parity lint format benchmark benchmark-loop benchmark-data
+.PHONY: plan study study-small clean
 
 train: .venv/ready
 	$(BIN)/python train.py --config=configs/digits.py --workdir=$(WORKDIR)
@@ -23,6 +23,10 @@ test: lint
 # A run of two processes, one of which is killed 20 times at random.
 soak: .venv/ready
 	SOAK_ROUNDS=20 $(BIN)/python -m pytest -n 0 -s tests/test_soak.py
+
+# A run in an emulated bucket, killed 10 times at random while some of its requests fail.
+soak-bucket: .venv/ready
+	SOAK_ROUNDS=10 $(BIN)/python -m pytest -n 0 -s tests/soak_bucket.py
 
 lint: .venv/ready
 	$(BIN)/ruff check .
