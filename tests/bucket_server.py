@@ -175,6 +175,10 @@ class _Handler(RequestHandler):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--port", type=int, default=0)
-    with Bucket(parser.parse_args().port) as bucket:
-        print("\n".join(f"export {key}={value}" for key, value in bucket.environment.items()))
+    parser.add_argument("--latency", type=float, default=0.0, help="seconds of each request")
+    args = parser.parse_args()
+    with Bucket(args.port) as bucket:
+        bucket.latency = args.latency
+        text = "\n".join(f"export {key}={value}" for key, value in bucket.environment.items())
+        print(text, flush=True)
         threading.Event().wait()
