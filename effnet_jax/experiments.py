@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from effnet_jax import config as config_lib
 from effnet_jax import models
 from effnet_jax.errors import UserError, check_choice
+from effnet_jax.run import buckets
 
 
 def read(experiment: str) -> ConfigDict:
@@ -29,6 +30,8 @@ def read(experiment: str) -> ConfigDict:
             config = config_lib.load_if_any(name) if name else None
         if config:
             return _rescale(config, argument) if argument else config
+    if buckets.is_bucket(experiment):
+        return config_lib.load(experiment)  # Raises.
     return get_config("", "config", experiment)
 
 

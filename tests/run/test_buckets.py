@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import sys
 import threading
 import time
 
@@ -20,9 +21,11 @@ from bucket_server import BUCKET, RESET, Bucket
 import effnet_jax
 from configs import digits
 from effnet_jax import checkpoint, weights
+from effnet_jax import config as config_lib
 from effnet_jax.errors import SaveFailed, UserError
 from effnet_jax.run import buckets, files, manifest, workdirs, writers
 from effnet_jax.tools import eval as eval_tool
+from effnet_jax.tools import train as train_tool
 
 MODEL = "resnet18,w=0.1,d=0.1,r=16"  # Compiles in less time than TINY.
 
@@ -324,6 +327,30 @@ def test_files_change_in_every_way(bucket):
         assert len(bucket.requests) == before + 2  # What has changed.
     assert bucket.read("run/rows.jsonl") == b"1\n2\n" and bucket.read("run/below/x") == b"\0"
     assert "run/half.tmp" not in bucket.names()
+
+
+def test_a_missing_package_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    for source in ("gs://b/run", "gs://b/w.safetensors"):
+        with pytest.raises(UserError, match=r"pip install 'effnet_jax\[gcs\]'"):
+            weights.load(source)
+        with pytest.raises(UserError, match=r"pip install 'effnet_jax\[gcs\]'"):
+            effnet_jax.train(experiment(), source)
+
+
+def test_the_commands_take_addresses_where_they_can(bucket):
+    for parser, flag in ((train_tool, "workdir"), (eval_tool, "weights"), (eval_tool, "workdir")):
+        args = parser.PARSER.parse_args([f"--{flag}=gs://runs/run"])
+        assert getattr(args, flag) == "gs://runs/run"
+    with pytest.raises(UserError, match="gs://runs/no"):
+        train_tool.PARSER.parse_args(["--config=gs://runs/no"])
+    config = experiment()
+    buckets.Folder("gs://runs/run").write("config.json", json.dumps(config_lib.to_dict(config)))
+    for source in ("gs://runs/run", "gs://runs/run/config.json"):
+        read = train_tool.PARSER.parse_args([f"--config={source}", "--config.seed=7"]).config
+        assert config_lib.changes(config_lib.to_dict(config), config_lib.to_dict(read)) == [
+            f"config.seed: {config.seed} -> 7"
+        ]
 
 
 @pytest.mark.parametrize(
