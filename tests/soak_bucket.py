@@ -21,7 +21,19 @@ pytest.importorskip("gcsfs")
 
 from bucket_server import BUCKET, RESET, Bucket
 from conftest import ROOT
-from test_soak import BATCH, EVERY, EXAMPLES, MODEL, SETTINGS, TIMED, metrics_of, state_of
+from test_soak import (
+    BATCH,
+    EVERY,
+    EXAMPLES,
+    MODEL,
+    SETTINGS,
+    TIMED,
+    metrics_of,
+    state_of,
+)
+from test_soak import (
+    start as start_two,
+)
 
 from effnet_jax.run import workdirs, writers
 
@@ -81,3 +93,16 @@ def test_killed_at_random_requests_a_run_ends_in_the_same_bits(tmp_path, monkeyp
         assert "soak/run/run.lock" not in names
         for one, other in zip(state_of(tmp_path / "whole"), state_of(remote), strict=True):
             np.testing.assert_array_equal(one, other)
+
+
+def test_two_processes_in_a_bucket_compute_what_they_do_on_a_disk(tmp_path, monkeypatch):
+    remote = f"gs://{BUCKET}/soak/two"
+    with Bucket() as server:
+        for key, value in server.environment.items():
+            monkeypatch.setenv(key, value)
+        for workdir, outputs in ((tmp_path / "two", "local"), (remote, "remote")):
+            with start_two(workdir, tmp_path / outputs) as two:
+                assert two.finish() == [0, 0], two.outputs()
+        for one, other in zip(state_of(tmp_path / "two"), state_of(remote), strict=True):
+            np.testing.assert_array_equal(one, other)
+        assert "soak/two/run.lock" not in server.names()

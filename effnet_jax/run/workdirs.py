@@ -39,6 +39,7 @@ class Lock:
     def __init__(self, folder: Folder, name: str = files.RUN_LOCK):
         self._folder, self._name, self._beats = folder, name, 0
         self._own = {**files.this_process(), "owner": uuid.uuid4().hex}
+        self._generation: int | None = None  # Of the object that this owner wrote last.
 
     def acquire(self) -> None:
         """Raises UserError where another run, which it names, holds the lock."""
@@ -55,8 +56,13 @@ class Lock:
             print(f"{text} than {PATIENCE:.0f} s", file=sys.stderr, flush=True)
             os._exit(RETRY)
 
+    def beat_if_due(self) -> None:
+        if time.monotonic() - self._shown > BEAT:
+            self.beat()
+
     def release(self) -> None:
-        self._folder.delete([self._name], self._generation)
+        if self._generation is not None:
+            self._folder.delete([self._name], self._generation)
 
     def _write(self, generation: int) -> bool:
         self._beats += 1
@@ -66,7 +72,8 @@ class Lock:
             # Perhaps a request that was tried again had been answered, and the answer lost.
             holder, found = self._read()
             written = found if holder and holder.get("owner") == self._own["owner"] else None
-        self._generation, self._beat = written or generation, time.monotonic()
+        if written is not None:
+            self._generation, self._shown = written, time.monotonic()
         return written is not None
 
     def _read(self) -> tuple[dict[str, Any] | None, int]:
@@ -133,10 +140,10 @@ class Mirror(Workdir):
             names = [name for name in self._remote.names() if name != files.RUN_LOCK]
             self._remote.download(names, self.folder)
         except OSError as error:
-            self._clean_up()
+            self._give_up()
             raise UserError(f"can't use {self.address}: {buckets.with_remedy(error)}") from None
         except BaseException:
-            self._clean_up()
+            self._give_up()
             raise
         self._copied = self._states()
         self._thread = threading.Thread(target=self._keep_copying, name="bucket", daemon=True)
@@ -169,6 +176,8 @@ class Mirror(Workdir):
                 self._lock.beat()
             for name, state in self._states().items():
                 if self._copied.get(name) != state:
+                    if self._lock:
+                        self._lock.beat_if_due()
                     with contextlib.suppress(FileNotFoundError):  # It was renamed meanwhile.
                         data = (self.folder / name).read_bytes()
                         self._remote.write(name, data)
@@ -200,6 +209,12 @@ class Mirror(Workdir):
                 self._failed = True
             # A slow bucket gets files less often, but signs of life in time.
             pause = min(max(BEAT / 2, time.monotonic() - began), BEAT)
+
+    def _give_up(self) -> None:
+        if self._lock:
+            with contextlib.suppress(OSError):
+                self._lock.release()
+        self._clean_up()
 
     def _clean_up(self) -> None:
         shutil.rmtree(self._root, ignore_errors=True)
