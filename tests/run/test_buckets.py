@@ -24,6 +24,7 @@ from effnet_jax import checkpoint, weights
 from effnet_jax import config as config_lib
 from effnet_jax.errors import SaveFailed, UserError
 from effnet_jax.run import buckets, files, manifest, workdirs, writers
+from effnet_jax.run.processes import ALONE
 from effnet_jax.tools import eval as eval_tool
 from effnet_jax.tools import train as train_tool
 
@@ -111,7 +112,9 @@ def test_a_run_in_a_bucket_is_the_run_on_a_disk(bucket, tmp_path, capsys):
 
     results = []
     for workdir in (remote, local):
-        eval_tool.main(eval_tool.PARSER.parse_args([f"--workdir={workdir}"]))
+        args = eval_tool.PARSER.parse_args([f"--workdir={workdir}"])
+        args.processes = ALONE
+        eval_tool.main(args)
         results.append(json.loads(capsys.readouterr().out.splitlines()[-1]))
     assert results[0] == results[1]
 
