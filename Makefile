@@ -12,8 +12,8 @@ STUDY ?= runs/study
 SCALING := results/scaling_study/scaling.json
 BIN := .venv/bin
 
-.PHONY: train test soak launch parity export-check lint format benchmark benchmark-loop
-.PHONY: benchmark-data benchmark-freezing plan study study-small clean
+.PHONY: train test soak soak-bucket launch parity export-check lint format benchmark
+.PHONY: benchmark-loop benchmark-data benchmark-freezing plan study study-small clean
 .PHONY: trackers-check transfer-steps transfer-peers transfer-study
 
 train: .venv/ready
@@ -30,6 +30,19 @@ soak: .venv/ready
 # One process and two under a stand-in for SLURM, which stops and requeues them three times.
 launch: .venv/ready
 	LAUNCH_KILLS=3 $(BIN)/python -m pytest -n 0 -s tests/scripts -k under_slurm
+
+# Runs in an emulated bucket; then one that is killed 10 times at random while some of its requests
+# fail. The emulator and its 30 packages are in an environment of their own.
+soak-bucket: .venv-bucket/ready
+	.venv-bucket/bin/python -m pytest -n 0 tests/run/test_buckets.py
+	SOAK_ROUNDS=10 .venv-bucket/bin/python -m pytest -n 0 -s tests/soak_bucket.py
+
+.venv-bucket/ready: requirements.txt requirements-dev.txt pyproject.toml
+	$(PYTHON) -m venv .venv-bucket
+	.venv-bucket/bin/python -m pip install --quiet --upgrade pip
+	.venv-bucket/bin/python -m pip install --quiet -r requirements-dev.txt
+	.venv-bucket/bin/python -m pip install --quiet 'gcp-storage-emulator>=2026.7' -e '.[gcs]'
+	touch $@
 
 lint: .venv/ready
 	$(BIN)/ruff check .

@@ -28,6 +28,7 @@ from effnet_jax import csv_rows, flags, models
 from effnet_jax.data import sources
 from effnet_jax.errors import UserError
 from effnet_jax.run import files
+from effnet_jax.run.workdirs import Workdir
 from effnet_jax.training import clock
 from effnet_jax.training.loop import compile_step
 from effnet_jax.training.setup import Run, prepare
@@ -125,7 +126,7 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
         with compiled_programs() as programs:
             state, _ = train_and_evaluate(config, workdir, [run], args.processes)
         rows = files.read_rows(workdir / clock.FILE)
-        shortest_loop(prepare(config, workdir, args.processes, clock.Clock()), state, bare)
+        shortest_loop(prepare(config, Workdir(workdir), args.processes, clock.Clock()), state, bare)
     if not args.processes.is_first:
         return []
 

@@ -31,7 +31,7 @@ from ml_collections import ConfigDict
 
 from effnet_jax.errors import SaveFailed, UserError
 from effnet_jax.parallel import abstract
-from effnet_jax.run import files, manifest
+from effnet_jax.run import buckets, files, manifest
 from effnet_jax.run.processes import ALONE, Alone, OtherFailed
 from effnet_jax.run.quiet import log_handlers_kept
 from effnet_jax.run.writers import say
@@ -46,6 +46,7 @@ T = TypeVar("T")
 Shapes = dict[str, tuple[int, ...]]
 FOLDER = "checkpoints"
 VARIABLES = ("params", "batch_stats")
+CONTENT = ("config", "classes")  # Files of a workdir.
 FACTS = ("model", "preprocess", "classes")
 DELETED = ".deleted"
 DELETED_NOW = "it was deleted while it was read"
@@ -93,12 +94,25 @@ class Checkpoints:
     Use as a context: leaving it waits for the last save, so that a failed save is never silent.
     """
 
-    def __init__(self, workdir: str | pathlib.Path, config: ConfigDict, processes: Alone = ALONE):
-        """Makes the workdir if necessary, and the folder for a save; `config` is its section."""
-        self._folder, self._processes = pathlib.Path(workdir).resolve() / FOLDER, processes
-        self._best = config.best_metric
+    def __init__(
+        self,
+        workdir: str | pathlib.Path,
+        config: ConfigDict,
+        processes: Alone = ALONE,
+        flush: Callable[[], None] = lambda: None,
+    ):
+        """Makes the workdir if necessary, and the folder for a save; `config` is its section.
+
+        A checkpoint in a bucket counts only once `flush` has returned, which copies there what the
+        run wrote until its step.
+        """
+        self._folder, self._processes, self._flush = _absolute(workdir) / FOLDER, processes, flush
+        self._best, self._in_bucket = config.best_metric, buckets.is_bucket(workdir)
+        if self._in_bucket:
+            _limit_retries()
         if processes.is_first:
-            self._folder.parent.mkdir(parents=True, exist_ok=True)
+            if not self._in_bucket:
+                self._folder.parent.mkdir(parents=True, exist_ok=True)
             self._remove_leftovers()
         best = {"get_metric_fn": lambda score: score, "keep_checkpoints_without_metrics": False}
         self._policy = OnceVerified(
@@ -144,7 +158,9 @@ class Checkpoints:
             # create a folder, the processes wait for each other for minutes.
             if refused := self._processes.as_first("try the disk", self._try_folder, SECONDS):
                 raise OSError(refused, os.strerror(refused), str(self._folder))
-            self._orbax.save(self._folder / str(step), args=ocp.args.Composite(**items))
+            path, items = self._folder / str(step), ocp.args.Composite(**items)
+            # In a bucket a save that failed may have left objects.
+            self._orbax.save(path, args=items, force=self._in_bucket)
         except Exception as error:
             self._finish(step, error)
         else:
@@ -204,7 +220,9 @@ class Checkpoints:
         return state
 
     def _try_folder(self) -> int:
-        """The errno of creating a folder next to the checkpoints, or 0."""
+        """The errno of creating a folder next to the checkpoints, or 0; buckets have no folders."""
+        if self._in_bucket:
+            return 0
         path = self._folder / f"try{DELETED}"
         try:
             self._folder.mkdir(exist_ok=True)
@@ -228,10 +246,11 @@ class Checkpoints:
             if error is None:
                 self._orbax.wait_until_finished()
                 if self._processes.is_first:
+                    self._flush()
                     manifest.write(path, **_facts(self._folder.parent, step))
         except Exception as failure:
             error = failure
-        note = (DISK if _is_of_disk(error) else "") + _first_line(error) if error else ""
+        note = (DISK if self._is_of_disk(error) else "") + _first_line(error) if error else ""
         notes = self._processes.barrier(self._save, 2 * SECONDS, note)
         if refused := {index: text for index, text in notes.items() if text.startswith(DISK)}:
             self._note_failure(step, _listed(refused, self._processes))
@@ -241,6 +260,15 @@ class Checkpoints:
             self._note_good(step)
             if self._processes.is_first:
                 self._delete_old()
+
+    def _is_of_disk(self, error: Exception) -> bool:
+        """Whether a disk, or what is between it and us, refused."""
+        if isinstance(error, TimeoutError | OtherFailed):  # TimeoutError is an OSError.
+            return False
+        # TensorStore reports it as text; the libraries for buckets have errors of a dozen kinds.
+        text = r"os_error_code='\d+'" + (r"|gs://|/storage/v1" if self._in_bucket else "")
+        kinds = OSError | buckets.errors() if self._in_bucket else OSError
+        return isinstance(error, kinds) or re.search(text, str(error)) is not None
 
     def _note_good(self, step: int | None) -> None:
         # `_failure` is why there is no checkpoint of the last save.
@@ -254,7 +282,8 @@ class Checkpoints:
                 self._orbax.wait_until_finished()
                 break
         if self._processes.is_first:
-            self._remove_leftovers()
+            with contextlib.suppress(OSError):  # A bucket that is away; the next save does it.
+                self._remove_leftovers()
 
     def _age(self, step: int) -> str:
         minutes = (time.monotonic() - self._good_since) / 60
@@ -268,9 +297,11 @@ class Checkpoints:
             saved = [self._describe(step) for step in self.steps()]
             kept = self._policy.should_preserve(saved, context=policies.PreservationContext())
             for each, keep in zip(saved, kept, strict=True):
-                # Renamed first: half a checkpoint must never look like a whole one.
+                # Half a checkpoint must never look like a whole one.
                 path = self._folder / str(each.step)
-                if not keep:
+                if not keep and self._in_bucket:
+                    buckets.Folder(path).delete([manifest.NAME])
+                elif not keep:
                     os.replace(path, path.with_name(path.name + DELETED))
             self._remove_leftovers()
         except OSError as error:
@@ -284,12 +315,26 @@ class Checkpoints:
 
     def _remove_leftovers(self) -> None:
         """Removes what killed or failed saves and deletions left."""
+        if self._in_bucket:
+            folder = buckets.Folder(self._folder)
+            names = folder.names(deep=True)
+            whole = {name.partition("/")[0] for name in names if _is_manifest(name)}
+            folder.delete(name for name in names if name.partition("/")[0] not in whole)
+            return
         for path in self._folder.iterdir() if self._folder.is_dir() else ():
             if ocp.path.step.TMP_DIR_SUFFIX in path.name or path.name.endswith(DELETED):
                 shutil.rmtree(path, ignore_errors=True)
 
     def _move_aside(self, paths: list[pathlib.Path]) -> None:
         """Makes room for the steps to be saved again; deletes nothing."""
+        if self._in_bucket:
+            workdir = buckets.Folder(self._folder.parent)
+            for path in paths:
+                names = workdir.names(f"{FOLDER}/{path.name}", deep=True)
+                workdir.move(
+                    sorted(names, key=_is_manifest), f"unreadable_{FOLDER}/{time.time():.0f}"
+                )
+            return
         aside = self._folder.parent / f"unreadable_{FOLDER}"
         aside.mkdir(exist_ok=True)
         for path in paths:
@@ -309,7 +354,7 @@ def read_weights(
     if there is no checkpoint, else the step; {"params": ..., "batch_stats": ...} as NumPy arrays;
     and FACTS. Raises UserError if there is no such step, or none can be read.
     """
-    path = pathlib.Path(path).expanduser().resolve()
+    path = _absolute(path)
 
     def read(path: pathlib.Path) -> tuple[PyTree, dict[str, Any]]:
         verified = manifest.exists(path)
@@ -340,6 +385,23 @@ def read_weights(
             return int(facts["step"]), variables, {key: facts[key] for key in FACTS}
 
 
+def _absolute(path: str | pathlib.Path) -> pathlib.Path:
+    path = buckets.to_path(path)
+    return path if buckets.is_bucket(path) else path.resolve()
+
+
+def _limit_retries() -> None:
+    """Lets TensorStore give up after about a minute; by default it tries for a quarter of an hour.
+
+    The next save waits for the one before.
+    """
+    from orbax.checkpoint._src.serialization import tensorstore_utils
+
+    retries = {"max_retries": 7, "initial_delay": "1s", "max_delay": "16s"}
+    tensorstore_utils._DEFAULT_OCDBT_TS_CONTEXT["gcs_request_retries"] = retries
+    tensorstore_utils._BASE_TS_CONTEXT["gcs_request_retries"] = retries
+
+
 _saves = itertools.count()  # All processes of a run save alike.
 
 
@@ -358,21 +420,32 @@ def _handler() -> ocp.CompositeCheckpointHandler:
 
 def _facts(workdir: pathlib.Path, step: int | str) -> dict[str, Any]:
     """The step, and FACTS if known: the run's config may change later."""
-    paths = workdir / "config.json", workdir / "classes.json"
-    if not all(path.is_file() for path in paths):
+    try:
+        config, classes = (files.read_json(workdir / f"{name}.json") for name in CONTENT)
+    except FileNotFoundError:
         return {"step": step}
-    config, classes = map(files.read_json, paths)
     facts = config | {"classes": classes}
     return {"step": step, **{key: facts[key] for key in FACTS}}
 
 
 def _steps(folder: pathlib.Path) -> list[int]:
-    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    if buckets.is_bucket(folder):
+        names = buckets.Folder(folder).names(deep=True)
+        names = [name.partition("/")[0] for name in names if _is_manifest(name)]
+    else:
+        names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
     return sorted(int(name) for name in names if name.isdigit())
 
 
+def _is_manifest(name: str) -> bool:
+    """Whether the name of an object is that of a checkpoint's manifest."""
+    return name.endswith(f"/{manifest.NAME}")
+
+
 def _is_whole(path: pathlib.Path) -> bool:
-    return (path / "_CHECKPOINT_METADATA").is_file() or manifest.exists(path)
+    """Whether a checkpoint is complete; in a bucket, which renames nothing, once it is verified."""
+    renamed = not buckets.is_bucket(path) and (path / "_CHECKPOINT_METADATA").is_file()
+    return renamed or manifest.exists(path)
 
 
 def _candidates(folder: pathlib.Path, step: int | None, processes: Alone) -> list[pathlib.Path]:
@@ -488,10 +561,3 @@ def _listed(notes: dict[int, str], processes: Alone) -> str:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0] or type(error).__name__
-
-
-def _is_of_disk(error: Exception) -> bool:
-    """Whether a disk, or what is between it and us, refused; TensorStore reports it as text."""
-    if isinstance(error, TimeoutError | OtherFailed):  # TimeoutError is an OSError.
-        return False
-    return isinstance(error, OSError) or re.search(r"os_error_code='\d+'", str(error)) is not None

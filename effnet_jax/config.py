@@ -27,7 +27,7 @@ from effnet_jax.data.preprocess import CROP_RULES, Preprocess
 from effnet_jax.data.resizing import INTERPOLATIONS
 from effnet_jax.errors import UserError, check_choice
 from effnet_jax.models import operations
-from effnet_jax.run import files
+from effnet_jax.run import buckets, files
 
 # Mean and standard deviation (RGB, of pixels in 0..1) that published weights were trained with:
 # ImageNet's own; of 0..255, (x - 127) / 128, (x - 128) / 128, or x / 127.5 - 1, as AdvProp's.
@@ -454,17 +454,25 @@ def load(path: str | pathlib.Path) -> ConfigDict:
 
     Raises UserError if there is no such file, or `save` didn't write it.
     """
-    path = pathlib.Path(path).expanduser()
-    if path.suffix != ".json":
-        path, workdir = path / FILE, path
-        if not path.is_file():
-            raise UserError(f"no run in {workdir}: {path} is missing; is --workdir right?")
+    path = buckets.to_path(path)
+    is_file, workdir = path.suffix == ".json", path
+    if not is_file:
+        path = path / FILE
     try:
-        return _from_dict(json.loads(path.read_text()))
+        return _from_dict(files.read_json(path))
     except OSError as error:
+        if isinstance(error, FileNotFoundError) and not is_file:
+            text = f"no run in {workdir}: {path} is missing; is --workdir right?"
+            raise UserError(text) from None
         raise UserError(f"can't read a config from {path}: {error.strerror}") from None
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise UserError(f"{path} is no config that this program wrote: {error}") from None
+
+
+def load_if_any(workdir: str | pathlib.Path) -> ConfigDict | None:
+    """The config in a workdir, as `load`; None if there is none."""
+    path = buckets.to_path(workdir) / FILE
+    return load(path) if files.is_file(path) else None
 
 
 def _from_dict(values: dict[str, Any]) -> ConfigDict:
@@ -616,7 +624,7 @@ def check_init(config: ConfigDict) -> None:
     for key, limit in _limits(SCHEMA["init"], "init."):
         limit.check(key, operator.attrgetter(key)(config))
     source = config.init.weights or ""
-    if not source.startswith("hf://"):
+    if not source.startswith("hf://") and not buckets.is_bucket(source):
         files.check_local("config.init.weights", source)
     if config.init.model == "weights" and not source:
         raise UserError(

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from effnet_jax import config as config_lib
 from effnet_jax import models
 from effnet_jax.errors import UserError, check_choice
+from effnet_jax.run import buckets
 
 
 def read(experiment: str) -> ConfigDict:
@@ -23,9 +24,14 @@ def read(experiment: str) -> ConfigDict:
     """
     # A path may have a colon itself.
     for name, _, argument in ((experiment, "", ""), experiment.rpartition(":")):
-        path = pathlib.Path(name).expanduser()
-        if path.suffix == ".json" or (name and (path / config_lib.FILE).is_file()):
-            return _rescale(config_lib.load(path), argument) if argument else config_lib.load(path)
+        if name.endswith(".json"):
+            config = config_lib.load(name)
+        else:
+            config = config_lib.load_if_any(name) if name else None
+        if config:
+            return _rescale(config, argument) if argument else config
+    if buckets.is_bucket(experiment):
+        return config_lib.load(experiment)  # Raises.
     return get_config("", "config", experiment)
 
 

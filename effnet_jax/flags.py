@@ -4,13 +4,14 @@ import argparse
 import contextlib
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from effnet_jax.errors import UserError
+from effnet_jax.run.buckets import is_bucket
 from effnet_jax.run.files import check_local
 
 
@@ -25,15 +26,21 @@ class Parser(argparse.ArgumentParser):
 
     `config` is the experiment without --config; None: the command takes no config. A command that
     `computes` runs something on a device; one that `joins` can be one of several processes, which
-    `cli.run` adds as `args.processes`.
+    `cli.run` adds as `args.processes`. `buckets` are the flags that may be addresses in buckets.
     """
 
     def __init__(
-        self, doc: str, config: str | None = None, computes: bool = True, joins: bool = False
+        self,
+        doc: str,
+        config: str | None = None,
+        computes: bool = True,
+        joins: bool = False,
+        buckets: Collection[str] = (),
     ):
         formatter = argparse.RawDescriptionHelpFormatter
         super().__init__(description=doc, formatter_class=formatter, allow_abbrev=False)
         self.config, self.computes, self.joins = config, computes, joins
+        self._buckets = buckets
         if config:
             text = "NAME of configs/, FILE.py, FILE.py:ARGUMENT, FILE.json or a workdir; by default"
             change = "--config.KEY=VALUE changes a value"
@@ -69,7 +76,8 @@ class Parser(argparse.ArgumentParser):
             for each in expanded:
                 # An image that can't be read does not stop the others; predict reports it.
                 is_path = key not in ("coordinator_address", "images")
-                if is_path and not str(each).startswith("hf://"):
+                in_bucket = key in self._buckets and is_bucket(each)
+                if is_path and not in_bucket and not str(each).startswith("hf://"):
                     check_local(key, each)
         if not self.config:
             return self.error(f"unexpected argument {rest[0]!r}") if rest else args
@@ -88,8 +96,8 @@ class Parser(argparse.ArgumentParser):
         if self.config:
             config_lib.validate(args.config)  # A mistake is reported before the wait.
             return args.config.processes.start_seconds
-        saved = pathlib.Path(getattr(args, "workdir", None) or "", config_lib.FILE).expanduser()
-        config = config_lib.load(saved) if saved.is_file() else config_lib.get_config()
+        workdir = getattr(args, "workdir", None) or ""
+        config = config_lib.load_if_any(workdir) or config_lib.get_config()
         return config.processes.start_seconds
 
 

@@ -135,8 +135,8 @@ def test_a_closed_output_ends_a_command_quietly(tmp_path, arguments, redirected,
 @pytest.mark.parametrize(
     "arguments",
     [
-        ("train", "--workdir=gs://bucket/run"),
-        ("train", "--config=gs://bucket/run"),
+        ("train", "--workdir=s3://bucket/run"),
+        ("train", "--config=s3://bucket/run"),
         ("train", "--config.data.data_dir=gs://bucket/data"),
         ("eval", "--weights=s3://bucket/b0.npz", "--data_dir=x"),
         ("eval", "--workdir=run", "--csv=gs://bucket/results.csv"),

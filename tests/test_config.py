@@ -52,7 +52,7 @@ def changed(model: str = "b0", **changes):
         ("checkpoint.best_metric", "val/ema/top2", "did you mean: .*val/ema/top1"),
         ("checkpoint.resume", "always", "unknown config.checkpoint.resume"),
         ("init.which", "avg", "unknown config.init.which"),
-        ("init.weights", "gs://b/run", "init.weights=gs://b/run is not a local path"),
+        ("init.weights", "s3://b/run", "init.weights=s3://b/run is not a local path"),
         ("data.data_dir", "gs://b", "config.data.data_dir=gs://b is not a local path"),
         ("nonfinite.action", "roll-back", r"nonfinite\.action 'roll-back'; did you mean: rollback"),
         ("processes.lost_seconds", 600.0, "lost_seconds must be at least 3 and at most 150"),

@@ -15,14 +15,19 @@ from effnet_jax import evaluation
 from effnet_jax.data import sources
 from effnet_jax.errors import UserError
 from effnet_jax.report import curves, details
-from effnet_jax.run import files, writers
+from effnet_jax.run import files, workdirs, writers
 from effnet_jax.training import evaluations
 from effnet_jax.training.clock import BINS, CATEGORIES, FILE, REPEATED
 
 
 def show(workdir: str | pathlib.Path, step: int, scores: dict[str, float]) -> None:
     """Prints a finished run's last step, scores and where its time went, and draws its curves."""
-    workdir = pathlib.Path(workdir).expanduser()
+    with workdirs.opened(workdir) as place:
+        _show(place, step, scores)
+
+
+def _show(place: workdirs.Workdir, step: int, scores: dict[str, float]) -> None:
+    workdir = place.folder
     path, rows = workdir / "curves.png", files.read_rows(workdir / FILE)
     top1 = [f"{key.removesuffix('/top1')} {scores[key]:.2%}" for key in scores if "/top1" in key]
     title = ", ".join([f"{workdir.resolve().name} at step {step}", *top1[:4]])
@@ -37,7 +42,7 @@ def show(workdir: str | pathlib.Path, step: int, scores: dict[str, float]) -> No
         writers.console.print(step_table(rows))
     if shown := show_details(workdir, step):
         writers.say(shown)
-    writers.say(f"curves: {path}   all else: {workdir}")
+    writers.say(f"curves: {place.address / path.name}   all else: {place.address}")
 
 
 def show_details(workdir: pathlib.Path, step: int) -> str:

@@ -15,9 +15,11 @@ from typing import Any
 import psutil
 
 from effnet_jax.errors import UserError
+from effnet_jax.run import buckets
 
 RUN_LOCK = "run.lock"  # Of a run, in its workdir.
 BEAT = 5.0  # Seconds between two signs of life of a lock's holder.
+HOLDER = {"host", "pid", "started", "beat"}  # What a lock says.
 PATIENCE = 30.0  # Seconds without one after which a holder on another machine counts as dead.
 
 
@@ -40,7 +42,7 @@ def check_local(what: str, path: str | pathlib.Path) -> None:
     # A pathlib.Path has dropped the second slash.
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:/", str(path)):
         raise UserError(
-            f"{what}={path} is not a local path: files are read and written through the file "
+            f"{what}={path} is not a local path: these files are read and written through the file "
             "system alone. Mount the bucket, for instance with gcsfuse, or copy the files"
         )
 
@@ -66,6 +68,9 @@ def read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
 
 def write_atomically(path: pathlib.Path, text: str) -> None:
     """Writes a file so that a crash leaves the old one or the new one, never half of it."""
+    if buckets.is_bucket(path):
+        buckets.write(path, text)
+        return
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text)
     os.replace(temporary, path)
@@ -84,9 +89,19 @@ def append_whole(path: pathlib.Path, text: str) -> None:
             raise
 
 
+def read_bytes(path: pathlib.Path) -> bytes:
+    """The content of a file, local or in a bucket; raises OSError."""
+    return buckets.read(path) if buckets.is_bucket(path) else path.read_bytes()
+
+
+def is_file(path: pathlib.Path) -> bool:
+    """Whether there is a file, local or in a bucket."""
+    return buckets.exists(path) if buckets.is_bucket(path) else path.is_file()
+
+
 def read_json(path: pathlib.Path) -> Any:
-    """The content of a JSON file."""
-    return json.loads(path.read_text())
+    """The content of a JSON file, local or in a bucket."""
+    return json.loads(read_bytes(path))
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
@@ -112,8 +127,7 @@ class Lock:
         self, path: pathlib.Path, what: str = "run", remedy: str = "give another --workdir"
     ):
         self._path, self._what, self._remedy = path, what, remedy
-        self._ended, started = threading.Event(), psutil.Process().create_time()
-        self._own = {"host": socket.gethostname(), "pid": os.getpid(), "started": started}
+        self._ended, self._own = threading.Event(), this_process()
 
     def __enter__(self) -> "Lock":
         try:
@@ -158,7 +172,7 @@ class Lock:
         waits = False
         while (locked := self._try_kernel()) is False:
             holder = self._read()
-            if not holder or holder["host"] != self._own["host"] or _is_running(holder):
+            if not holder or holder["host"] != self._own["host"] or is_running(holder):
                 raise self._refusal(holder)
             if not waits:
                 say(f"waiting for the children of a {self._what} that was killed: {self._path}")
@@ -171,7 +185,7 @@ class Lock:
             )
             alive = self._shows_life(holder)
         else:
-            alive = holder and not locked and _is_running(holder)
+            alive = holder and not locked and is_running(holder)
         if alive:
             raise self._refusal(holder)
         if not self._is_current():
@@ -206,7 +220,7 @@ class Lock:
         """The holder; the file is opened again, as network file systems cache what was read."""
         try:
             holder = read_json(self._path)
-            return holder if {"host", "pid", "started", "beat"} <= holder.keys() else None
+            return holder if holder.keys() >= HOLDER else None
         except (OSError, ValueError, AttributeError):
             return None
 
@@ -223,7 +237,14 @@ class Lock:
                 self._write(beat)
 
 
-def _is_running(holder: dict[str, Any]) -> bool:
+def this_process() -> dict[str, Any]:
+    """What names this process in a lock: other processes may get its number later."""
+    started = psutil.Process().create_time()
+    return {"host": socket.gethostname(), "pid": os.getpid(), "started": started}
+
+
+def is_running(holder: dict[str, Any]) -> bool:
+    """Whether a process of this machine, by its `this_process()`, has not ended."""
     with contextlib.suppress(psutil.Error):
         return psutil.Process(holder["pid"]).create_time() == holder["started"]
     return False

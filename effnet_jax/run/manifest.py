@@ -1,4 +1,7 @@
-"""A folder's manifest.json: facts about it, and the sizes and CRC-32s of its files when whole."""
+"""A folder's manifest.json: facts about it, and the sizes and CRC-32s of its files when whole.
+
+The folder is local or in a bucket.
+"""
 
 import json
 import os
@@ -7,7 +10,7 @@ import zlib
 from typing import Any
 
 from effnet_jax.errors import UserError
-from effnet_jax.run import files
+from effnet_jax.run import buckets, files
 
 NAME = "manifest.json"
 FORMAT = 1
@@ -15,23 +18,27 @@ FORMAT = 1
 
 def write(folder: pathlib.Path, **facts: Any) -> None:
     """Syncs a folder's files to the disk, reads them back, and writes the manifest with `facts`."""
-    for path in (folder.parent, folder, *folder.rglob("*")):
+    is_local = not buckets.is_bucket(folder)
+    for path in (folder.parent, folder, *folder.rglob("*")) if is_local else ():
         _sync(path)
     described = {name: _describe(folder / name) for name in _names(folder)}
     files.write_atomically(folder / NAME, _text({"format": FORMAT, **facts, "files": described}))
-    _sync(folder / NAME)
+    if is_local:
+        _sync(folder / NAME)
 
 
 def exists(folder: pathlib.Path) -> bool:
     """Whether the folder was verified: it has a manifest."""
+    if buckets.is_bucket(folder):
+        return buckets.Folder(folder).has(NAME)
     return (folder / NAME).is_file()
 
 
 def read(folder: pathlib.Path) -> dict[str, Any]:
     """The facts of the manifest, and "files"; raises OSError or ValueError if it is damaged."""
-    text = (folder / NAME).read_text()
-    content = json.loads(text)["content"]
-    if text != _text(content):
+    data = files.read_bytes(folder / NAME)
+    content = json.loads(data)["content"]
+    if data.decode() != _text(content):
         raise ValueError("checksum")
     return content
 
@@ -68,12 +75,18 @@ def _text(content: dict[str, Any]) -> str:
 
 def _names(folder: pathlib.Path) -> list[str]:
     """All files but the manifest and hidden ones, which network file systems leave behind."""
-    paths = (path for path in folder.rglob("[!.]*") if path.is_file())
-    return [name for path in paths if (name := path.relative_to(folder).as_posix()) != NAME]
+    if buckets.is_bucket(folder):
+        names = buckets.Folder(folder).names(deep=True)
+    else:
+        names = [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]
+    return [name for name in names if name != NAME and not os.path.basename(name).startswith(".")]
 
 
 def _describe(path: pathlib.Path) -> str:
     checksum = 0
+    if buckets.is_bucket(path):
+        data = buckets.read(path)
+        return f"{len(data)} bytes of CRC-32 {zlib.crc32(data):08x}"
     with open(path, "rb") as file:
         while chunk := file.read(1 << 22):
             checksum = zlib.crc32(chunk, checksum)

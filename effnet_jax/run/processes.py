@@ -31,6 +31,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from effnet_jax.errors import RETRY, ProcessLost, UserError
+from effnet_jax.run import buckets
 from effnet_jax.run.signals import Signals, metadata
 from effnet_jax.run.workers import abandonable
 
@@ -316,6 +317,9 @@ class Processes(Alone):
             )
 
     def check_shared(self, workdir: pathlib.Path, seconds: float) -> None:
+        if buckets.is_bucket(workdir):
+            self.check_same("the workdir", lambda: {"--workdir": workdir}, seconds)
+            return
         with tempfile.NamedTemporaryFile(dir=workdir if self.is_first else None) as mark:
             path = workdir / self.as_first("a file", lambda: pathlib.Path(mark.name).name, seconds)
             seen = {f"--workdir={workdir}": "shared" if path.exists() else "another folder"}

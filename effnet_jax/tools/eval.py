@@ -19,7 +19,7 @@ import pathlib
 from effnet_jax import flags
 from effnet_jax.errors import UserError
 
-PARSER = flags.Parser(__doc__, joins=True)
+PARSER = flags.Parser(__doc__, joins=True, buckets=("workdir", "weights"))
 add = PARSER.add_argument
 add("--workdir", metavar="DIR", help="workdir of the run; its config is read from there")
 add("--step", type=int, help="of the checkpoint; by default the newest")
@@ -51,7 +51,7 @@ def main(args: argparse.Namespace) -> None:
     from effnet_jax import config, csv_rows, weights
     from effnet_jax.imagenet import variants
     from effnet_jax.report import details
-    from effnet_jax.run import files
+    from effnet_jax.run import buckets, files
     from effnet_jax.run.writers import say
 
     if args.details and args.processes.is_first:
@@ -59,9 +59,9 @@ def main(args: argparse.Namespace) -> None:
 
     run, source = config.load(args.workdir) if of_run else None, args.workdir or args.weights
     if args.step is not None:
-        source = pathlib.Path(source, "checkpoints", str(args.step))
+        source = buckets.to_path(source) / "checkpoints" / str(args.step)
     found = weights.load(source, *of_file, weights=args.weights if of_run else "ema")
-    starts = run and files.read_rows(pathlib.Path(args.workdir, "runs.jsonl").expanduser())
+    starts = run and files.read_rows(buckets.to_path(args.workdir) / "runs.jsonl")
     trained = starts[-1].get("data", {}).get("train") if starts else None
     data = variants.choose_data(found, run, args.data, args.data_dir, trained)
     failed = []

@@ -12,8 +12,9 @@ import pathlib
 
 from effnet_jax import flags
 
-PARSER = flags.Parser(__doc__, config="digits", joins=True)
-PARSER.add_argument("--workdir", metavar="DIR", help="by default runs/NAME of the experiment")
+PARSER = flags.Parser(__doc__, config="digits", joins=True, buckets=("workdir", "config"))
+where = "or gs://BUCKET/FOLDER; by default runs/NAME of the experiment"
+PARSER.add_argument("--workdir", metavar="DIR", help=where)
 
 
 def main(args: argparse.Namespace) -> None:

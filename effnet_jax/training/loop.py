@@ -80,7 +80,7 @@ def train(
                 checkpoints.save(step, state, scores or None)
             clock.write()
             if stopped():
-                raise Interrupted(f"after step {step} of {total}; saved in {run.workdir}")
+                raise Interrupted(f"after step {step} of {total}; saved in {run.address}")
     return state, scores
 
 

@@ -5,7 +5,6 @@ import itertools
 import json
 import operator
 import os
-import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -21,6 +20,7 @@ from effnet_jax.data.sources import Source
 from effnet_jax.errors import UserError
 from effnet_jax.run import environment, files, notify, trackers
 from effnet_jax.run.processes import Alone
+from effnet_jax.run.workdirs import Workdir
 from effnet_jax.run.writers import say
 from effnet_jax.training import freezing, from_weights, profiling, progressive
 from effnet_jax.training import optimizer as optimizers
@@ -43,11 +43,13 @@ class Run:
 
     `config` is resolved, `source` has the training records, `model` is at the resolution of
     evaluations, and `shapes` and `shardings` are the state's. `total` and `save_every` are steps,
-    and `profiled` is a window of them.
+    and `profiled` is a window of them. `workdir` is a local folder, and `address` where its files
+    are for people and checkpoints.
     """
 
-    def __init__(self, config: ConfigDict, workdir: pathlib.Path, processes: Alone, clock: Clock):
-        self.workdir, self.processes, self.clock = workdir, processes, clock
+    def __init__(self, config: ConfigDict, place: Workdir, processes: Alone, clock: Clock):
+        self.workdir, self.address = place.folder, place.address
+        self.processes, self.clock = processes, clock
         self.mesh = mesh = parallel.data_mesh()
         config_lib.validate(config, parallel.data_shards(mesh))
         if processes.is_first:
@@ -172,15 +174,15 @@ class Run:
             file.write(json.dumps(run) + "\n")
 
 
-def prepare(config: ConfigDict, workdir: pathlib.Path, processes: Alone, clock: Clock) -> Run:
+def prepare(config: ConfigDict, place: Workdir, processes: Alone, clock: Clock) -> Run:
     """Builds a run, checks its images, and makes its workdir; raises UserError, as `Run`."""
-    run = Run(config, workdir, processes, clock)
+    run = Run(config, place, processes, clock)
     config, seconds = run.config, run.config.processes.start_seconds
     train = [run.source] if config.data.on_corrupt == "stop" else []
     for source in (*run.evaluations.sources.values(), *train):
         pipeline.check_images(source, config.data.check_images, config.data.threads)
-    _check_workdir(workdir, config, processes)
-    _check_data(workdir, run.source)
+    _check_workdir(place, config, processes)
+    _check_data(place, run.source)
 
     def facts() -> dict[str, Any]:
         data = {"train": run.source, **run.evaluations.sources}
@@ -188,12 +190,13 @@ def prepare(config: ConfigDict, workdir: pathlib.Path, processes: Alone, clock: 
         return environment.start_facts(config, prints)
 
     processes.check_same("start", facts, seconds)
-    processes.check_shared(workdir, seconds)
+    processes.check_shared(place.address, seconds)
     return run
 
 
-def _check_workdir(workdir: pathlib.Path, config: ConfigDict, processes: Alone) -> None:
+def _check_workdir(place: Workdir, config: ConfigDict, processes: Alone) -> None:
     """Makes the workdir; raises UserError where this run may not, or can't, write to it."""
+    workdir, where = place.folder, place.address
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"--workdir={workdir} is a file")
     content = (  # What more there is than a failed start leaves; read only where it counts.
@@ -203,7 +206,7 @@ def _check_workdir(workdir: pathlib.Path, config: ConfigDict, processes: Alone) 
     )
     if config.checkpoint.resume == "never" and processes.is_first and any(content):
         raise UserError(
-            f"--workdir={workdir} is not empty and config.checkpoint.resume is 'never'; give an "
+            f"--workdir={where} is not empty and config.checkpoint.resume is 'never'; give an "
             "empty one, or --config.checkpoint.resume=auto to resume what is there"
         )
     if (workdir / config_lib.FILE).exists():
@@ -212,15 +215,16 @@ def _check_workdir(workdir: pathlib.Path, config: ConfigDict, processes: Alone) 
             before, now = (operator.attrgetter(key)(each) for each in (old, config))
             if before != now:
                 raise UserError(
-                    f"the run in {workdir} has config.{key}={before!r}, and now it is {now!r}: "
+                    f"the run in {where} has config.{key}={before!r}, and now it is {now!r}: "
                     f"{reason}. Keep the value, or give another --workdir: there, "
-                    f"--config.init.weights={workdir} starts from these weights"
+                    f"--config.init.weights={where} starts from these weights"
                 )
     files.make_folder("--workdir", workdir)
 
 
-def _check_data(workdir: pathlib.Path, source: Source) -> None:
+def _check_data(place: Workdir, source: Source) -> None:
     """Raises UserError where the training data has other classes or records than the run had."""
+    workdir, where = place.folder, place.address
     path, runs = workdir / "classes.json", files.read_rows(workdir / "runs.jsonl")
     classes, records = source.classes, [row["records"] for row in runs if "records" in row]
     wrong = ""
@@ -231,9 +235,9 @@ def _check_data(workdir: pathlib.Path, source: Source) -> None:
         wrong = f"{records[-1]:,} training images, and now there are {len(source):,}"
     if wrong:
         raise UserError(
-            f"the run in {workdir} has {wrong}. Labels and the place in the data would be others. "
+            f"the run in {where} has {wrong}. Labels and the place in the data would be others. "
             "Restore the data, or give another --workdir: there, "
-            f"--config.init.weights={workdir} starts from these weights"
+            f"--config.init.weights={where} starts from these weights"
         )
 
 

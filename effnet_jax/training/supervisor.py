@@ -13,9 +13,10 @@ from ml_collections import ConfigDict
 from effnet_jax import parallel
 from effnet_jax.checkpoint import Checkpoints
 from effnet_jax.errors import Interrupted, NonFiniteLossError, UserError
-from effnet_jax.run import files, writers
+from effnet_jax.run import buckets, files, workdirs, writers
 from effnet_jax.run.processes import ALONE, Alone
 from effnet_jax.run.signals import Signals
+from effnet_jax.run.workdirs import Workdir
 from effnet_jax.training.clock import Clock
 from effnet_jax.training.evaluations import Scores
 from effnet_jax.training.hooks import Hook
@@ -49,13 +50,15 @@ def train_and_evaluate(
         not waited for: StoppedEarly or KeyboardInterrupt.
       NonFiniteLossError: the message names the step; the last checkpoint is from before it.
     """
-    files.check_local("workdir", workdir)
+    if not buckets.is_bucket(workdir):
+        files.check_local("workdir", workdir)
     if config.init.weights and init is None:
         raise UserError("config.init.weights is set: call effnet_jax.train, which loads them")
-    clock, workdir = Clock(), pathlib.Path(workdir).expanduser()
+    clock, first = Clock(), processes.is_first
     with (
         Signals(early="at the start") as signals,
-        _prepared(config, workdir, processes, clock) as (run, checkpoints),
+        workdirs.opened(workdir, writes=first, locks=first) as place,
+        _prepared(config, place, processes, clock) as (run, checkpoints),
         contextlib.ExitStack() as cleanup,
     ):
         state = run.newest_state(checkpoints, init)
@@ -68,10 +71,10 @@ def train_and_evaluate(
         stopped = processes.agreed(signals)
         steps = run.profiled if processes.is_first else range(0)
         program = lambda step: compiled(run.stage(step))  # noqa: E731
-        profiler = Profiler(steps, workdir, clock, signals, program)
+        profiler = Profiler(steps, run.workdir, clock, signals, program)
         cleanup.callback(profiler.close)
         hooks, scores = [*hooks, profiler], None
-        cleanup.enter_context(run.notify.at_end(workdir))
+        cleanup.enter_context(run.notify.at_end(run.address))
         while scores is None:
             skipped, rollbacks = int(state.skipped), int(state.rollbacks)
             try:
@@ -92,14 +95,14 @@ def train_and_evaluate(
 
 @contextlib.contextmanager
 def _prepared(
-    config: ConfigDict, workdir: pathlib.Path, processes: Alone, clock: Clock
+    config: ConfigDict, place: Workdir, processes: Alone, clock: Clock
 ) -> Iterator[tuple[Run, Checkpoints]]:
     """A run whose workdir is held by this process, and its checkpoints."""
-    run = prepare(config, workdir, processes, clock)
-    lock = files.Lock(workdir / files.RUN_LOCK)
+    run = prepare(config, place, processes, clock)
+    locks = processes.is_first and not buckets.is_bucket(place.address)
     with (
-        lock if processes.is_first else contextlib.nullcontext(),
-        Checkpoints(workdir, config.checkpoint, processes=processes) as checkpoints,
+        files.Lock(place.folder / files.RUN_LOCK) if locks else contextlib.nullcontext(),
+        Checkpoints(place.address, config.checkpoint, processes, place.flush) as checkpoints,
         contextlib.closing(clock),
     ):
         yield run, checkpoints
@@ -116,7 +119,7 @@ def _open_run(run: Run, start: int) -> None:
     run.processes.check_same("restored", lambda: {"step": start}, seconds)
     if start > run.total:
         raise UserError(
-            f"the run in {run.workdir} is at step {start}, past the {run.total} steps of config."
+            f"the run in {run.address} is at step {start}, past the {run.total} steps of config."
             f"{'steps' if run.config.epochs is None else f'epochs={run.config.epochs:g}'}; raise "
             "it, or give another --workdir"
         )
@@ -130,7 +133,7 @@ def _open_run(run: Run, start: int) -> None:
 def _last_good(run: Run, checkpoints: Checkpoints) -> str:
     checkpoints.settle()
     step = checkpoints.good_step
-    return f"Last good checkpoint in {run.workdir}: {f'step {step}' if step else 'none yet'}"
+    return f"Last good checkpoint in {run.address}: {f'step {step}' if step else 'none yet'}"
 
 
 def _roll_back(

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from effnet_jax.errors import UserError, check_choice
+from effnet_jax.run import buckets
 from effnet_jax.run.files import left_by_download
 from effnet_jax.weights import hub, keras, ours, pth, tf_checkpoint, timm, torchvision
 from effnet_jax.weights.names import WHICH
@@ -34,6 +35,12 @@ def read(source: str | pathlib.Path, weights: str) -> tuple[Arrays, Stated]:
     if not isinstance(source, str | os.PathLike):
         raise UserError(f"weights come from a path or hf://ORG/NAME, not {type(source).__name__}")
     is_hub = str(source).startswith(hub.PREFIX)
+    if buckets.is_bucket(source):
+        address = buckets.to_path(source)
+        if ours.is_run(address):
+            return ours.read_run(address, weights)
+        with buckets.fetched(address) as local:
+            return read(local, weights)
     if not is_hub and re.match(r"\w{2,}://", str(source)):
         raise UserError(f"{source} is a URL; download the file, or give hf://ORG/NAME")
     path = pathlib.Path(hub.fetch(source) if is_hub else source)

@@ -38,8 +38,8 @@ def prepare(
         return config, None
     config_lib.check_init(config)
     load = functools.cache(functools.partial(_load, config))
-    saved = pathlib.Path(workdir, config_lib.FILE).expanduser()
-    if saved.is_file() and (run := config_lib.load(saved)).init.weights == source:
+    run = config_lib.load_if_any(workdir)
+    if run and run.init.weights == source:
         _copy(config, run.model.to_dict(), run.preprocess.to_dict())
         config.init.checksum = run.init.checksum
         return config, load

@@ -12,7 +12,7 @@ from effnet_jax import config as default
 from effnet_jax import models
 from effnet_jax.data.preprocess import Preprocess
 from effnet_jax.errors import UserError, check_choice
-from effnet_jax.run import manifest
+from effnet_jax.run import buckets, manifest
 from effnet_jax.weights.names import WHICH, Names
 
 KEY, VERSION = "effnet_jax", 1  # Of the metadata in a file.
@@ -57,8 +57,11 @@ def from_metadata(metadata: dict[str, str], where: str) -> dict[str, Any] | None
 
 def is_run(path: pathlib.Path) -> bool:
     """Whether a path is a workdir, a checkpoint in a workdir, or a copy of a checkpoint."""
-    found = (FOLDER, "classes.json", manifest.NAME)
-    return path.parent.name == FOLDER or any((path / name).exists() for name in found)
+    if path.parent.name == FOLDER:
+        return True
+    if buckets.is_bucket(path):
+        return any(buckets.exists(path / name) for name in ("classes.json", manifest.NAME))
+    return any((path / name).exists() for name in (FOLDER, "classes.json", manifest.NAME))
 
 
 def read_run(path: pathlib.Path, weights: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

@@ -27,6 +27,7 @@ from effnet_jax.errors import Interrupted, NonFiniteLossError, UserError
 from effnet_jax.report import details
 from effnet_jax.run import files, writers
 from effnet_jax.run.processes import ALONE
+from effnet_jax.run.workdirs import Workdir
 from effnet_jax.tools import train as train_tool
 from effnet_jax.training import setup, supervisor
 from effnet_jax.training import step as training_step
@@ -408,7 +409,7 @@ def test_a_run_goes_on_with_its_own_classes_and_records_alone(tmp_path):
     shutil.copytree(root, tmp_path / "other")
 
     def prepare() -> Run:
-        return setup.prepare(config, workdir, ALONE, Clock())
+        return setup.prepare(config, Workdir(workdir), ALONE, Clock())
 
     run = prepare()
     assert {name: len(source) for name, source in run.evaluations.sources.items()} == {

@@ -527,7 +527,7 @@ def test_classes_of_a_file_are_not_put_into_another_order(tmp_path):
         weights.load(golden_checkpoint.WORKDIR, classes=found.classes[::-1])
 
 
-@pytest.mark.parametrize("source", [None, 3, "https://example.org/b0.pth", "gs://bucket/run"])
+@pytest.mark.parametrize("source", [None, 3, "https://example.org/b0.pth", "s3://bucket/run"])
 def test_what_is_no_source_is_named(source):
     with pytest.raises(UserError, match=r"path or hf://ORG/NAME, not|is a URL; download the file"):
         weights.load(source)
