@@ -54,7 +54,7 @@ def _import() -> Any:
     except ImportError as error:
         raise UserError(
             f"{PREFIX} needs a package that is missing ({error.name}): "
-            "pip install 'effnet_jax[gcs]'"
+            "pip install gcsfs google-cloud-storage"
         ) from None
     os.environ.setdefault("EPATH_USE_TF", "0")  # Else etils would read through TensorFlow.
     # A list that was kept would hide what other processes have written.

@@ -174,14 +174,13 @@ class Mirror(Workdir):
         with self._copying:
             if self._lock:
                 self._lock.beat()
-            for name, state in self._states().items():
-                if self._copied.get(name) != state:
-                    if self._lock:
-                        self._lock.beat_if_due()
-                    with contextlib.suppress(FileNotFoundError):  # It was renamed meanwhile.
-                        data = (self.folder / name).read_bytes()
-                        self._remote.write(name, data)
-                        self._copied[name] = state
+            states = self._states()
+            for name in [name for name in states if self._copied.get(name) != states[name]]:
+                if self._lock:
+                    self._lock.beat_if_due()
+                with contextlib.suppress(FileNotFoundError):  # It was renamed meanwhile.
+                    self._remote.write(name, (self.folder / name).read_bytes())
+                    self._copied[name] = states[name]
 
     def _states(self) -> dict[str, tuple[int, int]]:
         """The time and the size of each file, by name."""

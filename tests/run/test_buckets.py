@@ -74,6 +74,7 @@ def assert_same(one, other) -> None:
 
 def rows(workdir) -> list[dict]:
     timed = {"images_per_second", "data_wait", "resident_mib", "seconds_left"}
+    timed |= {"step_seconds", "step_seconds_max", "own_seconds"}
     with workdirs.opened(workdir, writes=False) as place:
         found = writers.read_metrics(place.folder)
     return [{key: row[key] for key in row.keys() - timed} for row in found]
