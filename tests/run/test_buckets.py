@@ -336,9 +336,9 @@ def test_files_change_in_every_way(bucket):
 def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     for source in ("gs://b/run", "gs://b/w.safetensors"):
-        with pytest.raises(UserError, match=r"pip install 'effnet_jax\[gcs\]'"):
+        with pytest.raises(UserError, match=r"pip install gcsfs google-cloud-storage"):
             weights.load(source)
-        with pytest.raises(UserError, match=r"pip install 'effnet_jax\[gcs\]'"):
+        with pytest.raises(UserError, match=r"pip install gcsfs google-cloud-storage"):
             effnet_jax.train(experiment(), source)
 
 
