@@ -23,6 +23,7 @@ from effnet_jax.data import sources
 from effnet_jax.errors import UserError
 from effnet_jax.evaluation import Evaluator, evaluate
 from effnet_jax.run.processes import ALONE, Alone
+from effnet_jax.run.workdirs import Workdir
 from effnet_jax.tools import predict
 from effnet_jax.training import setup
 from effnet_jax.training.clock import Clock
@@ -117,7 +118,7 @@ def trained(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("trained")
     config = digits.get_config(TINY)
     config.eval_batch_size = 128
-    run, rng = setup.prepare(config, workdir, ALONE, Clock()), np.random.default_rng(0)
+    run, rng = setup.prepare(config, Workdir(workdir), ALONE, Clock()), np.random.default_rng(0)
     run.write_files(0)
     with Checkpoints(workdir, run.config.checkpoint) as checkpoints:
         for step in (5, 11):
