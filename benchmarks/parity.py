@@ -31,7 +31,7 @@ import rich.table
 import torch
 from ml_collections import ConfigDict
 
-from benchmarks import peer_timm
+from benchmarks import bars, peer_timm
 from benchmarks.peer_timm import Arrays, Outcome
 from effnet_jax import config as default
 from effnet_jax import csv_rows, models, parallel, weights
@@ -351,10 +351,7 @@ def main() -> int:
     rich.console.Console(width=150).print(show(rows))
     if args.csv:
         csv_rows.append_csv(args.csv, rows)
-    missed = failures(rows)
-    for line in missed:
-        writers.say(f"missed: {line}")
-    return 1 if missed else 0
+    return bars.report(failures(rows))
 
 
 if __name__ == "__main__":

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from benchmarks.peer_norms import list_norms, make_biased
 
 PIXELS, BATCH, PEAK, MOMENTUM = 224, 32, 0.02, 0.9
-# Of `take_steps`: learning rate, how much of BatchNorm's statistics is kept, weight decay.
+# `take_steps` uses this learning rate, BatchNorm momentum and weight decay.
 RATE, KEPT, DECAY = 1e-4, 0.9, 1e-4
-MEAN, SCALE = 127.0, 128.0  # Of pixels in 0..255: what Lite's weights were trained with.
+MEAN, SCALE = 127.0, 128.0  # Lite's weights were trained on (pixel - 127) / 128.
 
 
 def build(path: str, **settings: float) -> nn.Module:

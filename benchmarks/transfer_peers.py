@@ -20,6 +20,7 @@ from typing import Any
 import rich.console
 import rich.table
 
+from benchmarks import bars
 from effnet_jax import csv_rows
 from effnet_jax.run import files, writers
 from effnet_jax.run.workers import available_cores
@@ -44,7 +45,7 @@ def command(framework: str, seed: int, args: argparse.Namespace, workdir: pathli
 def run(framework: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     """Trains once; the row of results. Shows the run's own progress."""
     workdir = args.workdir / f"{framework}_seed{seed}"
-    shutil.rmtree(workdir, ignore_errors=True)  # Of a run that was interrupted, whose time is lost.
+    shutil.rmtree(workdir, ignore_errors=True)  # An interrupted run starts again.
     before, start, lines = cpu_seconds(), time.perf_counter(), []
     process = subprocess.Popen(
         command(framework, seed, args, workdir),
@@ -143,10 +144,7 @@ def main() -> int:
             files.write_json(done, row)
             rows.append(row)
     rich.console.Console(width=120).print(show(rows))
-    missed = failures(rows)
-    for line in missed:
-        writers.say(f"missed: {line}")
-    return 1 if missed else 0
+    return bars.report(failures(rows))
 
 
 if __name__ == "__main__":

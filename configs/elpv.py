@@ -33,7 +33,7 @@ def get_config(model: str = "lite0"):
     config.checkpoint.keep_best = 0
     config.schedule.warmup_steps, config.schedule.warmup_epochs = None, 1.0
     # Cells fill their images, and a defect can be anywhere: hardly any crop, and none in the test.
-    config.preprocess.interpolation = "bilinear_tf1"  # That of the weights, from scratch too.
+    config.preprocess.interpolation = "bilinear_tf1"  # As the weights, and from scratch too.
     config.preprocess.crop_rule = "whole"
     config.preprocess.crop_area, config.preprocess.crop_aspect = (0.9, 1.0), (1.0, 1.0)
     # Six epochs are too few to overfit: with stochastic depth and smoothed labels they underfit.

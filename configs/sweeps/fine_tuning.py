@@ -12,7 +12,7 @@ from effnet_jax import models
 from effnet_jax.errors import UserError
 from effnet_jax.sweeps.runs import Run
 
-# Of config.model: what the name of a model decides; regularisation is the config's.
+# The name of a model decides these keys of config.model; the config keeps its regularisation.
 NETWORK = ("base", "base_resolution", "phi", "width", "depth", "resolution", "dropout")
 METHODS = {  # What differs from training all parameters all the time.
     "head-first": lambda config: {"fine_tune.head_epochs": config.epochs / 4},

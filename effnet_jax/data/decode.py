@@ -139,7 +139,7 @@ def to_rgb(image: Image.Image) -> np.ndarray:
     if not image.mode.startswith("I;16"):
         # Pillow keeps the upper 8 bits of 16; how it unpacks them says so.
         has_16_bits = re.search(r"RGB\w*;16[BLN]", str(getattr(image, "tile", "")))
-        if isinstance(image.info.get("transparency"), bytes):  # Of a palette; else Pillow warns.
+        if isinstance(image.info.get("transparency"), bytes):  # A palette's; Pillow warns.
             image = image.convert("RGBA")
         pixels = np.asarray(image.convert("RGB"))
         if has_16_bits and 0 < pixels.max() < LOWEST >> 8:

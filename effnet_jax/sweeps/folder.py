@@ -91,7 +91,7 @@ class Folder:
                 before = row["step"]
         run = files.read_rows(self.workdir(name) / "runs.jsonl")[-1]
         values = writers.read_scores(self.workdir(name), rows[-1]["step"])
-        pairs = [(row["epoch"], row[key]) for row in rows for key in row if key == CURVE]
+        pairs = [(row["epoch"], row[CURVE]) for row in rows if CURVE in row]
         values |= {f"{CURVE} by epoch": " ".join(f"{at:g}:{top1:g}" for at, top1 in pairs)}
         values |= {"train_minutes": round(seconds / 60, 3)}
         values |= {"wall_minutes": round(wall_seconds / 60, 3), "threads": threads}
