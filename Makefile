@@ -65,7 +65,7 @@ study-small: .venv/ready
 PAIRS := --config=configs/digit_pairs.py
 # Short runs on nine tenths of the training images, evaluated on the others.
 HELD_OUT := --config.data.train_split='train[:90%]' --config.data.eval_split='train[90%:]' \
-	--config.epochs=None --config.steps=1000
+	--config.epochs=None --config.steps=800
 RATES := rates:0.4,0.8,1.6
 SEARCH := $(BIN)/python -m effnet_jax search_scaling --seeds=3
 study: .venv/ready

@@ -29,7 +29,7 @@ NOISE = 8.0  # Standard deviation of each pixel's noise, of 255.
 # Of the pairs, whose brightness and parts are otherwise those of the cluttered digits.
 PAIR_EXAMPLES = {"train": 16000, "test": 2000}
 PAIR_CANVAS = 96
-PAIR_SIDES = (20, 40)  # Pixels; each digit has a half of the canvas.
+PAIR_SIDES = (24, 44)  # Pixels; each digit has a half of the canvas.
 PAIR_PARTS = (1, 3)
 
 
@@ -168,7 +168,7 @@ class ClutteredDigits(Digits):
 
 
 class DigitPairs(ClutteredDigits):
-    """Grey images of 96x96 pixels with two digits of 20 to 40 pixels, and parts of others.
+    """Grey images of 96x96 pixels with two digits of 24 to 44 pixels, and parts of others.
 
     The class is the number that they make, "00" to "99". 16,000 for training and 2,000 for
     testing, of digits as in `ClutteredDigits`.
