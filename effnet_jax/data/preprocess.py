@@ -159,6 +159,8 @@ def content(image: ImageLike) -> bytes | np.ndarray:
     if isinstance(image, str | os.PathLike):
         return pathlib.Path(image).read_bytes()
     if isinstance(image, Image.Image):
+        if 0 in image.size:
+            raise ValueError(f"a Pillow image must have pixels; got {image.size}")
         return to_rgb(ImageOps.exif_transpose(image))
     if isinstance(image, bytes | bytearray | memoryview):
         return bytes(image)

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -151,7 +152,9 @@ def compound(
 
 
 def plain(value: Any) -> Any:
-    """A value without NumPy: its numbers become Python's, and its arrays tuples."""
+    """A value without NumPy and JAX: their numbers become Python's, and their arrays tuples."""
+    if isinstance(value, np.ndarray | jax.Array):
+        value = np.asarray(value)[()]  # A number, where it has no axes.
     if isinstance(value, np.ndarray | tuple):
         return tuple(map(plain, value))
     if isinstance(value, np.floating):

@@ -207,6 +207,7 @@ def test_every_kind_of_input_gives_the_same(tmp_path):
         ([], "an empty list"),
         ((), "an empty list"),
         (CHELSEA[:0], r"with pixels; got uint8 \(0, 451, 3\)"),
+        (Image.new("RGB", (0, 4)), r"a Pillow image must have pixels; got \(0, 4\)"),
         (CHELSEA[None], r"\[h, w, 3\].* got uint8 \(1, 300, 451, 3\)"),
         (CHELSEA[..., 0], r"got uint8 \(300, 451\)"),
         (jax.numpy.zeros((4, 5, 3)), r"uint8 \[h, w, 3\].* got float32"),

@@ -165,7 +165,7 @@ def test_a_sweep_file_of_the_user_s_own(tmp_path):
 def test_numpy_numbers_are_values_like_others(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text("""
-import numpy as np
+import jax.numpy as jnp, numpy as np
 from effnet_jax.sweeps.runs import Run, multiply_adds, scaled
 def get_sweep(config, argument):
     for seed in np.arange(2):
@@ -176,6 +176,7 @@ def get_sweep(config, argument):
             overrides |= {"preprocess.flip": np.bool_(seed)}
             overrides |= {"augment.erase_area": (np.float64(0.1), np.float32(0.3))}
             overrides |= {"preprocess.mean": np.array([0.5, 0.25, 0.5])}
+            overrides |= {"ema.decay": jnp.float32(0.9), "eval_epochs": np.array(2.0)}
             yield Run(f"{rate}_{seed}", "mine", "", overrides)
 """)
     runs = make_schedule(small(), str(path))
@@ -186,6 +187,7 @@ def get_sweep(config, argument):
     assert configs[0].augment.erase_area == (0.1, 0.3)
     assert configs[0].preprocess.mean == (0.5, 0.25, 0.5)
     assert runs[0].row()["config.optimizer.sgd.learning_rate"] == "0.1"
+    assert (runs[0].row()["config.ema.decay"], configs[0].eval_epochs) == ("0.9", 2.0)
 
 
 def test_a_key_that_some_runs_change_is_known_of_all(tmp_path):
