@@ -313,23 +313,54 @@ class FolderSource(Source):
     def warnings(self) -> list[str]:
         alike = collections.defaultdict(list)
         for name in self.classes:
-            alike[re.sub(r"[\s_-]+", " ", name.casefold()).strip()].append(repr(name))
+            plain = re.sub(r"[\s_-]+", " ", name.casefold()).strip()
+            alike[COPY.sub("", plain) or plain].append(repr(name))
         lines = [
-            f"warning: the names of the classes {' and '.join(names)} differ in capitals or spaces "
-            "alone; if they are one class, put their images into one folder"
+            f"warning: the names of the classes {' and '.join(names)} differ in capitals, spaces "
+            "or the ending of a copy alone; if they are one class, put their images into one folder"
             for names in [each for each in alike.values() if len(each) > 1][:3]
         ]
+        if shared := self._shared_folders():
+            lines.append(
+                f"warning: all classes have the same folders in them: {_first_of(shared)}. If "
+                "those are the classes, as in folds or years, move them up: DIR/CLASS/*.jpg"
+            )
+        if masks := self._masks():
+            lines.append(
+                f"warning: {len(masks):,} images are masks of others by their names, such as "
+                f"{masks[0]}; they count as images of their class: move them elsewhere"
+            )
         counts = self._counts()
         least, most = counts.min(), counts.max()
-        if most <= IMBALANCE * least:
-            return lines
-        return [
-            *lines,
-            f"warning: class {self.classes[counts.argmax()]!r} has {most:,} images, more than "
-            f"{IMBALANCE} times the {least:,} of {self.classes[counts.argmin()]!r}. Top-1 follows "
-            "the large classes; the metric mean_per_class counts all the same, and can be "
-            "config.checkpoint.best_metric",
-        ]
+        if most > IMBALANCE * least:
+            lines.append(
+                f"warning: class {self.classes[counts.argmax()]!r} has {most:,} images, more than "
+                f"{IMBALANCE} times the {least:,} of {self.classes[counts.argmin()]!r}. Top-1 "
+                "follows the large classes; the metric mean_per_class counts all the same, and can "
+                "be config.checkpoint.best_metric"
+            )
+        return lines
+
+    def _shared_folders(self) -> set[str]:
+        """The folders in those of the classes, where all have the same ones and images in them."""
+        inner = collections.defaultdict(set)
+        for path, label in self._records:
+            folders = path.removeprefix(f"{self._place}{os.sep}").split(os.sep)[1:-1]
+            if not folders:
+                return set()
+            inner[label].add(folders[0])
+        first = inner[0]
+        return first if len(first) > 1 and all(each == first for each in inner.values()) else set()
+
+    def _masks(self) -> list[str]:
+        """The images next to another whose name they have, and "mask" or the like after it."""
+        masks = {}
+        for path, _ in self._records:
+            if match := MASK_FILE.fullmatch(os.path.splitext(path)[0]):
+                masks[path] = match[1]
+        images = set(masks.values())
+        there = images.intersection(os.path.splitext(path)[0] for path, _ in self._records)
+        return [path for path, image in masks.items() if image in there]
 
     def summary(self) -> str:
         line = f"{self._place}: {len(self):,} of {self._total:,} images, {self._list_classes()}"
@@ -351,9 +382,17 @@ SYSTEM = {
 }
 # Names of folders that are splits of a data set, and not classes; or that hold no photographs.
 SPLIT = re.compile(
-    r"(seg_)?(train|test|val|valid|validation|pred)(ing)?([ _-]?(set|data|images|\d{4}))?", re.I
+    r"((seg|x)_)?(train|test|val|valid|validation|pred|dev|development|eval|evaluation|holdout)"
+    r"(ing)?([ _-]?(set|data|images|\d+))?",
+    re.I,
 )
-MASKS = re.compile(r"masks?|labels?|annotations?", re.I)
+MASKS = re.compile(
+    r"(masks?|labels?|annot(ation)?s?|segmentations?|ground[ _-]?truths?|gts?|depth)", re.I
+)
+PICTURES = re.compile(r"images?|imgs?|rgb", re.I)
+# Ends of the names of copies that systems make, and of masks next to the images that they are of.
+COPY = re.compile(r"( copy)?( ?\(\d+\))?$")
+MASK_FILE = re.compile(r"(.+)[ _-](mask|seg|segmentation|gt)([ _-]\d+)?", re.I)
 
 
 def is_hidden(name: str) -> bool:
@@ -508,7 +547,7 @@ def _check_folders(folder: pathlib.Path, folders: list[pathlib.Path]) -> None:
 def _check_names(folder: pathlib.Path, names: list[str]) -> None:
     """Raises UserError for folders that are splits, or images and their masks, and not classes."""
     odd = [name for name in names if SPLIT.fullmatch(name)]
-    if all(name in odd or MASKS.fullmatch(name) or name.lower() == "images" for name in names):
+    if all(name in odd or MASKS.fullmatch(name) or PICTURES.fullmatch(name) for name in names):
         odd = names
     is_vehicle = len(odd) == 1 < len(names) and odd[0].lower() == "train"
     if not odd or (is_vehicle and not any(each.is_dir() for each in (folder / odd[0]).iterdir())):
