@@ -47,6 +47,10 @@ class Source:
         """Names a record for a message."""
         raise NotImplementedError
 
+    def shared(self, split: str) -> int:
+        """The number of these records that another split of the same data set has as well."""
+        return 0
+
     def summary(self) -> str:
         """A line for the start of a run: how many images and classes, and what is known of them."""
         return f"{len(self):,} images, {self._list_classes()}"
@@ -160,7 +164,6 @@ class TfdsSource(Source):
         self._splits = builder.info.splits
 
     def shared(self, split: str) -> int:
-        """The number of these records that another split of the same data set has as well."""
         pairs = ((a, b) for a in self._spans(self._split) for b in self._spans(split))
         return sum(len(range(max(a[1], b[1]), min(a[2], b[2]))) for a, b in pairs if a[0] == b[0])
 
@@ -169,7 +172,7 @@ class TfdsSource(Source):
         import tensorflow_datasets as tfds
 
         # ImageNet's minival is the first of its train.
-        names = {"minival": "train"} if self._name == "imagenet2012" else {}
+        names = {"minival": "train"} if self._name.partition(":")[0] == "imagenet2012" else {}
         spans = []
         with contextlib.suppress(ValueError):  # Another copy of the data set may have the split.
             for part in tfds.core.ReadInstruction.from_spec(split).to_absolute(self._splits):
@@ -667,12 +670,13 @@ def count_trained_on(
     """The number of records of an evaluation split that `training.train_split` has as well.
 
     `source` is `data.eval_split`, and `trained` the training split, as opened. Image files are
-    compared by content, TFDS splits of the same name by position.
+    compared by content, splits of one data set of TFDS, or of digits, by position.
     """
     if isinstance(source, FolderSource) and isinstance(trained, FolderSource):
         return source.count_shared(trained)
-    same = isinstance(source, TfdsSource) and data.name == training.name
-    return source.shared(training.train_split) if same else 0
+    # A name may have its version, as in "imagenet2012:5.1.0".
+    one, other = ((each.source, each.name.partition(":")[0]) for each in (data, training))
+    return source.shared(training.train_split) if one == other else 0
 
 
 def _size(path: str) -> int:
