@@ -62,6 +62,20 @@ def test_a_file_that_a_spreadsheet_saved_is_named(tmp_path, change):
         csv_rows.check_append(path, ["a", "b"])
 
 
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b'a,b\n1,"2\n', "unexpected end of data; is a quotation mark missing"),
+        ("a,b\n1,2\n".encode("utf-16"), "it is no text in UTF-8"),
+    ],
+)
+def test_a_file_that_would_swallow_a_row_is_refused(tmp_path, data, message):
+    (path := tmp_path / "rows.csv").write_bytes(data)
+    with pytest.raises(UserError, match=rf"can't read .*rows\.csv: {message}"):
+        csv_rows.append_csv(path, [{"a": 1, "b": 2}])
+    assert path.read_bytes() == data
+
+
 def test_evaluations_that_end_together_lose_no_row(tmp_path):
     """With one --csv that isn't there yet, some removed it again, or wrote a second header."""
     start = threading.Barrier(8)
