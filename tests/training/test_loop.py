@@ -394,7 +394,7 @@ def test_a_run_that_goes_on_keeps_its_place_in_the_data(uninterrupted, tiny):
     assert (workdir / "config.json").read_text() == before
 
 
-def test_a_run_goes_on_with_its_own_classes_and_records_alone(tmp_path):
+def test_a_run_goes_on_with_its_own_classes_and_records_alone(tmp_path, capsys):
     """Labels are places in the sorted names: one folder more or less would shift them."""
     config, root, workdir = folder.get_config(TINY), tmp_path / "data", tmp_path / "run"
     config.model.stem_stride = 1
@@ -420,6 +420,10 @@ def test_a_run_goes_on_with_its_own_classes_and_records_alone(tmp_path):
     del config.evaluations.other
     assert json.loads((workdir / "runs.jsonl").read_text())["records"] == 9
     prepare()
+    assert "have changed" not in capsys.readouterr().err
+    cv2.imwrite(str(root / "cat" / "1.png"), np.ones((8, 8, 3), np.uint8))
+    prepare()
+    assert "warning: the training images have changed since" in capsys.readouterr().err
     (root / "cat").rename(root / "zebra")
     message = "now there are 3: the data lacks cat; the run lacks zebra.*init.weights="
     with pytest.raises(UserError, match=message):
