@@ -18,11 +18,11 @@ from effnet_jax import experiments, flags, models, scaling
 from effnet_jax.data import sources
 from effnet_jax.errors import UserError
 
-# Keys that do not change what a run learns.
+# Keys that change neither what a run learns nor what its evaluation `val` measures.
 WITHOUT_EFFECT = re.compile(
-    r"config\.(seed|log_steps|eval_\w+|(evaluations|processes|nonfinite)\.\S+"
-    r"|checkpoint\.(?!init_)\w+|data\.(data_dir|check_images|threads|processes|prefetch_\w+)"
-    r"|model\.remat|optimizer\.sharded): "
+    r"config\.(seed|log_steps|eval_\w+|evaluations\.\w+(\.(epochs|weights|data\.data_dir))?"
+    r"|(processes|nonfinite)\.\S+|checkpoint\.(?!init_)\w+|model\.remat|optimizer\.sharded"
+    r"|data\.(data_dir|check_images|threads|processes|prefetch_\w+)): "
 )
 
 

@@ -4,6 +4,7 @@ import json
 import operator
 
 import pytest
+from ml_collections import ConfigDict
 
 from configs import cluttered_digits
 from effnet_jax import config as default
@@ -213,7 +214,9 @@ def test_the_recipe_is_all_that_the_runs_of_a_sweep_share():
     changes |= {"checkpoint.keep_newest": 1, "processes.lost_seconds": 9.0, "eval_epochs": 9.0}
     assert recipes(**changes) == {one}
     other = {"loss.label_smoothing": 0.3}, {"init.weights": "a"}, {"epochs": 9.0}
-    assert len({one}.union(*(recipes(**each) for each in other))) == 4
+    # How the images of the evaluation alone are cropped.
+    other += ({"evaluations.val.preprocess": ConfigDict({"crop_padding": 9})},)
+    assert len({one}.union(*(recipes(**each) for each in other))) == 5
 
 
 def test_table_3_scales_the_other_bases():
