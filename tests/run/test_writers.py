@@ -3,12 +3,13 @@
 import concurrent.futures
 import resource
 import threading
+import time
 
 import pytest
 
 from effnet_jax import csv_rows
 from effnet_jax.errors import UserError
-from effnet_jax.run import files, writers
+from effnet_jax.run import environment, files, writers
 
 ROW = {
     "epoch": 1.0,
@@ -51,6 +52,15 @@ def test_csv_rows_add_up_and_never_mix_columns(tmp_path):
     assert path.read_text() == "a,b\n1,2\n3,4\n"
     csv_rows.check_append(tmp_path / "new.csv", ["a"])
     assert not (tmp_path / "new.csv").exists()
+
+
+def test_runs_of_one_name_that_start_in_the_same_second_are_two(tmp_path):
+    """As of two sweeps that one command line starts, with one table."""
+    for result in (1, 2):
+        time.sleep(0.002)
+        row = {"name": "seed=0", "result": result, "time": environment.describe_run()["time"]}
+        csv_rows.merge_csv(tmp_path / "rows.csv", [row])
+    assert len(csv_rows.read(tmp_path / "rows.csv")[1]) == 2
 
 
 @pytest.mark.parametrize("change", ["\ufeff{}", "{};", "{},,"])
