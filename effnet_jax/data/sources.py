@@ -411,7 +411,8 @@ def is_image(name: str) -> bool:
 def list_images(arguments: Sequence[str]) -> list[str]:
     """The paths that arguments stand for, in their order; reports how many files are left out.
 
-    Raises UserError for a folder without images, and a pattern that no image matches.
+    Raises UserError for a folder without images or with a link to a folder that is read already,
+    and a pattern that no image matches.
     """
     paths = []
     for argument in arguments:
@@ -430,6 +431,11 @@ def list_images(arguments: Sequence[str]) -> list[str]:
         )
         if not images:
             raise UserError(f"no image in {argument} (files: {len(found)})")
+        places = {}
+        for place in dict.fromkeys(map(os.path.dirname, images)):
+            first = places.setdefault(os.path.realpath(place), place)
+            if first != place:  # A link back is followed forty times.
+                raise UserError(f"{place} is {first} by a link, and read already; remove the link")
         if others := len(found) - len(images):
             print(f"{argument}: {others} of {len(found)} files are no images", file=sys.stderr)
         paths += images
