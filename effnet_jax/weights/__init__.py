@@ -82,7 +82,10 @@ class Weights:
         if not isinstance(names, tuple) or not all(isinstance(name, str) for name in names):
             raise UserError(f"classes must be a list of names, not {names!r:.60}")
         if "" in names:
-            raise UserError(f"class {names.index('')} of {len(names)} has an empty name")
+            raise UserError(
+                f"class {names.index('')} of {len(names)} has an empty name; give names for all of "
+                "them (--classes)"
+            )
         flat = flax.traverse_util.flatten_dict(self.variables, sep="/")
         wanted = list_arrays(models.architecture(self.config))
         if (wrong := find_mismatches(wanted, NAMES["ours"], flat)) != MATCH:
