@@ -73,7 +73,7 @@ class Preprocess:
             if len(value) != 3 or (key == "std" and min(value) <= 0):
                 numbers = "three numbers" + " above 0" * (key == "std")
                 raise UserError(f"preprocess.{key} must be {numbers}, for RGB; got {value}")
-            if not all(abs(each) <= (1 if key == "mean" else math.inf) for each in value):
+            if not all(abs(each) <= (1 if key == "mean" else 10) for each in value):
                 raise UserError(
                     f"preprocess.{key} is of pixels in 0 to 1, not in 0 to 255; got {value}"
                 )

@@ -191,7 +191,7 @@ def load(
         preprocess["mean"], preprocess["std"] = default.NORMALIZATIONS[normalization]
     if resolution is not None:
         preprocess["resolution"] = resolution
-    preprocess = Preprocess(**preprocess).to_dict()
+    preprocess = _complete(preprocess)
 
     outputs = config.num_classes
     named = _name_classes(classes, stated["classes"], outputs, where)

@@ -260,6 +260,7 @@ def test_it_survives_json_and_comes_from_a_config():
         ({"mean": [123.7, 116.3, 103.5]}, "mean is of pixels in 0 to 1, not in 0 to 255"),
         ({"mean": [float("nan")] * 3}, "mean is of pixels in 0 to 1"),
         ({"std": [float("nan")] * 3}, "std is of pixels in 0 to 1"),
+        ({"std": [58.4, 57.1, 57.4]}, "std is of pixels in 0 to 1, not in 0 to 255"),
         ({"std": [0.5, 0.5, 0.0]}, "above 0"),
     ],
 )

@@ -107,6 +107,19 @@ def test_a_file_of_a_newer_release_says_so(tmp_path):
         weights.load(path)
 
 
+def test_metadata_that_was_edited_is_named(tmp_path):
+    weights.save(path := tmp_path / "w.safetensors", random_weights())
+    with safetensors.safe_open(path, "numpy") as file:
+        content = json.loads(file.metadata()["effnet_jax"])
+    for key, value in (("mean", None), ("crop", 0.9)):
+        changed = {k: v for k, v in content["preprocess"].items() if k != key}
+        changed |= {} if value is None else {key: value}
+        metadata = {"effnet_jax": json.dumps(content | {"preprocess": changed})}
+        write(path, in_format("ours", TINY), metadata)
+        with pytest.raises(UserError, match=f"missing or unknown: {key}"):
+            weights.load(path)
+
+
 def test_nothing_is_overwritten_unasked(tmp_path):
     path = tmp_path / "w.safetensors"
     path.write_text("precious")
