@@ -32,7 +32,7 @@ def get_config(model: str = "lite0"):
     config.checkpoint.save_steps, config.checkpoint.save_epochs = None, 1.0
     config.checkpoint.keep_best = 0
     config.schedule.warmup_steps, config.schedule.warmup_epochs = None, 1.0
-    # Cells fill their images, and have no up or down; a defect can be anywhere: hardly any crop, and
+    # A cell fills its image, and has no up or down. A defect can be anywhere: hardly any crop, and
     # none in the test.
     config.preprocess.interpolation = "bilinear_tf1"  # As the weights, and from scratch too.
     config.preprocess.crop_rule = "whole"
