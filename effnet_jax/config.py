@@ -230,7 +230,8 @@ SCHEMA = {
         "crop_aspect": Interval((3 / 4, 4 / 3)),  # Its width over its height.
         "crop_min_covered": Number(0.1, 0, 1),  # A drawn crop with less of the image is drawn anew,
         "crop_attempts": Number(10, 1, 1000),  # so often at most; then it is evaluation's crop.
-        "flip": True,  # Training: mirror every other image.
+        "flip": True,  # Training: mirror every other image, left to right.
+        "flip_vertical": False,  # Every other image upside down too: cells, tissue, aerial images.
     },
     "augment": {  # Of training images, after crop, resize and flip.
         "policy": Choice(("none", "autoaugment", "randaugment")),
