@@ -96,7 +96,7 @@ def test_methods_also_scale_by_the_paper_s_coefficients_where_others_were_found(
     config.model.alpha = 1.3
     series = [runs.run.series for runs in make_schedule(config, "methods:2")]
     assert series == ["base", "width", "depth", "resolution", "compound", "compound_paper"]
-    names = [runs.run.name for runs in make_schedule(config, "methods:width,2,compound")]
+    names = [runs.run.name for runs in make_schedule(config, "methods:width,2,compound,tolerance=0.1")]
     assert names == ["base", "width_2x", "compound_2x"]
 
 
@@ -297,6 +297,7 @@ def test_bad_sweeps_are_one_message(monkeypatch, tmp_path):
         "grid:step=inf": "the grid's step must be a number",
         "missing.py": "no sweep file missing.py",
         "phi:b0,x": "unknown model 'x'",
+        "methods:2,tolerence=0.1": "unknown setting of the sweep 'tolerence'; did you mean: tol",
         "methods:2,widht": "unknown method 'widht'; did you mean: width",
         "depth:900": "run 'depth_900': width, depth",
     }
