@@ -172,15 +172,20 @@ SCHEMA = {
     },
     "data": {
         # split_files: images in a folder, and their authors' lists; data/split_files.py has them.
-        "source": Choice(("tfds", "folder", "digits", "split_files")),
+        # parquet: a Hugging Face data set on disk; webdataset: tars.
+        "source": Choice(("tfds", "folder", "digits", "split_files", "parquet", "webdataset")),
         "name": "imagenet2012",  # TFDS name, "dataset" or "dataset/config".
         "data_dir": str,  # None: TFDS's own default.
-        "train_split": "train",  # TFDS split, or folder under data_dir.
+        # TFDS split, or folder under data_dir; of parquet and webdataset see docs/data.md.
+        "train_split": "train",
         "eval_split": "validation",
-        # The TFDS feature that is the class; for evaluation also a sequence of right classes.
+        # The TFDS feature that is the class; for evaluation also a sequence of right classes. The
+        # column of parquet, the key in .json of webdataset.
         "label": "label",
         "label_count": Number(None, 1, kind=int),  # Classes of a label that has numbers alone.
-        "image": "image",  # The TFDS feature that is the image; a nested one as "image/encoded".
+        # The TFDS feature that is the image, a nested one as "image/encoded"; the column of
+        # parquet; of webdataset the ending of its files, or "image" for that of any image.
+        "image": "image",
         "eval_classes": (),  # The classes, by name, that evaluation chooses from; (): all.
         "holdout": Number(0.1, 0.001, 0.5),  # Folder or split files without a validation split:
         # fraction of each class held out for it.
