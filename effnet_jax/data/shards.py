@@ -92,8 +92,8 @@ def _part(split: str, count: int) -> np.ndarray:
     from tensorflow_datasets.core import ReadInstruction  # Slow to import.
 
     try:
-        whole = {"all": types.SimpleNamespace(num_examples=count)}
-        (found,) = ReadInstruction.from_spec(f"all[{part}").to_absolute(whole)
+        whole = {"records": types.SimpleNamespace(num_examples=count)}
+        (found,) = ReadInstruction.from_spec(f"records[{part}").to_absolute(whole)
     except ValueError as error:
         text = str(error).partition("\n")[0]
         raise UserError(f"split {split!r} of {count:,} records: {text}") from None
@@ -121,8 +121,8 @@ def find_files(data: ConfigDict, split: str, ending: str) -> list[pathlib.Path]:
         if len(groups) > 1:
             raise UserError(
                 f"{root} has several sets of files for the split {name!r}: "
-                f"{' and '.join(str(group[0]) for group in groups)}; move one of them away, or give "
-                f"a pattern, as in config.data.train_split='{name}-*{ending}'"
+                f"{' and '.join(str(group[0]) for group in groups)}; move one away, or give a "
+                f"pattern, as in config.data.train_split='{name}-*{ending}'"
             )
         found = groups[0] if groups else []
     if not found:
@@ -181,10 +181,8 @@ def _none_found(root: pathlib.Path, name: str, ending: str) -> str:
             f"{text}, and Arrow files as save_to_disk writes them; write Parquet: "
             f"datasets.load_from_disk({str(root)!r})[SPLIT].to_parquet('SPLIT.parquet')"
         )
-    if packed := [key for key in endings if key in (".tar.gz", ".tgz") or key.endswith(".tgz")]:
-        return (
-            f"{text}, and {packed[0]} files, which have no random access; unpack them with gunzip"
-        )
+    if packed := [key for key in endings if key.endswith((".tar.gz", ".tgz"))]:
+        return f"{text}, and {packed[0]} files, which can't be read in any order; gunzip them"
     return f"{text}{list_endings(endings)}"
 
 

@@ -28,20 +28,25 @@ VERSION = 1  # Of an index: another one is made anew.
 Members = dict[str, tarfile.TarInfo]  # Files of a sample, by what follows the first dot.
 
 
+def _group(tar: tarfile.TarFile, path: pathlib.Path) -> dict[str, Members]:
+    found = {}
+    for member in tar:
+        folder, _, name = member.name.rpartition("/")
+        if not member.isreg() or member.issparse() or is_hidden(name):
+            continue
+        stem, _, ending = name.partition(".")
+        sample = found.setdefault(f"{folder}/{stem}" if folder else stem, {})
+        if ending.lower() in sample:
+            raise UserError(f"{path} has {member.name} twice; write the tar again")
+        sample[ending.lower()] = member
+    return found
+
+
 def _samples(path: pathlib.Path) -> dict[str, Members]:
     """The files of each sample of a tar, by its name; raises UserError for a damaged tar."""
-    found = {}
     try:
         with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                folder, _, name = member.name.rpartition("/")
-                if not member.isreg() or member.issparse() or is_hidden(name):
-                    continue
-                stem, _, ending = name.partition(".")
-                sample = found.setdefault(f"{folder}/{stem}" if folder else stem, {})
-                if ending.lower() in sample:
-                    raise UserError(f"{path} has {member.name} twice; write the tar again")
-                sample[ending.lower()] = member
+            found = _group(tar, path)
             end = tar.offset
     except (tarfile.TarError, OSError, EOFError) as error:
         raise shards.unreadable(path, error) from None

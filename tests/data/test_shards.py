@@ -4,6 +4,7 @@ import importlib.util
 import io
 import itertools
 import json
+import pickle
 import tarfile
 
 import numpy as np
@@ -67,7 +68,7 @@ def write(kind, root):
 
 def config_for(kind, root, **changes):
     config = default.get_config()
-    config.data.update(source=kind, data_dir=str(root), threads=2, label_count=3, **changes)
+    config.data.update({"source": kind, "data_dir": str(root), "label_count": 3, **changes})
     config.batch_size, config.preprocess.flip = 8, False
     default.validate(config)
     return config
@@ -106,13 +107,11 @@ def test_each_record_once_an_epoch_on_any_number_of_processes(written):
 
 def test_a_run_that_resumes_sees_the_same_batches(written):
     config = config_for(*written)
-    make = lambda: pipeline.train_batches(  # noqa: E731
-        sources.open_source(config.data, "train"), config, 8
-    )
-    steady = list(make().read_ahead(config.data, 0, 8))
-    # In a new process, as after a restart: a worker's, which has nothing read before.
-    late = make().read_ahead(config.data, 5, 8, workers=1)
-    for one, other in zip(steady[5:], late, strict=True):
+    source = sources.open_source(config.data, "train")
+    steady = pipeline.train_batches(source, config, 8).read_ahead(config.data, 0, 8)
+    source = pickle.loads(pickle.dumps(source))  # As it goes to a worker process.
+    late = pipeline.train_batches(source, config, 8).read_ahead(config.data, 5, 8)
+    for one, other in zip(list(steady)[5:], late, strict=True):
         for key, value in one.items():
             np.testing.assert_array_equal(value, other[key])
 
