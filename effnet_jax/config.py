@@ -235,7 +235,8 @@ SCHEMA = {
         "crop_aspect": Interval((3 / 4, 4 / 3)),  # Its width over its height.
         "crop_min_covered": Number(0.1, 0, 1),  # A drawn crop with less of the image is drawn anew,
         "crop_attempts": Number(10, 1, 1000),  # so often at most; then it is evaluation's crop.
-        "flip": True,  # Training: mirror every other image.
+        "flip": True,  # Training: mirror every other image, left to right.
+        "flip_vertical": False,  # Every other image upside down too: cells, tissue, aerial images.
     },
     "augment": {  # Of training images, after crop, resize and flip.
         "policy": Choice(("none", "autoaugment", "randaugment")),
@@ -388,6 +389,12 @@ SCHEMA = {
         # Steps to trace, FIRST:STOP, as in "100:105" for steps 100 to 104; "": none. SIGUSR1 asks a
         # running process for a trace. docs/slow_runs.md shows what comes of it.
         "steps": "",
+    },
+    # Devices as data x model: the batch is split over all of them, and parameters, the optimizer's
+    # state and averages over `model`, each array along its longest axis that divides (FSDP).
+    "mesh": {
+        "data": Number(None, 1, kind=int),  # None: all devices that `model` leaves.
+        "model": Number(1, 1),  # 1: parameters are whole on every device.
     },
     "processes": {  # In a run with several: how long one waits for another.
         "start_seconds": Number(1800.0, 1),  # While they start, restore and compile.

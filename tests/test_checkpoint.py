@@ -8,6 +8,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import types
 
 import golden_checkpoint
 import jax
@@ -550,6 +551,22 @@ def test_weights_of_a_run_that_deletes_checkpoints_meanwhile(
         jax.tree.map(np.testing.assert_array_equal, found[1], wanted[1])
     names = [line.split()[1] for line in said if "it was deleted while it was read" in line]
     assert names == ["5", "6", "7"][:deletions]
+
+
+def test_threads_of_a_failed_read_print_nothing_about_it(monkeypatch):
+    """TensorStore's find the event loop of the read closed, and have no one to tell."""
+    printed = []
+    monkeypatch.setattr(sys, "unraisablehook", printed.append)
+    late, other = (
+        types.SimpleNamespace(exc_value=RuntimeError(text))
+        for text in ("Event loop is closed", "something else")
+    )
+    with checkpoint._without_late_errors():
+        sys.unraisablehook(late)
+        sys.unraisablehook(other)
+    assert printed == [other]
+    sys.unraisablehook(late)
+    assert printed == [other, late]
 
 
 def test_a_new_run_starts_from_the_weights_of_another(golden, monkeypatch, said):

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from ml_collections import ConfigDict
 
-from effnet_jax.data.sources import Source, class_warnings, count_by_class, is_hidden, list_endings
+from effnet_jax.data.sources import Source, alike, count_by_class, is_hidden, list_endings, uneven
 from effnet_jax.errors import UserError
 from effnet_jax.run import files
 
@@ -81,7 +81,7 @@ class ShardSource(Source):
         )
 
     def warnings(self) -> list[str]:
-        return class_warnings(self.classes, self._counts(), "give them one name")
+        return alike(self.classes, "give them one name") + uneven(self.classes, self._counts())
 
 
 def _part(split: str, count: int) -> np.ndarray:
