@@ -307,7 +307,7 @@ def largest_batch(attempt: Callable[[int], Plan], start: int, unit: int) -> tupl
             f"not even a batch of {bad.batch_size} fits {bad.topology}: {bad.model} at "
             f"{bad.resolution} px needs {bad.memory_bytes / GIB:.2f} GiB a device, of "
             f"{bad.hbm_bytes / GIB:.2f}; --config.model.remat=block and "
-            "--config.mesh.model=N need less"
+            "--config.optimizer.sharded=True or --config.mesh.model=N need less"
         )
     return good, bad
 
