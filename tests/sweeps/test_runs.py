@@ -96,9 +96,8 @@ def test_methods_also_scale_by_the_paper_s_coefficients_where_others_were_found(
     config.model.alpha = 1.3
     series = [runs.run.series for runs in make_schedule(config, "methods:2")]
     assert series == ["base", "width", "depth", "resolution", "compound", "compound_paper"]
-    names = [
-        runs.run.name for runs in make_schedule(config, "methods:width,2,compound,tolerance=0.1")
-    ]
+    schedule = make_schedule(config, "methods:width,2,compound,tolerance=0.1")
+    names = [runs.run.name for runs in schedule]
     assert names == ["base", "width_2x", "compound_2x"]
 
 
