@@ -34,6 +34,8 @@ Record = dict[str, bytes | int | np.ndarray]
 class Source:
     """A split of a data set: `classes`, names by label, and random access to its records."""
 
+    by_content = False  # Whether `identity` covers some images: the data's name says little.
+
     def __init__(self, classes: tuple[str, ...], records: Sequence):
         self.classes, self._records = classes, records
 
@@ -267,6 +269,8 @@ class FolderSource(Source):
     `left_out` counts the files there that are not read, by their ending.
     """
 
+    by_content = True
+
     def __init__(
         self,
         classes: tuple[str, ...],
@@ -314,15 +318,7 @@ class FolderSource(Source):
         return np.bincount([label for _, label in self._records], minlength=len(self.classes))
 
     def warnings(self) -> list[str]:
-        alike = collections.defaultdict(list)
-        for name in self.classes:
-            plain = re.sub(r"[\s_-]+", " ", name.casefold()).strip()
-            alike[COPY.sub("", plain) or plain].append(repr(name))
-        lines = [
-            f"warning: the names of the classes {' and '.join(names)} differ in capitals, spaces "
-            "or the ending of a copy alone; if they are one class, put their images into one folder"
-            for names in [each for each in alike.values() if len(each) > 1][:3]
-        ]
+        lines = alike(self.classes, "put their images into one folder")
         if shared := self._shared_folders():
             lines.append(
                 f"warning: all classes have the same folders in them: {_first_of(shared)}. If "
@@ -333,16 +329,7 @@ class FolderSource(Source):
                 f"warning: {len(masks):,} images are masks of others by their names, such as "
                 f"{masks[0]}; they count as images of their class: move them elsewhere"
             )
-        counts = self._counts()
-        least, most = counts.min(), counts.max()
-        if most > IMBALANCE * least:
-            lines.append(
-                f"warning: class {self.classes[counts.argmax()]!r} has {most:,} images, more than "
-                f"{IMBALANCE} times the {least:,} of {self.classes[counts.argmin()]!r}. Top-1 "
-                "follows the large classes; the metric mean_per_class counts all the same, and can "
-                "be config.checkpoint.best_metric"
-            )
-        return lines
+        return lines + uneven(self.classes, self._counts())
 
     def _shared_folders(self) -> set[str]:
         """The folders in those of the classes, where all have the same ones and images in them."""
@@ -369,11 +356,41 @@ class FolderSource(Source):
         line = f"{self._place}: {len(self):,} of {self._total:,} images, {self._list_classes()}"
         if np.ndim(self._records[0][1]):
             return f"{line}; sets of labels"
-        counts = self._counts()
-        ends = dict.fromkeys((counts.argmin(), counts.argmax()))  # One, where all have as many.
-        most = " to ".join(f"{counts[at]:,} ({self.classes[at]})" for at in ends)
-        most = most if len(ends) > 1 else f"{counts[0]:,} each"
-        return f"{line}; images per class: {most}{_list_endings(self._left_out)}"
+        counted = count_by_class(self.classes, self._counts())
+        return f"{line}{counted}{list_endings(self._left_out)}"
+
+
+def alike(classes: Sequence[str], remedy: str) -> list[str]:
+    """Lines about classes whose names read alike, and what is to be done if they are one."""
+    names = collections.defaultdict(list)
+    for name in classes:
+        plain = re.sub(r"[\s_-]+", " ", name.casefold()).strip()
+        names[COPY.sub("", plain) or plain].append(repr(name))
+    return [
+        f"warning: the names of the classes {' and '.join(each)} differ in capitals, spaces or the "
+        f"ending of a copy alone; if they are one class, {remedy}"
+        for each in [each for each in names.values() if len(each) > 1][:3]
+    ]
+
+
+def uneven(classes: Sequence[str], counts: np.ndarray) -> list[str]:
+    """A line about classes of which one has many times the images of another."""
+    least, most = counts.min(), counts.max()
+    if most <= IMBALANCE * least:
+        return []
+    return [
+        f"warning: class {classes[counts.argmax()]!r} has {most:,} images, more than "
+        f"{IMBALANCE} times the {least:,} of {classes[counts.argmin()]!r}. Top-1 follows the large "
+        "classes; the metric mean_per_class counts all the same, and can be "
+        "config.checkpoint.best_metric"
+    ]
+
+
+def count_by_class(classes: Sequence[str], counts: np.ndarray) -> str:
+    """The fewest and the most images of a class, for a summary."""
+    ends = dict.fromkeys((counts.argmin(), counts.argmax()))  # One, where all have as many.
+    most = " to ".join(f"{counts[at]:,} ({classes[at]})" for at in ends)
+    return f"; images per class: {most if len(ends) > 1 else f'{counts[0]:,} each'}"
 
 
 # Endings, in lower case, of the images that `decode` reads.
@@ -442,7 +459,8 @@ def list_images(arguments: Sequence[str]) -> list[str]:
     return paths
 
 
-def _list_endings(left_out: collections.Counter) -> str:
+def list_endings(left_out: collections.Counter) -> str:
+    """The files that are left out, by their ending, for a summary or a message."""
     listed = ", ".join(f"{count:,} {ending}" for ending, count in left_out.most_common(5))
     loose = any(ending.partition(" ")[0] in IMAGES and " " in ending for ending in left_out)
     remedy = "; move each image that is in no class folder into that of its class" * loose
@@ -521,7 +539,7 @@ def list_classes(
     if empty := [name for name, paths in found.items() if not paths]:
         raise UserError(
             f"no image in {folder / empty[0]} and {len(empty) - 1} other class folders; remove the "
-            f"empty folder or add images ({', '.join(IMAGES)}){_list_endings(left_out)}"
+            f"empty folder or add images ({', '.join(IMAGES)}){list_endings(left_out)}"
         )
     imagenet_names.check_names((name, path) for name, paths in found.items() for path in paths)
     return found
@@ -652,7 +670,7 @@ def open_source(config: ConfigDict, split: str) -> Source:
     """A split of the data set that `config.data` names; raises UserError if it is missing."""
     if config.synthetic:
         return Synthetic(1_281_167 if split == config.train_split else 1_000)  # As ImageNet.
-    kinds = ("tfds", "folder", "digits", "split_files")
+    kinds = ("tfds", "folder", "digits", "split_files", "parquet", "webdataset")
     kind = check_choice("config.data.source", config.source, kinds)
     if kind == "folder":
         source = folder_source(config, split)
@@ -660,6 +678,14 @@ def open_source(config: ConfigDict, split: str) -> Source:
         from effnet_jax.data import split_files
 
         source = split_files.open_split(config, split)
+    elif kind == "parquet":
+        from effnet_jax.data import parquet
+
+        source = parquet.open_split(config, split)
+    elif kind == "webdataset":
+        from effnet_jax.data import webdataset
+
+        source = webdataset.open_split(config, split)
     elif kind == "digits":
         source = digits_source(config.name, config.data_dir, split)
     else:
@@ -676,9 +702,10 @@ def count_trained_on(
     """The number of records of an evaluation split that `training.train_split` has as well.
 
     `source` is `data.eval_split`, and `trained` the training split, as opened. Image files are
-    compared by content, splits of one data set of TFDS, or of digits, by position.
+    compared by content; records of one file, splits of one data set of TFDS, or of digits, by
+    position.
     """
-    if isinstance(source, FolderSource) and isinstance(trained, FolderSource):
+    if hasattr(source, "count_shared") and isinstance(trained, type(source)):
         return source.count_shared(trained)
     # A name may have its version, as in "imagenet2012:5.1.0".
     one, other = ((each.source, each.name.partition(":")[0]) for each in (data, training))
@@ -792,10 +819,10 @@ def check_classes(found: tuple[str, ...], expected: tuple[str, ...], split: str)
 def identity(source: Source) -> str:
     """Tells a split from others of one name: its images, and a digest of the names of its classes.
 
-    The digest of a folder, whose name says little, also covers some of its images.
+    The digest of files, whose name says little, also covers some of the images.
     """
     while isinstance(source, Relabeled):
         source = source._records
     with contextlib.suppress(OSError):  # Damaged files are reported elsewhere.
-        return fingerprint(source, 32 if isinstance(source, FolderSource) else 0)
+        return fingerprint(source, 32 if source.by_content else 0)
     return fingerprint(source, 0)

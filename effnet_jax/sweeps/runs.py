@@ -21,7 +21,7 @@ from effnet_jax.errors import UserError
 # Keys that change neither what a run learns nor what its evaluation `val` measures.
 WITHOUT_EFFECT = re.compile(
     r"config\.(seed|log_steps|eval_\w+|evaluations\.\w+(\.(epochs|weights|data\.data_dir))?"
-    r"|(processes|nonfinite)\.\S+|checkpoint\.(?!init_)\w+|model\.remat|optimizer\.sharded"
+    r"|(processes|nonfinite|mesh)\.\S+|checkpoint\.(?!init_)\w+|model\.remat|optimizer\.sharded"
     r"|data\.(data_dir|check_images|threads|processes|prefetch_\w+)): "
 )
 

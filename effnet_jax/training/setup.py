@@ -50,7 +50,7 @@ class Run:
     def __init__(self, config: ConfigDict, place: Workdir, processes: Alone, clock: Clock):
         self.workdir, self.address = place.folder, place.address
         self.processes, self.clock = processes, clock
-        self.mesh = mesh = parallel.data_mesh()
+        self.mesh = mesh = parallel.with_model_axis(parallel.data_mesh(), config)
         config_lib.validate(config, parallel.data_shards(mesh))
         if processes.is_first:
             trackers.check(config.writers)
@@ -135,6 +135,7 @@ class Run:
                 f"evaluation {name!r}: {each.summary()}"
                 for name, each in self.evaluations.sources.items()
             ),
+            *parallel.describe_mesh(self.mesh),
             *parallel.describe_batch_norm(self.config, parallel.data_shards(self.mesh)),
             *freezing.describe(self.config.fine_tune, self.shapes.params),
             *optimizers.warnings(self.config, self.examples),
