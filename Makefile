@@ -77,9 +77,9 @@ study: .venv/ready
 	$(SEARCH) --config=$(STUDY)/grid/scaling.json --near --step=0.05 --tolerance=0.03 \
 		--workdir=$(STUDY)/finer
 	$(BIN)/python -m effnet_jax sweep --config=$(STUDY)/finer/scaling.json $(HELD_OUT) \
-		--sweep=$(RATES),methods:2,4,8 --workdir=$(STUDY)/method_rates
+		--sweep=$(RATES),methods:2,4,8,tolerance=0.06 --workdir=$(STUDY)/method_rates
 	$(BIN)/python -m effnet_jax sweep --config=$(STUDY)/finer/scaling.json \
-		--sweep=tuned:$(STUDY)/method_rates/results.csv,seeds:3,methods:2,4,8 \
+		--sweep=tuned:$(STUDY)/method_rates/results.csv,seeds:3,methods:2,4,8,tolerance=0.06 \
 		--workdir=$(STUDY)/methods
 	$(BIN)/python -m effnet_jax report --results $(STUDY)/grid/results.csv \
 		$(STUDY)/finer/results.csv $(STUDY)/methods/results.csv --out=$(STUDY)/report

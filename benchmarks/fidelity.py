@@ -39,10 +39,11 @@ def differences(image: np.ndarray) -> Iterator[tuple[str, str, np.ndarray]]:
     yield "decoded", "levels", ours - tf.image.decode_jpeg(buffer.getvalue()).numpy().astype(float)
 
     part = np.ascontiguousarray(crop.crop(ours, crop.central_box(*ours.shape[:2], KEPT)))
-    floats = tf.compat.v1.image.resize_bicubic(part[None], SIZE)[0].numpy().clip(0, 255)
-    exact = resize(part, SIZE, "bicubic_tf1")
+    unclipped = tf.compat.v1.image.resize_bicubic(part[None], SIZE)[0].numpy()
+    floats, exact = unclipped.clip(0, 255), resize(part, SIZE, "bicubic_tf1")
     yield "bicubic for bicubic_tf1", "levels", resize(part, SIZE, "bicubic") - floats
     yield "uint8 for floats", "levels", exact - floats
+    yield "0 to 255 for floats beyond", "levels", floats - unclipped
     yield "nearest for truncate", "levels", exact - floats.astype(np.uint8).astype(float)
 
     mean, std = NORMALIZATIONS["imagenet"]

@@ -32,10 +32,12 @@ def get_config(model: str = "lite0"):
     config.checkpoint.save_steps, config.checkpoint.save_epochs = None, 1.0
     config.checkpoint.keep_best = 0
     config.schedule.warmup_steps, config.schedule.warmup_epochs = None, 1.0
-    # Cells fill their images, and a defect can be anywhere: hardly any crop, and none in the test.
+    # A cell fills its image, and has no up or down. A defect can be anywhere: hardly any crop, and
+    # none in the test.
     config.preprocess.interpolation = "bilinear_tf1"  # As the weights, and from scratch too.
     config.preprocess.crop_rule = "whole"
     config.preprocess.crop_area, config.preprocess.crop_aspect = (0.9, 1.0), (1.0, 1.0)
+    config.preprocess.flip_vertical = True
     # Six epochs are too few to overfit: with stochastic depth and smoothed labels they underfit.
     config.model.survival_probability = 1.0
     config.loss.label_smoothing = 0.0

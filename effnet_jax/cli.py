@@ -24,6 +24,7 @@ from absl import logging
 
 from effnet_jax import errors
 from effnet_jax.errors import UserError
+from effnet_jax.run import files
 from effnet_jax.run.workers import has_abandoned
 
 DONE, FAILED, BAD_INPUT, NOT_FINITE, INTERRUPTED, STOPPED = 0, 1, 2, 3, errors.RETRY, 130
@@ -65,8 +66,7 @@ def use_compilation_cache() -> None:
     import jax
 
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        home = os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
-        jax.config.update("jax_compilation_cache_dir", f"{home}/effnet_jax/compiled")
+        jax.config.update("jax_compilation_cache_dir", str(files.cache_folder("compiled")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 

@@ -173,15 +173,20 @@ SCHEMA = {
     },
     "data": {
         # split_files: images in a folder, and their authors' lists; data/split_files.py has them.
-        "source": Choice(("tfds", "folder", "digits", "split_files")),
+        # parquet: a Hugging Face data set on disk; webdataset: tars.
+        "source": Choice(("tfds", "folder", "digits", "split_files", "parquet", "webdataset")),
         "name": "imagenet2012",  # TFDS name, "dataset" or "dataset/config".
         "data_dir": str,  # None: TFDS's own default.
-        "train_split": "train",  # TFDS split, or folder under data_dir.
+        # TFDS split, or folder under data_dir; of parquet and webdataset see docs/data.md.
+        "train_split": "train",
         "eval_split": "validation",  # The split or folder of evaluation.
-        # The TFDS feature that is the class; for evaluation also a sequence of right classes.
+        # The TFDS feature that is the class; for evaluation also a sequence of right classes. The
+        # column of parquet, the key in .json of webdataset.
         "label": "label",
         "label_count": Number(None, 1, kind=int),  # Classes of a label that has numbers alone.
-        "image": "image",  # The TFDS feature that is the image; a nested one as "image/encoded".
+        # The TFDS feature that is the image, a nested one as "image/encoded"; the column of
+        # parquet; of webdataset the ending of its files, or "image" for that of any image.
+        "image": "image",
         "eval_classes": (),  # The classes, by name, that evaluation chooses from; (): all.
         # Folder or split files without a validation split: fraction of each class held out for it.
         "holdout": Number(0.1, 0.001, 0.5),
@@ -231,7 +236,8 @@ SCHEMA = {
         "crop_aspect": Interval((3 / 4, 4 / 3)),  # Training: width of that crop over its height.
         "crop_min_covered": Number(0.1, 0, 1),  # A crop with less of the image is drawn again.
         "crop_attempts": Number(10, 1, 1000),  # Most draws of a crop; then evaluation's is taken.
-        "flip": True,  # Training: mirror every other image.
+        "flip": True,  # Training: mirror every other image, left to right.
+        "flip_vertical": False,  # Every other image upside down too: cells, tissue, aerial images.
     },
     "augment": {  # Of training images, after crop, resize and flip.
         "policy": Choice(("none", "autoaugment", "randaugment")),  # How images are changed.
@@ -384,6 +390,12 @@ SCHEMA = {
         # Steps to trace, FIRST:STOP, as in "100:105" for steps 100 to 104; "": none. SIGUSR1 asks a
         # running process for a trace. docs/slow_runs.md shows what comes of it.
         "steps": "",
+    },
+    # Devices as data x model: the batch is split over all of them, and parameters, the optimizer's
+    # state and averages over `model`, each array along its longest axis that divides (FSDP).
+    "mesh": {
+        "data": Number(None, 1, kind=int),  # None: all devices that `model` leaves.
+        "model": Number(1, 1),  # 1: parameters are whole on every device.
     },
     "processes": {  # In a run with several: how long one waits for another.
         "start_seconds": Number(1800.0, 1),  # While they start, restore and compile.

@@ -35,21 +35,23 @@ def read(path: pathlib.Path) -> tuple[list[str], list[tuple[dict[str, str], str]
 
     Semicolons or tabs instead of commas, a byte-order mark, and empty cells and lines at the end,
     as spreadsheets write them, are read too, and so is a file to which others were appended with
-    their headers. Raises UserError if the file can't be read, a column is there twice, or a row has
-    more cells than there are columns.
+    their headers. Raises UserError if the file can't be read, a quote isn't closed, a column is
+    there twice, or a row has more cells than there are columns.
     """
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             delimiter = max(",;\t", key=file.readline().count)
             file.seek(0)
-            reader = csv.DictReader(file, delimiter=delimiter)
+            reader = csv.DictReader(file, delimiter=delimiter, strict=True)
             columns = [name.strip() for name in reader.fieldnames or ()]
             found = [(row, f"{path}, line {reader.line_num}") for row in reader]
     except UnicodeError:
         raise UserError(
             f"can't read {path}: it is no text in UTF-8; save it in that form, or take the original"
         ) from None
-    except (OSError, csv.Error) as error:
+    except csv.Error as error:
+        raise UserError(f"can't read {path}: {error}; is a quotation mark missing?") from None
+    except OSError as error:
         raise UserError(f"can't read {path}: {error}") from None
     if twice := [name for name in dict.fromkeys(columns) if name and columns.count(name) > 1]:
         raise UserError(f"{path} has the column {twice[0]!r} twice")
@@ -128,12 +130,15 @@ def check_append(path: pathlib.Path, columns: Iterable[str]) -> None:
 
 def _check_header(path: pathlib.Path, columns: list[str]) -> None:
     """Raises UserError for a file with other columns; makes an empty one where there is none."""
-    with open(path, "a+", newline="") as file:
-        file.seek(0)
-        header = next(csv.reader(file), None)
-    if header in (None, columns):
+    with open(path, "ab+") as file:
+        if not file.tell():  # It begins at the end.
+            return
+    found = [name for name in read(path)[0] if name]  # Also refuses a quote that isn't closed.
+    with open(path, newline="") as file:
+        header = next(csv.reader(file))
+    if header == columns:
         return
-    if [name for name in read(path)[0] if name] == columns:
+    if found == columns:
         text = f"{path} has these columns as a spreadsheet writes them"
     else:
         differ = ", ".join(sorted({*header} ^ {*columns})[:3]) or "in another order"

@@ -1,4 +1,8 @@
-"""The mesh, one `data` axis over all devices, and the shardings of arrays over it."""
+"""The mesh and the shardings of arrays over it.
+
+One axis, "data", over all devices; or two, "data" and "model", where the state is split over
+"model" (FSDP). A batch is always split over all devices.
+"""
 
 import functools
 from collections.abc import Sequence
@@ -20,9 +24,38 @@ def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
 
 
+def with_model_axis(mesh: Mesh, config: ConfigDict) -> Mesh:
+    """The mesh with axes "data" and "model" as `config.mesh` says, in the same order of devices.
+
+    With `model` = 1 it is the mesh itself. Raises UserError where the axes aren't all devices.
+    """
+    data, model, count = config.mesh.data, config.mesh.model, mesh.size
+    if model < 1 or count % model or (data or count // model) * model != count:
+        sizes = ", ".join(str(n) for n in range(1, count + 1) if count % n == 0)
+        given = f"config.mesh.data={data} and " if data else ""
+        raise UserError(
+            f"{given}config.mesh.model={model} do not divide {count} devices; use a model out of "
+            f"{sizes}, and leave out data, which is then the rest"
+        )
+    if model > 1 and config.optimizer.sharded:
+        raise UserError(
+            f"config.optimizer.sharded=True and config.mesh.model={model} both split the "
+            "optimizer's state; set one of them"
+        )
+    if model == 1:
+        return mesh
+    devices = mesh.devices.reshape(-1, model)
+    return Mesh(devices, ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+
+
+def splits_state(mesh: Mesh) -> bool:
+    """Whether parameters, optimizer state and averages are split over the axis "model"."""
+    return "model" in mesh.axis_names
+
+
 def data_shards(mesh: Mesh) -> int:
     """How many equal shares a batch is split into."""
-    return mesh.shape["data"]
+    return mesh.size
 
 
 def grouped(mesh: Mesh, members: int) -> Mesh:
@@ -38,25 +71,27 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def by_batch(mesh: Mesh) -> NamedSharding:
     """Split over devices along the first axis, as for images, labels and mask."""
-    return NamedSharding(mesh, PartitionSpec("data"))
+    axes = mesh.axis_names
+    return NamedSharding(mesh, PartitionSpec(axes if len(axes) > 1 else axes[0]))
 
 
 LEAST_SPLIT = 1024  # With fewer numbers a device, communication outweighs the memory saved.
 
 
 def shard_largest_axis(shapes: PyTree, mesh: Mesh) -> PyTree:
-    """Shardings that split each array over the devices, along its longest axis that divides evenly.
+    """Shardings that split each array over the mesh's last axis, along its longest that divides.
 
-    Small arrays, and those without such an axis, are whole on every device.
+    Small arrays, and those without an axis that divides evenly, are whole on every device.
     """
 
-    count = data_shards(mesh)
+    name = mesh.axis_names[-1]
+    count = mesh.shape[name]
 
     def sharding(leaf: jax.ShapeDtypeStruct) -> NamedSharding:
         lengths = {n: axis for axis, n in enumerate(leaf.shape) if n % count == 0}
         if not lengths or leaf.size < LEAST_SPLIT * count:
             return replicated(mesh)
-        return NamedSharding(mesh, PartitionSpec(*[None] * lengths[max(lengths)], "data"))
+        return NamedSharding(mesh, PartitionSpec(*[None] * lengths[max(lengths)], name))
 
     return jax.tree.map(sharding, shapes)
 
@@ -65,11 +100,21 @@ def state_sharding(shapes: PyTree, mesh: Mesh, sharded: bool) -> PyTree:
     """A sharding for every array of a `TrainState` with these shapes.
 
     If `sharded`, optimizer state and averages are split by `shard_largest_axis` (ZeRO, stage 1:
-    arXiv 1910.02054). Everything else is whole on every device.
+    arXiv 1910.02054); on a mesh with the axis "model" so are parameters (stage 3, FSDP). Everything
+    else is whole on every device.
     """
     whole = jax.tree.map(lambda _: replicated(mesh), shapes)
-    split = {key: shard_largest_axis(getattr(shapes, key), mesh) for key in ("opt_state", "ema")}
-    return whole.replace(**split) if sharded else whole
+    keys = ("opt_state", "ema") * (sharded or splits_state(mesh))
+    keys += ("params",) * splits_state(mesh)
+    return whole.replace(**{key: shard_largest_axis(getattr(shapes, key), mesh) for key in keys})
+
+
+def describe_mesh(mesh: Mesh) -> list[str]:
+    """A line about a mesh with the axis "model"; none about one axis."""
+    if not splits_state(mesh):
+        return []
+    data, model = mesh.shape["data"], mesh.shape["model"]
+    return [f"mesh: {data} x {model} devices (data x model); each keeps 1/{model} of large arrays"]
 
 
 def abstract(shapes: PyTree, shardings: PyTree) -> PyTree:

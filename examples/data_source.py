@@ -47,7 +47,7 @@ def main(path: str, model: str = "b0", steps: int = 100, batch: int = 32) -> lis
     """Trains on the images of a CSV file, and returns the loss of each step."""
     source = CsvSource(path)
     config = config_lib.get_config(model)
-    config.batch_size, config.augment.policy = batch, "randaugment"
+    config.batch_size = batch
     settings = {"batch_norm_momentum": 0.9, "stem_stride": 2}
     network = effnet_jax.create_model(model, num_classes=len(source.classes), **settings)
     made = train_batches(source, config, network.architecture.resolution)

@@ -43,6 +43,7 @@ cli.use_compilation_cache()
 GOLDEN = ROOT / "tests" / "golden"
 # Six blocks that have every kind of layer, of the family that compiles fastest.
 TINY = "efficientnet_v2,w=0.1,d=0.1,r=16"
+QUICK = "resnet20,w=0.1,d=0.1,r=16"  # Compiles in half of TINY's time, for tests of the loop.
 
 
 def pytest_sessionfinish():
@@ -96,6 +97,13 @@ def tiny() -> ConfigDict:
     config.eval_epochs = 1.0
     config.checkpoint.save_epochs = 0.5
     return config
+
+
+@pytest.fixture
+def quick(tiny) -> ConfigDict:
+    """`tiny` with the network that compiles fastest."""
+    tiny.model = digits.get_config(QUICK).model
+    return tiny
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import types
 
 import golden_checkpoint
 import jax
@@ -26,7 +27,7 @@ from effnet_jax.checkpoint import Checkpoints
 from effnet_jax.errors import SaveFailed, UserError
 from effnet_jax.run import manifest
 from effnet_jax.training import from_weights
-from effnet_jax.training.state import abstract_state
+from effnet_jax.training.state import TrainState, abstract_state
 
 BEST = "val/ema/top1"
 HERE = SingleDeviceSharding(jax.devices()[0])
@@ -552,6 +553,22 @@ def test_weights_of_a_run_that_deletes_checkpoints_meanwhile(
     assert names == ["5", "6", "7"][:deletions]
 
 
+def test_threads_of_a_failed_read_print_nothing_about_it(monkeypatch):
+    """TensorStore's find the event loop of the read closed, and have no one to tell."""
+    printed = []
+    monkeypatch.setattr(sys, "unraisablehook", printed.append)
+    late, other = (
+        types.SimpleNamespace(exc_value=RuntimeError(text))
+        for text in ("Event loop is closed", "something else")
+    )
+    with checkpoint._without_late_errors():
+        sys.unraisablehook(late)
+        sys.unraisablehook(other)
+    assert printed == [other]
+    sys.unraisablehook(late)
+    assert printed == [other, late]
+
+
 def test_a_new_run_starts_from_the_weights_of_another(golden, monkeypatch, said):
     config, shapes = golden
     folder = golden_checkpoint.WORKDIR / checkpoint.FOLDER / "5"
@@ -610,3 +627,24 @@ def test_a_new_run_starts_from_the_weights_of_another(golden, monkeypatch, said)
             np.testing.assert_array_equal(here[..., [0, 2, 4, 9]], there[..., [9, 8, 5, 0]])
     with pytest.raises(UserError, match=r"weights of another model:\n.*checkpoint .*, model "):
         start(fresh(stem=9), DIGITS)
+
+
+def test_a_checkpoint_moves_between_meshes_and_numbers_of_devices(tmp_path, config, monkeypatch):
+    monkeypatch.setattr(parallel, "LEAST_SPLIT", 1)
+    arrays = {"kernel": jnp.arange(64.0).reshape(4, 16)}
+    whole = TrainState(jnp.int32(1), arrays, arrays, (arrays,), arrays, jnp.int32(0), jnp.int32(0))
+    shapes, changes = jax.eval_shape(lambda: whole), config_lib.get_config()
+    with Checkpoints(tmp_path, config) as checkpoints:
+        now = jax.device_put(whole, HERE)
+        for step, (devices, model) in enumerate([(8, 4), (8, 1), (4, 2), (1, 1), (8, 8)], 1):
+            checkpoints.save(step, now)
+            checkpoints.wait()
+            changes.mesh.model = model
+            mesh = parallel.data_mesh(jax.devices()[:devices])
+            mesh = parallel.with_model_axis(mesh, changes)
+            places = parallel.state_sharding(shapes, mesh, sharded=False)
+            now = checkpoints.restore(shapes, places, step=step)
+            kernel = now.params["kernel"]
+            assert kernel.sharding == places.params["kernel"]
+            assert kernel.addressable_shards[0].data.size == 64 // model
+            jax.tree.map(np.testing.assert_array_equal, jax.device_get(now), whole)

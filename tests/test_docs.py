@@ -27,6 +27,7 @@ ELSEWHERE = {
     ("docs/tpu.md", "bash"): "scripts/test_launchers.py",
     ("docs/gke.md", "bash"): "scripts/test_launchers.py",
     ("docs/slurm.md", "bash"): "scripts/test_launchers.py",
+    ("docs/backbone.md", "bash"): "models/test_backbone.py",
     ("docs/backbone.md", "python"): "models/test_backbone.py",
     ("docs/fine_tuning.md", "python"): "weights/test_initial.py",
 }

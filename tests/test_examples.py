@@ -1,4 +1,4 @@
-"""The examples, at small size: each learns something, and is short enough to read at once."""
+"""The examples (segmentation: models/test_backbone.py), at small size: each learns something, and is short enough to read at once."""
 
 import csv
 import sys
@@ -14,7 +14,6 @@ sys.path.insert(0, str(ROOT / "examples"))
 import data_source
 import fine_tune_folder
 import regression_head
-import segmentation
 import training_loop
 
 SMALLEST = "resnet18,w=0.1,d=0.1,r=16"  # Compiles in little time.
@@ -71,9 +70,5 @@ def test_a_loop_of_ones_own_and_a_source_of_ones_own(images, tmp_path):
     assert len(made) == 18 and made.classes == ("cat", "dog")
     assert made.describe(9) == "train/dog/0.png" and made[9]["label"] == 1
     model = SMALLEST.replace("r=16", "r=32")
-    losses = data_source.main(images / "images.csv", model, steps=12, batch=16)
-    assert np.isfinite(losses).all() and np.mean(losses[-3:]) < losses[0]
-
-
-def test_segmentation(stand_in):
-    assert segmentation.main(stand_in, steps=16) > 0.2
+    losses = data_source.main(images / "images.csv", model, steps=20, batch=16)
+    assert len(losses) == 20 and np.mean(losses[-3:]) < 0.7 * losses[0]

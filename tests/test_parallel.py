@@ -61,6 +61,35 @@ def test_groups_that_are_not_whole_are_refused(group, message):
         group_of("group", group, 256, 8)
 
 
+@pytest.mark.parametrize(
+    ("data", "model", "message"),
+    [
+        (None, 3, "mesh.model=3 do not divide 8 devices; use a model out of 1, 2, 4, 8"),
+        (2, 2, "config.mesh.data=2 and config.mesh.model=2 do not divide 8 devices"),
+        (4, 1, "config.mesh.data=4 and config.mesh.model=1 do not divide 8 devices"),
+        (None, 2, "optimizer.sharded=True and config.mesh.model=2 both split"),
+    ],
+)
+def test_a_mesh_that_is_not_all_devices_is_refused(data, model, message):
+    config = default.get_config()
+    config.mesh.data, config.mesh.model = data, model
+    config.optimizer.sharded = "sharded" in message
+    with pytest.raises(UserError, match=message):
+        parallel.with_model_axis(parallel.data_mesh(), config)
+
+
+def test_a_mesh_keeps_its_devices_in_order_and_one_axis_stays_as_it_is():
+    config, mesh = default.get_config(), parallel.data_mesh()
+    assert parallel.with_model_axis(mesh, config) is mesh and parallel.describe_mesh(mesh) == []
+    config.mesh.model = 4
+    made = parallel.with_model_axis(mesh, config)
+    assert made.shape == {"data": 2, "model": 4} and parallel.data_shards(made) == 8
+    assert made.devices.reshape(-1).tolist() == mesh.devices.tolist()
+    assert parallel.describe_mesh(made) == [
+        "mesh: 2 x 4 devices (data x model); each keeps 1/4 of large arrays"
+    ]
+
+
 def test_the_scope_is_reported():
     config = default.get_config()
     config.batch_size, config.model.batch_norm_scope = 256, "reference"

@@ -77,6 +77,9 @@ class Digits(Source):
         pixels, label = self._made[index]
         return {"image": cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB), "label": int(label)}
 
+    def shared(self, split: str) -> int:
+        return len({*self._records} & {*self._records_of(split)})
+
     def describe(self, index: int) -> str:
         split, number = self._records[index]
         return f"image {number} of the digits' {split}"

@@ -8,8 +8,11 @@ from collections.abc import Iterable
 from effnet_jax.errors import UserError
 
 WNID = re.compile(r"n\d{8}")
+FOLDER = re.compile(r"n\d{8}(?![^\W_])")  # A class's, also as in "n01440764_tench".
 # The copy on the Hugging Face Hub adds the WordNet id.
 TRAIN_NAME = re.compile(r"((n\d{8})_\d+)(_n\d{8})?(\.\w+)?", re.IGNORECASE)
+# What states the class within a name such as "n01440764_18 (1).webp", as copies are called.
+STATED = re.compile(r"(?<![^\W_])(?:ILSVRC2012_val_(\d{8})(?!\d)|(n\d{8})_\d+)", re.IGNORECASE)
 VALIDATION_NAME = re.compile(r"ILSVRC2012_val_(\d{8})(_n\d{8})?\.(jpe?g|png)", re.IGNORECASE)
 
 
@@ -27,12 +30,14 @@ def _known() -> frozenset[str]:
 
 
 def stated_class(file_name: str) -> str | None:
-    """The WordNet id that a file's name states; None if it states none of ImageNet's 1000."""
-    if match := VALIDATION_NAME.fullmatch(file_name):
-        number = int(match[1])
-        return validation_classes()[number - 1] if 1 <= number <= 50_000 else None
-    match = TRAIN_NAME.fullmatch(file_name)
-    return match[2].lower() if match and match[2].lower() in _known() else None
+    """The WordNet id that a file's name states; None if it states none, or several, of the 1000."""
+    found = set()
+    for number, wnid in STATED.findall(file_name):
+        if wnid.lower() in _known():
+            found.add(wnid.lower())
+        elif number and 1 <= int(number) <= 50_000:
+            found.add(validation_classes()[int(number) - 1])
+    return found.pop() if len(found) == 1 else None
 
 
 def train_name(file_name: str) -> str | None:
@@ -44,17 +49,18 @@ def train_name(file_name: str) -> str | None:
 def check_names(images: Iterable[tuple[str, str]]) -> None:
     """Raises UserError for images, pairs of class and path, whose names state another class.
 
-    Only classes with the WordNet ids of ImageNet's 1000 are compared: people group their files
-    under other names.
+    Only classes whose name begins with the WordNet id of one of ImageNet's 1000 are compared:
+    people group their files under other names.
     """
     wrong, compared = [], 0
-    for wnid, path in images:
-        name = os.path.basename(path)
-        if not WNID.fullmatch(wnid) or wnid not in _known() or not (stated := stated_class(name)):
+    for name, path in images:
+        folder = FOLDER.match(name)
+        if not folder or folder[0] not in _known():
             continue
-        compared += 1
-        if stated != wnid:
-            wrong.append(f"{path} is of {stated}")
+        if stated := stated_class(os.path.basename(path)):
+            compared += 1
+            if stated != folder[0]:
+                wrong.append(f"{path} is of {stated}")
     if wrong:
         raise UserError(
             f"{len(wrong):,} of {compared:,} images lie in the folder of another class than "

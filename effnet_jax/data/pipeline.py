@@ -132,6 +132,8 @@ class TrainImages:
         image = resize(image, out.shape[:2], self._preprocess.interpolation, truncate)
         if self._preprocess.flip and rng.random() < 0.5:
             image = cv2.flip(image, 1)
+        if self._preprocess.flip_vertical and rng.random() < 0.5:
+            image = cv2.flip(image, 0)
         if self._policy:
             image = self._policy(image, rng)
         if self._augment.cutout > 0:

@@ -73,7 +73,7 @@ class Preprocess:
             if len(value) != 3 or (key == "std" and min(value) <= 0):
                 numbers = "three numbers" + " above 0" * (key == "std")
                 raise UserError(f"preprocess.{key} must be {numbers}, for RGB; got {value}")
-            if not all(abs(each) <= (1 if key == "mean" else math.inf) for each in value):
+            if not all(abs(each) <= (1 if key == "mean" else 10) for each in value):
                 raise UserError(
                     f"preprocess.{key} is of pixels in 0 to 1, not in 0 to 255; got {value}"
                 )
@@ -159,6 +159,8 @@ def content(image: ImageLike) -> bytes | np.ndarray:
     if isinstance(image, str | os.PathLike):
         return pathlib.Path(image).read_bytes()
     if isinstance(image, Image.Image):
+        if 0 in image.size:
+            raise ValueError(f"a Pillow image must have pixels; got {image.size}")
         return to_rgb(ImageOps.exif_transpose(image))
     if isinstance(image, bytes | bytearray | memoryview):
         return bytes(image)

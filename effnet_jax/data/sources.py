@@ -34,6 +34,8 @@ Record = dict[str, bytes | int | np.ndarray]
 class Source:
     """A split of a data set: `classes`, names by label, and random access to its records."""
 
+    by_content = False  # Whether `identity` covers some images: the data's name says little.
+
     def __init__(self, classes: tuple[str, ...], records: Sequence):
         self.classes, self._records = classes, records
 
@@ -46,6 +48,10 @@ class Source:
     def describe(self, index: int) -> str:
         """Names a record for a message."""
         raise NotImplementedError
+
+    def shared(self, split: str) -> int:
+        """The number of these records that another split of the same data set has as well."""
+        return 0
 
     def summary(self) -> str:
         """A line for the start of a run: how many images and classes, and what is known of them."""
@@ -160,7 +166,6 @@ class TfdsSource(Source):
         self._splits = builder.info.splits
 
     def shared(self, split: str) -> int:
-        """The number of these records that another split of the same data set has as well."""
         pairs = ((a, b) for a in self._spans(self._split) for b in self._spans(split))
         return sum(len(range(max(a[1], b[1]), min(a[2], b[2]))) for a, b in pairs if a[0] == b[0])
 
@@ -169,7 +174,7 @@ class TfdsSource(Source):
         import tensorflow_datasets as tfds
 
         # ImageNet's minival is the first of its train.
-        names = {"minival": "train"} if self._name == "imagenet2012" else {}
+        names = {"minival": "train"} if self._name.partition(":")[0] == "imagenet2012" else {}
         spans = []
         with contextlib.suppress(ValueError):  # Another copy of the data set may have the split.
             for part in tfds.core.ReadInstruction.from_spec(split).to_absolute(self._splits):
@@ -264,6 +269,8 @@ class FolderSource(Source):
     `left_out` counts the files there that are not read, by their ending.
     """
 
+    by_content = True
+
     def __init__(
         self,
         classes: tuple[str, ...],
@@ -311,35 +318,79 @@ class FolderSource(Source):
         return np.bincount([label for _, label in self._records], minlength=len(self.classes))
 
     def warnings(self) -> list[str]:
-        alike = collections.defaultdict(list)
-        for name in self.classes:
-            alike[re.sub(r"[\s_-]+", " ", name.casefold()).strip()].append(repr(name))
-        lines = [
-            f"warning: the names of the classes {' and '.join(names)} differ in capitals or spaces "
-            "alone; if they are one class, put their images into one folder"
-            for names in [each for each in alike.values() if len(each) > 1][:3]
-        ]
-        counts = self._counts()
-        least, most = counts.min(), counts.max()
-        if most <= IMBALANCE * least:
-            return lines
-        return [
-            *lines,
-            f"warning: class {self.classes[counts.argmax()]!r} has {most:,} images, more than "
-            f"{IMBALANCE} times the {least:,} of {self.classes[counts.argmin()]!r}. Top-1 follows "
-            "the large classes; the metric mean_per_class counts all the same, and can be "
-            "config.checkpoint.best_metric",
-        ]
+        lines = alike(self.classes, "put their images into one folder")
+        if shared := self._shared_folders():
+            lines.append(
+                f"warning: all classes have the same folders in them: {_first_of(shared)}. If "
+                "those are the classes, as in folds or years, move them up: DIR/CLASS/*.jpg"
+            )
+        if masks := self._masks():
+            lines.append(
+                f"warning: {len(masks):,} images are masks of others by their names, such as "
+                f"{masks[0]}; they count as images of their class: move them elsewhere"
+            )
+        return lines + uneven(self.classes, self._counts())
+
+    def _shared_folders(self) -> set[str]:
+        """The folders in those of the classes, where all have the same ones and images in them."""
+        inner = collections.defaultdict(set)
+        for path, label in self._records:
+            folders = path.removeprefix(f"{self._place}{os.sep}").split(os.sep)[1:-1]
+            if not folders:
+                return set()
+            inner[label].add(folders[0])
+        first = inner[0]
+        return first if len(first) > 1 and all(each == first for each in inner.values()) else set()
+
+    def _masks(self) -> list[str]:
+        """The images next to another whose name they have, and "mask" or the like after it."""
+        masks = {}
+        for path, _ in self._records:
+            if match := MASK_FILE.fullmatch(os.path.splitext(path)[0]):
+                masks[path] = match[1]
+        images = set(masks.values())
+        there = images.intersection(os.path.splitext(path)[0] for path, _ in self._records)
+        return [path for path, image in masks.items() if image in there]
 
     def summary(self) -> str:
         line = f"{self._place}: {len(self):,} of {self._total:,} images, {self._list_classes()}"
         if np.ndim(self._records[0][1]):
             return f"{line}; sets of labels"
-        counts = self._counts()
-        ends = dict.fromkeys((counts.argmin(), counts.argmax()))  # One, where all have as many.
-        most = " to ".join(f"{counts[at]:,} ({self.classes[at]})" for at in ends)
-        most = most if len(ends) > 1 else f"{counts[0]:,} each"
-        return f"{line}; images per class: {most}{_list_endings(self._left_out)}"
+        counted = count_by_class(self.classes, self._counts())
+        return f"{line}{counted}{list_endings(self._left_out)}"
+
+
+def alike(classes: Sequence[str], remedy: str) -> list[str]:
+    """Lines about classes whose names read alike, and what is to be done if they are one."""
+    names = collections.defaultdict(list)
+    for name in classes:
+        plain = re.sub(r"[\s_-]+", " ", name.casefold()).strip()
+        names[COPY.sub("", plain) or plain].append(repr(name))
+    return [
+        f"warning: the names of the classes {' and '.join(each)} differ in capitals, spaces or the "
+        f"ending of a copy alone; if they are one class, {remedy}"
+        for each in [each for each in names.values() if len(each) > 1][:3]
+    ]
+
+
+def uneven(classes: Sequence[str], counts: np.ndarray) -> list[str]:
+    """A line about classes of which one has many times the images of another."""
+    least, most = counts.min(), counts.max()
+    if most <= IMBALANCE * least:
+        return []
+    return [
+        f"warning: class {classes[counts.argmax()]!r} has {most:,} images, more than "
+        f"{IMBALANCE} times the {least:,} of {classes[counts.argmin()]!r}. Top-1 follows the large "
+        "classes; the metric mean_per_class counts all the same, and can be "
+        "config.checkpoint.best_metric"
+    ]
+
+
+def count_by_class(classes: Sequence[str], counts: np.ndarray) -> str:
+    """The fewest and the most images of a class, for a summary."""
+    ends = dict.fromkeys((counts.argmin(), counts.argmax()))  # One, where all have as many.
+    most = " to ".join(f"{counts[at]:,} ({classes[at]})" for at in ends)
+    return f"; images per class: {most if len(ends) > 1 else f'{counts[0]:,} each'}"
 
 
 # Endings, in lower case, of the images that `decode` reads.
@@ -351,9 +402,17 @@ SYSTEM = {
 }
 # Names of folders that are splits of a data set, and not classes; or that hold no photographs.
 SPLIT = re.compile(
-    r"(seg_)?(train|test|val|valid|validation|pred)(ing)?([ _-]?(set|data|images|\d{4}))?", re.I
+    r"((seg|x)_)?(train|test|val|valid|validation|pred|dev|development|eval|evaluation|holdout)"
+    r"(ing)?([ _-]?(set|data|images|\d+))?",
+    re.I,
 )
-MASKS = re.compile(r"masks?|labels?|annotations?", re.I)
+MASKS = re.compile(
+    r"(masks?|labels?|annot(ation)?s?|segmentations?|ground[ _-]?truths?|gts?|depth)", re.I
+)
+PICTURES = re.compile(r"images?|imgs?|rgb", re.I)
+# Ends of the names of copies that systems make, and of masks next to the images that they are of.
+COPY = re.compile(r"( copy)?( ?\(\d+\))?$")
+MASK_FILE = re.compile(r"(.+)[ _-](mask|seg|segmentation|gt)([ _-]\d+)?", re.I)
 
 
 def is_hidden(name: str) -> bool:
@@ -369,7 +428,8 @@ def is_image(name: str) -> bool:
 def list_images(arguments: Sequence[str]) -> list[str]:
     """The paths that arguments stand for, in their order; reports how many files are left out.
 
-    Raises UserError for a folder without images, and a pattern that no image matches.
+    Raises UserError for a folder without images or with a link to a folder that is read already,
+    and a pattern that no image matches.
     """
     paths = []
     for argument in arguments:
@@ -388,13 +448,19 @@ def list_images(arguments: Sequence[str]) -> list[str]:
         )
         if not images:
             raise UserError(f"no image in {argument} (files: {len(found)})")
+        places = {}
+        for place in dict.fromkeys(map(os.path.dirname, images)):
+            first = places.setdefault(os.path.realpath(place), place)
+            if first != place:  # A link back is followed forty times.
+                raise UserError(f"{place} is {first} by a link, and read already; remove the link")
         if others := len(found) - len(images):
             print(f"{argument}: {others} of {len(found)} files are no images", file=sys.stderr)
         paths += images
     return paths
 
 
-def _list_endings(left_out: collections.Counter) -> str:
+def list_endings(left_out: collections.Counter) -> str:
+    """The files that are left out, by their ending, for a summary or a message."""
     listed = ", ".join(f"{count:,} {ending}" for ending, count in left_out.most_common(5))
     loose = any(ending.partition(" ")[0] in IMAGES and " " in ending for ending in left_out)
     remedy = "; move each image that is in no class folder into that of its class" * loose
@@ -473,7 +539,7 @@ def list_classes(
     if empty := [name for name, paths in found.items() if not paths]:
         raise UserError(
             f"no image in {folder / empty[0]} and {len(empty) - 1} other class folders; remove the "
-            f"empty folder or add images ({', '.join(IMAGES)}){_list_endings(left_out)}"
+            f"empty folder or add images ({', '.join(IMAGES)}){list_endings(left_out)}"
         )
     imagenet_names.check_names((name, path) for name, paths in found.items() for path in paths)
     return found
@@ -508,7 +574,7 @@ def _check_folders(folder: pathlib.Path, folders: list[pathlib.Path]) -> None:
 def _check_names(folder: pathlib.Path, names: list[str]) -> None:
     """Raises UserError for folders that are splits, or images and their masks, and not classes."""
     odd = [name for name in names if SPLIT.fullmatch(name)]
-    if all(name in odd or MASKS.fullmatch(name) or name.lower() == "images" for name in names):
+    if all(name in odd or MASKS.fullmatch(name) or PICTURES.fullmatch(name) for name in names):
         odd = names
     is_vehicle = len(odd) == 1 < len(names) and odd[0].lower() == "train"
     if not odd or (is_vehicle and not any(each.is_dir() for each in (folder / odd[0]).iterdir())):
@@ -604,7 +670,7 @@ def open_source(config: ConfigDict, split: str) -> Source:
     """A split of the data set that `config.data` names; raises UserError if it is missing."""
     if config.synthetic:
         return Synthetic(1_281_167 if split == config.train_split else 1_000)  # As ImageNet.
-    kinds = ("tfds", "folder", "digits", "split_files")
+    kinds = ("tfds", "folder", "digits", "split_files", "parquet", "webdataset")
     kind = check_choice("config.data.source", config.source, kinds)
     if kind == "folder":
         source = folder_source(config, split)
@@ -612,6 +678,14 @@ def open_source(config: ConfigDict, split: str) -> Source:
         from effnet_jax.data import split_files
 
         source = split_files.open_split(config, split)
+    elif kind == "parquet":
+        from effnet_jax.data import parquet
+
+        source = parquet.open_split(config, split)
+    elif kind == "webdataset":
+        from effnet_jax.data import webdataset
+
+        source = webdataset.open_split(config, split)
     elif kind == "digits":
         source = digits_source(config.name, config.data_dir, split)
     else:
@@ -628,12 +702,14 @@ def count_trained_on(
     """The number of records of an evaluation split that `training.train_split` has as well.
 
     `source` is `data.eval_split`, and `trained` the training split, as opened. Image files are
-    compared by content, TFDS splits of the same name by position.
+    compared by content; records of one file, splits of one data set of TFDS, or of digits, by
+    position.
     """
-    if isinstance(source, FolderSource) and isinstance(trained, FolderSource):
+    if hasattr(source, "count_shared") and isinstance(trained, type(source)):
         return source.count_shared(trained)
-    same = isinstance(source, TfdsSource) and data.name == training.name
-    return source.shared(training.train_split) if same else 0
+    # A name may have its version, as in "imagenet2012:5.1.0".
+    one, other = ((each.source, each.name.partition(":")[0]) for each in (data, training))
+    return source.shared(training.train_split) if one == other else 0
 
 
 def _size(path: str) -> int:
@@ -743,10 +819,10 @@ def check_classes(found: tuple[str, ...], expected: tuple[str, ...], split: str)
 def identity(source: Source) -> str:
     """Tells a split from others of one name: its images, and a digest of the names of its classes.
 
-    The digest of a folder, whose name says little, also covers some of its images.
+    The digest of files, whose name says little, also covers some of the images.
     """
     while isinstance(source, Relabeled):
         source = source._records
     with contextlib.suppress(OSError):  # Damaged files are reported elsewhere.
-        return fingerprint(source, 32 if isinstance(source, FolderSource) else 0)
+        return fingerprint(source, 32 if source.by_content else 0)
     return fingerprint(source, 0)

@@ -150,7 +150,7 @@ def _count_trained_on(config: ConfigDict, found: dict[str, Source]) -> int:
     Also warns where other images than at the training are held out, so that nobody knows.
     """
     data, training, trained = config.data, config.training_data, None
-    if training.source in ("folder", "split_files"):
+    if training.source in ("folder", "split_files", "parquet", "webdataset"):
         with contextlib.suppress(UserError):  # The training data isn't here any more.
             trained = sources.open_source(training, training.train_split)
     counts = (sources.count_trained_on(each, data, training, trained) for each in found.values())

@@ -72,6 +72,7 @@ CHOICES = (
     "model.batch_norm_scope",
     "accumulation_steps",
     "optimizer.sharded",
+    "mesh.model",
 )
 
 
@@ -210,6 +211,7 @@ def plan(config: ConfigDict, name: str, topology: str, examples: int, batch_size
       batch_size: images a step, over all devices.
     """
     chip, mesh = check_topology(topology), topology_mesh(topology)
+    mesh = parallel.with_model_axis(mesh, config)
     config = config.copy_and_resolve_references()
     config.batch_size = batch_size
     config_lib.validate(config, parallel.data_shards(mesh))
@@ -305,7 +307,7 @@ def largest_batch(attempt: Callable[[int], Plan], start: int, unit: int) -> tupl
             f"not even a batch of {bad.batch_size} fits {bad.topology}: {bad.model} at "
             f"{bad.resolution} px needs {bad.memory_bytes / GIB:.2f} GiB a device, of "
             f"{bad.hbm_bytes / GIB:.2f}; --config.model.remat=block and "
-            "--config.optimizer.sharded=True need less"
+            "--config.optimizer.sharded=True or --config.mesh.model=N need less"
         )
     return good, bad
 

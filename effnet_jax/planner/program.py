@@ -93,29 +93,69 @@ def memory_traffic(compiled_text: str, trips: int = 1) -> int:
 
     Each instruction reads its operands and writes its result once, with the padding of their tiles;
     arrays that the compiler keeps on the chip, in a layout with S(1), move nothing. XLA's own
-    count, "bytes accessed", ignores that difference, but counts the part of an operand that a
-    fusion reads; here the whole operand counts. Each loop has `trips`.
+    count, "bytes accessed", ignores that difference. Where a fusion reads only slices of an operand
+    or updates only slices of it in place, these count. Each loop has `trips`.
     """
     computations, entry = _parse(compiled_text)
     total, left = 0, [(entry, 1)]
     while left:
         computation, times = left.pop()
         sizes, begun = {}, {}  # By name: bytes of the result, and bytes that a `-start` may read.
-        for name, shape, operation, calls, line in computations.get(computation, ()):
-            arguments = line.partition(f" {operation}(")[2].partition(")")[0]
-            operands = re.findall(r"%([\w.\-]+)", arguments)
-            read = sum(sizes.get(each, 0) for each in operands)
-            sizes[name] = _bytes(shape, padded=True, on_chip=False)
+        for each in computations.get(computation, ()):
+            operation, operands = each.operation, _operands(each)
+            reads = [sizes.get(name, 0) for name in operands]
+            written = sizes[each.name] = _bytes(each.shape, padded=True, on_chip=False)
             again = times * trips if operation == "while" else times
-            left += [(to, again) for how, to in calls if how in EXECUTED or operation == "call"]
+            left += [
+                (to, again) for how, to in each.calls if how in EXECUTED or operation == "call"
+            ]
             if operation.endswith("-start"):
-                begun[name] = read
+                begun[each.name] = sum(reads)
                 continue
             if operation.endswith("-done"):  # It reads as much as its result, maybe a slice.
-                read = min(begun.get(operands[0], 0), _bytes(shape, padded=True))
-            if not FREE.fullmatch(operation) and "ConcatBitcast" not in line:
-                total += times * (read + sizes[name])
+                reads = [min(begun.get(operands[0], 0), _bytes(each.shape, padded=True))]
+            elif fused := operation == "fusion" and computations.get(each.calls[0][1]):
+                used, result = _used(fused)
+                reads = [min(size, used[number]) for number, size in enumerate(reads)]
+                written = min(written, result)
+            if not FREE.fullmatch(operation) and "ConcatBitcast" not in each.line:
+                total += times * (sum(reads) + written)
     return total
+
+
+def _used(fused: list[Instruction]) -> tuple[dict[int, float], int]:
+    """Bytes of each parameter that a fusion reads, by number, and bytes that it writes.
+
+    A parameter that is only sliced, or updated in place, counts with the slices; infinity stands
+    for the whole of it.
+    """
+    sizes = {each.name: _bytes(each.shape, padded=True) for each in fused}
+    used, parameters, updated = collections.Counter(), {}, {}
+    for each in fused:
+        operands = _operands(each)
+        base = operands[0] if operands else ""
+        if each.operation == "parameter":
+            parameters[each.name] = int(re.search(r" parameter\((\d+)\)", each.line)[1])
+        elif each.operation == "bitcast":  # The same array by another name.
+            for known in (parameters, updated):
+                known |= {each.name: known[base]} if base in known else {}
+            continue
+        elif each.operation == "dynamic-update-slice" and (base in parameters or base in updated):
+            updated[each.name] = updated.get(base, 0) + sizes[operands[1]]
+            operands = operands[1:]
+        elif each.operation in ("slice", "dynamic-slice") and base in parameters:
+            used[parameters[base]] += sizes[each.name]
+            operands = operands[1:]
+        used |= {parameters[name]: math.inf for name in operands if name in parameters}
+    root = next(each for each in fused if each.line.lstrip().startswith("ROOT"))
+    results = _operands(root) if root.operation == "tuple" else [root.name]
+    return used, sum(updated.get(name, sizes[name]) for name in results)
+
+
+def _operands(instruction: Instruction) -> list[str]:
+    """Names of an instruction's operands, in order."""
+    arguments = instruction.line.partition(f" {instruction.operation}(")[2].partition(")")[0]
+    return re.findall(r"%([\w.\-]+)", arguments)
 
 
 def _bytes(shape: str, padded: bool = False, on_chip: bool = True) -> int:

@@ -354,13 +354,17 @@ def describe(points: Sequence[Point]) -> str:
 
 
 def find_files(paths: Sequence[pathlib.Path]) -> dict[pathlib.Path, bool]:
-    """Every CSV, once, with whether it was named itself rather than found in a folder."""
+    """Every CSV, once, with whether it was named itself rather than found in a folder.
+
+    What is hidden in a folder is passed over: copies of an editor, and files of the system.
+    """
     found: dict[pathlib.Path, tuple[pathlib.Path, bool]] = {}
     for path in sorted(paths, key=pathlib.Path.is_dir):  # Named files first.
         if not path.exists():
             raise UserError(f"no file or folder {path}; is --results right?")
         for file in sorted(path.rglob("*.[cC][sS][vV]")) if path.is_dir() else [path]:
-            found.setdefault(file.resolve(), (file, file == path))
+            if not any(part.startswith(".") for part in file.relative_to(path).parts):
+                found.setdefault(file.resolve(), (file, file == path))
     return dict(found.values())
 
 
@@ -482,6 +486,9 @@ def read(
     parsed, latency, files, skipped = [], [], [], []
     for path, named in find_files(paths).items():
         columns, rows = csv_rows.read(path)
+        if columns and not rows:
+            skipped.append(f"{path} (no rows)")
+            continue
         missing = [name for name in COLUMNS if name not in columns]
         if not any(name.endswith("/top1") for name in columns):
             missing.append(f"{evaluation}/top1")

@@ -45,7 +45,7 @@ def describe_run() -> dict[str, Any]:
     """When, where and with what a process runs."""
     device = jax.devices()[0]
     return {
-        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
         "commit": git_commit(),
         "python": platform.python_version(),
         "versions": {name: metadata.version(name) for name in PACKAGES},

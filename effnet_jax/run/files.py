@@ -37,6 +37,12 @@ def left_by_download(start: bytes) -> str | None:
     return next((meaning for first, meaning in LEFT.items() if start.startswith(first)), None)
 
 
+def cache_folder(name: str) -> pathlib.Path:
+    """This user's folder for what can be made again, by default ~/.cache/effnet_jax/NAME."""
+    home = os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    return pathlib.Path(home, "effnet_jax", name)
+
+
 def check_local(what: str, path: str | pathlib.Path) -> None:
     """Raises a UserError, which names `what`, for an address like gs://BUCKET/FOLDER."""
     # A pathlib.Path has dropped the second slash.

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -17,11 +18,11 @@ from effnet_jax import experiments, flags, models, scaling
 from effnet_jax.data import sources
 from effnet_jax.errors import UserError
 
-# Keys that do not change what a run learns.
+# Keys that change neither what a run learns nor what its evaluation `val` measures.
 WITHOUT_EFFECT = re.compile(
-    r"config\.(seed|log_steps|eval_\w+|(evaluations|processes|nonfinite)\.\S+"
-    r"|checkpoint\.(?!init_)\w+|data\.(data_dir|check_images|threads|processes|prefetch_\w+)"
-    r"|model\.remat|optimizer\.sharded): "
+    r"config\.(seed|log_steps|eval_\w+|evaluations\.\w+(\.(epochs|weights|data\.data_dir))?"
+    r"|(processes|nonfinite|mesh)\.\S+|checkpoint\.(?!init_)\w+|model\.remat|optimizer\.sharded"
+    r"|data\.(data_dir|check_images|threads|processes|prefetch_\w+)): "
 )
 
 
@@ -151,7 +152,9 @@ def compound(
 
 
 def plain(value: Any) -> Any:
-    """A value without NumPy: its numbers become Python's, and its arrays tuples."""
+    """A value without NumPy and JAX: their numbers become Python's, and their arrays tuples."""
+    if isinstance(value, np.ndarray | jax.Array):
+        value = np.asarray(value)[()]  # A number, where it has no axes.
     if isinstance(value, np.ndarray | tuple):
         return tuple(map(plain, value))
     if isinstance(value, np.floating):

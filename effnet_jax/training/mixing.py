@@ -64,8 +64,9 @@ def mix(
     weights = jnp.where(has_other[:, None, None, None], weights, 1.0)
     shares = weights.mean((1, 2, 3))
     if config.cutmix_labels == "mean_area":
-        alike = (has_box & has_other).reshape(-1, length)
-        total = (shares.reshape(-1, length) * alike).sum(1) / jnp.maximum(alike.sum(1), 1)
-        shares = jnp.where(alike.ravel(), total.repeat(length), shares)
+        alike = has_box & has_other
+        counted = alike.astype(shares.dtype).reshape(-1, length)
+        total = (shares.reshape(-1, length) * counted).sum(1) / jnp.maximum(counted.sum(1), 1)
+        shares = jnp.where(alike, total.repeat(length), shares)
     images = images * weights + reverse(images) * (1 - weights)
     return images, targets * shares[:, None] + reverse(targets) * (1 - shares[:, None])

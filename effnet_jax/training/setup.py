@@ -50,7 +50,7 @@ class Run:
     def __init__(self, config: ConfigDict, place: Workdir, processes: Alone, clock: Clock):
         self.workdir, self.address = place.folder, place.address
         self.processes, self.clock = processes, clock
-        self.mesh = mesh = parallel.data_mesh()
+        self.mesh = mesh = parallel.with_model_axis(parallel.data_mesh(), config)
         config_lib.validate(config, parallel.data_shards(mesh))
         if processes.is_first:
             trackers.check(config.writers)
@@ -135,6 +135,7 @@ class Run:
                 f"evaluation {name!r}: {each.summary()}"
                 for name, each in self.evaluations.sources.items()
             ),
+            *parallel.describe_mesh(self.mesh),
             *parallel.describe_batch_norm(self.config, parallel.data_shards(self.mesh)),
             *freezing.describe(self.config.fine_tune, self.shapes.params),
             *optimizers.warnings(self.config, self.examples),
@@ -223,7 +224,10 @@ def _check_workdir(place: Workdir, config: ConfigDict, processes: Alone) -> None
 
 
 def _check_data(place: Workdir, source: Source) -> None:
-    """Raises UserError where the training data has other classes or records than the run had."""
+    """Raises UserError where the training data has other classes or records than the run had.
+
+    Says so where some of the images are others.
+    """
     workdir, where = place.folder, place.address
     path, runs = workdir / "classes.json", files.read_rows(workdir / "runs.jsonl")
     classes, records = source.classes, [row["records"] for row in runs if "records" in row]
@@ -238,6 +242,13 @@ def _check_data(place: Workdir, source: Source) -> None:
             f"the run in {where} has {wrong}. Labels and the place in the data would be others. "
             "Restore the data, or give another --workdir: there, "
             f"--config.init.weights={where} starts from these weights"
+        )
+    known = [row["data"]["train"] for row in runs if "train" in row.get("data", {})]
+    if known and (now := sources.identity(source)) != known[-1]:
+        say(
+            f"warning: the training images have changed since the run in {where} last started "
+            f"(then {known[-1]}, now {now}). Their order, and which of a folder without splits are "
+            "held out for evaluation, may be others than before"
         )
 
 

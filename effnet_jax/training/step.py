@@ -119,7 +119,8 @@ def make_train_step(
         weights = trained, state.batch_stats, count, kept
         batch = {**batch, "image": images, "target": targets}
         (loss, (correct, batch_stats)), grads = gradients(weights, batch, rngs)
-        if config.optimizer.sharded:  # Each device updates its share, whatever a compiler prefers.
+        # Each device updates its share, whatever a compiler prefers.
+        if config.optimizer.sharded or parallel.splits_state(mesh):
             shares = parallel.shard_largest_axis(grads, mesh)
             grads = jax.lax.with_sharding_constraint(grads, shares)
         with jax.named_scope("update"):

@@ -81,6 +81,11 @@ class Weights:
         outputs, names = self.config.num_classes, self.classes
         if not isinstance(names, tuple) or not all(isinstance(name, str) for name in names):
             raise UserError(f"classes must be a list of names, not {names!r:.60}")
+        if "" in names:
+            raise UserError(
+                f"class {names.index('')} of {len(names)} has an empty name; give names for all of "
+                "them (--classes)"
+            )
         flat = flax.traverse_util.flatten_dict(self.variables, sep="/")
         wanted = list_arrays(models.architecture(self.config))
         if (wrong := find_mismatches(wanted, NAMES["ours"], flat)) != MATCH:
@@ -186,7 +191,7 @@ def load(
         preprocess["mean"], preprocess["std"] = default.NORMALIZATIONS[normalization]
     if resolution is not None:
         preprocess["resolution"] = resolution
-    preprocess = Preprocess(**preprocess).to_dict()
+    preprocess = _complete(preprocess)
 
     outputs = config.num_classes
     named = _name_classes(classes, stated["classes"], outputs, where)
@@ -215,12 +220,20 @@ def _valid(array: Array, value: np.ndarray, epsilon: float, where: str) -> np.nd
         raise UserError(f"{where} is not finite everywhere, as after training diverged")
     if array.leaf == "var" and (value <= -epsilon).any():
         raise UserError(f"{where} has variances below 0; copy it again")
-    if array.leaf in ("conv", "depthwise") and not value.any():
+    is_zero = array.leaf in ("conv", "depthwise", "var") and not value.any()
+    if is_zero or (array.leaf in ("conv", "depthwise") and _has_hole(value)):
         raise UserError(
-            f"{where} is 0 everywhere, as in a file whose download was cut short, or whose weights "
-            "were not gathered before it was saved; get it again"
+            f"{where} is 0 {'everywhere' if is_zero else 'over a long part'}, as in a file whose "
+            "download was cut short, or whose weights were not gathered before it was saved; get "
+            "it again"
         )
     return value
+
+
+def _has_hole(value: np.ndarray, length: int = 8192) -> bool:
+    """Whether one of the blocks of `length` numbers in a kernel is 0: no training makes them so."""
+    blocks = value.ravel()[: value.size // length * length].reshape(-1, length)
+    return not blocks.any(1).all()
 
 
 def _match(
@@ -329,6 +342,9 @@ def _name_classes(
         raise UserError(f"classes must be a list of names, not {type(classes).__name__}")
     if len(classes) != outputs:
         raise UserError(f"{where} has {outputs} outputs, and {len(classes)} classes were given")
+    if own == "imagenet":  # People name its classes by WordNet ids or by their titles.
+        lists = imagenet.class_names(), tuple(imagenet.titles().values())
+        own = next((each for each in lists if sorted(each) == sorted(classes)), None)
     own = () if own is None or isinstance(own, str) else tuple(own)
     if own != tuple(classes) and sorted(own) == sorted(classes):
         raise UserError(

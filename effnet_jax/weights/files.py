@@ -127,7 +127,16 @@ def _read_safetensors(path: pathlib.Path, stated: Stated) -> tuple[Arrays, State
         raise UserError(f"{path} is a damaged .safetensors file: {error}") from None
     except AttributeError as error:  # Of NumPy, as float8_e4m3fn.
         raise UserError(f"{path} has a type of numbers that can't be read: {error}") from None
+    if _ends_in_zeros(path):
+        raise UserError(f"{path} ends in zeros, as a download that was cut short; get it again")
     return arrays, ours.from_metadata(metadata, str(path)) or stated
+
+
+def _ends_in_zeros(path: pathlib.Path, size: int = 1024) -> bool:
+    """Whether the last `size` bytes are 0: the last array is a kernel or a scale in all formats."""
+    with open(path, "rb") as file:
+        file.seek(max(0, path.stat().st_size - size))
+        return not any(file.read())
 
 
 def _read_zip(path: pathlib.Path, weights: str) -> Arrays:

@@ -14,11 +14,15 @@ ENDINGS = (INDEX, ".safetensors", ".npz", ".pth", ".pt", ".bin", ".h5", ".index"
 
 
 def list_files(folder: pathlib.Path) -> list[pathlib.Path]:
-    """The files of weights in a folder, one for each set of weights; raises UserError for none."""
+    """The files of weights in a folder, one for each set of weights; raises UserError for none.
+
+    What is hidden is passed over, as the caches of downloads.
+    """
     found = [
         path
         for path in sorted(folder.rglob("*"))
         if path.name.endswith(ENDINGS) and path.is_file() and not SHARD.search(path.name)
+        if not any(part.startswith(".") for part in path.relative_to(folder).parts)
     ]
     if not found:
         raise UserError(f"no weights in {folder} (files that end in {', '.join(ENDINGS)})")

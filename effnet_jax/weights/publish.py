@@ -90,7 +90,8 @@ def _describe_run(source: pathlib.Path, step: int | None, which: str) -> dict[st
         return None
     config, last = config_lib.load(workdir), starts[-1]
     data, start = config.data, config.init.weights
-    name = pathlib.Path(data.data_dir).name if data.source == "folder" else data.name
+    unnamed = data.source in ("folder", "parquet", "webdataset")
+    name = pathlib.Path(data.data_dir).name if unnamed else data.name
     changes = config_lib.changes(config_lib.get_config().to_dict(), config.to_dict())
     scores = writers.read_scores(workdir, step)
     names = [key.split("/")[0] for key in scores if key.endswith(f"/{which}/top1")]

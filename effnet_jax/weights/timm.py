@@ -11,6 +11,7 @@ from typing import Any
 
 from effnet_jax import models
 from effnet_jax.config import NORMALIZATIONS
+from effnet_jax.errors import UserError
 from effnet_jax.models.efficientnet import VARIANTS
 from effnet_jax.weights.names import OUTPUTS, TORCH, Array, Names
 
@@ -190,27 +191,43 @@ def read_config(path: pathlib.Path) -> dict[str, Any]:
 
     Returns:
       model, origin, preprocess and classes; empty where the file is missing, or another program's.
+
+    Raises:
+      UserError: the file is damaged, or lacks a value of timm's.
     """
     try:
         content = json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"can't read {path}, which may state the preprocessing of the weights next to it: "
+            f"{error}; get it again, or remove it"
+        ) from None
+    if not isinstance(content, dict) or not {"architecture", "pretrained_cfg"} <= content.keys():
+        return {}
+    try:
         name, settings = content["architecture"], content["pretrained_cfg"]
         # Optional keys, in a file that isn't ours.
-        size = settings.get("test_input_size") or settings["input_size"]
-        classes = _classes(content, settings.get("tag") or "")
+        *_, height, width = settings.get("test_input_size") or settings["input_size"]
+        if height != width:
+            raise ValueError(f"images of {height} x {width} pixels, which are no squares")
         preprocess = recipe(
-            settings.get("test_crop_pct") or settings["crop_pct"],
-            size[-1],
+            float(settings.get("test_crop_pct") or settings["crop_pct"]),
+            width,
             interpolation=settings["interpolation"],
             squash=settings.get("crop_mode") == "squash",
         ) | {"mean": tuple(settings["mean"]), "std": tuple(settings["std"])}
-    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError):
-        return {}
-    return {
-        "model": model_of(name),
-        "origin": "timm_tf" if name.startswith("tf_") else "timm",
-        "preprocess": preprocess,
-        "classes": classes,
-    }
+        classes = _classes(content, settings.get("tag") or "")
+        model = model_of(name)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        why = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise UserError(
+            f"{path} doesn't state the preprocessing of the weights next to it: {why}. Mend it, or "
+            "remove it"
+        ) from None
+    origin = "timm_tf" if name.startswith("tf_") else "timm"
+    return {"model": model, "origin": origin, "preprocess": preprocess, "classes": classes}
 
 
 def _classes(content: dict[str, Any], tag: str) -> str | list[str] | None:
@@ -218,7 +235,8 @@ def _classes(content: dict[str, Any], tag: str) -> str | list[str] | None:
 
     A fine-tuned model keeps the tag of the weights that it started from.
     """
-    outputs, names = content.get("num_classes"), content.get("label_names")
+    outputs, settings = content.get("num_classes"), content.get("pretrained_cfg", {})
+    names = content.get("label_names") or settings.get("label_names")
     if isinstance(names, dict):  # By the number of the output, with gaps.
         names = [names.get(str(number), f"class {number}") for number in range(outputs)]
     if names:

@@ -79,3 +79,13 @@ def test_pairs_are_read_from_left_to_right_in_100_classes(monkeypatch):
     source = sources.open_source(config, "test[:50]")
     assert len(source) == 50 and source.classes[7] == "07" and len(source.classes) == 100
     assert source[0]["image"].shape == (96, 96, 3)
+
+
+def test_digits_that_are_trained_on_are_counted():
+    config = digits_config.get_config().data
+    config.update(train_split="train[100:]", eval_split="train[90:110]+test[:5]")
+    found = sources.open_source(config, config.eval_split)
+    assert (len(found), sources.count_trained_on(found, config, config)) == (25, 10)
+    other = digits_config.get_config().data
+    other.name = "cluttered_digits"  # Images of their own.
+    assert sources.count_trained_on(found, config, other) == 0

@@ -111,18 +111,21 @@ def test_augmentations_differ_from_epoch_to_epoch(tiny):
     assert len({image.tobytes() for image in batch["image"]}) > 8
 
 
-def test_flips_are_half_and_can_be_off(tiny):
+@pytest.mark.parametrize(("key", "last"), [("flip", (0, -1)), ("flip_vertical", (-1, 0))])
+def test_flips_are_half_and_can_be_off(tiny, key, last):
+    # Brighter to the right, or downwards.
     ramp = np.tile(np.arange(8, dtype=np.uint8)[None, :, None] * 30, (8, 1, 3))
+    ramp = ramp if key == "flip" else ramp.transpose(1, 0, 2)
 
     class Ramp(Numbers):
         def __init__(self):  # Shuffling takes longest for few records.
             self._images = [encode(ramp)] * 1000
 
     for flip, low, high in ((True, 0.4, 0.6), (False, 0, 0)):
-        tiny.preprocess.flip = flip
+        tiny.preprocess[key] = flip
         tiny.batch_size = 400
         images = pipeline.train_batches(Ramp(), tiny, 8)[0]["image"]
-        flipped = (images[:, 0, 0, 0] > images[:, 0, -1, 0]).mean()
+        flipped = (images[:, 0, 0, 0] > images[:, *last, 0]).mean()
         assert low <= flipped <= high
 
 

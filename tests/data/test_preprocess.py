@@ -207,6 +207,7 @@ def test_every_kind_of_input_gives_the_same(tmp_path):
         ([], "an empty list"),
         ((), "an empty list"),
         (CHELSEA[:0], r"with pixels; got uint8 \(0, 451, 3\)"),
+        (Image.new("RGB", (0, 4)), r"a Pillow image must have pixels; got \(0, 4\)"),
         (CHELSEA[None], r"\[h, w, 3\].* got uint8 \(1, 300, 451, 3\)"),
         (CHELSEA[..., 0], r"got uint8 \(300, 451\)"),
         (jax.numpy.zeros((4, 5, 3)), r"uint8 \[h, w, 3\].* got float32"),
@@ -259,6 +260,7 @@ def test_it_survives_json_and_comes_from_a_config():
         ({"mean": [123.7, 116.3, 103.5]}, "mean is of pixels in 0 to 1, not in 0 to 255"),
         ({"mean": [float("nan")] * 3}, "mean is of pixels in 0 to 1"),
         ({"std": [float("nan")] * 3}, "std is of pixels in 0 to 1"),
+        ({"std": [58.4, 57.1, 57.4]}, "std is of pixels in 0 to 1, not in 0 to 255"),
         ({"std": [0.5, 0.5, 0.0]}, "above 0"),
     ],
 )

@@ -115,6 +115,9 @@ def test_folders_that_can_not_be_trained_on(tmp_path):
         (["test_set", "training_set"], "training_set", "test_set"),
         (["images", "masks"], "NAME", "images|masks"),
         (["Images", "Labels"], "NAME", "Images|Labels"),
+        (["img", "ground_truth"], "NAME", "img|ground_truth"),
+        (["train_256", "dev", "test1"], "train_256", "dev|test1"),
+        (["x_train", "holdout"], "x_train", "holdout"),
     ],
 )
 def test_splits_are_not_taken_for_classes(tmp_path, names, train, validation):
@@ -217,12 +220,29 @@ def test_folders_of_classes_that_are_not_meant_are_refused_or_reported(tmp_path)
     make_folder(tmp_path / "latin", {"cat": 2, "dog": 2})
     os.mkdir(os.fsencode(tmp_path) + b"/latin/caf\xe9")
     fails("latin", r"class folder with the name b'caf\\xe9', which isn't UTF-8; rename it")
-    names = dict.fromkeys(("Cat", "cat", "bull dog", "bull_dog", "1_1", "11"), 2)
+    names = dict.fromkeys(("Cat", "cat", "bull dog", "bull_dog", "1_1", "11", "cat - Copy (2)"), 2)
     source = sources.open_source(config_for(make_folder(tmp_path / "case", names)), "train")
     assert [line.partition(" differ")[0] for line in source.warnings()] == [
-        "warning: the names of the classes 'Cat' and 'cat'",
+        "warning: the names of the classes 'Cat' and 'cat' and 'cat - Copy (2)'",
         "warning: the names of the classes 'bull dog' and 'bull_dog'",
     ]
+
+
+def test_folds_and_masks_among_the_images_are_reported(tmp_path):
+    def warnings(name):
+        return sources.open_source(config_for(tmp_path / name), ".").warnings()
+
+    parts = [f"{fold}/{name}" for fold in ("2019", "fold 1") for name in ("cat", "dog")]
+    make_folder(tmp_path / "folds", dict.fromkeys(parts, 1))
+    (line,) = warnings("folds")
+    assert "all classes have the same folders in them: cat, dog. If those are the classes" in line
+    root = make_folder(tmp_path / "scans", {"benign": 3, "normal": 3})
+    for name in ("benign/000_mask.png", "benign/000_mask_1.png", "normal/a_mask.png"):
+        (root / name).write_bytes(b"")
+    (line,) = warnings("scans")
+    assert (
+        f"2 images are masks of others by their names, such as {root}/benign/000_mask.png" in line
+    )
 
 
 def test_a_file_name_in_another_encoding_can_be_written(tmp_path):

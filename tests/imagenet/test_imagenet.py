@@ -83,6 +83,13 @@ def test_images_that_are_trained_on_are_reported(train, evaluation, shared, data
     source = sources.open_source(config.data, train)
     found = evaluations._open(config, "val", source)
     assert sources.count_trained_on(found, config.data, config.data) == shared
+    training = config.data.copy_and_resolve_references()
+    training.name = "imagenet2012:5.1.0"
+    assert sources.count_trained_on(found, config.data, training) == shared
+    assert (
+        sources.count_trained_on(sources.open_source(training, evaluation), training, config.data)
+        == shared
+    )
     warning = f"warning: {shared} of {len(found)} images of evaluation 'val' are trained on"
     assert (warning in capsys.readouterr().err) == bool(shared)
 

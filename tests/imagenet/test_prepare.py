@@ -27,7 +27,7 @@ from PIL import Image
 
 from effnet_jax import cli
 from effnet_jax import config as default
-from effnet_jax.data import sources
+from effnet_jax.data import imagenet_names, sources
 from effnet_jax.data.decode import decode_image
 from effnet_jax.errors import UserError
 from effnet_jax.imagenet import dataset as imagenet
@@ -421,6 +421,13 @@ def test_names_of_files_state_their_class(prepared, tmp_path):
     image.rename(folder / "train" / classes[1] / image.name)
     with pytest.raises(UserError, match=rf"1 of 60 images .*{image.name} is of {classes[0]}\. "):
         sources.open_source(data, "train")
+    # Copies, crops and other formats keep the part of a name that states the class.
+    stem = image.stem
+    for name in (f"{stem} (1).JPEG", f"crop_{stem}.webp", "ILSVRC2012_val_00000001.webp"):
+        images = [(folder, name) for folder in ("n01440764", "n01440764_tench", "fish n01440764")]
+        with pytest.raises(UserError, match="2 of 2 images lie in the folder of another class"):
+            imagenet_names.check_names(images)
+    assert imagenet_names.stated_class(f"n01440764_1 over {stem}.JPEG") is None  # Which is it?
     # Labels in a copy by TFDS are compared as well.
     items = [imagenet.Item(f"n01440764_{n}.JPEG", 1, "x", 0, 0) for n in range(8)]
     with pytest.raises(UserError, match="8 of 8 images lie"):

@@ -276,6 +276,9 @@ def test_parts_of_one_set_of_weights_are_one_file_with_one_checksum(tmp_path):
     for name in parts:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(name)
+    (tmp_path / ".cache").mkdir()
+    for name in (".cache/model.safetensors", "._model.safetensors"):
+        (tmp_path / name).touch()
     found = weights_folder.list_files(tmp_path)
     assert [str(path.relative_to(tmp_path)) for path in found] == [parts[0], parts[2]]
     before = list(map(weights_folder.checksum, found))

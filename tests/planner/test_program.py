@@ -128,3 +128,43 @@ def test_traffic_is_what_leaves_the_chip_or_comes_to_it():
     # x and the slice are read, the conversion is written; then each trip reads and writes.
     assert memory_traffic(KEPT, trips=1) == x + slice_of_w + x + 2 * x
     assert memory_traffic(KEPT, trips=10) == x + slice_of_w + x + 10 * 2 * x
+
+
+# Rows of a 4 x 64 x 128 array of float32 (128 KiB, 32 KiB a row): two are updated in place, one
+# after another; of another array two are read, and of a third everything and a row.
+SLICED = """HloModule jit_f, is_scheduled=true
+
+%fused (param_0: f32[4,64,128], param_1: f32[4,64,128], param_2: f32[4,64,128]) -> f32[4,64,128] {
+  %param_0 = f32[4,64,128]{2,1,0:T(8,128)} parameter(0)
+  %param_1 = f32[4,64,128]{2,1,0:T(8,128)} parameter(1)
+  %param_2 = f32[4,64,128]{2,1,0:T(8,128)} parameter(2)
+  %zero = s32[] constant(0)
+  %view = f32[4,64,128]{2,1,0:T(8,128)} bitcast(%param_1)
+  %row = f32[1,64,128]{2,1,0:T(8,128)} slice(%view), slice={[0:1], [0:64], [0:128]}
+  %chosen = f32[1,64,128]{2,1,0:T(8,128)} dynamic-slice(%param_1, %zero, %zero, %zero)
+  %third = f32[1,64,128]{2,1,0:T(8,128)} slice(%param_2), slice={[0:1], [0:64], [0:128]}
+  %sum = f32[1,64,128]{2,1,0:T(8,128)} reduce(%param_2, %third), dimensions={0}, to_apply=%add
+  %first = f32[4,64,128]{2,1,0:T(8,128)} dynamic-update-slice(%param_0, %row, %zero, %zero, %zero)
+  ROOT %both = f32[4,64,128]{2,1,0:T(8,128)} dynamic-update-slice(%first, %chosen, %zero, %zero)
+}
+
+ENTRY %main (x: f32[4,64,128], y: f32[4,64,128], z: f32[4,64,128]) -> f32[4,64,128] {
+  %x = f32[4,64,128]{2,1,0:T(8,128)} parameter(0)
+  %y = f32[4,64,128]{2,1,0:T(8,128)} parameter(1)
+  %z = f32[4,64,128]{2,1,0:T(8,128)} parameter(2)
+  ROOT %out = f32[4,64,128]{2,1,0:T(8,128)} fusion(%x, %y, %z), kind=kLoop, calls=%fused
+}
+"""
+
+
+def test_slices_that_are_read_or_updated_in_place_count_alone():
+    row = 64 * 128 * 4
+    # Two rows of y and all of z are read; two rows of x are written, and none is read.
+    assert memory_traffic(SLICED) == 2 * row + 4 * row + 2 * row
+    # As a result that is passed on beside another, it counts alike.
+    pair = "(f32[4,64,128]{2,1,0:T(8,128)}, f32[1,64,128]{2,1,0:T(8,128)})"
+    text = SLICED.replace("ROOT %both =", "%both =").replace(
+        "\n}\n\nENTRY", f"\n  ROOT %all = {pair} tuple(%both, %sum)\n}}\n\nENTRY"
+    )
+    text = text.replace("ROOT %out = f32[4,64,128]{2,1,0:T(8,128)}", f"ROOT %out = {pair}")
+    assert memory_traffic(text) == 2 * row + 4 * row + 2 * row + row

@@ -175,10 +175,17 @@ def test_other_tables_are_passed_over_in_a_folder_alone(tmp_path):
     other = tmp_path / "benchmark_model.csv"
     other.write_text("model,mode\nb0,train\n")
     (tmp_path / "empty.csv").touch()
+    header = tmp_path / "header.csv"
+    header.write_text((tmp_path / "a.csv").read_text().partition("\n")[0])
+    # An editor's copy, whose rows its user may have removed since, and a file of the system.
+    write(tmp_path / ".ipynb_checkpoints" / "a-checkpoint.csv", [row(seed=1)])
+    (tmp_path / "._a.csv").write_bytes(b"\x00\x05\x16\x07\xff")
     found = results.read([tmp_path])
     assert (len(found.runs), found.files) == (1, (tmp_path / "a.csv",))
     why = "(no column 'sweep')"
-    assert found.skipped == (f"{other} {why}", f"{tmp_path / 'empty.csv'} {why}")
+    others = f"{other} {why}", f"{tmp_path / 'empty.csv'} {why}", f"{header} (no rows)"
+    assert found.skipped == others
+    assert results.read([header]).skipped == others[2:]
     with pytest.raises(UserError, match=r"benchmark_model\.csv is no table of results"):
         results.read([tmp_path, other])
     with pytest.raises(UserError, match="--results"):

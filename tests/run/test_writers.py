@@ -3,12 +3,13 @@
 import concurrent.futures
 import resource
 import threading
+import time
 
 import pytest
 
 from effnet_jax import csv_rows
 from effnet_jax.errors import UserError
-from effnet_jax.run import files, writers
+from effnet_jax.run import environment, files, writers
 
 ROW = {
     "epoch": 1.0,
@@ -53,6 +54,15 @@ def test_csv_rows_add_up_and_never_mix_columns(tmp_path):
     assert not (tmp_path / "new.csv").exists()
 
 
+def test_runs_of_one_name_that_start_in_the_same_second_are_two(tmp_path):
+    """As of two sweeps that one command line starts, with one table."""
+    for result in (1, 2):
+        time.sleep(0.002)
+        row = {"name": "seed=0", "result": result, "time": environment.describe_run()["time"]}
+        csv_rows.merge_csv(tmp_path / "rows.csv", [row])
+    assert len(csv_rows.read(tmp_path / "rows.csv")[1]) == 2
+
+
 @pytest.mark.parametrize("change", ["\ufeff{}", "{};", "{},,"])
 def test_a_file_that_a_spreadsheet_saved_is_named(tmp_path, change):
     path = tmp_path / "rows.csv"
@@ -60,6 +70,20 @@ def test_a_file_that_a_spreadsheet_saved_is_named(tmp_path, change):
     path.write_text("\n".join(change.format(line) for line in rows.splitlines()), "utf-8")
     with pytest.raises(UserError, match=r"rows\.csv has these columns as a spreadsheet writes"):
         csv_rows.check_append(path, ["a", "b"])
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b'a,b\n1,"2\n', "unexpected end of data; is a quotation mark missing"),
+        ("a,b\n1,2\n".encode("utf-16"), "it is no text in UTF-8"),
+    ],
+)
+def test_a_file_that_would_swallow_a_row_is_refused(tmp_path, data, message):
+    (path := tmp_path / "rows.csv").write_bytes(data)
+    with pytest.raises(UserError, match=rf"can't read .*rows\.csv: {message}"):
+        csv_rows.append_csv(path, [{"a": 1, "b": 2}])
+    assert path.read_bytes() == data
 
 
 def test_evaluations_that_end_together_lose_no_row(tmp_path):

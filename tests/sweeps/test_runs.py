@@ -4,6 +4,7 @@ import json
 import operator
 
 import pytest
+from ml_collections import ConfigDict
 
 from configs import cluttered_digits
 from effnet_jax import config as default
@@ -95,7 +96,8 @@ def test_methods_also_scale_by_the_paper_s_coefficients_where_others_were_found(
     config.model.alpha = 1.3
     series = [runs.run.series for runs in make_schedule(config, "methods:2")]
     assert series == ["base", "width", "depth", "resolution", "compound", "compound_paper"]
-    names = [runs.run.name for runs in make_schedule(config, "methods:width,2,compound")]
+    schedule = make_schedule(config, "methods:width,2,compound,tolerance=0.1")
+    names = [runs.run.name for runs in schedule]
     assert names == ["base", "width_2x", "compound_2x"]
 
 
@@ -165,7 +167,7 @@ def test_a_sweep_file_of_the_user_s_own(tmp_path):
 def test_numpy_numbers_are_values_like_others(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text("""
-import numpy as np
+import jax.numpy as jnp, numpy as np
 from effnet_jax.sweeps.runs import Run, multiply_adds, scaled
 def get_sweep(config, argument):
     for seed in np.arange(2):
@@ -176,6 +178,7 @@ def get_sweep(config, argument):
             overrides |= {"preprocess.flip": np.bool_(seed)}
             overrides |= {"augment.erase_area": (np.float64(0.1), np.float32(0.3))}
             overrides |= {"preprocess.mean": np.array([0.5, 0.25, 0.5])}
+            overrides |= {"ema.decay": jnp.float32(0.9), "eval_epochs": np.array(2.0)}
             yield Run(f"{rate}_{seed}", "mine", "", overrides)
 """)
     runs = make_schedule(small(), str(path))
@@ -186,6 +189,7 @@ def get_sweep(config, argument):
     assert configs[0].augment.erase_area == (0.1, 0.3)
     assert configs[0].preprocess.mean == (0.5, 0.25, 0.5)
     assert runs[0].row()["config.optimizer.sgd.learning_rate"] == "0.1"
+    assert (runs[0].row()["config.ema.decay"], configs[0].eval_epochs) == ("0.9", 2.0)
 
 
 def test_a_key_that_some_runs_change_is_known_of_all(tmp_path):
@@ -211,7 +215,9 @@ def test_the_recipe_is_all_that_the_runs_of_a_sweep_share():
     changes |= {"checkpoint.keep_newest": 1, "processes.lost_seconds": 9.0, "eval_epochs": 9.0}
     assert recipes(**changes) == {one}
     other = {"loss.label_smoothing": 0.3}, {"init.weights": "a"}, {"epochs": 9.0}
-    assert len({one}.union(*(recipes(**each) for each in other))) == 4
+    # How the images of the evaluation alone are cropped.
+    other += ({"evaluations.val.preprocess": ConfigDict({"crop_padding": 9})},)
+    assert len({one}.union(*(recipes(**each) for each in other))) == 5
 
 
 def test_table_3_scales_the_other_bases():
@@ -292,6 +298,7 @@ def test_bad_sweeps_are_one_message(monkeypatch, tmp_path):
         "grid:step=inf": "the grid's step must be a number",
         "missing.py": "no sweep file missing.py",
         "phi:b0,x": "unknown model 'x'",
+        "methods:2,tolerence=0.1": "unknown setting of the sweep 'tolerence'; did you mean: tol",
         "methods:2,widht": "unknown method 'widht'; did you mean: width",
         "depth:900": "run 'depth_900': width, depth",
     }

@@ -123,6 +123,10 @@ def test_folders_patterns_and_the_standard_input_are_taken(capsys, pictures, tmp
     assert sources.list_images([str(tmp_path / "photos")]) == [str(deep / name) for name in names]
     assert sources.list_images([str(deep / "@eaDir")]) == [str(deep / "@eaDir" / "thumbnail.png")]
     shutil.rmtree(deep / "@eaDir")
+    (deep / "again").symlink_to(deep)
+    with pytest.raises(errors.UserError, match=r"deep/again is .*deep by a link, and read already"):
+        sources.list_images([str(tmp_path / "photos")])
+    (deep / "again").unlink()
     for argument in (tmp_path / "*.gif", GOLDEN / "checkpoint_v1" / "checkpoints"):
         with pytest.raises(errors.UserError, match=f"no image in {re.escape(str(argument))}"):
             sources.list_images([str(argument)])

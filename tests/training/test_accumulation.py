@@ -58,13 +58,17 @@ class Program:
 
 
 @functools.cache
-def program(scope: str, group: int = 1, microbatches: int = 1, sharded: bool = False) -> Program:
+def program(
+    scope: str, group: int = 1, microbatches: int = 1, sharded: bool = False, split: int = 1
+) -> Program:
     config = default.get_config()
+    config.mesh.model = split
     config.batch_size, config.accumulation_steps = BATCH, microbatches
     config.model.batch_norm_scope, config.model.batch_norm_group = scope, group
     config.model.num_classes = 10
     config.schedule.name, config.schedule.warmup_epochs = "constant", 0.0
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    mesh = parallel.with_model_axis(mesh, config)
     model, key = network(), jax.random.key(0)
     params = jax.eval_shape(lambda: models.init_variables(model, SIZE, key))["params"]
     optimizer = build_optimizer(config.optimizer, learning_rate(config, 1000), params)
@@ -154,13 +158,15 @@ def test_in_parts_the_global_scope_is_the_part(batch):
     assert abs(whole["loss"] / result[1]["loss"] - 1) > 1e-4
 
 
+def here(tree) -> int:
+    """Bytes of a tree on the first device."""
+    return sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(tree))
+
+
 def test_a_sharded_state_takes_the_same_step_in_less_memory(batch):
     whole, sharded = program("group", 4), program("group", 4, sharded=True)
     states = whole.after(batch, 2), sharded.after(batch, 2)
     assert_same_step(*states)
-
-    def here(tree) -> int:
-        return sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(tree))
 
     (state, _), (split, _) = states
     assert here(split.params) == here(state.params)
@@ -171,6 +177,26 @@ def test_a_sharded_state_takes_the_same_step_in_less_memory(batch):
     # Each device updates its part, and the new parameters are gathered: nothing else.
     gathered = [each.bytes for each in sharded.sent if each.kind == "all-gather"]
     assert sum(gathered) == 2 * convolution
+
+
+@pytest.mark.parametrize("scope", [("group", 4), ("group", 4, 2)])
+def test_a_state_split_over_the_model_axis_takes_the_same_step(batch, scope):
+    whole, split = program(*scope), program(*scope, split=4)
+    assert whole.mesh.axis_names == ("data",) and split.mesh.shape == {"data": 2, "model": 4}
+    states = whole.after(batch, 2), split.after(batch, 2)
+    assert_same_step(*states)
+    (state, _), (shared, _) = states
+    convolution = 4 * 9 * WIDTH * WIDTH  # Of two; the rest is too small to split.
+    for part, copies in (("params", 1), ("opt_state", 2), ("ema", 1)):
+        saved = here(getattr(state, part)) - here(getattr(shared, part))
+        assert saved == copies * 2 * convolution * 3 // 4
+    # The batch is split over all devices all the same.
+    one, other = (here(parallel.put_batch(batch, each.mesh)) for each in (whole, split))
+    assert one == other
+    # Parameters are gathered, once each for the forward and the backward pass, and no examples.
+    gathered = [each.bytes for each in split.sent if each.kind == "all-gather"]
+    assert 0 < sum(gathered) <= 2 * 2 * convolution
+    assert split.kinds() <= {"all-gather", "all-reduce", "reduce-scatter"}
 
 
 def test_remat_changes_memory_and_nothing_else():

@@ -26,7 +26,7 @@ class Killed(Exception):
 
 
 @pytest.fixture
-def config(tiny, one_device, monkeypatch):
+def config(quick, one_device, monkeypatch):
     """22 steps with an evaluation every 4, whose scores are SCORES, and one in between."""
 
     def evaluate(self, state, names, stopped):
@@ -34,10 +34,10 @@ def config(tiny, one_device, monkeypatch):
         return {f"{name}/ema/{key}": value for name in names for key, value in kinds.items()}
 
     monkeypatch.setattr(Evaluations, "evaluate", evaluate)
-    tiny.epochs, tiny.eval_epochs, tiny.early_stopping.patience = 1.0, 0.2, 2
-    tiny.evaluations.val.weights = ("ema",)
-    tiny.evaluations.few = config_lib.evaluation(("ema",), 0.5, eval_split="test[:50]")
-    return tiny
+    quick.epochs, quick.eval_epochs, quick.early_stopping.patience = 1.0, 0.2, 2
+    quick.evaluations.val.weights = ("ema",)
+    quick.evaluations.few = config_lib.evaluation(("ema",), 0.5, eval_split="test[:50]")
+    return quick
 
 
 def test_it_ends_where_the_best_is_two_evaluations_old_and_again_after_a_kill(

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import ROOT, read_golden
+from conftest import QUICK, ROOT, read_golden
 
 from configs import digits, imagenet
 from effnet_jax import config as config_lib
@@ -28,7 +28,7 @@ GOLDEN = read_golden("v2_progressive.csv")
 @pytest.fixture
 def config(one_device):
     """Two epochs of 32 steps in all, in stages that end at 10, 21 and 32, on one device."""
-    config = digits.get_config("efficientnet_v2,w=0.1,d=0.1,r=16")
+    config = digits.get_config(QUICK)
     config.optimizer.name = "sgd"  # With it, and without cutmix, the three compile a fifth faster.
     config.data.train_split = "train[:512]"
     config.batch_size, config.eval_batch_size = 32, 512
@@ -212,7 +212,7 @@ def test_bad_schedules_are_refused_before_the_workdir_is_touched(config, tmp_pat
     fails("different numbers of stages: resolution 2, randaugment_magnitude 3", **{key: (16, 24)})
     fails("resolution must be at least 1; got", **{key: (16, 20, "a")})
     fails("resolution must be whole pixels; got 20.5", **{key: (16, 20.5, 24)})
-    fails("stage 1 of config.progressive: resolution 8 is below", **{key: (8, 20, 24)})
+    fails("stage 1 of config.progressive: resolution 2 is below", **{key: (2, 20, 24)})
     fails("dropout must be at least 0 and at", **{"progressive.dropout": (0.1, 0.2, 1.0)})
     fails("magnitude must be .* 30; got", **{"progressive.randaugment_magnitude": (5.0, 7, 31)})
     fails("config.epochs=0.1 is 1 steps, too few for the 3 stages", epochs=0.1)

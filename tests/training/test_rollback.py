@@ -53,12 +53,12 @@ def feed(monkeypatch):
 
 
 @pytest.fixture
-def config(tiny, one_device):
+def config(quick, one_device):
     """22 steps, a checkpoint every 5."""
-    tiny.epochs = 1.0
-    tiny.checkpoint.save_epochs = 0.25
-    tiny.nonfinite.action = "rollback"
-    return tiny
+    quick.epochs = 1.0
+    quick.checkpoint.save_epochs = 0.25
+    quick.nonfinite.action = "rollback"
+    return quick
 
 
 def test_a_roll_back_skips_the_data_and_a_run_killed_around_it_ends_bit_equal(

@@ -114,6 +114,8 @@ def test_the_whole_step_promotes_nothing_silently(optimizer, schedule):
     config = config_lib.get_config("resnet20,w=0.25,d=0.3,r=8")
     config.batch_size, config.optimizer.name, config.schedule.name = 4, optimizer, schedule
     config.augment.mixup_alpha = config.augment.cutmix_alpha = 0.5
+    if optimizer == "sgd":  # As V2-M's recipe.
+        config.augment.mixing, config.augment.cutmix_labels = "halves", "mean_area"
     with config.unlocked():
         config.model.num_classes = 3
     model, _, shapes = abstract_state(config, 100)

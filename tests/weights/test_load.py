@@ -44,6 +44,8 @@ TIMM = {
     },
 }
 
+OWN_NAMES = TIMM["pretrained_cfg"] | {"label_names": ["cat", "dog", "cow"]}
+
 
 def write(path, arrays, metadata=None):
     """A .safetensors file of another program's."""
@@ -103,6 +105,19 @@ def test_a_file_of_a_newer_release_says_so(tmp_path):
     )
     with pytest.raises(UserError, match=r"format version 2, .* update"):
         weights.load(path)
+
+
+def test_metadata_that_was_edited_is_named(tmp_path):
+    weights.save(path := tmp_path / "w.safetensors", random_weights())
+    with safetensors.safe_open(path, "numpy") as file:
+        content = json.loads(file.metadata()["effnet_jax"])
+    for key, value in (("mean", None), ("crop", 0.9)):
+        changed = {k: v for k, v in content["preprocess"].items() if k != key}
+        changed |= {} if value is None else {key: value}
+        metadata = {"effnet_jax": json.dumps(content | {"preprocess": changed})}
+        write(path, in_format("ours", TINY), metadata)
+        with pytest.raises(UserError, match=f"missing or unknown: {key}"):
+            weights.load(path)
 
 
 def test_nothing_is_overwritten_unasked(tmp_path):
@@ -230,6 +245,33 @@ def test_timms_config_beside_the_file_tells(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"input_size": [3, 224, 300], "test_input_size": None}, "224 x 300 pixels, which are no"),
+        ({"mean": 0.5}, "not iterable"),
+        ({"input_size": None, "test_input_size": None}, "config.json doesn't state"),
+    ],
+)
+def test_a_config_that_can_not_be_used_is_named(tmp_path, change, message):
+    """Also with an origin, whose own preprocessing was taken instead."""
+    write(tmp_path / "model.safetensors", in_format("timm", "v2-b0", 3))
+    config, settings = tmp_path / "config.json", TIMM["pretrained_cfg"] | change
+    config.write_text(json.dumps({**TIMM, "num_classes": 3, "pretrained_cfg": settings}))
+    with pytest.raises(UserError, match=message):
+        weights.load(tmp_path, origin="timm_tf")
+    del settings["crop_pct"], settings["test_input_size"]
+    settings["input_size"] = [3, 224, 224]
+    config.write_text(json.dumps({**TIMM, "pretrained_cfg": settings}))
+    with pytest.raises(UserError, match=r"config\.json doesn't state .*: no 'crop_pct'\. Mend it"):
+        weights.load(tmp_path, origin="timm_tf")
+    config.write_text(json.dumps(TIMM)[:-9])
+    with pytest.raises(UserError, match=r"can't read .*config\.json, which may state the prepro"):
+        weights.load(tmp_path, origin="timm_tf")
+    config.write_text('{"model_type": "bert"}')  # Another program's.
+    assert weights.load(tmp_path, origin="timm_tf").preprocess["resolution"] == 224
+
+
+@pytest.mark.parametrize(
     ("tag", "outputs", "classes"),
     [
         ("ns_jft_in1k_475", 1000, "imagenet"),
@@ -248,6 +290,7 @@ def test_classes_are_those_of_the_tag(tag, outputs, classes):
     [
         ({"label_names": ["cat", "dog", "cow"]}, ("cat", "dog", "cow")),
         ({"label_names": {"2": "cow", "0": "cat"}}, ("cat", "class 1", "cow")),
+        ({"pretrained_cfg": OWN_NAMES}, ("cat", "dog", "cow")),  # As timm's own upload has them.
         ({}, ("class 0", "class 1", "class 2")),  # Not ImageNet's, which the tag still names.
     ],
 )
@@ -475,16 +518,23 @@ def test_variances_below_zero_are_refused(tmp_path):
         weights.load(path)
 
 
-def test_a_download_that_ends_in_zeros_is_refused(tmp_path):
+def test_a_download_with_zeros_is_refused(tmp_path):
     """As programs leave it that reserve a file's size first: the network answered at random."""
-    path = write(tmp_path / "w.safetensors", in_format("timm", "b0"))
+    arrays = in_format("timm", "b0")
+    path = write(tmp_path / "w.safetensors", arrays)
     data = path.read_bytes()
-    for place in (0.98, 0.6):
-        path.write_bytes(data[: int(place * len(data))] + bytes(len(data) - int(place * len(data))))
-        with pytest.raises(
-            UserError, match=r"w\.safetensors: \S+ is 0 everywhere, as in a file whose"
-        ):
+    for length in (2000, len(data) // 2):
+        path.write_bytes(data[:-length] + bytes(length))
+        with pytest.raises(UserError, match=r"w\.safetensors ends in zeros, as a download that"):
             weights.load(path, origin="timm")
+    # A part of several that never came, and arrays that no network has.
+    path.write_bytes(data[:-1_000_000] + bytes(100_000) + data[-900_000:])
+    with pytest.raises(UserError, match=r"conv_head\.weight is 0 over a long part, as in a file"):
+        weights.load(path, origin="timm")
+    for name in ("bn1.running_var", "conv_stem.weight"):
+        np.savez(tmp_path / "w.npz", **arrays | {name: 0 * arrays[name]})
+        with pytest.raises(UserError, match=rf"{name} is 0 everywhere, as in a file whose"):
+            weights.load(tmp_path / "w.npz", origin="timm")
 
 
 def test_a_network_without_a_classifier_lacks_it_by_name(tmp_path):
@@ -525,6 +575,16 @@ def test_classes_of_a_file_are_not_put_into_another_order(tmp_path):
     assert weights.load(golden_checkpoint.WORKDIR, classes=found.classes).classes == found.classes
     with pytest.raises(UserError, match=r"in another order; its outputs are 0, 1, 2 and so on"):
         weights.load(golden_checkpoint.WORKDIR, classes=found.classes[::-1])
+    # The tag of timm's config names ImageNet's, which people list by WordNet id or by title.
+    write(tmp_path / "model.safetensors", in_format("timm", "v2-b0", 1000))
+    (tmp_path / "config.json").write_text(json.dumps(TIMM))
+    titles = list(imagenet.titles().values())
+    assert weights.load(tmp_path, classes=titles).classes[0] == "tench"
+    for given in (imagenet.class_names()[::-1], sorted(titles)):
+        with pytest.raises(
+            UserError, match=r"in another order; its outputs are (n01440764|tench),"
+        ):
+            weights.load(tmp_path, classes=given)
 
 
 @pytest.mark.parametrize("source", [None, 3, "https://example.org/b0.pth", "s3://bucket/run"])
@@ -624,6 +684,9 @@ def test_classes_may_be_given(tmp_path):
     assert weights.load(path, TINY, classes=["a", "b", "c"]).classes == ("a", "b", "c")
     with pytest.raises(UserError, match="3 outputs, and 2 classes"):
         weights.load(path, TINY, classes=["a", "b"])
+    (tmp_path / "classes").write_text("cat\n\ndog\n")  # A third is missing.
+    with pytest.raises(UserError, match="class 1 of 3 has an empty name"):
+        weights.load(path, TINY, classes=str(tmp_path / "classes"))
     (tmp_path / "classes").write_text('{"0": "cat", "1": "dog", "2": "cow"}')
     for given in (str(tmp_path / "classes"), {0: "cat", 1: "dog", 2: "cow"}):
         with pytest.raises(UserError, match="must be a list of names, not dict"):
