@@ -1,4 +1,4 @@
-"""The examples (segmentation: models/test_backbone.py), at small size: each learns something, and is short enough to read at once."""
+"""The examples, at small size: each learns something. models/test_backbone.py runs segmentation."""
 
 import csv
 import sys
