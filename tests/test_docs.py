@@ -8,10 +8,12 @@ import shlex
 import sys
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import yaml
 from conftest import GOLDEN, ROOT
 from PIL import Image
+from pyarrow import parquet
 
 from effnet_jax import config as config_lib
 from effnet_jax import experiments, export, weights
@@ -27,6 +29,7 @@ ELSEWHERE = {
     ("docs/tpu.md", "bash"): "scripts/test_launchers.py",
     ("docs/gke.md", "bash"): "scripts/test_launchers.py",
     ("docs/slurm.md", "bash"): "scripts/test_launchers.py",
+    ("docs/backbone.md", "bash"): "models/test_backbone.py",
     ("docs/backbone.md", "python"): "models/test_backbone.py",
     ("docs/fine_tuning.md", "python"): "weights/test_initial.py",
 }
@@ -241,6 +244,10 @@ def test_the_python_of_a_page_runs(name, folder, tiny, one_device):
         config_lib.save(tiny, folder / "runs" / run / "config.json")
     if name == "docs/export.md":
         export.write("lite0.stablehlo", weights.load("lite0.safetensors"))
+    if name == "docs/data.md":
+        (folder / "DIR").mkdir()
+        (folder / "NEW").mkdir()
+        parquet.write_table(pa.table({"label": [0, 1]}), "DIR/train-00000-of-00001.parquet")
     images = np.zeros((2, 16, 16, 3), np.float32)
     names = {"images": images, "pixels": images.astype(np.uint8), "config": config_lib.get_config()}
     with contextlib.redirect_stdout(sys.stderr):
