@@ -19,7 +19,7 @@ import pathlib
 from effnet_jax import flags
 from effnet_jax.errors import UserError
 
-PARSER = flags.Parser(__doc__, joins=True, buckets=("workdir", "weights"))
+PARSER = flags.Parser(__doc__, joins=True, buckets=("workdir", "weights", "csv"))
 add = PARSER.add_argument
 add("--workdir", metavar="DIR", help="workdir of the run; its config is read from there")
 add("--step", type=int, help="of the checkpoint; by default the newest")
