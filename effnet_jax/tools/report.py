@@ -13,12 +13,11 @@ import time
 from effnet_jax import flags
 from effnet_jax.errors import UserError
 from effnet_jax.report import page, results
-from effnet_jax.run import buckets
 
 PARSER = flags.Parser(__doc__, buckets=("results",))
 add = PARSER.add_argument
 csvs = "CSVs, or folders with CSVs at any depth; by default results"
-add("--results", nargs="+", action="extend", type=buckets.to_path, metavar="PATH", help=csvs)
+add("--results", nargs="+", action="extend", type=flags.path, metavar="PATH", help=csvs)
 add("--out", required=True, type=pathlib.Path, metavar="DIR", help="folder of the report")
 counts = "whose top-1 counts, say val/raw; by default %(default)s"
 add("--evaluation", default=results.EVALUATION, metavar="NAME/WEIGHTS", help=counts)

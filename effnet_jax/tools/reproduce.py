@@ -25,7 +25,6 @@ import rich.table
 from effnet_jax import flags
 from effnet_jax.errors import RunsFailed, UserError
 from effnet_jax.report.tables import down
-from effnet_jax.run import buckets
 from effnet_jax.tools import show
 
 PARSER = flags.Parser(__doc__, buckets=("csv",))
@@ -33,7 +32,7 @@ add = PARSER.add_argument
 add("--weights", required=True, type=pathlib.Path, metavar="FOLDER", help="with files of weights")
 add("--data", default="imagenet", metavar="SET", help="NAME of configs/evaluation, or FILE.py")
 add("--data_dir", metavar="DIR", help="where the data is")
-add("--csv", default="results/reproduced.csv", type=buckets.to_path, metavar="FILE", help="of rows")
+add("--csv", default="results/reproduced.csv", type=flags.path, metavar="FILE", help="of rows")
 add("--classes", default="imagenet", help="of files that don't state them, as for convert")
 
 COLUMNS = ("file", "sha256", "model", "resolution", "top1", "top5", "count")

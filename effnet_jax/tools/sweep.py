@@ -14,7 +14,7 @@ import pathlib
 
 from effnet_jax import flags
 from effnet_jax.errors import RunsFailed
-from effnet_jax.run import buckets, writers
+from effnet_jax.run import writers
 from effnet_jax.sweeps import launch as launching
 from effnet_jax.sweeps.folder import Folder
 from effnet_jax.sweeps.runs import make_schedule
@@ -26,7 +26,7 @@ def parser(doc: str) -> flags.Parser:
     parser = flags.Parser(doc, config="cluttered_digits", computes=False, buckets=("csv",))
     add = parser.add_argument
     add("--workdir", required=True, metavar="DIR", help="where everything goes")
-    add("--csv", type=buckets.to_path, help="table of results; by default DIR/results.csv")
+    add("--csv", type=flags.path, help="table of results; by default DIR/results.csv")
     add("--launcher", choices=("local", "slurm"), default="local", help="where the runs go")
     add("--parallel", type=flags.count, metavar="N", help="runs at a time (one a GPU or core)")
     add("--slurm", default="", help="submitit's parameters, as in timeout_min=240,gpus_per_node=1")

@@ -91,7 +91,7 @@ def test_imagenet_a_chooses_among_its_200_classes(run, tmp_path):
     labels = shifted(best, chosen, range(5))
     write_set(tmp_path, "imagenet_a", "test", images, labels)
     table = tmp_path / "rows.csv"
-    result = evaluate_run(workdir, data="imagenet_a", data_dir=str(tmp_path), csv=str(table))
+    result = evaluate_run(workdir, data="imagenet_a", data_dir=str(tmp_path), csv=table)
     assert result["top1"] == 15 / 20 and result["count"] == COUNT
     ranks = (logits[:, chosen] > logits[np.arange(COUNT), labels][:, None]).sum(1)
     assert result["top5"] == pytest.approx((ranks < 5).mean())
@@ -176,7 +176,7 @@ def test_a_file_of_weights_is_evaluated_as_its_run_is(run, released, tmp_path):
     labels = shifted(logits.argmax(1), range(1000), [3])
     write_set(tmp_path, "imagenet2012", "validation", images, labels)
     table = tmp_path / "rows.csv"
-    options = {"data": "imagenet", "data_dir": str(tmp_path), "csv": str(table)}
+    options = {"data": "imagenet", "data_dir": str(tmp_path), "csv": table}
     result = evaluate_file(released, **options)
     log_sum = np.log(np.exp(logits).sum(1))
     loss = (log_sum - logits[np.arange(COUNT), labels]).mean()
