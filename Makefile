@@ -4,6 +4,7 @@
 #   make study-small  6 runs of the scaling study, their figures and the page (docs/scaling_study.md)
 #   make transfer-study  all of docs/transfer.md that was run: released weights on solar cells
 #   make transfer-peers  fine-tuning Lite0 beside PyTorch (benchmarks/README.md)
+#   make docs         these pages as a site with a reference, in build/docs
 #   make plan         what B0 and B7 need on TPUs (docs/plan.md); takes hours on two cores
 PYTHON ?= python3
 WORKDIR ?= runs/digits
@@ -14,7 +15,7 @@ BIN := .venv/bin
 
 .PHONY: train test soak soak-bucket launch parity export-check lint format benchmark
 .PHONY: benchmark-loop benchmark-data benchmark-freezing plan study study-small clean
-.PHONY: trackers-check transfer-steps transfer-peers transfer-study
+.PHONY: trackers-check transfer-steps transfer-peers transfer-study docs
 
 train: .venv/ready
 	$(BIN)/python train.py --config=configs/digits.py --workdir=$(WORKDIR)
@@ -209,6 +210,17 @@ plan: .venv-plan/ready
 	.venv-plan/bin/python -m pip install --quiet --upgrade pip
 	.venv-plan/bin/python -m pip install --quiet -r requirements.txt
 	.venv-plan/bin/python -m pip install --quiet -e '.[tpu-plan]'
+	touch $@
+
+# The documentation as a site; a broken link fails. Its generator has an environment of its own.
+docs: .venv-docs/ready
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build
+	@echo "open build/docs/index.html"
+
+.venv-docs/ready: requirements.txt docs/requirements.txt
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet --upgrade pip
+	.venv-docs/bin/python -m pip install --quiet -r docs/requirements.txt
 	touch $@
 
 .venv/ready: requirements.txt requirements-dev.txt

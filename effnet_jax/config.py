@@ -123,7 +123,7 @@ SCHEMA = {
     "log_steps": Number(100, 1),  # Steps between two lines of progress and metrics.
     "eval_epochs": Number(5.0),  # Epochs between two evaluations; there is always one at the end.
     "eval_steps": Number(None, 1, kind=int),
-    "eval_batch_size": Number(1024, 1),
+    "eval_batch_size": Number(1024, 1),  # Images a step of an evaluation, over all devices.
     "model": {
         # efficientnet, efficientnet_lite, efficientnet_edgetpu, efficientnet_v2 (its B0), the same
         # with _s, _m, _l and _xl, mobilenet_v1, mobilenet_v2, or resnet18 to resnet1001. The
@@ -136,10 +136,11 @@ SCHEMA = {
         "beta": scaling.BETA,  # Width is base_width * beta ** phi.
         "gamma": scaling.GAMMA,  # Resolution is base_resolution * gamma ** phi.
         "base_resolution": 224,  # Pixels at phi = 0.
-        "base_width": 1.0,  # Coefficients at phi = 0; not 1 where a smaller or larger network than
-        "base_depth": 1.0,  # the table's is the base, as after a grid search.
-        "width": Number(None, kind=float),
-        "depth": Number(None, kind=float),
+        # Width at phi = 0; not 1 where another network than the table's is the base.
+        "base_width": 1.0,
+        "base_depth": 1.0,  # Depth at phi = 0, as base_width.
+        "width": Number(None, kind=float),  # Multiplies every filter count; instead of phi.
+        "depth": Number(None, kind=float),  # Multiplies every stage's blocks; instead of phi.
         "resolution": Number(None, kind=int),  # Pixels; may be set together with phi.
         "dropout": Number(None, 0, 0.999, float),  # None: 0.2 + 0.3 phi / 7, or the base's.
         "survival_probability": 0.8,  # Of the last block; stochastic depth, linear by block.
@@ -149,7 +150,7 @@ SCHEMA = {
         # symmetric (PyTorch's). They differ under stride 2 and even sizes; weights belong to one.
         "padding": Choice(operations.PADDINGS),
         "batch_norm_momentum": Number(0.99, 0, 1),  # Fraction of the running statistics kept.
-        "batch_norm_epsilon": Number(1e-3, 0, 1),
+        "batch_norm_epsilon": Number(1e-3, 0, 1),  # Added to the variance.
         # Who shares BatchNorm's statistics in training: global, the batch (or microbatch); group,
         # `batch_norm_group` consecutive examples; reference, the reference's rule: each device
         # alone up to 8 devices, else groups of max(8, devices / 8) devices; or reference_v2, that
@@ -178,7 +179,7 @@ SCHEMA = {
         "data_dir": str,  # None: TFDS's own default.
         # TFDS split, or folder under data_dir; of parquet and webdataset see docs/data.md.
         "train_split": "train",
-        "eval_split": "validation",
+        "eval_split": "validation",  # The split or folder of evaluation.
         # The TFDS feature that is the class; for evaluation also a sequence of right classes. The
         # column of parquet, the key in .json of webdataset.
         "label": "label",
@@ -187,17 +188,17 @@ SCHEMA = {
         # parquet; of webdataset the ending of its files, or "image" for that of any image.
         "image": "image",
         "eval_classes": (),  # The classes, by name, that evaluation chooses from; (): all.
-        "holdout": Number(0.1, 0.001, 0.5),  # Folder or split files without a validation split:
-        # fraction of each class held out for it.
+        # Folder or split files without a validation split: fraction of each class held out for it.
+        "holdout": Number(0.1, 0.001, 0.5),
         "check_images": Number(1000),  # Images of each split decoded before step 1; 0: none.
         # The orientation that a camera writes beside the pixels: ignore, as pipelines of ImageNet
         # do; or apply, so that an image is as viewers show it.
         "exif": Choice(("ignore", "apply")),
-        "on_corrupt": Choice(("stop", "skip")),  # For a training image that can't be read.
-        "threads": Number(16, 1, 1024),  # That read, decode and augment.
+        "on_corrupt": Choice(("stop", "skip")),  # At a training image that can't be read.
+        "threads": Number(16, 1, 1024),  # Threads that read, decode and augment.
         "processes": Number(0, 0, 1024),  # Worker processes, of `threads` threads each; 0: none.
-        "prefetch_batches": Number(4, 1, 1024),  # Batches ready or in work ahead of the step, and
-        "prefetch_gib": Number(4.0, 0.01),  # the memory that they may take.
+        "prefetch_batches": Number(4, 1, 1024),  # Batches ready or in work ahead of the step.
+        "prefetch_gib": Number(4.0, 0.01),  # Most memory that these batches may take.
         # One made-up batch of 1,000 classes again and again: the device's speed alone.
         "synthetic": False,
     },
@@ -209,7 +210,7 @@ SCHEMA = {
         "weights": str,
         "which": Choice(("ema", "raw")),  # The averaged weights of a run, or the others.
         "origin": str,  # As for effnet-jax convert, where a file doesn't state it.
-        "classes": str,  # Likewise.
+        "classes": str,  # The names of the outputs, where a file doesn't state them.
         # weights: the network and its resolution are those of the weights, as far as the experiment
         # leaves them open; own: the experiment's, which the weights have to fit.
         "model": Choice(("own", "weights")),
@@ -220,7 +221,7 @@ SCHEMA = {
     },
     "preprocess": {
         "mean": (0.0,) * 3,  # RGB, of pixels in 0..1; the base network's own.
-        "std": (1.0,) * 3,
+        "std": (1.0,) * 3,  # RGB, as the mean.
         # See effnet_jax/data/resizing.py. The reference's is bicubic_tf1, which takes the CPU five
         # times as long.
         "interpolation": Choice(("bicubic", *(i for i in INTERPOLATIONS if i != "bicubic"))),
@@ -229,17 +230,17 @@ SCHEMA = {
         # timm and torchvision; squash, as resize of both sides to one length, timm's; or whole,
         # squeezed to a square. See effnet_jax/data/preprocess.py.
         "crop_rule": Choice(CROP_RULES),
-        "crop_padding": 32,  # Pixels.
-        "crop_fraction": 0.875,  # Of the shorter side.
+        "crop_padding": 32,  # Pixels; for the rule padding.
+        "crop_fraction": 0.875,  # Of the shorter side; for fraction, resize and squash.
         "crop_area": Interval((0.08, 1.0), 1),  # Training: fraction of the image in a random crop.
-        "crop_aspect": Interval((3 / 4, 4 / 3)),  # Its width over its height.
-        "crop_min_covered": Number(0.1, 0, 1),  # A drawn crop with less of the image is drawn anew,
-        "crop_attempts": Number(10, 1, 1000),  # so often at most; then it is evaluation's crop.
+        "crop_aspect": Interval((3 / 4, 4 / 3)),  # Training: width of that crop over its height.
+        "crop_min_covered": Number(0.1, 0, 1),  # A crop with less of the image is drawn again.
+        "crop_attempts": Number(10, 1, 1000),  # Most draws of a crop; then evaluation's is taken.
         "flip": True,  # Training: mirror every other image, left to right.
         "flip_vertical": False,  # Every other image upside down too: cells, tissue, aerial images.
     },
     "augment": {  # Of training images, after crop, resize and flip.
-        "policy": Choice(("none", "autoaugment", "randaugment")),
+        "policy": Choice(("none", "autoaugment", "randaugment")),  # How images are changed.
         # Of resized pixels before a policy: nearest; or truncate, as the references do, which makes
         # images darker by half a grey level.
         "rounding": Choice(("nearest", "truncate")),
@@ -265,7 +266,7 @@ SCHEMA = {
         "erase_aspect": Interval((0.3, 3.3)),  # Height over width; log-uniform.
         "erase_fill": Choice(("mean", "noise")),  # config.preprocess.mean, or uniform noise.
         "mixup_alpha": Number(0.0),  # Beta(alpha, alpha) of mixup, on the device; 0.0: none.
-        "cutmix_alpha": Number(0.0),  # Of cutmix, on the device.
+        "cutmix_alpha": Number(0.0),  # Beta(alpha, alpha) of cutmix, on the device; 0.0: none.
         # Where both are set: each image draws one of them; or of every `mix_group` images the first
         # half gets mixup and the second cutmix, as in EfficientNetV2.
         "mixing": Choice(("drawn", "halves")),
@@ -281,10 +282,10 @@ SCHEMA = {
     # and begin at whole epochs. Evaluation is at model.resolution.
     "progressive": {
         "resolution": Number((), 1),  # Of training images, in pixels.
-        "randaugment_magnitude": Number((), 0, 30),
-        "mixup_alpha": Number(()),
-        "cutmix_alpha": Number(()),
-        "dropout": Number((), 0, 0.999),
+        "randaugment_magnitude": Number((), 0, 30),  # As augment.randaugment_magnitude.
+        "mixup_alpha": Number(()),  # As augment.mixup_alpha.
+        "cutmix_alpha": Number(()),  # As augment.cutmix_alpha.
+        "dropout": Number((), 0, 0.999),  # As model.dropout.
     },
     "loss": {
         # Of the training loss only; evaluation reports plain cross-entropy.
@@ -295,32 +296,32 @@ SCHEMA = {
         "sharded": False,  # True: each device keeps a share of its state and of the averages.
         # Learning rates are for 256 images a step and scale with the batch.
         "rmsprop": {
-            "learning_rate": Number(0.016),
-            "decay": Number(0.9, 0, 1),
-            "momentum": Number(0.9, 0, 1),
+            "learning_rate": Number(0.016),  # At the peak, for 256 images a step.
+            "decay": Number(0.9, 0, 1),  # Of the average of squared gradients.
+            "momentum": Number(0.9, 0, 1),  # Fraction of the last update added to the next.
             "epsilon": Number(1e-3),  # Inside the root.
             "accumulator": Number(1.0),  # Its value at the start: TensorFlow 1's; Keras's is 0.
-            "weight_decay": Number(1e-5),
+            "weight_decay": Number(1e-5),  # Times optimizer.weight_decay_rules.
         },
         "sgd": {
-            "learning_rate": Number(0.1),
-            "momentum": Number(0.9, 0, 1),
-            "nesterov": True,
-            "weight_decay": Number(5e-5),
+            "learning_rate": Number(0.1),  # At the peak, for 256 images a step.
+            "momentum": Number(0.9, 0, 1),  # Fraction of the last update added to the next.
+            "nesterov": True,  # False: plain momentum.
+            "weight_decay": Number(5e-5),  # Times optimizer.weight_decay_rules.
         },
         "adamw": {
-            "learning_rate": Number(2.5e-4),
-            "b1": Number(0.9, 0, 1),
-            "b2": Number(0.999, 0, 1),
-            "epsilon": Number(1e-8),
-            "weight_decay": Number(0.05),
+            "learning_rate": Number(2.5e-4),  # At the peak, for 256 images a step.
+            "b1": Number(0.9, 0, 1),  # Decay of the average of gradients.
+            "b2": Number(0.999, 0, 1),  # Decay of the average of squared gradients.
+            "epsilon": Number(1e-8),  # Outside the root.
+            "weight_decay": Number(0.05),  # Times optimizer.weight_decay_rules.
         },
         # 2302.06675: a rate of a third to a tenth of AdamW's, and as many times its weight decay.
         "lion": {
-            "learning_rate": Number(2.5e-5),
-            "b1": Number(0.9, 0, 1),
-            "b2": Number(0.99, 0, 1),
-            "weight_decay": Number(0.5),
+            "learning_rate": Number(2.5e-5),  # At the peak, for 256 images a step.
+            "b1": Number(0.9, 0, 1),  # Weight of the momentum in the update.
+            "b2": Number(0.99, 0, 1),  # Decay of the momentum.
+            "weight_decay": Number(0.5),  # Times optimizer.weight_decay_rules.
         },
         # The gradient is scaled down to this norm, over all arrays; None: as it is.
         "clip_norm": Number(None, 1e-9, kind=float),
@@ -346,12 +347,12 @@ SCHEMA = {
         "head_done": False,  # Whether that is over, which the program sets.
     },
     "schedule": {
-        "name": Choice(("staircase", "cosine", "constant")),
+        "name": Choice(("staircase", "cosine", "constant")),  # The decay after the warm-up.
         "warmup_epochs": Number(5.0),  # Linear from 0.
         "warmup_steps": Number(None, 0, kind=int),
         "min_rate": Number(0.0, 0, 1),  # The decay ends at this fraction of the peak.
-        "decay_rate": Number(0.97, 1e-9, 1),  # Staircase: multiplies the rate every
-        "decay_epochs": Number(2.4, 1e-9),  # `decay_epochs` epochs, counted from step 0.
+        "decay_rate": Number(0.97, 1e-9, 1),  # Staircase: multiplies the rate at each stair.
+        "decay_epochs": Number(2.4, 1e-9),  # Epochs of a stair, counted from step 0.
         "decay_steps": Number(None, 1, kind=int),
     },
     "ema": {
@@ -363,8 +364,8 @@ SCHEMA = {
     "checkpoint": {
         "save_epochs": Number(1.0),  # Epochs between two saves; every evaluation saves as well.
         "save_steps": Number(None, 1, kind=int),
-        "keep_newest": Number(2, 1),
-        "keep_best": Number(1),
+        "keep_newest": Number(2, 1),  # Newest checkpoints that are kept.
+        "keep_best": Number(1),  # Best checkpoints that are kept, also when they are older.
         "best_metric": "val/ema/top1",  # EVALUATION/WEIGHTS/METRIC, of top1, top5, mean_per_class.
         "resume": Choice(("auto", "never")),  # auto: go on from the workdir; never: must be empty.
     },
@@ -375,7 +376,7 @@ SCHEMA = {
     "nonfinite": {  # A loss, gradient or weight that is NaN or infinite.
         # stop; or rollback: to the last checkpoint, and on without the data of the steps since.
         "action": Choice(("stop", "rollback")),
-        "max_rollbacks": Number(3),  # In a run; then it stops.
+        "max_rollbacks": Number(3),  # Most roll-backs of a run; then it stops.
     },
     # Where metrics go beside metrics.jsonl and the console: tensorboard, wandb, mlflow.
     "writers": Several(("tensorboard",), ("tensorboard", "wandb", "mlflow")),
