@@ -128,7 +128,7 @@ def test_the_table_is_checked_before_and_the_result_is_printed_without_it(
     (tmp_path / "rows.csv").write_text("top1,count\n0.5,1\n")
     with pytest.raises(UserError, match=r"other columns than these rows .*choose another --csv"):
         eval_tool.main(args)
-    args.csv = "/proc/none/rows.csv"
+    args.csv = pathlib.Path("/proc/none/rows.csv")
     with pytest.raises(UserError, match=r"can't write to --csv=/proc/none/rows\.csv: No such file"):
         eval_tool.main(args)
 
@@ -425,7 +425,7 @@ def test_imagenet_c_is_relative_to_the_reference_and_takes_whole_images(run, tmp
         write_set(tmp_path, name, "validation", images, labels, config=part)
 
     table = tmp_path / "rows.csv"
-    result = evaluate(found, config, "ema", str(table))
+    result = evaluate(found, config, "ema", table)
     # fog: (0.2 + 0.3) / (2 * 0.5); snow: (0.0 + 0.5) / (2 * 0.25).
     assert result["mce"] == pytest.approx((0.5 + 1.0) / 2)
     assert result["error"] == pytest.approx({"fog": 0.25, "snow": 0.25})
