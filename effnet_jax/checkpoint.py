@@ -394,6 +394,9 @@ def _limit_retries() -> None:
     """Lets TensorStore give up after about a minute; by default it tries for a quarter of an hour.
 
     The next save waits for the one before.
+
+    Orbax 0.12.8 has no public way: neither its handlers, options and arguments nor ocp.Context take
+    a TensorStore context or retries, and TensorStore reads no environment variable for them.
     """
     from orbax.checkpoint._src.serialization import tensorstore_utils
 

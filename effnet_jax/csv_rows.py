@@ -8,11 +8,11 @@ import io
 import math
 import os
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from effnet_jax.errors import UserError
-from effnet_jax.run import environment, files
+from effnet_jax.run import buckets, environment, files
 
 
 class NotWritten(UserError):
@@ -39,20 +39,28 @@ def read(path: pathlib.Path) -> tuple[list[str], list[tuple[dict[str, str], str]
     there twice, or a row has more cells than there are columns.
     """
     try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            delimiter = max(",;\t", key=file.readline().count)
-            file.seek(0)
-            reader = csv.DictReader(file, delimiter=delimiter, strict=True)
-            columns = [name.strip() for name in reader.fieldnames or ()]
-            found = [(row, f"{path}, line {reader.line_num}") for row in reader]
+        data = files.read_bytes(path)
+    except OSError as error:
+        reason = buckets.with_remedy(error) if buckets.is_bucket(path) else error
+        raise UserError(f"can't read {path}: {reason}") from None
+    return _parse(data, path)
+
+
+def _parse(data: bytes, path: pathlib.Path) -> tuple[list[str], list[tuple[dict[str, str], str]]]:
+    """What `read` returns, from the content of the file `path`."""
+    try:
+        file = io.StringIO(data.decode("utf-8-sig"), newline="")
+        delimiter = max(",;\t", key=file.readline().count)
+        file.seek(0)
+        reader = csv.DictReader(file, delimiter=delimiter, strict=True)
+        columns = [name.strip() for name in reader.fieldnames or ()]
+        found = [(row, f"{path}, line {reader.line_num}") for row in reader]
     except UnicodeError:
         raise UserError(
             f"can't read {path}: it is no text in UTF-8; save it in that form, or take the original"
         ) from None
     except csv.Error as error:
         raise UserError(f"can't read {path}: {error}; is a quotation mark missing?") from None
-    except OSError as error:
-        raise UserError(f"can't read {path}: {error}") from None
     if twice := [name for name in dict.fromkeys(columns) if name and columns.count(name) > 1]:
         raise UserError(f"{path} has the column {twice[0]!r} twice")
     rows = []
@@ -117,25 +125,36 @@ def encode(rows: Iterable[Iterable[Any]]) -> bytes:
 
 def check_append(path: pathlib.Path, columns: Iterable[str]) -> None:
     """Raises UserError if rows with these columns can't be added to a results file."""
-    try:
+
+    columns, found = list(columns), []
+
+    def check(before: bytes) -> bytes:
+        _check_header(before, path, columns)
+        found.append(before)
+        return before
+
+    with _writing(path):
+        if buckets.is_bucket(path):
+            generation = buckets.update(path, check)
+            if not found[-1]:
+                buckets.Folder(path.parent).delete([path.name], generation)
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         with _locked(path.parent):
             new = not path.exists()
-            _check_header(path, list(columns))
+            with open(path, "ab+") as file:  # Makes an empty file where there is none.
+                file.seek(0)
+                check(file.read())
             if new:
                 path.unlink()
-    except OSError as error:
-        raise UserError(f"can't write to --csv={path}: {error.strerror}") from None
 
 
-def _check_header(path: pathlib.Path, columns: list[str]) -> None:
-    """Raises UserError for a file with other columns; makes an empty one where there is none."""
-    with open(path, "ab+") as file:
-        if not file.tell():  # It begins at the end.
-            return
-    found = [name for name in read(path)[0] if name]  # Also refuses a quote that isn't closed.
-    with open(path, newline="") as file:
-        header = next(csv.reader(file))
+def _check_header(before: bytes, path: pathlib.Path, columns: list[str]) -> None:
+    """Raises UserError for a file with other columns; `before` is its content."""
+    if not before:
+        return
+    found = [name for name in _parse(before, path)[0] if name]  # Also refuses an unclosed quote.
+    header = next(csv.reader(io.StringIO(before.decode(), newline="")))
     if header == columns:
         return
     if found == columns:
@@ -147,22 +166,32 @@ def _check_header(path: pathlib.Path, columns: list[str]) -> None:
 
 
 def append_csv(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:
-    """Adds rows to a results file; a new file gets a header first."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(path.parent):
-            _check_header(path, list(rows[0]))
-            before = path.read_bytes()
-            if not before:
-                writer.writeheader()
-            elif not before.endswith(b"\n"):
-                text.write("\n")
-            writer.writerows(rows)
-            files.append_whole(path, text.getvalue())
-    except OSError as error:
-        raise UserError(f"can't write to --csv={path}: {error.strerror}; rows: {rows}") from None
+    """Adds rows to a results file, local or in a bucket; a new file gets a header first."""
+
+    def added(before: bytes) -> str:
+        _check_header(before, path, list(rows[0]))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, rows[0], lineterminator="\n")
+        if not before:
+            writer.writeheader()
+        elif not before.endswith(b"\n"):
+            text.write("\n")
+        writer.writerows(rows)
+        return text.getvalue()
+
+    with _writing(path, f"; rows: {rows}"):
+        _append(path, added)
+
+
+def _append(path: pathlib.Path, added: Callable[[bytes], str]) -> None:
+    """Appends a text that is made from what is in the file; raises OSError."""
+    if buckets.is_bucket(path):
+        buckets.update(path, lambda before: before + added(before).encode())
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(path.parent):
+        before = path.read_bytes() if path.exists() else b""
+        files.append_whole(path, added(before))
 
 
 def merge_csv(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:
@@ -170,23 +199,40 @@ def merge_csv(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:
 
     Raises UserError, and leaves the file as it is, if it has rows of another kind.
     """
-    runs = {(row["name"], moment(row["time"], row["name"])) for row in rows}
-    try:
+    with _writing(path):
+        if buckets.is_bucket(path):
+            buckets.update(path, lambda before: _merged(before, path, rows).encode())
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         with _locked(path.parent):
-            columns, old = read(path) if path.is_file() else ((), [])
-            if columns and not {"name", "time"} <= set(columns):
-                raise UserError(f"{path} is no table of results of a sweep; choose another --csv")
-            kept = [r for r, place in old if (r["name"], moment(r["time"], place)) not in runs]
-            every, text = kept + rows, io.StringIO()
-            header = dict.fromkeys(key for row in [*rows, *kept] for key in row)
-            writer = csv.DictWriter(text, header, lineterminator="\n")
-            if every:
-                writer.writeheader()
-            writer.writerows(every)
-            files.write_atomically(path, text.getvalue())
+            before = path.read_bytes() if path.is_file() else b""
+            files.write_atomically(path, _merged(before, path, rows))
+
+
+def _merged(before: bytes, path: pathlib.Path, rows: list[dict[str, Any]]) -> str:
+    """The text of a sweep's results file, which was `before`, with `rows`."""
+    runs = {(row["name"], moment(row["time"], row["name"])) for row in rows}
+    columns, old = _parse(before, path)
+    if columns and not {"name", "time"} <= set(columns):
+        raise UserError(f"{path} is no table of results of a sweep; choose another --csv")
+    kept = [r for r, place in old if (r["name"], moment(r["time"], place)) not in runs]
+    every, text = kept + rows, io.StringIO()
+    header = dict.fromkeys(key for row in [*rows, *kept] for key in row)
+    writer = csv.DictWriter(text, header, lineterminator="\n")
+    if every:
+        writer.writeheader()
+    writer.writerows(every)
+    return text.getvalue()
+
+
+@contextlib.contextmanager
+def _writing(path: pathlib.Path, more: str = "") -> Iterator[None]:
+    """Raises an OSError as the UserError of --csv."""
+    try:
+        yield
     except OSError as error:
-        raise UserError(f"can't write to --csv={path}: {error.strerror}") from None
+        reason = buckets.with_remedy(error) if buckets.is_bucket(path) else error.strerror
+        raise UserError(f"can't write to --csv={path}: {reason}{more}") from None
 
 
 @contextlib.contextmanager

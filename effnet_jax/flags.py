@@ -11,7 +11,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from effnet_jax.errors import UserError
-from effnet_jax.run.buckets import is_bucket
+from effnet_jax.run.buckets import is_bucket, to_path
 from effnet_jax.run.files import check_local
 
 
@@ -99,6 +99,14 @@ class Parser(argparse.ArgumentParser):
         workdir = getattr(args, "workdir", None) or ""
         config = config_lib.load_if_any(workdir) or config_lib.get_config()
         return config.processes.start_seconds
+
+
+def path(text: str) -> pathlib.Path:
+    """The type of a flag that is a path, local or in a bucket."""
+    try:
+        return to_path(text)
+    except UserError as error:  # A ValueError, whose text argparse would drop.
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def count(text: str) -> int:

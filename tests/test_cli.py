@@ -139,11 +139,11 @@ def test_a_closed_output_ends_a_command_quietly(tmp_path, arguments, redirected,
         ("train", "--config=s3://bucket/run"),
         ("train", "--config.data.data_dir=gs://bucket/data"),
         ("eval", "--weights=s3://bucket/b0.npz", "--data_dir=x"),
-        ("eval", "--workdir=run", "--csv=gs://bucket/results.csv"),
+        ("eval", "--workdir=run", "--csv=s3://bucket/results.csv"),
         ("sweep", "--sweep=seed=0,1", "--workdir=gs://bucket/sweep"),
         ("sweep", "--sweep=data.data_dir=gs://bucket/data", "--workdir=sweep"),
         ("report", "--out=gs://bucket/page"),
-        ("report", "--out=page", "--results", "results", "gs://bucket/results"),
+        ("report", "--out=page", "--results", "results", "s3://bucket/results"),
         ("convert", "b0.npz", "--to=https://host/b0.safetensors"),
         ("prepare_imagenet", "--from=gs://bucket", "--data_dir=data"),
         ("predict", "cat.jpg", "--weights=gs://bucket/b0.npz"),
@@ -158,3 +158,17 @@ def test_what_is_not_a_local_path_is_refused_and_makes_no_folder(
     err = capsys.readouterr().err
     assert "is not a local path" in err and "gcsfuse" in err and err.startswith("error: ")
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("eval", "--workdir=run", "--csv=gs://bucket/results.csv"),
+        ("report", "--out=page", "--results", "gs://bucket/results"),
+    ],
+)
+def test_a_table_in_a_bucket_without_its_package_is_refused(monkeypatch, capsys, arguments):
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    with pytest.raises(SystemExit, match="2"):
+        run(monkeypatch, *arguments)
+    assert "pip install gcsfs google-cloud-storage" in capsys.readouterr().err

@@ -177,7 +177,7 @@ def evaluate_set(
     weights: Any,
     config: ConfigDict,
     label: str,
-    csv: str | None = None,
+    csv: pathlib.Path | None = None,
     processes: Alone = ALONE,
     details: Details | None = None,
 ) -> dict[str, Any]:
@@ -203,7 +203,7 @@ def evaluate_set(
     run, results, lost = {"step": weights.step, "weights": label}, {}, []
     identities = {part: sources.identity(source) for part, source in found.items()}
     if csv is not None and processes.is_first:
-        csv_rows.check_append(pathlib.Path(csv), _row(config, "", "", weights, {}))
+        csv_rows.check_append(csv, _row(config, "", "", weights, {}))
     if config.training_data and (trained_on := _count_trained_on(config, found)):
         run["trained_on"] = trained_on
     for part, result in evaluate(weights, config, found, label, processes, details):
@@ -213,7 +213,7 @@ def evaluate_set(
         if csv is not None and processes.is_first:
             row = _row(config, f"{part}/{split}", identities[part], weights, results[part])
             try:
-                csv_rows.append_csv(pathlib.Path(csv), [row])
+                csv_rows.append_csv(csv, [row])
             except UserError as error:
                 lost.append(str(error))
     result = _summary(config, results) | run if parts else results[name]

@@ -20,6 +20,7 @@ from effnet_jax import config as config_lib
 from effnet_jax import csv_rows
 from effnet_jax.errors import UserError, near
 from effnet_jax.report import paper
+from effnet_jax.run import buckets, files
 
 EVALUATION = "val/ema"  # The default; its accuracies are in the column val/ema/top1.
 SETTINGS = ("base", "width", "depth", "resolution", "parameters", "multiply_adds", "epochs")
@@ -359,13 +360,31 @@ def find_files(paths: Sequence[pathlib.Path]) -> dict[pathlib.Path, bool]:
     What is hidden in a folder is passed over: copies of an editor, and files of the system.
     """
     found: dict[pathlib.Path, tuple[pathlib.Path, bool]] = {}
-    for path in sorted(paths, key=pathlib.Path.is_dir):  # Named files first.
+    remote = [path for path in paths if buckets.is_bucket(path)]
+    local = [path for path in paths if not buckets.is_bucket(path)]
+    for path in sorted(local, key=pathlib.Path.is_dir):  # Named files first.
         if not path.exists():
             raise UserError(f"no file or folder {path}; is --results right?")
         for file in sorted(path.rglob("*.[cC][sS][vV]")) if path.is_dir() else [path]:
             if not any(part.startswith(".") for part in file.relative_to(path).parts):
                 found.setdefault(file.resolve(), (file, file == path))
-    return dict(found.values())
+    return dict(found.values()) | _find_objects(remote)
+
+
+def _find_objects(paths: Sequence[pathlib.Path]) -> dict[pathlib.Path, bool]:
+    """`find_files` in buckets."""
+    named = {path: True for path in paths if files.is_file(path)}
+    for path in (path for path in paths if path not in named):
+        try:
+            names = buckets.Folder(path).names(deep=True)
+        except OSError as error:
+            raise UserError(f"can't read --results={path}: {buckets.with_remedy(error)}") from None
+        if not names:
+            raise UserError(f"no file or folder {path}; is --results right?")
+        for name in sorted(names):
+            if name.lower().endswith(".csv") and not re.search(r"(^|/)\.", name):
+                named.setdefault(path / name, False)
+    return named
 
 
 def parse(cells: dict[str, str], place: str, evaluation: str = EVALUATION) -> Run:
@@ -483,7 +502,7 @@ def read(
       UserError: a missing or unreadable file, a named file with other columns, an impossible value,
         or a `data` that no run has.
     """
-    parsed, latency, files, skipped = [], [], [], []
+    parsed, latency, sources, skipped = [], [], [], []
     for path, named in find_files(paths).items():
         columns, rows = csv_rows.read(path)
         if columns and not rows:
@@ -510,7 +529,7 @@ def read(
         else:
             skipped.append(f"{path} (no column {missing[0]!r})")
             continue
-        files.append(path)
+        sources.append(path)
     parsed = name_data([run for run in parsed if sweep in (None, run.sweep)], evaluation)
     if data is not None:
         sets = {run.data for run in parsed}
@@ -523,4 +542,4 @@ def read(
     newest = {settings(run): run for run in sorted(parsed, key=operator.attrgetter("time"))}
     runs = tuple(newest[key] for key in dict.fromkeys(map(settings, parsed)))
     left_out = len(parsed) - len(runs), tuple(skipped)
-    return Results(runs, tuple(latency), tuple(files), evaluation, data, *left_out)
+    return Results(runs, tuple(latency), tuple(sources), evaluation, data, *left_out)

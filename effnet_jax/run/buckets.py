@@ -171,7 +171,7 @@ class Folder:
         with _os_errors(f"{self.address}/{name}"):
             self._blob(name).upload_from_string(data, retry=self._retry)
 
-    def replace(self, name: str, text: str, generation: int) -> int | None:
+    def replace(self, name: str, text: bytes | str, generation: int) -> int | None:
         """Writes an object if its generation is that, 0: if there is none; its new one, or None."""
         import google.api_core.exceptions as api
 
@@ -187,8 +187,10 @@ class Folder:
         """Deletes objects, if they are there and their generation is still that."""
         import google.api_core.exceptions as api
 
+        gone = api.NotFound, api.PreconditionFailed
+
         def remove(name: str) -> None:
-            with _os_errors(f"{self.address}/{name}"), contextlib.suppress(api.NotFound):
+            with _os_errors(f"{self.address}/{name}"), contextlib.suppress(*gone):
                 self._blob(name).delete(if_generation_match=generation, retry=self._retry)
 
         _at_once(remove, names)
@@ -237,6 +239,23 @@ def read(path: pathlib.Path) -> bytes:
 def write(path: pathlib.Path, text: str) -> None:
     """Writes an object, as a whole; raises OSError."""
     Folder(path.parent).write(path.name, text)
+
+
+def update(path: pathlib.Path, change: Callable[[bytes], bytes]) -> int:
+    """Replaces an object by what `change` makes of its content, b"" where there is none.
+
+    Returns the generation of the new object.
+
+    Where another program writes it meanwhile, `change` gets the newer content. Raises OSError.
+    """
+    folder, written = Folder(path.parent), None
+    while written is None:
+        try:
+            before, generation = folder.read(path.name)
+        except FileNotFoundError:
+            before, generation = b"", 0
+        written = folder.replace(path.name, change(before), generation)
+    return written
 
 
 def with_remedy(error: OSError) -> str:

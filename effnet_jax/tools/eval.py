@@ -19,14 +19,14 @@ import pathlib
 from effnet_jax import flags
 from effnet_jax.errors import UserError
 
-PARSER = flags.Parser(__doc__, joins=True, buckets=("workdir", "weights"))
+PARSER = flags.Parser(__doc__, joins=True, buckets=("workdir", "weights", "csv"))
 add = PARSER.add_argument
 add("--workdir", metavar="DIR", help="workdir of the run; its config is read from there")
 add("--step", type=int, help="of the checkpoint; by default the newest")
 add("--weights", default="ema", help="ema or raw, of a run; or a file, or hf://ORG/NAME")
 add("--data", metavar="SET", help="NAME or NAME:ARGUMENT of configs/evaluation, or FILE.py")
 add("--data_dir", metavar="DIR", help="where the data is; or a folder of images")
-add("--csv", metavar="FILE", help="add a row with result, run and machine to this file")
+add("--csv", type=flags.path, metavar="FILE", help="add a row with the result to this file")
 add("--details", type=pathlib.Path, metavar="DIR", help="write accuracy by class and mistakes here")
 for name in ("model", "origin", "classes"):
     add(f"--{name}", help="of a FILE that doesn't state it")

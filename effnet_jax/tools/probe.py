@@ -20,7 +20,7 @@ from effnet_jax import flags
 from effnet_jax.errors import UserError
 from effnet_jax.tools import features, show, track
 
-PARSER = flags.Parser(__doc__)
+PARSER = flags.Parser(__doc__, buckets=("csv",))
 add = PARSER.add_argument
 add("features", nargs="?", type=pathlib.Path, metavar="FEATURES", help="of the training data")
 add("--test", type=pathlib.Path, metavar="FEATURES", help="of the test data")
@@ -28,7 +28,7 @@ add("--weights", metavar="FILE|WORKDIR", help="instead of files of features")
 add("--train_split", help="of the data; by default train")
 add("--test_split", help="of the data; by default the one that eval takes")
 add("--metric", choices=("top1", "mean_per_class"), default="top1", help="that chooses the l2")
-add("--csv", type=pathlib.Path, metavar="FILE", help="add a row for each method to this file")
+add("--csv", type=flags.path, metavar="FILE", help="add a row for each method to this file")
 features.add_source(add)
 SHARE = 0.2  # Of each class that is test data where features have no split.
 

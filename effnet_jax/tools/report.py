@@ -14,10 +14,10 @@ from effnet_jax import flags
 from effnet_jax.errors import UserError
 from effnet_jax.report import page, results
 
-PARSER = flags.Parser(__doc__)
+PARSER = flags.Parser(__doc__, buckets=("results",))
 add = PARSER.add_argument
 csvs = "CSVs, or folders with CSVs at any depth; by default results"
-add("--results", nargs="+", action="extend", type=pathlib.Path, metavar="PATH", help=csvs)
+add("--results", nargs="+", action="extend", type=flags.path, metavar="PATH", help=csvs)
 add("--out", required=True, type=pathlib.Path, metavar="DIR", help="folder of the report")
 counts = "whose top-1 counts, say val/raw; by default %(default)s"
 add("--evaluation", default=results.EVALUATION, metavar="NAME/WEIGHTS", help=counts)

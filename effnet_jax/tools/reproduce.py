@@ -27,12 +27,12 @@ from effnet_jax.errors import RunsFailed, UserError
 from effnet_jax.report.tables import down
 from effnet_jax.tools import show
 
-PARSER = flags.Parser(__doc__)
+PARSER = flags.Parser(__doc__, buckets=("csv",))
 add = PARSER.add_argument
 add("--weights", required=True, type=pathlib.Path, metavar="FOLDER", help="with files of weights")
 add("--data", default="imagenet", metavar="SET", help="NAME of configs/evaluation, or FILE.py")
 add("--data_dir", metavar="DIR", help="where the data is")
-add("--csv", default="results/reproduced.csv", type=pathlib.Path, metavar="FILE", help="of rows")
+add("--csv", default="results/reproduced.csv", type=flags.path, metavar="FILE", help="of rows")
 add("--classes", default="imagenet", help="of files that don't state them, as for convert")
 
 COLUMNS = ("file", "sha256", "model", "resolution", "top1", "top5", "count")
@@ -83,6 +83,7 @@ def rows(
     from effnet_jax import csv_rows
     from effnet_jax.data import sources
     from effnet_jax.imagenet import variants
+    from effnet_jax.run import files
     from effnet_jax.weights import folder
 
     chosen = variants.load_evaluation_set(args.data)
@@ -96,7 +97,7 @@ def rows(
         print(f"{args.data} has {count}, so differences from published accuracies mean little")
     place = {"data": args.data, "identity": sources.identity(source)}
     csv_rows.check_append(args.csv, (*place, *COLUMNS, *machine))
-    found = csv_rows.read(args.csv)[1] if args.csv.is_file() else []
+    found = csv_rows.read(args.csv)[1] if files.is_file(args.csv) else []
     done = {}
     for row, where in found:
         for key in ("top1", "published_top1") if row["published_top1"] else ("top1",):

@@ -23,10 +23,10 @@ from effnet_jax.tools import show
 
 def parser(doc: str) -> flags.Parser:
     """The flags of all commands that launch runs."""
-    parser = flags.Parser(doc, config="cluttered_digits", computes=False)
+    parser = flags.Parser(doc, config="cluttered_digits", computes=False, buckets=("csv",))
     add = parser.add_argument
     add("--workdir", required=True, metavar="DIR", help="where everything goes")
-    add("--csv", type=pathlib.Path, help="table of results; by default DIR/results.csv")
+    add("--csv", type=flags.path, help="table of results; by default DIR/results.csv")
     add("--launcher", choices=("local", "slurm"), default="local", help="where the runs go")
     add("--parallel", type=flags.count, metavar="N", help="runs at a time (one a GPU or core)")
     add("--slurm", default="", help="submitit's parameters, as in timeout_min=240,gpus_per_node=1")
@@ -52,7 +52,7 @@ def launch(args: argparse.Namespace, sweep: str) -> pathlib.Path | None:
         writers.say(f"left: about {minutes / max(1, len(shares)):.0f} min, by the finished runs")
     if args.dry_run:
         return None
-    csv = args.csv.expanduser() if args.csv else folder.root / "results.csv"
+    csv = args.csv or folder.root / "results.csv"
     with folder.lock() as lock:
         left = [each.run.name for each in schedule if folder.done(each.run.name) is None]
         folder.write_results(schedule, csv)

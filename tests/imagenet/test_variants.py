@@ -91,7 +91,7 @@ def test_imagenet_a_chooses_among_its_200_classes(run, tmp_path):
     labels = shifted(best, chosen, range(5))
     write_set(tmp_path, "imagenet_a", "test", images, labels)
     table = tmp_path / "rows.csv"
-    result = evaluate_run(workdir, data="imagenet_a", data_dir=str(tmp_path), csv=str(table))
+    result = evaluate_run(workdir, data="imagenet_a", data_dir=str(tmp_path), csv=table)
     assert result["top1"] == 15 / 20 and result["count"] == COUNT
     ranks = (logits[:, chosen] > logits[np.arange(COUNT), labels][:, None]).sum(1)
     assert result["top5"] == pytest.approx((ranks < 5).mean())
@@ -128,7 +128,7 @@ def test_the_table_is_checked_before_and_the_result_is_printed_without_it(
     (tmp_path / "rows.csv").write_text("top1,count\n0.5,1\n")
     with pytest.raises(UserError, match=r"other columns than these rows .*choose another --csv"):
         eval_tool.main(args)
-    args.csv = "/proc/none/rows.csv"
+    args.csv = pathlib.Path("/proc/none/rows.csv")
     with pytest.raises(UserError, match=r"can't write to --csv=/proc/none/rows\.csv: No such file"):
         eval_tool.main(args)
 
@@ -176,7 +176,7 @@ def test_a_file_of_weights_is_evaluated_as_its_run_is(run, released, tmp_path):
     labels = shifted(logits.argmax(1), range(1000), [3])
     write_set(tmp_path, "imagenet2012", "validation", images, labels)
     table = tmp_path / "rows.csv"
-    options = {"data": "imagenet", "data_dir": str(tmp_path), "csv": str(table)}
+    options = {"data": "imagenet", "data_dir": str(tmp_path), "csv": table}
     result = evaluate_file(released, **options)
     log_sum = np.log(np.exp(logits).sum(1))
     loss = (log_sum - logits[np.arange(COUNT), labels]).mean()
@@ -425,7 +425,7 @@ def test_imagenet_c_is_relative_to_the_reference_and_takes_whole_images(run, tmp
         write_set(tmp_path, name, "validation", images, labels, config=part)
 
     table = tmp_path / "rows.csv"
-    result = evaluate(found, config, "ema", str(table))
+    result = evaluate(found, config, "ema", table)
     # fog: (0.2 + 0.3) / (2 * 0.5); snow: (0.0 + 0.5) / (2 * 0.25).
     assert result["mce"] == pytest.approx((0.5 + 1.0) / 2)
     assert result["error"] == pytest.approx({"fog": 0.25, "snow": 0.25})

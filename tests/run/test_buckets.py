@@ -20,9 +20,10 @@ from bucket_server import BUCKET, RESET, Bucket
 
 import effnet_jax
 from configs import digits
-from effnet_jax import checkpoint, weights
+from effnet_jax import checkpoint, csv_rows, weights
 from effnet_jax import config as config_lib
 from effnet_jax.errors import SaveFailed, UserError
+from effnet_jax.report import results
 from effnet_jax.run import buckets, files, manifest, workdirs, writers
 from effnet_jax.run.processes import ALONE
 from effnet_jax.tools import eval as eval_tool
@@ -374,3 +375,47 @@ def test_a_bucket_that_cannot_be_used(bucket, workdir, fault, message):
         effnet_jax.train(experiment(), "s3://b/run")
     with pytest.raises(UserError, match=r"no file or folder gs://runs/no/w.safetensors"):
         weights.load("gs://runs/no/w.safetensors")
+
+
+def test_rows_and_results_in_a_bucket(bucket):
+    path, row = buckets.to_path(f"gs://{BUCKET}/tables/a/rows.csv"), {"name": "one", "top1": 0.5}
+    csv_rows.check_append(path, row)
+    assert not bucket.names()  # A table without rows is no table.
+    csv_rows.append_csv(path, [row])
+    csv_rows.append_csv(path, [row | {"name": "two"}])
+    csv_rows.check_append(path, row)
+    assert [cells["name"] for cells, _ in csv_rows.read(path)[1]] == ["one", "two"]
+    with pytest.raises(UserError, match="other columns"):
+        csv_rows.check_append(path, ["name", "top5"])
+    assert results.find_files([path.parent.parent]) == {path: False}
+    assert results.find_files([path]) == {path: True}
+    with pytest.raises(UserError, match="no file or folder gs://"):
+        results.find_files([path.parent / "none"])
+
+    table = buckets.to_path(f"gs://{BUCKET}/sweep.csv")
+    run = {"name": "a", "time": "2026-11-22T10:00:00+00:00", "top1": 0.1}
+    for rows in ([run], [run | {"name": "b"}], [run | {"top1": 0.2}]):
+        csv_rows.merge_csv(table, rows)
+    found = {cells["name"]: cells["top1"] for cells, _ in csv_rows.read(table)[1]}
+    assert found == {"a": "0.2", "b": "0.1"}
+    with pytest.raises(UserError, match="no table of results"):
+        csv_rows.merge_csv(path, [run])
+
+
+def test_a_row_of_another_program_meanwhile_stays(bucket):
+    path, seen = buckets.to_path(f"gs://{BUCKET}/rows.csv"), []
+
+    def change(before: bytes) -> bytes:
+        if not seen:
+            buckets.write(path, "theirs\n")
+        seen.append(before)
+        return before + b"ours\n"
+
+    buckets.update(path, change)
+    assert seen == [b"", b"theirs\n"] and buckets.read(path) == b"theirs\nours\n"
+
+
+def test_a_bucket_that_refuses_a_table_is_reported_before_the_work(bucket):
+    bucket.fault = lambda method, path: 403 if method == "POST" else None
+    with pytest.raises(UserError, match=r"can't write to --csv=gs://.*Storage Object User"):
+        csv_rows.check_append(buckets.to_path(f"gs://{BUCKET}/rows.csv"), ["name"])
