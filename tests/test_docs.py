@@ -1,10 +1,16 @@
 """The pages: links lead somewhere, commands parse, blocks run, and the reference is complete."""
 
+import ast
 import contextlib
+import csv
 import html
 import importlib
+import json
+import os
 import re
 import shlex
+import shutil
+import subprocess
 import sys
 
 import numpy as np
@@ -16,7 +22,8 @@ from PIL import Image
 from pyarrow import parquet
 
 from effnet_jax import config as config_lib
-from effnet_jax import experiments, export, weights
+from effnet_jax import experiments, export, models, scaling, weights
+from effnet_jax.models.efficientnet import VARIANTS
 from effnet_jax.sweeps import runs
 
 sys.path.insert(0, str(ROOT / "docs"))
@@ -32,13 +39,19 @@ ELSEWHERE = {
     ("docs/backbone.md", "bash"): "models/test_backbone.py",
     ("docs/backbone.md", "python"): "models/test_backbone.py",
     ("docs/fine_tuning.md", "python"): "weights/test_initial.py",
+    ("docs/getting_started.md", "bash"): "test_docs.py",
+    ("docs/getting_started.md", "python"): "test_docs.py",
 }
+# Why a block is not run, where a worked diff has to be applied before it.
+PATCHED = "needs the diff above"
 # What is made small before a block runs: its weights are those of a network of 16 px, 10 classes.
 SMALL = {"224": "16", "[281, 207]": "[1, 2]", '"phi=1.5"': '"resnet18,w=0.1,d=0.1,r=32"'}
 FENCE = re.compile(
     r"(?:<!-- not run: (?P<reason>[^>]+) -->\n+)?^```(?P<kind>\w*)[^\n]*\n(?P<text>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
+# A command of ours, with its flags, in a line of text.
+INLINE = re.compile(r"`((?:effnet-jax [a-z]\w+|python (?:train|eval)\.py) [^`]*[-/=][^`]*)`")
 # Programs that are not ours: their arguments are not checked.
 FOREIGN = set("cd docker export git kill kubectl mkdir pip sbatch scancel tfds unset".split())  # noqa: SIM905
 
@@ -185,7 +198,10 @@ def in_runs(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("path", PAGES, ids=NAMES)
 def test_every_command_has_the_flags_and_keys_that_the_page_gives_it(path, in_runs):
-    for _, _, text in blocks(path, ("bash",)):
+    texts = [text for why, _, text in blocks(path, ("bash",)) if PATCHED not in (why or "")]
+    if path == PAGES[0]:  # The README's tables have whole commands.
+        texts += INLINE.findall(FENCE.sub("", path.read_text()))
+    for text in texts:
         for command in commands(text):
             try:
                 found = parser_of(command)
@@ -264,6 +280,87 @@ def test_the_commands_of_a_page_run(name, folder):
         for command in [] if reason else commands(text):
             module = importlib.import_module(f"effnet_jax.tools.{command[1]}")
             module.main(module.PARSER.parse_args(command[2:]))
+
+
+def test_getting_started_runs_in_order(folder):
+    shutil.copytree(GOLDEN / "checkpoint_v1", "runs/digits")  # A run on digits.
+    for reason, kind, text in blocks(ROOT / "docs/getting_started.md"):
+        if kind == "python":
+            exec(compile(text, "getting_started", "exec"), {})
+        for command in commands(text) if kind == "bash" and not reason else []:
+            module = importlib.import_module(f"effnet_jax.tools.{command[1]}")
+            module.main(module.PARSER.parse_args(command[2:]))
+
+
+def test_the_worked_diffs_apply_and_work(tmp_path):
+    for name in ("effnet_jax", "configs"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    page, lines = ROOT / "docs/contributing.md", []
+    diffs = [text for _, _, text in blocks(page, ("diff",))]
+    assert len(diffs) == 4
+    for text in diffs:  # With other context, as where a comment next to it has changed.
+        command = ["git", "apply", "-C0", "-"]
+        done = subprocess.run(command, cwd=tmp_path, input=text, text=True, capture_output=True)
+        assert done.returncode == 0, f"{done.stderr}\n{text}"
+    for reason, _, text in blocks(page, ("bash",)):
+        lines += commands(text) if PATCHED in (reason or "") else []
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    script = [sys.executable, ROOT / "tests/worked_diffs.py", json.dumps(lines)]
+    done = subprocess.run(script, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_tests_and_functions_that_pages_name_exist():
+    def names(path):
+        tree = ast.parse(path.read_text())
+        for node in tree.body:
+            yield getattr(node, "name", None)
+            for inner in getattr(node, "body", ()) if isinstance(node, ast.ClassDef) else ():
+                yield f"{node.name}.{getattr(inner, 'name', None)}"
+        assigned = [node.targets for node in tree.body if isinstance(node, ast.Assign)]
+        yield from (target.id for [target] in assigned if isinstance(target, ast.Name))
+
+    counts = []
+    for page, sign, root in (("reliability", "::", ROOT), ("layout", ":", ROOT / "effnet_jax")):
+        text = (ROOT / f"docs/{page}.md").read_text()
+        found = re.findall(rf"`([\w/]+\.py){sign}([\w.]+)`", text)
+        for name, wanted in found:
+            assert wanted in set(names(root / name)), f"{page}.md: {name}{sign}{wanted}"
+        counts.append(len(found))
+    assert min(counts) > 30
+
+
+def tables(name, columns):
+    """The rows of a page's tables that have so many columns, without backticks."""
+    lines = (ROOT / name).read_text().splitlines()
+    rows = [line.split("|")[1:-1] for line in lines if line.startswith("| ")]
+    rows = [[cell.strip(" `") for cell in row] for row in rows]
+    return [row for row in rows if len(row) == columns]
+
+
+def test_the_models_and_weights_of_the_tables_are_those_counted_and_published():
+    rows = {row[0]: row for row in tables("README.md", 7) if row[0] in VARIANTS}
+    assert set(rows) == set(VARIANTS)
+    with open(ROOT / "effnet_jax/report/paper/released.csv", newline="") as file:
+        released = [row for row in csv.DictReader(file) if row["set"] == "imagenet"]
+    published = {row["top1"] for row in released}
+    for name, (_, parameters, multiply_adds, pixels, top1, *_) in rows.items():
+        model = config_lib.get_config(name).model
+        model.num_classes = 1000
+        architecture = models.architecture(model)
+        cost = scaling.cost(architecture.layers())
+        assert parameters == f"{cost.parameters / 1e6:.1f}", name
+        assert multiply_adds == f"{cost.multiply_adds / 1e9:.2f}", name
+        assert int(pixels) == architecture.resolution and top1.split()[0] in published, name
+    page = re.sub(r"[`|;,]", " ", (ROOT / "docs/weights.md").read_text())
+    for row in released:
+        model, _, tag = row["name"].partition(".")
+        if row["source"].startswith("timm"):
+            shown = rf"\b{model}\b.* {tag} (\s*\S+ \(\d+\)\s*)*"
+            shown += rf"\s*{float(row['top1']):.1f} \({row['resolution']}\)"
+            assert re.search(shown, page), row
+        else:
+            assert row["top1"] in page, row
 
 
 def test_every_block_is_run_or_says_why_not():
