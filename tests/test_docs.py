@@ -93,6 +93,12 @@ def test_the_site_has_every_page_once():
     assert sorted(names) == sorted([*(path.name for path in PAGES[1:]), *made])
 
 
+def test_the_readme_is_short_and_names_every_page():
+    text = PAGES[0].read_text()
+    assert len(text.splitlines()) <= 250
+    assert not [path.name for path in PAGES[1:] if f"(docs/{path.name}" not in text]
+
+
 def test_the_reference_explains_every_key_and_public_name():
     keys = generate.config_reference()
     schema = dict(config_lib._limits(config_lib.SCHEMA))
