@@ -166,11 +166,32 @@ def rotate(image: np.ndarray, degrees: float) -> np.ndarray:
     return _warp(image, (cos, -sin, x_offset, sin, cos, y_offset))
 
 
-def cutout(image: np.ndarray, half: int, down: float, across: float) -> np.ndarray:
-    """Fills a square of side 2 * half pixels, centred at fractions of the height and the width."""
-    y, x = int(down * image.shape[0]), int(across * image.shape[1])
+def _square(image: np.ndarray, row: int, column: int, half: int) -> np.ndarray:
+    """A view of the square of side 2 * half around a pixel, cut off at the image's edges."""
+    return image[max(0, row - half) : row + half, max(0, column - half) : column + half]
+
+
+def cutout_grey(image: np.ndarray, half: int, down: float, across: float) -> np.ndarray:
+    """Fills a square of side 2 * half with grey: the operation Cutout of the policies.
+
+    Its centre is at the fractions `down` and `across` of the height and the width.
+    """
     result = image.copy()
-    result[max(0, y - half) : y + half, max(0, x - half) : x + half] = FILL
+    _square(result, int(down * len(image)), int(across * image.shape[1]), half)[:] = FILL
+    return result
+
+
+def cutout_noise(image: np.ndarray, side: float, rng: np.random.Generator) -> np.ndarray:
+    """Fills a square with noise from 128 to 255: `config.augment.cutout`, apart from any policy.
+
+    Its side is the fraction `side` of the image's height, and its centre is a random pixel.
+
+    Source: google/automl efficientnetv2/preprocessing.py, preprocess_for_finetune.
+    """
+    result = image.copy()
+    half, row, column = int(side * len(image)) // 2, *map(rng.integers, image.shape[:2])
+    square = _square(result, row, column, half)
+    square[:] = rng.integers(128, 256, square.shape, np.uint8)
     return result
 
 
@@ -226,7 +247,7 @@ OPERATIONS = {
     "TranslateX": Operation(_with_entry(2), lambda level, s: (level * s.translate,), _signed),
     "TranslateY": Operation(_with_entry(5), lambda level, s: (level * s.translate,), _signed),
     "Cutout": Operation(
-        cutout,
+        cutout_grey,
         lambda level, s: (int(level * s.cutout),),
         lambda half, rng: (half, rng.random(), rng.random()),
     ),
@@ -331,16 +352,6 @@ def build_policy(config: ConfigDict) -> Policy | None:
     steps = tuple(make_step(name, config.randaugment_magnitude, settings) for name in OPERATIONS)
     always = config.randaugment_probability == "ignored"
     return RandAugment(steps, config.randaugment_layers, always)
-
-
-def cutout(image: np.ndarray, side: float, rng: np.random.Generator) -> np.ndarray:
-    """A copy with a square of noise, whose `side` is that fraction of the image's; see config."""
-    height, width = image.shape[:2]
-    half, row, column = int(side * height) // 2, rng.integers(height), rng.integers(width)
-    result = image.copy()
-    square = result[max(0, row - half) : row + half, max(0, column - half) : column + half]
-    square[:] = rng.integers(128, 256, square.shape, np.uint8)
-    return result
 
 
 def erase(

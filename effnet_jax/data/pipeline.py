@@ -137,7 +137,7 @@ class TrainImages:
         if self._policy:
             image = self._policy(image, rng)
         if self._augment.cutout > 0:
-            image = augment.cutout(image, self._augment.cutout, rng)
+            image = augment.cutout_noise(image, self._augment.cutout, rng)
         if self._augment.erase_probability > 0:
             image = augment.erase(image, self._augment, self._preprocess.mean, rng)
         out[:] = image
