@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from ml_collections import ConfigDict
 
-from effnet_jax.data.sources import Source, alike, count_by_class, is_hidden, list_endings, uneven
+from effnet_jax.data.folders import is_hidden, list_endings
+from effnet_jax.data.sources import Source, alike, count_by_class, uneven
 from effnet_jax.errors import UserError
 from effnet_jax.run import files
 

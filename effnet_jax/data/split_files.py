@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from effnet_jax.data.sources import FolderSource, hold_out
+from effnet_jax.data.folders import FolderSource, hold_out
 from effnet_jax.errors import UserError, check_choice
 
 

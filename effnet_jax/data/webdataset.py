@@ -19,8 +19,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from effnet_jax.data import shards
+from effnet_jax.data.folders import is_hidden, is_image
 from effnet_jax.data.shards import ShardSource
-from effnet_jax.data.sources import Record, is_hidden, is_image
+from effnet_jax.data.sources import Record
 from effnet_jax.errors import UserError
 from effnet_jax.run import files
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from effnet_jax import config as default
 from effnet_jax import parallel
-from effnet_jax.data import pipeline, sources
+from effnet_jax.data import folders, pipeline, sources
 from effnet_jax.errors import UserError
 
 
@@ -180,7 +180,7 @@ def test_a_worker_process_makes_the_same_batches_and_names_an_unreadable_record(
     for index, path in enumerate(paths):
         path.write_bytes(encode(np.full((8, 8, 3), index, np.uint8)))
     # A source that a worker can make without this module and all that it imports.
-    source = sources.FolderSource(("one",), [(str(path), 0) for path in paths])
+    source = folders.FolderSource(("one",), [(str(path), 0) for path in paths])
     tiny.batch_size = 8  # One chunk.
     batches = pipeline.train_batches(source, tiny, 8)
     bad = record_of(batches[2])[3]

@@ -15,7 +15,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from configs import folder
-from effnet_jax.data import pipeline, sources
+from effnet_jax.data import folders, pipeline, sources
 from effnet_jax.data.decode import decode_image
 from effnet_jax.errors import UserError
 from tests.tfds_sets import write_features, write_set
@@ -198,12 +198,12 @@ def test_names_of_classes_are_composed_and_two_forms_of_one_are_refused(tmp_path
     make_folder(tmp_path / "train", {"caf\u00e9": 2, "cafz": 2})
     make_folder(tmp_path / "val", {"cafe\u0301": 2, "cafz": 2})  # As another file system stores it.
     config = config_for(tmp_path)
-    assert {sources.folder_source(config, name).classes for name in ("train", "val")} == {
+    assert {folders.folder_source(config, name).classes for name in ("train", "val")} == {
         ("cafz", "caf\u00e9")
     }
     make_folder(tmp_path / "val", {"caf\u00e9": 2})
     with pytest.raises(UserError, match=r"two class folders whose name reads .*, in two forms"):
-        sources.folder_source(config, "val")
+        folders.folder_source(config, "val")
 
 
 def test_folders_of_classes_that_are_not_meant_are_refused_or_reported(tmp_path):
@@ -263,11 +263,11 @@ def test_a_file_name_in_another_encoding_can_be_written(tmp_path):
 def test_a_class_behind_a_broken_link_is_named_and_loose_images_too(tmp_path):
     make_folder(tmp_path, {"cat": 3, "dog": 2})
     (tmp_path / "cat" / "000.png").rename(tmp_path / "loose.png")
-    summary = sources.folder_source(config_for(tmp_path), "train").summary()
+    summary = folders.folder_source(config_for(tmp_path), "train").summary()
     assert "1 .png in no class folder); move each image" in summary
     (tmp_path / "emu").symlink_to(tmp_path / "disk" / "emu")
     with pytest.raises(UserError, match="emu links to nothing; mount"):
-        sources.folder_source(config_for(tmp_path), "train")
+        folders.folder_source(config_for(tmp_path), "train")
 
 
 def test_classes_that_differ_between_splits_are_named():

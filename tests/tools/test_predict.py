@@ -17,7 +17,7 @@ from conftest import GOLDEN
 from PIL import Image
 
 from effnet_jax import errors, weights
-from effnet_jax.data import sources
+from effnet_jax.data import folders
 from effnet_jax.data.preprocess import Preprocess
 from effnet_jax.tools import predict
 
@@ -112,24 +112,24 @@ def test_folders_patterns_and_the_standard_input_are_taken(capsys, pictures, tmp
     (deep := tmp_path / "photos" / "deep").mkdir(parents=True)
     for number, name in enumerate(("b.png", "a[1].png", "notes.txt", ".hidden.png")):
         shutil.copy(cat if number != 2 else text, deep / name)
-    taken = sources.list_images([str(tmp_path / "photos"), "-", str(tmp_path / "*.jpg"), "gone"])
+    taken = folders.list_images([str(tmp_path / "photos"), "-", str(tmp_path / "*.jpg"), "gone"])
     names = ["a[1].png", "b.png"]
     assert taken == [*(str(deep / name) for name in names), "-", str(coffee), str(text), "gone"]
     assert "photos: 1 of 3 files are no images" in capsys.readouterr().err
-    assert sources.list_images([str(deep / "a[1].png")]) == [str(deep / "a[1].png")]
-    assert len(sources.list_images([str(tmp_path / "**" / "*.png")])) == 3
+    assert folders.list_images([str(deep / "a[1].png")]) == [str(deep / "a[1].png")]
+    assert len(folders.list_images([str(tmp_path / "**" / "*.png")])) == 3
     (deep / "@eaDir").mkdir()
     shutil.copy(cat, deep / "@eaDir" / "thumbnail.png")
-    assert sources.list_images([str(tmp_path / "photos")]) == [str(deep / name) for name in names]
-    assert sources.list_images([str(deep / "@eaDir")]) == [str(deep / "@eaDir" / "thumbnail.png")]
+    assert folders.list_images([str(tmp_path / "photos")]) == [str(deep / name) for name in names]
+    assert folders.list_images([str(deep / "@eaDir")]) == [str(deep / "@eaDir" / "thumbnail.png")]
     shutil.rmtree(deep / "@eaDir")
     (deep / "again").symlink_to(deep)
     with pytest.raises(errors.UserError, match=r"deep/again is .*deep by a link, and read already"):
-        sources.list_images([str(tmp_path / "photos")])
+        folders.list_images([str(tmp_path / "photos")])
     (deep / "again").unlink()
     for argument in (tmp_path / "*.gif", GOLDEN / "checkpoint_v1" / "checkpoints"):
         with pytest.raises(errors.UserError, match=f"no image in {re.escape(str(argument))}"):
-            sources.list_images([str(argument)])
+            folders.list_images([str(argument)])
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(cat.read_bytes())))
     flags = [f"--weights={GOLDEN / 'checkpoint_v1'}", "--csv", "--top=2"]
     with pytest.raises(errors.ImagesFailed, match="1 of 4 images"):
