@@ -213,7 +213,7 @@ def test_every_kind_of_input_gives_the_same(tmp_path):
         (jax.numpy.zeros((4, 5, 3)), r"uint8 \[h, w, 3\].* got float32"),
         ("https://example.org/cat.jpg", "https://example.org/cat.jpg: a URL is not fetched"),
         ("data:image/png;base64," + "A" * 500, "^.{80}: a URL is not fetched"),
-        ([CHELSEA, b"text"], "image 1: it is no image"),
+        ([CHELSEA, b"text"], "image 1: it is not an image"),
         (b"", "image 0: it is empty"),
     ],
 )

@@ -50,7 +50,7 @@ def test_released_weights_name_the_cat_and_the_espresso(capsys, pictures):
     best = coffee["predictions"][0]
     assert (best["name"], best["class"], best["label"]) == ("espresso", "n07920052", 967)
     assert best["probability"] > 0.8 and len(coffee["predictions"]) == 5
-    assert f"can't read {pictures[1]}: it is no image" in output.err
+    assert f"can't read {pictures[1]}: it is not an image" in output.err
     assert f"can't read {pictures[2]}: No such file" in output.err
 
 
