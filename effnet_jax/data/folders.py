@@ -1,4 +1,4 @@
-"""Image folders: finding the files of classes, checking their names, and reading them."""
+"""Folders of images: finds the files of each class, checks the names of folders, reads images."""
 
 import collections
 import contextlib
@@ -20,15 +20,16 @@ from effnet_jax.data import imagenet_names
 from effnet_jax.data.sources import Record, Source, alike, count_by_class, first_few, uneven
 from effnet_jax.errors import UserError
 
-COMPARED = 100_000  # Files whose sizes are read to find copies; of more, those of equal names.
-# Endings, in lower case, of the images that `decode` reads.
+# To find copies, at most this many files are compared by size; of more, only those of equal names.
+COMPARED = 100_000
+# Suffixes, in lower case, of the images that `decode` reads.
 IMAGES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff")
-# What systems leave in people's folders, in lower case, beside names that begin with a dot.
+# Names, in lower case, that operating systems leave in folders; names with a leading dot are too.
 SYSTEM = {
     *("__macosx", "@eadir", "#recycle", "$recycle.bin", "lost+found"),
     *("desktop.ini", "system volume information", "thumbs.db"),
 }
-# Names of folders that are splits of a data set, and not classes; or that hold no photographs.
+# Names of folders that are splits of a data set and not classes, or that have no photographs.
 SPLIT = re.compile(
     r"((seg|x)_)?(train|test|val|valid|validation|pred|dev|development|eval|evaluation|holdout)"
     r"(ing)?([ _-]?(set|data|images|\d+))?",
@@ -38,14 +39,14 @@ MASKS = re.compile(
     r"(masks?|labels?|annot(ation)?s?|segmentations?|ground[ _-]?truths?|gts?|depth)", re.I
 )
 PICTURES = re.compile(r"images?|imgs?|rgb", re.I)
-# The name of a mask: that of its image, and what follows it.
+# The name of a mask without its suffix: the name of its image, and more.
 MASK_FILE = re.compile(r"(.+)[ _-](mask|seg|segmentation|gt)([ _-]\d+)?", re.I)
 
 
 class FolderSource(Source):
-    """Image files, given by path and label (see Record): some of the `total` in a `place`.
+    """Image files, as pairs of path and label (see Record): some of the `total` in a `place`.
 
-    `left_out` counts the files there that are not read, by their ending.
+    `left_out` counts, by suffix, the files in `place` that are not read.
     """
 
     by_content = True
@@ -68,16 +69,16 @@ class FolderSource(Source):
             return {"image": file.read(), "label": label}
 
     def describe(self, index: int) -> str:
-        # Names of files may be in another encoding than that of messages and pages.
+        # File names may be in another encoding than messages and pages.
         return os.fsencode(self._records[index][0]).decode("utf-8", "backslashreplace")
 
     @property
     def is_held_out(self) -> bool:
-        """Whether these are some of the images there: a folder or a list has others beside them."""
+        """Whether these are only some of the images in the folder or list."""
         return len(self) < self._total
 
     def count_shared(self, other: "FolderSource") -> int:
-        """The number of these images that `other` has as well: the same file, or a copy of it."""
+        """The number of these images that are also in `other`: the same file, or a copy."""
         own, theirs = ([path for path, _ in each._records] for each in (self, other))
         if len(theirs) > COMPARED:
             names = set(map(os.path.basename, own))
@@ -93,25 +94,25 @@ class FolderSource(Source):
         )
 
     def _counts(self) -> np.ndarray:
-        """Images by class."""
+        """The number of images of each class."""
         return np.bincount([label for _, label in self._records], minlength=len(self.classes))
 
     def warnings(self) -> list[str]:
         lines = alike(self.classes, "put their images into one folder")
         if shared := self._shared_folders():
             lines.append(
-                f"warning: all classes have the same folders in them: {first_few(shared)}. If "
+                f"warning: all class folders contain the same folders: {first_few(shared)}. If "
                 "those are the classes, as in folds or years, move them up: DIR/CLASS/*.jpg"
             )
         if masks := self._masks():
             lines.append(
-                f"warning: {len(masks):,} images are masks of others by their names, such as "
-                f"{masks[0]}; they count as images of their class: move them elsewhere"
+                f"warning: {len(masks):,} images have the names of masks of other images, such as "
+                f"{masks[0]}; they count as images of their class. Move them elsewhere"
             )
         return lines + uneven(self.classes, self._counts())
 
     def _shared_folders(self) -> set[str]:
-        """The folders in those of the classes, where all have the same ones and images in them."""
+        """The folders in class folders, if all have the same ones and all images are in them."""
         inner = collections.defaultdict(set)
         for path, label in self._records:
             folders = path.removeprefix(f"{self._place}{os.sep}").split(os.sep)[1:-1]
@@ -122,14 +123,14 @@ class FolderSource(Source):
         return first if len(first) > 1 and all(each == first for each in inner.values()) else set()
 
     def _masks(self) -> list[str]:
-        """The images next to another whose name they have, and "mask" or the like after it."""
+        """The images named like another one in their folder, with "_mask" or similar appended."""
         masks = {}
         for path, _ in self._records:
             if match := MASK_FILE.fullmatch(os.path.splitext(path)[0]):
                 masks[path] = match[1]
         images = set(masks.values())
-        there = images.intersection(os.path.splitext(path)[0] for path, _ in self._records)
-        return [path for path, image in masks.items() if image in there]
+        present = images.intersection(os.path.splitext(path)[0] for path, _ in self._records)
+        return [path for path, image in masks.items() if image in present]
 
     def summary(self) -> str:
         line = f"{self._place}: {len(self):,} of {self._total:,} images, {self._list_classes()}"
@@ -140,14 +141,14 @@ class FolderSource(Source):
 
 
 def _size(path: str) -> int:
-    """A file's size; -1 where it is missing, which is reported elsewhere."""
+    """A file's size, or -1 if it is missing, which is reported elsewhere."""
     with contextlib.suppress(OSError):
         return os.path.getsize(path)
     return -1
 
 
 def _peek(path: str) -> tuple[int, bytes]:
-    """The size of a file and some of its bytes, which tell most files apart."""
+    """The size of a file and a digest of some of its bytes, which distinguish most files."""
     with contextlib.suppress(OSError), open(path, "rb") as file:
         file.seek(_size(path) // 2)
         return _size(path), hashlib.sha256(file.read(4096)).digest()
@@ -155,20 +156,20 @@ def _peek(path: str) -> tuple[int, bytes]:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or a folder is the system's, or hidden, by its name."""
+    """Whether a file or folder is hidden or belongs to the system, by its name."""
     return name.startswith(".") or name.lower() in SYSTEM
 
 
 def is_image(name: str) -> bool:
-    """Whether a file's name is that of an image."""
+    """Whether a file is an image, by its name."""
     return name.lower().endswith(IMAGES) and not is_hidden(name)
 
 
 def list_images(arguments: Sequence[str]) -> list[str]:
-    """The paths that arguments stand for, in their order; reports how many files are left out.
+    """Expands the folders and patterns among `arguments` to the paths of images, in order.
 
-    Raises UserError for a folder without images or with a link to a folder that is read already,
-    and a pattern that no image matches.
+    Prints how many other files there are. Raises UserError for a folder without images or with a
+    link to a folder that is read already, and for a pattern that matches no image.
     """
     paths = []
     for argument in arguments:
@@ -178,7 +179,7 @@ def list_images(arguments: Sequence[str]) -> list[str]:
             paths.append(argument)
             continue
         found = [path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path)]
-        inner = argument if is_folder else "."  # Below it, what is the system's is passed over.
+        inner = argument if is_folder else "."  # Hidden and system files below it are skipped.
         parts = {path: os.path.relpath(path, inner).split(os.sep) for path in found}
         images = sorted(
             path
@@ -190,28 +191,29 @@ def list_images(arguments: Sequence[str]) -> list[str]:
         places = {}
         for place in dict.fromkeys(map(os.path.dirname, images)):
             first = places.setdefault(os.path.realpath(place), place)
-            if first != place:  # A link back is followed forty times.
-                raise UserError(f"{place} is {first} by a link, and read already; remove the link")
+            if first != place:  # A link to a parent folder would be followed forty times.
+                raise UserError(f"{place} links to {first}, which is read already; remove the link")
         if others := len(found) - len(images):
-            print(f"{argument}: {others} of {len(found)} files are no images", file=sys.stderr)
+            print(f"{argument}: {others} of {len(found)} files are not images", file=sys.stderr)
         paths += images
     return paths
 
 
 def list_endings(left_out: collections.Counter) -> str:
-    """The files that are left out, by their ending, for a summary or a message."""
+    """The number of files that are left out, by suffix, for a summary or a message."""
     listed = ", ".join(f"{count:,} {ending}" for ending, count in left_out.most_common(5))
     loose = any(ending.partition(" ")[0] in IMAGES and " " in ending for ending in left_out)
-    remedy = "; move each image that is in no class folder into that of its class" * loose
+    remedy = "; move each image in no class folder into the folder of its class" * loose
     return f"; files left out: {left_out.total():,} ({listed}){remedy}" if left_out else ""
 
 
 def _list_images(
     folder: pathlib.Path, left_out: collections.Counter, others: set[str]
 ) -> list[str]:
-    """The image files of a class, at any depth, sorted; counts other files by their ending.
+    """The image files of a class, at any depth, sorted; counts other files by suffix.
 
-    `others` are the other classes: in a folder called like one the images may be of either.
+    `others` are the other classes. Images in an inner folder with such a name may be of either
+    class, and are refused.
     """
 
     def fail(error: OSError) -> None:
@@ -228,8 +230,8 @@ def _list_images(
         is_odd = SPLIT.fullmatch(inner) or MASKS.fullmatch(inner) or inner in others
         if images and root != str(folder) and is_odd:
             raise UserError(
-                f"{root} has images, and its name is none of a part of the class {folder.name!r}; "
-                "move it out of the class, or rename it if they are images of the class"
+                f"{root} has images, but is named like a split, masks or another class; move it "
+                f"out of the class {folder.name!r}, or rename it if they are images of this class"
             )
         rest = set(names).difference(images, filter(is_hidden, names))
         left_out.update(os.path.splitext(name)[1].lower() or "without ending" for name in rest)
@@ -248,21 +250,21 @@ def list_classes(
 ) -> dict[str, list[str]]:
     """The image files, at any depth, of every class folder in `folder`, sorted.
 
-    Names of classes are in Unicode's composed form, NFC: file systems change it. Adds the files
-    that are left out to `left_out`, by ending; hidden ones don't count. `other` is the folder of
-    another split: where `folder` has too few classes, the message names those that it lacks.
+    Names of classes are in Unicode's composed form, NFC, because file systems change the form.
+    Files that are left out are counted in `left_out` by suffix, except for hidden ones. `other` is
+    the folder of another split: if `folder` has too few classes, the message names those missing.
     """
     left_out = collections.Counter() if left_out is None else left_out
     entries = _entries(folder)
     if broken := [entry for entry in entries if entry.is_symlink() and not entry.exists()]:
-        raise UserError(f"{broken[0]} links to nothing; mount what it links to, or remove the link")
+        raise UserError(f"{broken[0]} is a broken link; mount its target, or remove the link")
     folders = [entry for entry in entries if entry.is_dir()]
     _check_folders(folder, folders)
     by_name = {unicodedata.normalize("NFC", entry.name): entry for entry in folders}
     if twins := [str(entry) for entry in folders if entry not in by_name.values()]:
         raise UserError(
-            f"{folder} has two class folders whose name reads {ascii(twins[0])[1:-1]}, in two "
-            "forms of Unicode (NFC and NFD); put their images into one folder"
+            f"{folder} has two class folders with the name {ascii(twins[0])[1:-1]}, in two forms "
+            "of Unicode (NFC and NFD); put their images into one folder"
         )
     _check_names(folder, list(by_name))
     left_out.update(
@@ -288,14 +290,14 @@ def _refuse_few(folder: pathlib.Path, names: list[str], other: pathlib.Path | No
     """Raises the UserError for a folder with fewer than two classes, `names`."""
     found = f"1 class folder, {names[0]}," if names else "no class folder"
     remedy = "DIR/CLASS/*.jpg, or DIR/train/CLASS/*.jpg and DIR/val/CLASS/*.jpg"
-    there = [entry.name for entry in _entries(other) if entry.is_dir()] if other else []
-    if missing := [name for name in there if name not in names]:
+    expected = [entry.name for entry in _entries(other) if entry.is_dir()] if other else []
+    if missing := [name for name in expected if name not in names]:
         remedy = f"add {first_few(missing)}, which {other} has"
     raise UserError(f"{folder} has {found} and at least 2 are needed: {remedy}")
 
 
 def _check_folders(folder: pathlib.Path, folders: list[pathlib.Path]) -> None:
-    """Raises UserError for a name of a class in no Unicode, and for two names of one folder."""
+    """Raises UserError for a class name that isn't UTF-8, and for two names of one folder."""
     places = {}
     for entry in folders:
         try:
@@ -311,7 +313,7 @@ def _check_folders(folder: pathlib.Path, folders: list[pathlib.Path]) -> None:
 
 
 def _check_names(folder: pathlib.Path, names: list[str]) -> None:
-    """Raises UserError for folders that are splits, or images and their masks, and not classes."""
+    """Raises UserError for folders that are not classes but splits, or images and their masks."""
     odd = [name for name in names if SPLIT.fullmatch(name)]
     if all(name in odd or MASKS.fullmatch(name) or PICTURES.fullmatch(name) for name in names):
         odd = names
@@ -322,17 +324,17 @@ def _check_names(folder: pathlib.Path, names: list[str]) -> None:
     others = sorted({*odd} - {train}, key=lambda name: "val" not in name.lower())
     raise UserError(
         f"{folder} has {', '.join(odd[:5])}, which are names of parts of a data set and not of "
-        "classes. Name the folders that have class folders: train.py takes "
+        "classes. Give the folders that contain class folders: train.py takes "
         f"--config.data.train_split={train} --config.data.eval_split={(*others, 'NAME')[0]}, and "
         f"eval.py --data_dir={folder}/NAME. If they are classes, rename them"
     )
 
 
 def folder_source(config: ConfigDict, split: str) -> FolderSource:
-    """A split of the image folder `config.data_dir`: its split/CLASS/... if that exists.
+    """Opens a split of the image folder `config.data_dir`: SPLIT/CLASS/... if SPLIT exists.
 
-    Otherwise the classes lie in the folder itself, and the fraction `config.holdout` of each class,
-    at least one file, is the evaluation split.
+    Otherwise the class folders are in the folder itself, and the evaluation split is the fraction
+    `config.holdout` of each class, at least one file.
     """
     if not config.data_dir:
         raise UserError("no image folder given; add --config.data.data_dir=DIR")
@@ -342,13 +344,13 @@ def folder_source(config: ConfigDict, split: str) -> FolderSource:
     place, left_out = root, collections.Counter()
     if (root / split).is_dir():
         place = root / split
-        beside = root / (config.eval_split if split == config.train_split else config.train_split)
-        by_class = list_classes(place, left_out, beside if beside.is_dir() else None)
+        other = root / (config.eval_split if split == config.train_split else config.train_split)
+        by_class = list_classes(place, left_out, other if other.is_dir() else None)
     elif (root / config.train_split).is_dir() or (root / config.eval_split).is_dir():
         folders = sorted(entry.name for entry in root.iterdir() if entry.is_dir())
         raise UserError(
-            f"{root} has no folder {split!r}; give --config.data.train_split and "
-            f"--config.data.eval_split out of: {', '.join(folders)}"
+            f"{root} has no folder {split!r}; set --config.data.train_split and "
+            f"--config.data.eval_split to two of: {', '.join(folders)}"
         )
     else:
         by_class = list_classes(root, left_out)
@@ -365,13 +367,13 @@ def folder_source(config: ConfigDict, split: str) -> FolderSource:
 def hold_out(
     folder: pathlib.Path | str, paths: list[str], share: float, evaluation: bool
 ) -> list[str]:
-    """The files of a class that are held out for evaluation, evenly spaced, or the others."""
+    """The files of a class that are held out for `evaluation`, evenly spaced, or the others."""
     if len(paths) < 2:
         raise UserError(
-            f"{folder} has a single image, which can't be both trained on and held out for "
-            "evaluation; add images, or make train/ and val/ folders"
+            f"{folder} has a single image, which can't be used for both training and evaluation; "
+            "add images, or make train/ and val/ folders"
         )
-    # How many of the first 0, 1, 2, ... files are held out.
+    # The number of files held out of the first 0, 1, 2, ... files.
     counts = np.floor(np.arange(len(paths) + 1) * share + 1e-9)
     counts[-1] = max(counts[-1], 1)
     return [path for path, step in zip(paths, np.diff(counts), strict=True) if step == evaluation]

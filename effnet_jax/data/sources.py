@@ -1,6 +1,6 @@
-"""Data sets as random access to encoded images and their labels.
+"""Data sets as random access to encoded images and labels; TFDS; matching of classes by name.
 
-A record is {"image": bytes or uint8 [h, w, 3], "label": int}. Where an image has a set of labels,
+A record is {"image": bytes or uint8 [h, w, 3], "label": int}. If images have sets of labels,
 `label` is int32 [MOST_LABELS], padded with -1.
 """
 
@@ -20,17 +20,17 @@ from ml_collections import ConfigDict
 from effnet_jax.errors import UserError, check_choice
 from effnet_jax.run import files
 
-MOST_LABELS = 16  # Of one image; ImageNet ReaL has at most 9.
-IMBALANCE = 10  # Times the images of the smallest class that the largest may have unreported.
-# What file managers append to the name of a copy.
+MOST_LABELS = 16  # The most labels of one image; ImageNet ReaL has at most 9.
+IMBALANCE = 10  # The ratio of the largest class to the smallest above which a warning is given.
+# The text that file managers append to the name of a copy.
 COPY = re.compile(r"( copy)?( ?\(\d+\))?$")
 Record = dict[str, bytes | int | np.ndarray]
 
 
 class Source:
-    """A split of a data set: `classes`, names by label, and random access to its records."""
+    """A split of a data set: `classes`, the names by label, and random access to its records."""
 
-    by_content = False  # Whether `identity` covers some images: the data's name says little.
+    by_content = False  # Whether `identity` covers some images, because a name says little.
 
     def __init__(self, classes: tuple[str, ...], records: Sequence):
         self.classes, self._records = classes, records
@@ -42,19 +42,19 @@ class Source:
         raise NotImplementedError
 
     def describe(self, index: int) -> str:
-        """Names a record for a message."""
+        """The name of a record for messages."""
         raise NotImplementedError
 
     def shared(self, split: str) -> int:
-        """The number of these records that another split of the same data set has as well."""
+        """The number of records that are also in another split of the same data set."""
         return 0
 
     def summary(self) -> str:
-        """A line for the start of a run: how many images and classes, and what is known of them."""
+        """A line for the start of a run: the number of images and classes, and more about them."""
         return f"{len(self):,} images, {self._list_classes()}"
 
     def warnings(self) -> list[str]:
-        """Lines about what may harm training on these images."""
+        """Lines about properties of these images that may harm training."""
         return []
 
     def _list_classes(self) -> str:
@@ -63,34 +63,34 @@ class Source:
 
 
 def alike(classes: Sequence[str], remedy: str) -> list[str]:
-    """Lines about classes whose names read alike, and what is to be done if they are one."""
+    """Warnings about classes with similar names; `remedy` is for those that are one class."""
     names = collections.defaultdict(list)
     for name in classes:
         plain = re.sub(r"[\s_-]+", " ", name.casefold()).strip()
         names[COPY.sub("", plain) or plain].append(repr(name))
     return [
-        f"warning: the names of the classes {' and '.join(each)} differ in capitals, spaces or the "
-        f"ending of a copy alone; if they are one class, {remedy}"
+        f"warning: the class names {' and '.join(each)} differ only in capitals, spaces or the "
+        f"suffix of a copy; if they are one class, {remedy}"
         for each in [each for each in names.values() if len(each) > 1][:3]
     ]
 
 
 def uneven(classes: Sequence[str], counts: np.ndarray) -> list[str]:
-    """A line about classes of which one has many times the images of another."""
+    """A warning if one class has many times the images of another."""
     least, most = counts.min(), counts.max()
     if most <= IMBALANCE * least:
         return []
     return [
         f"warning: class {classes[counts.argmax()]!r} has {most:,} images, more than "
-        f"{IMBALANCE} times the {least:,} of {classes[counts.argmin()]!r}. Top-1 follows the large "
-        "classes; the metric mean_per_class counts all the same, and can be "
+        f"{IMBALANCE} times the {least:,} of {classes[counts.argmin()]!r}. Top-1 depends mostly on "
+        "the large classes; mean_per_class weighs all classes equally, and can be "
         "config.checkpoint.best_metric"
     ]
 
 
 def count_by_class(classes: Sequence[str], counts: np.ndarray) -> str:
-    """The fewest and the most images of a class, for a summary."""
-    ends = dict.fromkeys((counts.argmin(), counts.argmax()))  # One, where all have as many.
+    """The smallest and the largest number of images per class, for a summary."""
+    ends = dict.fromkeys((counts.argmin(), counts.argmax()))  # One entry if all are equal.
     most = " to ".join(f"{counts[at]:,} ({classes[at]})" for at in ends)
     return f"; images per class: {most if len(ends) > 1 else f'{counts[0]:,} each'}"
 
@@ -102,7 +102,7 @@ def first_few(names: Iterable[str]) -> str:
 
 
 class Synthetic(Source):
-    """`count` records of 1000 classes, all of the same grey image."""
+    """`count` records of 1000 classes, which all have the same grey image."""
 
     def __init__(self, count: int):
         super().__init__(tuple(f"class{label:03d}" for label in range(1000)), range(count))
@@ -119,12 +119,12 @@ class Synthetic(Source):
 def _missing(name: str, data_dir: str) -> UserError:
     """The error for a data set that is not in `data_dir`, with the command that prepares it."""
     dataset = name.partition(":")[0]
-    # A preparation has a lock, and its command, in DATA_DIR/NAME/VERSION.incomplete.
+    # A preparation has its lock and its command in DATA_DIR/NAME/VERSION.incomplete.
     for state in pathlib.Path(data_dir, dataset).glob("*.incomplete/state.json"):
         with files.Lock(state.with_name("lock"), "preparation", "choose another data set"):
             command = files.read_json(state)["command"]
-        half = f"data set {name!r} is half prepared in {state.parent}"
-        return UserError(f"{half}. Go on with:\n  {command}")
+        half = f"data set {name!r} is only partly prepared in {state.parent}"
+        return UserError(f"{half}. Continue with:\n  {command}")
     places = pathlib.Path(data_dir, dataset).glob("**/dataset_info.json")
     if versions := sorted(str(path.parent.relative_to(data_dir)) for path in places):
         found = ", ".join(":".join(version.rsplit("/", 1)) for version in versions[:10])
@@ -136,7 +136,7 @@ def _missing(name: str, data_dir: str) -> UserError:
     if dataset == "imagenet2012":
         remedy = "run, where DIR holds the official tars or the images in folders:\n  "
         remedy += f"effnet-jax prepare_imagenet --from=DIR --data_dir={data_dir}"
-    where = f"it isn't in {data_dir}" if os.path.isdir(data_dir) else f"no directory {data_dir}"
+    where = f"not found in {data_dir}" if os.path.isdir(data_dir) else f"no directory {data_dir}"
     return UserError(f"data set {name!r}: {where} (config.data.data_dir); {remedy}")
 
 
@@ -155,14 +155,14 @@ def use_array_record(info: Any) -> None:
 
 
 def array_record(path: str) -> Any:
-    """A reader of one ArrayRecord file, for random access."""
+    """A random-access reader of one ArrayRecord file."""
     from array_record.python.array_record_module import ArrayRecordReader
 
     return ArrayRecordReader(path, options="readahead_buffer_size:0")
 
 
 def check_files(instructions: list[Any]) -> None:
-    """Raises UserError for a file of a split that is missing, or truncated: its index is last."""
+    """Raises UserError for a missing or truncated file; the index is at the end of a file."""
     for instruction in instructions:
         path, expected, records = str(instruction.filename), instruction.examples_in_shard, 0
         if not os.path.isfile(path):
@@ -178,7 +178,7 @@ class TfdsSource(Source):
     """A split of a TFDS data set that is stored as ArrayRecord; needs no TensorFlow.
 
     `image` and `label` are keys of its features, nested ones as "image/encoded". `label_count` is
-    the number of classes of a label that is an integer without names.
+    the number of classes if the label is an integer without names.
     """
 
     def __init__(
@@ -220,13 +220,13 @@ class TfdsSource(Source):
         return sum(len(range(max(a[1], b[1]), min(a[2], b[2]))) for a, b in pairs if a[0] == b[0])
 
     def _spans(self, split: str) -> list[tuple[str, int, int]]:
-        """The parts of a split: the split that each is cut from, its first record, and its end."""
+        """The parts of a split, each as the split that it comes from, its start and its end."""
         import tensorflow_datasets as tfds
 
-        # ImageNet's minival is the first of its train.
+        # ImageNet's minival is the beginning of its train.
         names = {"minival": "train"} if self._name.partition(":")[0] == "imagenet2012" else {}
         spans = []
-        with contextlib.suppress(ValueError):  # Another copy of the data set may have the split.
+        with contextlib.suppress(ValueError):  # This copy of the data set may lack the split.
             for part in tfds.core.ReadInstruction.from_spec(split).to_absolute(self._splits):
                 name, size = part.splitname, self._splits[part.splitname].num_examples
                 span = slice(part.from_, part.to).indices(size)[:2]
@@ -250,7 +250,7 @@ class TfdsSource(Source):
 
 
 def _find(tree: Any, key: str) -> Any:
-    """The entry of a nested dict, such as the features of a data set; None if there is none."""
+    """The entry of a nested dict, such as a data set's features, or None if there is none."""
     if key in tree:
         return tree[key]
     first, _, rest = key.partition("/")
@@ -260,7 +260,7 @@ def _find(tree: Any, key: str) -> Any:
 def _label_names(
     features: Any, name: str, image: str, label: str, count: int | None
 ) -> tuple[str, ...]:
-    """The names of the classes; raises UserError where `label` is no class or set of classes."""
+    """The names of the classes; raises UserError if `label` is not a class or a set of classes."""
     found = _find(features, label)
     found = getattr(found, "feature", found)
     if hasattr(found, "names"):
@@ -270,17 +270,17 @@ def _label_names(
         return tuple(map(str, range(count)))
     if is_number:
         raise UserError(
-            f"{label!r} of data set {name!r} is an integer without names of classes; give their "
-            "number, as --config.data.label_count=10 for labels from 0 to 9"
+            f"{label!r} of data set {name!r} is an integer without names of classes; give the "
+            "number of classes, as in --config.data.label_count=10 for labels from 0 to 9"
         )
     raise UserError(
-        f"data set {name!r} has the features {', '.join(features)}; needed are {image!r} "
-        f"and a class {label!r} (config.data.label), or a sequence of them"
+        f"data set {name!r} has the features {', '.join(features)}; it needs {image!r}, and a "
+        f"{label!r} (config.data.label) that is a class or a sequence of classes"
     )
 
 
 def _image_decoders(features: Any, name: str, image: str) -> Any:
-    """The `decoders` that keep an image encoded; raises UserError where `image` is no image."""
+    """The `decoders` that keep an image encoded; raises UserError if `image` is not an image."""
     import tensorflow_datasets as tfds
 
     found = _find(features, image)
@@ -296,16 +296,16 @@ def _image_decoders(features: Any, name: str, image: str) -> Any:
         return None
     kind = f"{type(found).__name__} {shape} of {found.np_dtype}" if found is not None else "missing"
     raise UserError(
-        f"data set {name!r} has the features {', '.join(features)}; {image!r} is {kind}, and an "
-        "image is needed (config.data.image): an Image, encoded bytes, or a Tensor uint8 [h, w, 3]"
+        f"data set {name!r} has the features {', '.join(features)}; {image!r} is {kind}, but must "
+        "be an Image, encoded bytes, or a Tensor uint8 [h, w, 3] (config.data.image)"
     )
 
 
 def digits_source(name: str, data_dir: str | None, split: str) -> Source:
-    """A data set made of scikit-learn's digits: see effnet_jax/data/digits.py."""
+    """A data set of scikit-learn's digits; see effnet_jax/data/digits.py."""
     if data_dir:
         raise UserError(
-            f"config.data.data_dir={data_dir}: the digits are in no folder; leave it out"
+            f"config.data.data_dir={data_dir} does not apply to the digits; leave it out"
         )
     from effnet_jax.data.digits import ClutteredDigits, DigitPairs, Digits
 
@@ -314,9 +314,10 @@ def digits_source(name: str, data_dir: str | None, split: str) -> Source:
 
 
 def open_source(config: ConfigDict, split: str) -> Source:
-    """A split of the data set that `config.data` names; raises UserError if it is missing."""
+    """Opens a split of the data set that `config.data` names; raises UserError if it is missing."""
     if config.synthetic:
-        return Synthetic(1_281_167 if split == config.train_split else 1_000)  # As ImageNet.
+        # ImageNet has 1,281,167 training images.
+        return Synthetic(1_281_167 if split == config.train_split else 1_000)
     kinds = ("tfds", "folder", "digits", "split_files", "parquet", "webdataset")
     kind = check_choice("config.data.source", config.source, kinds)
     if kind == "folder":
@@ -346,9 +347,9 @@ def open_source(config: ConfigDict, split: str) -> Source:
 
 
 def eval_split(data: ConfigDict, own: str | None) -> str:
-    """The split to evaluate on: of a folder that isn't a run's `own`, nothing is held out.
+    """The split to evaluate on. Nothing is held out of a folder other than a run's `own`.
 
-    It is DIR/EVAL_SPLIT or DIR/val if there is one of these folders, else ".", the classes in DIR.
+    In such a folder it is EVAL_SPLIT or val if one of these exists, else ".", the folder itself.
     """
     if data.source != "folder" or not data.data_dir:
         return data.eval_split
@@ -361,11 +362,11 @@ def eval_split(data: ConfigDict, own: str | None) -> str:
 def count_trained_on(
     source: Source, data: ConfigDict, training: ConfigDict, trained: Source | None = None
 ) -> int:
-    """The number of records of an evaluation split that `training.train_split` has as well.
+    """The number of records of an evaluation split that are also in `training.train_split`.
 
-    `source` is `data.eval_split`, and `trained` the training split, as opened. Image files are
-    compared by content; records of one file, splits of one data set of TFDS, or of digits, by
-    position.
+    `source` is the opened `data.eval_split`, and `trained` the opened training split. Image files
+    are compared by content; records in one file, and splits of one TFDS data set or of the digits,
+    by position.
     """
     if hasattr(source, "count_shared") and isinstance(trained, type(source)):
         return source.count_shared(trained)
@@ -375,7 +376,7 @@ def count_trained_on(
 
 
 def fingerprint(source: Source, most: int = 32) -> str:
-    """Text that identifies a data set by its classes, size and `most` evenly spaced records."""
+    """A text that identifies a data set by its classes, size and `most` evenly spaced records."""
     digest = hashlib.sha256("\n".join(source.classes).encode())
     for index in np.unique(np.linspace(0, len(source) - 1, most, dtype=int)).tolist():
         record = source[index]
@@ -384,9 +385,9 @@ def fingerprint(source: Source, most: int = 32) -> str:
 
 
 def identity(source: Source) -> str:
-    """Tells a split from others of one name: its images, and a digest of the names of its classes.
+    """A text that distinguishes splits of one name: their size, and a digest of their classes.
 
-    The digest of files, whose name says little, also covers some of the images.
+    For files, whose names say little, the digest also covers some of the images.
     """
     while isinstance(source, Relabeled):
         source = source._records
@@ -396,7 +397,7 @@ def identity(source: Source) -> str:
 
 
 class Relabeled(Source):
-    """A source with the labels that its classes have in a longer list of classes."""
+    """A source whose labels are positions in a longer list of classes."""
 
     def __init__(self, source: Source, classes: tuple[str, ...]):
         super().__init__(classes, source)
@@ -411,7 +412,7 @@ class Relabeled(Source):
         record = self._records[index]
         label = np.asarray(record["label"])
         if label.max() >= len(self._labels):
-            raise ValueError(f"label {label} is out of range, there are {len(self._labels)}")
+            raise ValueError(f"label {label} is out of range of {len(self._labels)} classes")
         label = np.where(label < 0, label, self._labels[label])
         return {"image": record["image"], "label": label if label.ndim else int(label)}
 
@@ -421,8 +422,8 @@ def with_classes(
 ) -> Source:
     """A source with the labels of a network's outputs, `classes`, which are matched by name.
 
-    Says so if the data has only some of the classes; raises UserError if it has others, or if a
-    name stands for two of them.
+    Reports by `say` if the data has only some of the classes. Raises UserError if it has others, or
+    if two classes have the same name.
     """
     if source.classes == classes:
         return source
@@ -432,25 +433,25 @@ def with_classes(
         if twice := [name for name in set(source.classes) if counts[name] > 1]:
             raise UserError(
                 f"{whose} has several classes of one name: {', '.join(sorted(twice)[:5])}; labels "
-                "can't be matched by name. Give each class a name of its own (network: --classes)"
+                "can't be matched by name. Give each class its own name (the network's: --classes)"
             )
     if unknown := sorted(set(source.classes) - set(classes)):
         raise UserError(
-            f"{where} has {len(unknown)} classes that are none of the network's "
-            f"{len(classes)}: {', '.join(unknown[:5])}. Those are {', '.join(classes[:3])} and so "
-            "on; name them with --classes if the weight file doesn't"
+            f"{where} has {len(unknown)} classes that are not among the network's {len(classes)}: "
+            f"{', '.join(unknown[:5])}. The network's are {', '.join(classes[:3])} and so on; name "
+            "them with --classes if the weight file doesn't"
         )
     say(f"{where} has {len(source.classes)} of the network's {len(classes)} classes")
     return Relabeled(source, classes)
 
 
 def name_split(split: str) -> str:
-    """A split for a message; "." is a folder of classes without splits."""
+    """The name of a split for messages; "." is a folder of classes without splits."""
     return "the data" if split == "." else f"split {split!r}"
 
 
 def difference(found: Sequence[str], expected: Sequence[str], one: str, other: str) -> str:
-    """The classes that `one` lacks, which has those `found`, and those that the `other` lacks."""
+    """Describes which classes `one`, which has those `found`, and `other`, `expected`, lack."""
     new, old = set(found), set(expected)
     sides = ((one, old - new), (other, new - old))
     lacking = [f"{where} lacks {first_few(names)}" for where, names in sides if names]
@@ -458,7 +459,7 @@ def difference(found: Sequence[str], expected: Sequence[str], one: str, other: s
 
 
 def check_classes(found: tuple[str, ...], expected: tuple[str, ...], split: str) -> None:
-    """Raises UserError if the classes of an evaluation split are not those of training.
+    """Raises UserError if the classes of an evaluation split differ from those of training.
 
     Labels are positions in the sorted class names, so one missing folder would shift them all.
     """

@@ -55,7 +55,7 @@ def read_batches(
     for start in range(0, len(indices), size):
         pixels, names = [], []
         for index in map(int, indices[start : start + size]):
-            with pipeline.naming(source, index):
+            with pipeline.error_for(source, index):
                 record = source[index]
                 pixels.append(made.pixels(record["image"]))
             names.append(source.classes[record["label"]])
