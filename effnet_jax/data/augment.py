@@ -48,7 +48,7 @@ def _weigh_in_floats(start: np.ndarray, image: np.ndarray, factor: float) -> np.
 
 @functools.lru_cache(maxsize=64)
 def _is_exact(factor: float) -> bool:
-    """Whether cv2 blends all pairs of levels as the reference does; not for 1.18 and 1.3."""
+    """Whether cv2 blends all pairs of levels as the reference does. For 1.18 and 1.3 it doesn't."""
     pairs = np.mgrid[:256, :256].astype(np.uint8)
     return np.array_equal(_weigh(*pairs, factor), _weigh_in_floats(*pairs, factor))
 
@@ -365,7 +365,7 @@ def erase(
 ) -> np.ndarray:
     """Random erasing (1708.04896): fills a rectangle with the probability `erase_probability`.
 
-    Returns a copy, or the image itself where nothing is erased, which includes that none of ten
+    Returns a copy; or the image itself if nothing is erased, by chance or because none of ten
     random rectangles fits. `mean` is RGB in 0..1.
     """
     if rng.random() >= config.erase_probability:

@@ -60,7 +60,7 @@ def middle(image: np.ndarray, most: int = 16) -> np.ndarray:
     """
     height, width = image.shape[:2]
     longest = most * min(height, width)
-    # Even or odd as the side itself is, so that the middle stays in place.
+    # A difference that is even keeps the middle in place.
     h, w = (side if side <= longest else longest - (side - longest) % 2 for side in (height, width))
     return crop(image, ((height - h) // 2, (width - w) // 2, h, w))
 

@@ -73,7 +73,7 @@ def decode_image(data: bytes | np.ndarray, exif: str = "ignore") -> np.ndarray:
     if turn := _turn(data, exif):
         return np.ascontiguousarray(_upright(decode_image(data), turn))
     if data[:2] == JPEG:
-        # If this fails, Pillow tries: it reads CMYK and other rare kinds, but no damaged files.
+        # Pillow decodes CMYK and other kinds that this can't, and also refuses damaged files.
         with contextlib.suppress(ValueError):
             # Strict: libjpeg by default fills the missing part of a truncated file with grey.
             return simplejpeg.decode_jpeg(data, "RGB", strict=True)

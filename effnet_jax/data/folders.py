@@ -20,11 +20,11 @@ from effnet_jax.data import imagenet_names
 from effnet_jax.data.sources import Record, Source, alike, count_by_class, first_few, uneven
 from effnet_jax.errors import UserError
 
-# To find copies, at most this many files are compared by size; of more, only those of equal names.
+# Up to this many files, copies are found by size; above, only among files of the same name.
 COMPARED = 100_000
 # Suffixes, in lower case, of the images that `decode` reads.
 IMAGES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff")
-# Names, in lower case, that operating systems leave in folders; names with a leading dot are too.
+# Names, in lower case, of the files and folders that operating systems leave in folders.
 SYSTEM = {
     *("__macosx", "@eadir", "#recycle", "$recycle.bin", "lost+found"),
     *("desktop.ini", "system volume information", "thumbs.db"),
@@ -39,7 +39,7 @@ MASKS = re.compile(
     r"(masks?|labels?|annot(ation)?s?|segmentations?|ground[ _-]?truths?|gts?|depth)", re.I
 )
 PICTURES = re.compile(r"images?|imgs?|rgb", re.I)
-# The name of a mask without its suffix: the name of its image, and more.
+# A mask's name without its suffix: the name of its image, then "_mask" or similar.
 MASK_FILE = re.compile(r"(.+)[ _-](mask|seg|segmentation|gt)([ _-]\d+)?", re.I)
 
 

@@ -36,9 +36,9 @@ class Preprocess:
     """The evaluation crop, resizing and normalisation that a network's weights need.
 
     `crop_rule` defines the part of the image that is kept:
-      padding: the central square with the fraction `resolution / (resolution + crop_padding)` of
-        the shorter side, then resized. The reference's rule.
-      fraction: the central square with `crop_fraction` of the shorter side, then resized.
+      padding: the central square of `resolution / (resolution + crop_padding)` of the shorter
+        side, then resized. The reference's rule.
+      fraction: the central square of `crop_fraction` of the shorter side, then resized.
       resize: the shorter side is resized to `resolution / crop_fraction`, rounded down, then the
         central square is cut out. Equal to the bit to timm (`crop_pct`) and torchvision. (If an
         image is longer than 16 times its shorter side, only its middle is resized.)
@@ -90,7 +90,7 @@ class Preprocess:
         return dataclasses.asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
 
     def box(self, height: int, width: int) -> Box:
-        """The part of an image that is kept; approximate, to a pixel, for "resize" and "squash"."""
+        """The part of an image that is kept; to the nearest pixel for "resize" and "squash"."""
         if self.crop_rule == "whole":
             return 0, 0, height, width
         if self.crop_rule == "squash":

@@ -15,7 +15,7 @@ from effnet_jax.data.sources import Source, alike, count_by_class, uneven
 from effnet_jax.errors import UserError
 from effnet_jax.run import files
 
-# "train-00000-of-00003" and more, because old versions of datasets appended a digest.
+# "train-00000-of-00003", and the digest that old versions of datasets appended.
 NUMBERED = re.compile(r"(.*?)(\d+)-of-(\d+)(.*)")
 BRACES = re.compile(r"(.*)\{(\d+)\.\.(\d+)\}(.*)")
 
@@ -211,7 +211,7 @@ def _check_numbers(paths: list[pathlib.Path]) -> None:
 
 
 def unreadable(path: pathlib.Path, why: object) -> UserError:
-    """The error for a file that is damaged, or has another format than its name."""
+    """The error for a file that is damaged or in the wrong format."""
     with open(path, "rb") as file:
         left = files.left_by_download(file.read(64))
     why = f"it is {left}" if left else f"{str(why).partition(chr(10))[0]}; copy it again"

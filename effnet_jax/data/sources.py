@@ -30,7 +30,7 @@ Record = dict[str, bytes | int | np.ndarray]
 class Source:
     """A split of a data set: `classes`, the names by label, and random access to its records."""
 
-    by_content = False  # Whether `identity` covers some images, because a name says little.
+    by_content = False  # Whether `identity` covers some images, if the name doesn't identify them.
 
     def __init__(self, classes: tuple[str, ...], records: Sequence):
         self.classes, self._records = classes, records
@@ -220,7 +220,7 @@ class TfdsSource(Source):
         return sum(len(range(max(a[1], b[1]), min(a[2], b[2]))) for a, b in pairs if a[0] == b[0])
 
     def _spans(self, split: str) -> list[tuple[str, int, int]]:
-        """The parts of a split, each as the split that it comes from, its start and its end."""
+        """The contiguous parts of a split, each as (split that it is cut from, start, end)."""
         import tensorflow_datasets as tfds
 
         # ImageNet's minival is the beginning of its train.
@@ -347,9 +347,9 @@ def open_source(config: ConfigDict, split: str) -> Source:
 
 
 def eval_split(data: ConfigDict, own: str | None) -> str:
-    """The split to evaluate on. Nothing is held out of a folder other than a run's `own`.
+    """The split to evaluate on. Images are held out only if the folder is a run's `own`.
 
-    In such a folder it is EVAL_SPLIT or val if one of these exists, else ".", the folder itself.
+    In another folder it is EVAL_SPLIT or val if one of these exists, else ".", the folder itself.
     """
     if data.source != "folder" or not data.data_dir:
         return data.eval_split
@@ -387,7 +387,7 @@ def fingerprint(source: Source, most: int = 32) -> str:
 def identity(source: Source) -> str:
     """A text that distinguishes splits of one name: their size, and a digest of their classes.
 
-    For files, whose names say little, the digest also covers some of the images.
+    For data that its name doesn't identify, the digest also covers some of the images.
     """
     while isinstance(source, Relabeled):
         source = source._records
@@ -451,7 +451,7 @@ def name_split(split: str) -> str:
 
 
 def difference(found: Sequence[str], expected: Sequence[str], one: str, other: str) -> str:
-    """Describes which classes `one`, which has those `found`, and `other`, `expected`, lack."""
+    """Lists what `one`, with the classes `found`, and `other`, with those `expected`, lack."""
     new, old = set(found), set(expected)
     sides = ((one, old - new), (other, new - old))
     lacking = [f"{where} lacks {first_few(names)}" for where, names in sides if names]

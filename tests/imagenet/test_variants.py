@@ -361,7 +361,7 @@ def test_labels_go_to_the_outputs_of_their_names():
         found[4]
     with pytest.raises(UserError, match="not among the network's 3: d"):
         sources.with_classes(source, ("a", "b", "c"), "val")
-    with pytest.raises(UserError, match=r"^the data has 1 classes that are none"):
+    with pytest.raises(UserError, match=r"^the data has 1 classes that are not among"):
         sources.with_classes(source, ("a", "b", "c"), ".")
     # A crane is a bird and a machine: the label would be the last one's.
     with pytest.raises(UserError, match="the network has several classes of one name: b;"):
