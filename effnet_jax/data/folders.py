@@ -187,7 +187,7 @@ def list_images(arguments: Sequence[str]) -> list[str]:
             if is_image(names[-1]) and not any(is_hidden(name) for name in names if name != "..")
         )
         if not images:
-            raise UserError(f"no image in {argument} (files: {len(found)})")
+            raise UserError(f"no image in {argument} ({len(found)} files)")
         places = {}
         for place in dict.fromkeys(map(os.path.dirname, images)):
             first = places.setdefault(os.path.realpath(place), place)
@@ -309,7 +309,7 @@ def _check_folders(folder: pathlib.Path, folders: list[pathlib.Path]) -> None:
             ) from None
         first = places.setdefault(os.path.realpath(entry), entry)
         if first != entry:
-            raise UserError(f"{first} and {entry} are one folder; remove the link of a class")
+            raise UserError(f"{first} and {entry} are the same folder; remove the link")
 
 
 def _check_names(folder: pathlib.Path, names: list[str]) -> None:

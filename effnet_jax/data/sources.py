@@ -83,8 +83,8 @@ def uneven(classes: Sequence[str], counts: np.ndarray) -> list[str]:
     return [
         f"warning: class {classes[counts.argmax()]!r} has {most:,} images, more than "
         f"{IMBALANCE} times the {least:,} of {classes[counts.argmin()]!r}. Top-1 depends mostly on "
-        "the large classes; mean_per_class weighs all classes equally, and can be "
-        "config.checkpoint.best_metric"
+        "the large classes; mean_per_class, which can be config.checkpoint.best_metric, weighs all "
+        "classes equally"
     ]
 
 
