@@ -4,8 +4,8 @@ Usage: python examples/data_source.py images.csv
 
 The CSV file has the header PATH,CLASS. A `Source` gives random access to encoded images. The
 pipeline decodes, crops and augments them in threads, in an order that depends only on seed and
-step. To use your source in train.py and eval.py, make it a choice of `config.data.source`;
-docs/develop.md lists the files to change.
+step. To use your source in train.py and eval.py, make it a choice of `config.data.source`, as
+docs/contributing.md shows.
 """
 
 import csv

@@ -316,8 +316,7 @@ def digits_source(name: str, data_dir: str | None, split: str) -> Source:
 def open_source(config: ConfigDict, split: str) -> Source:
     """Opens a split of the data set that `config.data` names; raises UserError if it is missing."""
     if config.synthetic:
-        # ImageNet has 1,281,167 training images.
-        return Synthetic(1_281_167 if split == config.train_split else 1_000)
+        return Synthetic(1_281_167 if split == config.train_split else 1_000)  # As ImageNet.
     kinds = ("tfds", "folder", "digits", "split_files", "parquet", "webdataset")
     kind = check_choice("config.data.source", config.source, kinds)
     if kind == "folder":
