@@ -9,7 +9,7 @@ import numpy as np
 from benchmarks import measure
 from effnet_jax import __version__
 from effnet_jax import config as default
-from effnet_jax.data import pipeline, sources, turbojpeg
+from effnet_jax.data import folders, pipeline, turbojpeg
 
 
 def batches(args: argparse.Namespace) -> Iterator[np.ndarray]:
@@ -18,11 +18,11 @@ def batches(args: argparse.Namespace) -> Iterator[np.ndarray]:
     config.batch_size = measure.BATCH_SIZE
     config.data.threads = args.threads
     config.augment.policy = args.policy
-    photos = sources.list_classes(pathlib.Path(args.photos) / "train")
+    photos = folders.list_classes(pathlib.Path(args.photos) / "train")
     files = [(path, label) for label, name in enumerate(photos) for path in photos[name]]
     # As many records as ImageNet has: finding a position's record in the shuffled order takes 43 us
     # for 512 records, and 6 for this many.
-    source = sources.FolderSource(tuple(photos), files * (1_281_167 // len(files)))
+    source = folders.FolderSource(tuple(photos), files * (1_281_167 // len(files)))
     stream = pipeline.train_batches(source, config, measure.RESOLUTION)
     for batch in stream.read_ahead(config.data):
         yield batch["image"]

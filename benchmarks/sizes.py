@@ -11,7 +11,8 @@ import time
 
 from effnet_jax import config as default
 from effnet_jax import csv_rows
-from effnet_jax.data import pipeline, sources
+from effnet_jax.data import pipeline
+from effnet_jax.data.folders import FolderSource
 from effnet_jax.imagenet import shards
 from effnet_jax.run import writers
 
@@ -34,7 +35,7 @@ def rate(folder: pathlib.Path) -> float:
     config.batch_size = 128
     config.data.threads = 2
     files = [(str(path), 0) for path in sorted(folder.rglob("*.jpg"))]
-    source = sources.FolderSource(("photograph",), files)
+    source = FolderSource(("photograph",), files)
     ahead = pipeline.train_batches(source, config, 224).read_ahead(config.data)
     for _ in range(WARM_UP):
         next(ahead)

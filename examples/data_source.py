@@ -1,10 +1,11 @@
-"""A data source of your own: images that a CSV file lists, through this package's pipeline.
+"""Trains on your own data source: the images that a CSV file lists.
 
-As in: python examples/data_source.py images.csv, whose lines are PATH,CLASS after that header
+Usage: python examples/data_source.py images.csv
 
-A `Source` gives random access to encoded images. The pipeline decodes, crops and augments them in
-threads, in an order that follows from seed and step alone. docs/contributing.md shows how a source
-becomes a choice of `config.data.source`, so that train.py and eval.py can use it.
+The CSV file has the header PATH,CLASS. A `Source` gives random access to encoded images. The
+pipeline decodes, crops and augments them in threads, in an order that depends only on seed and
+step. To use your source in train.py and eval.py, make it a choice of `config.data.source`, as
+docs/contributing.md shows.
 """
 
 import csv
@@ -44,7 +45,7 @@ class CsvSource(Source):
 
 
 def main(path: str, model: str = "b0", steps: int = 100, batch: int = 32) -> list[float]:
-    """Trains on the images of a CSV file, and returns the loss of each step."""
+    """Trains on the images of a CSV file and returns the loss of each step."""
     source = CsvSource(path)
     config = config_lib.get_config(model)
     config.batch_size = batch

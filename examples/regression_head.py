@@ -1,9 +1,9 @@
-"""A head of your own for a number instead of a class: how much of an image a disc covers.
+"""Trains a regression head on a frozen backbone, to predict how much of an image a disc covers.
 
-As in: python examples/regression_head.py lite0.safetensors
+Usage: python examples/regression_head.py lite0.safetensors
 
-The backbone stays frozen. `frozen=False` trains it too: its arrays are then in "params" and
-"batch_stats", and training needs `mutable=["batch_stats"]`, as in examples/training_loop.py.
+With `frozen=False` the backbone is trained too: its arrays are then in "params" and "batch_stats",
+and training needs `mutable=["batch_stats"]`, as in examples/training_loop.py.
 """
 
 import sys
@@ -30,7 +30,7 @@ class Regressor(nn.Module):
 
 
 def main(weights: str, steps: int = 100) -> float:
-    """Trains the head; returns the root mean square error over the targets' deviation."""
+    """Trains the head; returns the root mean square error over the targets' standard deviation."""
     backbone = effnet_jax.backbone(weights=weights, strides=(2, 4, 8, 16), frozen=True)
     model, rng, optimizer = Regressor(backbone), np.random.default_rng(0), optax.adam(3e-3)
 

@@ -1,9 +1,10 @@
-"""The backbone in a network of your own: a small head on frozen features finds discs in noise.
+"""Trains a small segmentation head on a frozen backbone, to find discs in noise.
 
-As in: python examples/segmentation.py lite0.safetensors
+Usage: python examples/segmentation.py lite0.safetensors
 
-Each image has a disc of any colour on its opposite. The head sees feature maps of strides 2 to 16.
-The backbone's weights are in the collection "frozen", which the optimizer never sees.
+Each image has a disc of a random colour on a background of the opposite colour. The head takes
+feature maps of strides 2 to 16. The backbone's weights are in the collection "frozen", which the
+optimizer never sees.
 """
 
 import sys
@@ -18,7 +19,7 @@ import effnet_jax
 
 
 def draw(rng: np.random.Generator, count: int, size: int = 64) -> tuple[np.ndarray, np.ndarray]:
-    """Normalised images [count, size, size, 3] with a disc each, and masks [count, size, size]."""
+    """Normalised images [count, size, size, 3] of one disc, and masks [count, size, size]."""
     y, x = np.mgrid[:size, :size]
     centre = rng.uniform(size / 4, size * 3 / 4, (2, count, 1, 1))
     radius = rng.uniform(size / 8, size / 3, (count, 1, 1))
@@ -43,7 +44,7 @@ class Segmenter(nn.Module):
 
 
 def main(weights: str, steps: int = 40) -> float:
-    """Trains the head, and returns the intersection over union on new images."""
+    """Trains the head and returns the intersection over union on new images."""
     backbone = effnet_jax.backbone(weights=weights, strides=(2, 4, 8, 16), frozen=True)
     model, rng, optimizer = Segmenter(backbone), np.random.default_rng(0), optax.adamw(1e-2)
     variables = jax.jit(model.init)(jax.random.key(0), draw(rng, 1)[0])

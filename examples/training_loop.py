@@ -1,9 +1,9 @@
-"""A training loop of your own with a network of this package: handwritten digits and AdamW.
+"""Trains a network of this package in your own training loop: handwritten digits and AdamW.
 
-As in: python examples/training_loop.py
+Usage: python examples/training_loop.py
 
-A network is a Flax module. `apply` with train=True draws dropout and stochastic depth from two
-random streams, and returns the running statistics of BatchNorm, which the loop keeps.
+A network is a Flax module. With train=True, `apply` draws dropout and stochastic depth from two
+random streams and returns the updated running statistics of BatchNorm, which the loop keeps.
 """
 
 from collections.abc import Iterable
@@ -17,7 +17,10 @@ from effnet_jax.data.digits import pixels_and_labels
 
 
 def fit(model, variables: dict, batches: Iterable[tuple], optimizer) -> tuple[dict, list[float]]:
-    """Trains on pairs of normalised images [N, h, w, 3] and labels [N]; returns the losses too."""
+    """Trains on batches of normalised images [N, h, w, 3] and labels [N].
+
+    Returns the trained variables and the loss of each step.
+    """
 
     @jax.jit
     def step(variables, state, key, images, labels):
@@ -47,7 +50,7 @@ def fit(model, variables: dict, batches: Iterable[tuple], optimizer) -> tuple[di
 
 
 def digits(test: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Images [n, 16, 16, 3] in -1..1, each pixel of the 8x8 digits four times; and their labels."""
+    """Digits enlarged twofold to images [n, 16, 16, 3] in -1..1, and their labels."""
     pixels, labels = pixels_and_labels(test)
     large = pixels.repeat(2, axis=1).repeat(2, axis=2)[..., None].repeat(3, axis=3)
     return large.astype(np.float32) / 127.5 - 1, labels

@@ -1,4 +1,4 @@
-"""Eight CPU devices, one compilation cache, and one tiny experiment for all tests."""
+"""Eight CPU devices, a shared compilation cache, and a tiny experiment for all tests."""
 
 import importlib.metadata
 import os
@@ -7,20 +7,21 @@ import signal
 import sys
 import tempfile
 
-# A shell that starts the tests in the background has Ctrl-C ignored, here and in every child.
+# A shell that starts the tests in the background makes this process and its children ignore Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# Before JAX starts. Sub-processes of tests that want one device drop the flags. Programs here run a
-# few times each: compiling them well takes longer than running them badly.
+# These must be set before JAX starts. Tests that need one device start a subprocess without the
+# flags. The programs run only a few times, so optimizing them takes longer than it saves.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
     "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 )
-if importlib.metadata.version("jaxlib") < "0.11":  # A third of the compiler's time there.
+# Before jaxlib 0.11 the fusion emitters take a third of the compile time.
+if importlib.metadata.version("jaxlib") < "0.11":
     os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 WORKER = "PYTEST_XDIST_WORKER" in os.environ
-if not WORKER:  # Workers share the first process's cache, and what each of them has compiled.
+if not WORKER:  # Workers inherit and share the cache of the first process.
     os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="effnet_jax_tests_")
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -41,9 +42,9 @@ from effnet_jax.trees import shapes_by_name  # noqa: E402
 
 cli.use_compilation_cache()
 GOLDEN = ROOT / "tests" / "golden"
-# Six blocks that have every kind of layer, of the family that compiles fastest.
+# Six blocks with every kind of layer, in the family that compiles fastest.
 TINY = "efficientnet_v2,w=0.1,d=0.1,r=16"
-QUICK = "resnet20,w=0.1,d=0.1,r=16"  # Compiles in half of TINY's time, for tests of the loop.
+QUICK = "resnet20,w=0.1,d=0.1,r=16"  # For tests of the loop: compiles in half of TINY's time.
 
 
 def pytest_sessionfinish():
@@ -52,13 +53,13 @@ def pytest_sessionfinish():
 
 
 def read_golden(name: str) -> list[dict[str, str]]:
-    """Rows of a file of figures from outside."""
+    """The rows of a CSV file of golden values."""
     with open(GOLDEN / name, newline="") as file:
         return list(csv.DictReader(file))
 
 
 def config_for(model: str, **changes) -> ConfigDict:
-    """`config.model` of a model by name, with 1000 classes unless `changes` says otherwise."""
+    """`config.model` of a named model, with 1000 classes unless `changes` has `num_classes`."""
     config = default.get_config(model).model
     with config.unlocked():
         config.num_classes = 1000
@@ -67,7 +68,7 @@ def config_for(model: str, **changes) -> ConfigDict:
 
 
 def golden_config(model: str) -> ConfigDict:
-    """`config.model` of a row in golden files: "b0", "lite3@300" or "edgetpu-S/1001"."""
+    """`config.model` of a model as golden files name it: "b0", "lite3@300" or "edgetpu-S/1001"."""
     name, _, classes = model.partition("/")
     name, _, resolution = name.lower().partition("@")
     changes = {"resolution": int(resolution)} if resolution else {}
@@ -75,7 +76,7 @@ def golden_config(model: str) -> ConfigDict:
 
 
 def variable_shapes(config: ConfigDict) -> dict[str, tuple[int, ...]]:
-    """Shape of every array of the model of `config.model`, by name; builds none."""
+    """The shape of every array of a model by name, without creating arrays."""
     return shapes_of(models.build(config))
 
 
@@ -88,7 +89,7 @@ def shapes_of(model: Network) -> dict[str, tuple[int, ...]]:
 
 @pytest.fixture
 def tiny() -> ConfigDict:
-    """Digits with the smallest network that has every kind of layer: 2 epochs of 22 steps."""
+    """Digits with the smallest network that has every kind of layer, for 2 epochs of 22 steps."""
     config = digits.get_config(TINY)
     config.batch_size = 64
     config.eval_batch_size = 128
@@ -108,7 +109,7 @@ def quick(tiny) -> ConfigDict:
 
 @pytest.fixture
 def elsewhere(tmp_path) -> dict:
-    """Options of a subprocess in another folder, where another package is called `configs`."""
+    """Options for a subprocess in another folder that finds another package named `configs`."""
     decoy = tmp_path / "decoy" / "configs"
     decoy.mkdir(parents=True)
     (decoy / "__init__.py").write_text("raise AssertionError('imported another configs')\n")
@@ -119,6 +120,6 @@ def elsewhere(tmp_path) -> dict:
 
 @pytest.fixture
 def one_device(monkeypatch):
-    """Runs in this process take one of the eight devices, on which they are cheaper."""
+    """Makes runs in this process use one of the eight devices, which is faster."""
     data_mesh = parallel.data_mesh
     monkeypatch.setattr(parallel, "data_mesh", lambda: data_mesh(jax.devices()[:1]))

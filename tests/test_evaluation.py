@@ -203,7 +203,7 @@ def test_data_with_other_classes_is_refused(trained, monkeypatch):
         return source
 
     monkeypatch.setattr(sources, "open_source", other)
-    with pytest.raises(UserError, match="1 classes that are none of the network's 10: ten"):
+    with pytest.raises(UserError, match="1 classes that are not among the network's 10: ten"):
         evaluate_run(workdir)
 
 

@@ -1,1 +1,1 @@
-"""From records to uint8 batches on the CPU. Knows no model."""
+"""Turns the records of data sets into uint8 batches on the CPU, independently of the model."""

@@ -1,9 +1,9 @@
-"""AutoAugment v0, RandAugment and random erasing on the CPU, one uint8 image at a time.
+"""AutoAugment v0, RandAugment, cutout and random erasing on the CPU, one uint8 image at a time.
 
-The operations are those of tensorflow/tpu models/official/efficientnet/autoaugment.py to the pixel,
-but for sharpness: where a smoothed value is a whole number, TensorFlow's sum of floats may lie just
-below it and be truncated to one less. Where the
-reference differs from Pillow, which it means to repeat, `config.augment` has a choice.
+The operations match tensorflow/tpu models/official/efficientnet/autoaugment.py to the pixel, except
+sharpness: where a smoothed value is a whole number, TensorFlow's sum of floats may be slightly less
+and is then truncated to one less. The reference is meant to reproduce Pillow; where it differs,
+`config.augment` has a key to choose between the two.
 """
 
 import functools
@@ -17,21 +17,21 @@ from ml_collections import ConfigDict
 
 Policy = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
-FILL = 128  # Colour of pixels from outside the image, and of cutout.
+FILL = 128  # Grey level of cutout, and of pixels that a warp takes from outside the image.
 IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
-# cv2 rounds to the nearest and the reference truncates. With this added cv2 truncates too; it is
-# more than -0.5, because the float of a whole number may lie a little below it.
+# cv2 rounds to the nearest level and the reference truncates; adding this makes cv2 truncate too.
+# It is slightly above -0.5 because the float of a whole number may be slightly too small.
 TRUNCATE = -0.499
-# What each level of red, green and blue adds to grey in rgb_to_grayscale, which scales 0..255 to
-# 0..1 and back, by 255.5 so that truncation leaves 1.0 at 255.
+# The contribution of each level of red, green and blue to grey in rgb_to_grayscale, which scales
+# 0..255 to 0..1 and back. The factor back is 255.5, so that 1.0 is truncated to 255.
 LEVELS = np.arange(256, dtype=np.float32) * np.float32(1 / 255)
 GREY_SHARES = [LEVELS * np.float32(weight) for weight in (0.2989, 0.587, 0.114)]
-# Pillow's SMOOTH.
+# The kernel of Pillow's ImageFilter.SMOOTH.
 SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], np.float32) / 13
 
 
 def _blend(start: np.ndarray, image: np.ndarray, factor: float) -> np.ndarray:
-    """start + factor * (image - start); a factor above 1 goes beyond the image."""
+    """start + factor * (image - start); a factor above 1 extrapolates."""
     weigh = _weigh if _is_exact(factor) else _weigh_in_floats
     return weigh(start, image, factor)
 
@@ -41,27 +41,27 @@ def _weigh(start: np.ndarray, image: np.ndarray, factor: float) -> np.ndarray:
 
 
 def _weigh_in_floats(start: np.ndarray, image: np.ndarray, factor: float) -> np.ndarray:
-    """The reference's arithmetic; cv2's takes a fifth of the time."""
+    """Blends with the reference's arithmetic, which takes five times as long as cv2's."""
     difference = np.subtract(image, start, dtype=np.float32)
     return np.clip(start + np.float32(factor) * difference, 0, 255).astype(np.uint8)
 
 
 @functools.lru_cache(maxsize=64)
 def _is_exact(factor: float) -> bool:
-    """Whether cv2 blends all pairs of levels as the reference does: of 1.18 and 1.3 it doesn't."""
+    """Whether cv2 blends all pairs of levels as the reference does. For 1.18 and 1.3 it doesn't."""
     pairs = np.mgrid[:256, :256].astype(np.uint8)
     return np.array_equal(_weigh(*pairs, factor), _weigh_in_floats(*pairs, factor))
 
 
 def _by_channel(table: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
-    """An operation: it maps each channel through the uint8 [256] that `table` computes from it."""
-    # One by one: at 224 px this takes 50 us, and cv2.LUT with tables of three channels 90.
+    """An operation that maps each channel through the uint8 [256] that `table` computes from it."""
+    # At 224 px this takes 50 us, and cv2.LUT with a table of three channels 90 us.
     return lambda image: cv2.merge([cv2.LUT(plane, table(plane)) for plane in cv2.split(image)])
 
 
 @_by_channel
 def auto_contrast(plane: np.ndarray) -> np.ndarray:
-    """Stretches each channel to 0..255."""
+    """Stretches the range of each channel to 0..255."""
     low, high = (np.float32(extreme) for extreme in cv2.minMaxLoc(plane)[:2])
     values = np.arange(256, dtype=np.float32)
     if low == high:
@@ -87,34 +87,34 @@ def posterize(image: np.ndarray, shift: int) -> np.ndarray:
 
 
 def solarize(image: np.ndarray, threshold: int) -> np.ndarray:
-    """Inverts the values of at least `threshold`, which may be above 255."""
+    """Inverts values of at least `threshold`; none if it is above 255."""
     return image ^ -(image >= threshold).view(np.uint8)
 
 
 def solarize_add(image: np.ndarray, addition: int) -> np.ndarray:
-    """Adds to the values below 128."""
+    """Adds `addition` to values below 128, and clips the sums to 255."""
     return cv2.add(image, (image < 128).view(np.uint8) * np.uint8(min(addition, 255)))
 
 
 def color(image: np.ndarray, factor: float) -> np.ndarray:
-    """Grey at factor 0, the image at 1, more saturated above."""
+    """Returns grey at factor 0, the image at 1, and more saturated colours above 1."""
     grey, green, blue = map(cv2.LUT, cv2.split(image), GREY_SHARES)
     grey = ((grey + green + blue) * np.float32(255.5)).astype(np.uint8)
     return _blend(cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB), image, factor)
 
 
 def brightness(image: np.ndarray, factor: float, start: int = 0) -> np.ndarray:
-    """The level `start`, by default black, at factor 0, the image at 1, brighter above."""
+    """Returns the level `start` at factor 0, the image at 1, and a brighter image above 1."""
     start = np.float32(start)
     table = start + np.float32(factor) * (np.arange(256, dtype=np.float32) - start)
     return cv2.LUT(image, np.clip(table, 0, 255).astype(np.uint8))
 
 
 def contrast(image: np.ndarray, factor: float, mean: str = "pixel_count") -> np.ndarray:
-    """One grey at factor 0, the image at 1, more contrast above.
+    """Returns a uniform grey at factor 0, the image at 1, and more contrast above 1.
 
-    The grey is the image's mean, as in Pillow (`mean="image"`). For "pixel_count" it is the number
-    of pixels / 256, at most 255: the reference sums a histogram and divides by its 256 bins.
+    With `mean="image"` the grey is the image's mean, as in Pillow. With "pixel_count" it is the
+    number of pixels / 256, at most 255: the reference sums a histogram and divides by its 256 bins.
     """
     if mean == "image":
         grey = round(cv2.mean(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY))[0])
@@ -124,7 +124,10 @@ def contrast(image: np.ndarray, factor: float, mean: str = "pixel_count") -> np.
 
 
 def sharpness(image: np.ndarray, factor: float) -> np.ndarray:
-    """Smoothed at factor 0, the image at 1, sharper above; the border of one pixel stays."""
+    """Returns a smoothed image at factor 0, the image at 1, and a sharper one above 1.
+
+    The border of one pixel is unchanged.
+    """
     result = _blend(cv2.filter2D(image, -1, SMOOTH, delta=TRUNCATE), image, factor)
     result[[0, -1]] = image[[0, -1]]
     result[:, [0, -1]] = image[:, [0, -1]]
@@ -133,17 +136,20 @@ def sharpness(image: np.ndarray, factor: float) -> np.ndarray:
 
 @functools.lru_cache(maxsize=32)
 def _sampling_map(matrix: tuple[float, ...], height: int, width: int) -> np.ndarray:
-    """The source of each output pixel: int16 [H, W, 2] of x and y. A policy has few matrices."""
+    """Coordinates x, y of the source of each output pixel, int16 [H, W, 2].
+
+    They are cached, because a policy has few matrices.
+    """
     a, b, c, d, e, f = np.float32(matrix)
     x = np.arange(width, dtype=np.float32)
     y = np.arange(height, dtype=np.float32)[:, None]
-    # Summed in float32 as the reference does, rounded in float64: adding 0.5 is exact there.
+    # The sum is in float32, as in the reference; adding 0.5 is exact only in float64.
     source = np.stack([a * x + b * y + c, d * x + e * y + f], axis=-1).astype(np.float64)
     return np.copysign(np.floor(np.abs(source) + 0.5), source).astype(np.int16)
 
 
 def _warp(image: np.ndarray, matrix: tuple[float, ...]) -> np.ndarray:
-    """Takes output pixel (x, y) from the image's nearest to (a x + b y + c, d x + e y + f)."""
+    """Sets output pixel (x, y) to the image's pixel nearest to (a x + b y + c, d x + e y + f)."""
     if matrix == IDENTITY:
         return image
     source = _sampling_map(matrix, *image.shape[:2])
@@ -152,12 +158,12 @@ def _warp(image: np.ndarray, matrix: tuple[float, ...]) -> np.ndarray:
 
 
 def _with_entry(index: int) -> Callable[[np.ndarray, float], np.ndarray]:
-    """A warp by the identity with one other entry: shear by 1 and 3, translate by 2 and 5."""
+    """A warp by the identity with one entry replaced: 1 and 3 shear, 2 and 5 translate."""
     return lambda image, value: _warp(image, (*IDENTITY[:index], value, *IDENTITY[index + 1 :]))
 
 
 def rotate(image: np.ndarray, degrees: float) -> np.ndarray:
-    """Rotates about the centre; positive is counterclockwise. In float32, as the reference does."""
+    """Rotates about the centre, counterclockwise if positive; in float32, as in the reference."""
     bottom, right = np.float32(image.shape[:2]) - 1
     radians = np.float32(degrees) * np.float32(math.pi / 180)
     cos, sin = np.cos(radians), np.sin(radians)
@@ -166,11 +172,32 @@ def rotate(image: np.ndarray, degrees: float) -> np.ndarray:
     return _warp(image, (cos, -sin, x_offset, sin, cos, y_offset))
 
 
-def cutout(image: np.ndarray, half: int, down: float, across: float) -> np.ndarray:
-    """Fills a square of side 2 * half pixels, centred at fractions of the height and the width."""
-    y, x = int(down * image.shape[0]), int(across * image.shape[1])
+def _square(image: np.ndarray, row: int, column: int, half: int) -> np.ndarray:
+    """A view of the square of side 2 * half around a pixel, cut off at the image's edges."""
+    return image[max(0, row - half) : row + half, max(0, column - half) : column + half]
+
+
+def cutout_grey(image: np.ndarray, half: int, down: float, across: float) -> np.ndarray:
+    """Fills a square of side 2 * half with grey: the operation Cutout of the policies.
+
+    Its centre is at the fractions `down` and `across` of the height and the width.
+    """
     result = image.copy()
-    result[max(0, y - half) : y + half, max(0, x - half) : x + half] = FILL
+    _square(result, int(down * len(image)), int(across * image.shape[1]), half)[:] = FILL
+    return result
+
+
+def cutout_noise(image: np.ndarray, side: float, rng: np.random.Generator) -> np.ndarray:
+    """Fills a square with noise from 128 to 255: `config.augment.cutout`, apart from any policy.
+
+    Its side is the fraction `side` of the image's height, and its centre is a random pixel.
+
+    Source: google/automl efficientnetv2/preprocessing.py, preprocess_for_finetune.
+    """
+    result = image.copy()
+    half, row, column = int(side * len(image)) // 2, *map(rng.integers, image.shape[:2])
+    square = _square(result, row, column, half)
+    square[:] = rng.integers(128, 256, square.shape, np.uint8)
     return result
 
 
@@ -179,22 +206,22 @@ def _signed(amount: float, rng: np.random.Generator) -> tuple[float]:
 
 
 class Settings(NamedTuple):
-    """The arguments of operations follow from these and the level."""
+    """The values that, together with the level, determine the arguments of operations."""
 
     cutout: int  # Half the square's side at level 10, in pixels.
     translate: int  # Shift at level 10, in pixels.
-    contrast_mean: str  # This and the rest: the choices of `config.augment`.
+    contrast_mean: str  # This and the fields below are keys of `config.augment`.
     posterize_shift: str
     solarize_threshold: str
 
 
 def _posterize_arguments(level: float, settings: Settings) -> tuple[int]:
-    shift = 8 - int(level * 4)  # TensorFlow's is a uint8, in which -3 is 253, and at most 7.
+    shift = 8 - int(level * 4)  # In TensorFlow it is a uint8, so that -3 is 253, and at most 7.
     return (max(0, shift) if settings.posterize_shift == "pillow" else min(shift % 256, 7),)
 
 
 def _solarize_arguments(level: float, settings: Settings) -> tuple[int]:
-    threshold = int(level * 256)  # TensorFlow wraps it to uint8: 256 is 0.
+    threshold = int(level * 256)  # TensorFlow wraps it to uint8: 256 becomes 0.
     return (threshold % 256 if settings.solarize_threshold == "wrap" else threshold,)
 
 
@@ -203,11 +230,11 @@ def _factor(level: float, _: Settings) -> tuple[float]:
 
 
 class Operation(NamedTuple):
-    """A function of an image and of arguments that follow from the level / 10, and from chance."""
+    """A function of an image, and how its arguments follow from level / 10 and random draws."""
 
     function: Callable[..., np.ndarray]
     arguments: Callable[[float, Settings], tuple] = lambda level, settings: ()
-    draw: Callable[..., tuple] | None = None  # (*arguments, generator) -> arguments of an image.
+    draw: Callable[..., tuple] | None = None  # (*arguments, rng) -> arguments for one image.
 
 
 OPERATIONS = {
@@ -226,16 +253,16 @@ OPERATIONS = {
     "TranslateX": Operation(_with_entry(2), lambda level, s: (level * s.translate,), _signed),
     "TranslateY": Operation(_with_entry(5), lambda level, s: (level * s.translate,), _signed),
     "Cutout": Operation(
-        cutout,
+        cutout_grey,
         lambda level, s: (int(level * s.cutout),),
         lambda half, rng: (half, rng.random(), rng.random()),
     ),
     "SolarizeAdd": Operation(solarize_add, lambda level, _: (int(level * 110),)),
 }
 
-# AutoAugment v0 (1805.09501), found on ImageNet. Each image gets one of these lines: both of its
-# operations in order, each with its probability and level. TranslateY at level 9 is 225 pixels,
-# which leaves nothing of an image of 224 (3.2 % of all), here as in the reference.
+# AutoAugment v0 (1805.09501), found on ImageNet. Each image draws one of these lines; its two
+# operations (name, probability, level) are applied in order. TranslateY at level 9 shifts by 225
+# pixels, which leaves nothing of an image of 224 pixels (3.2 % of all images), as in the reference.
 AUTOAUGMENT_V0 = (
     (("Equalize", 0.8, 1), ("ShearY", 0.8, 4)),
     (("Color", 0.4, 9), ("Equalize", 0.6, 3)),
@@ -266,13 +293,13 @@ AUTOAUGMENT_V0 = (
 
 
 class Step(NamedTuple):
-    """An operation with the arguments of its level. It can be pickled."""
+    """An operation and its arguments at one level. It can be pickled."""
 
     name: str
     arguments: tuple
 
     def draw(self, rng: np.random.Generator) -> tuple:
-        """The arguments for one image."""
+        """Returns the arguments for one image."""
         draw = OPERATIONS[self.name].draw
         return draw(*self.arguments, rng) if draw else self.arguments
 
@@ -281,12 +308,12 @@ class Step(NamedTuple):
 
 
 def make_step(name: str, level: float, settings: Settings) -> Step:
-    """The operation `name` at a level of 0 to 10, or in RandAugment above."""
+    """The operation `name` at a level from 0 to 10, or above 10 in RandAugment."""
     return Step(name, OPERATIONS[name].arguments(level / 10, settings))
 
 
 class AutoAugment(NamedTuple):
-    """A random one of the sub-policies, which are pairs of a step and its probability."""
+    """Applies one random sub-policy: steps in order, each with its probability."""
 
     sub_policies: tuple[tuple[tuple[Step, float], ...], ...]
 
@@ -298,11 +325,11 @@ class AutoAugment(NamedTuple):
 
 
 class RandAugment(NamedTuple):
-    """`layers` random ones of the steps, drawn with replacement."""
+    """Applies `layers` random steps, drawn with replacement."""
 
     steps: tuple[Step, ...]
     layers: int
-    always: bool  # False: each with a probability that is drawn from 0.2 to 0.8.
+    always: bool  # False: apply each step with a probability drawn from 0.2 to 0.8.
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         for _ in range(self.layers):
@@ -313,9 +340,9 @@ class RandAugment(NamedTuple):
 
 
 def build_policy(config: ConfigDict) -> Policy | None:
-    """The policy of `config.augment`, which can be pickled; None for "none".
+    """The policy of `config.augment`, or None for "none". It can be pickled.
 
-    It takes an image uint8 [H, W, 3], which it never writes to, and the record's generator.
+    It takes an image, uint8 [H, W, 3], and a random generator, and never writes to the image.
     """
     if config.policy == "none":
         return None
@@ -333,22 +360,13 @@ def build_policy(config: ConfigDict) -> Policy | None:
     return RandAugment(steps, config.randaugment_layers, always)
 
 
-def cutout(image: np.ndarray, side: float, rng: np.random.Generator) -> np.ndarray:
-    """A copy with a square of noise, whose `side` is that fraction of the image's; see config."""
-    height, width = image.shape[:2]
-    half, row, column = int(side * height) // 2, rng.integers(height), rng.integers(width)
-    result = image.copy()
-    square = result[max(0, row - half) : row + half, max(0, column - half) : column + half]
-    square[:] = rng.integers(128, 256, square.shape, np.uint8)
-    return result
-
-
 def erase(
     image: np.ndarray, config: ConfigDict, mean: Sequence[float], rng: np.random.Generator
 ) -> np.ndarray:
-    """Random erasing (1708.04896): fills a rectangle of a copy, with `erase_probability`.
+    """Random erasing (1708.04896): fills a rectangle with the probability `erase_probability`.
 
-    `mean` is RGB in 0..1. The image stays whole if ten rectangles don't fit.
+    Returns a copy; or the image itself if nothing is erased, by chance or because none of ten
+    random rectangles fits. `mean` is RGB in 0..1.
     """
     if rng.random() >= config.erase_probability:
         return image

@@ -1,4 +1,4 @@
-"""Crop boxes: pure functions of an image's size and a random generator."""
+"""Crop boxes as pure functions of an image's size and a random generator."""
 
 import math
 
@@ -8,7 +8,7 @@ Box = tuple[int, int, int, int]  # Top, left, height, width, in pixels.
 
 
 def central_box(height: int, width: int, kept: float) -> Box:
-    """The central square of the fraction `kept` of the shorter side.
+    """The central square whose side is the fraction `kept` of the shorter side.
 
     Source: tensorflow/tpu models/official/efficientnet/preprocessing.py, decode_and_center_crop.
     """
@@ -25,14 +25,14 @@ def random_box(
     min_covered: float = 0.1,
     attempts: int = 10,
 ) -> Box | None:
-    """A crop of random area and aspect at a random place, or None where none of the attempts fits.
+    """A crop of random area, aspect and position, or None if none of the attempts fits.
 
-    The `aspect`, width over height, is uniform, then the height between those of the smallest and
-    the largest `area`. This and `min_covered` are fractions of the image.
+    The aspect, width over height, is uniform in `aspect`. The height is uniform between those that
+    the limits of `area` give. `area` and `min_covered` are fractions of the image.
 
     Source: TensorFlow's core/kernels/image/sample_distorted_bounding_box_op.cc, with the whole
-    image as the object. No crop reaches the last row or column unless it has the image's height or
-    width: the offset is drawn from 0 up to, and without, the difference.
+    image as the object. A crop reaches the last row or column of the image only if it has the full
+    height or width, because the offset is always below the difference of the sizes.
     """
     least, most = (fraction * height * width for fraction in area)
     for _ in range(attempts):
@@ -42,7 +42,7 @@ def random_box(
             high = int((width + 0.5) / ratio)
         high = min(high, height)
         h = int(rng.integers(min(low, high), high + 1))
-        # One row more or less where rounding has left the range.
+        # One row more or less if rounding has moved the area out of its range.
         h += h * round(h * ratio) < least
         h -= h * round(h * ratio) > most
         w = round(h * ratio)
@@ -54,18 +54,18 @@ def random_box(
 
 
 def middle(image: np.ndarray, most: int = 16) -> np.ndarray:
-    """The middle of an image [h, w, 3], at most `most` times as long as its shorter side; a view.
+    """A view of the middle of an image [h, w, 3], at most `most` times as long as its shorter side.
 
-    Enlarging all of a very long image would take seconds and gigabytes.
+    Resizing all of a very long image would take seconds and gigabytes.
     """
     height, width = image.shape[:2]
     longest = most * min(height, width)
-    # As even or odd as the side itself, so that the middle stays in place.
+    # A difference that is even keeps the middle in place.
     h, w = (side if side <= longest else longest - (side - longest) % 2 for side in (height, width))
     return crop(image, ((height - h) // 2, (width - w) // 2, h, w))
 
 
 def crop(image: np.ndarray, box: Box) -> np.ndarray:
-    """The part of an image [h, w, 3] in a box; a view."""
+    """A view of the part of an image [h, w, 3] in a box."""
     top, left, height, width = box
     return image[top : top + height, left : left + width]

@@ -1,4 +1,4 @@
-"""Encoded image bytes to RGB pixels."""
+"""Decoding of image files to RGB pixels."""
 
 import contextlib
 import functools
@@ -15,26 +15,27 @@ from effnet_jax.data.crop import Box, crop
 from effnet_jax.run.files import left_by_download
 
 JPEG = b"\xff\xd8"
-# Tags of TIFF; EXIF has the last one too. Bits of KIND mark pages that are no image of their own.
+# Tags of TIFF; ORIENTATION is also a tag of EXIF.
 KIND, BITS, PHOTOMETRIC, ORIENTATION = 254, 258, 262, 274
-PREVIEW = 0b101  # A smaller version of another page, or its transparency.
-# What makes an image upright, by EXIF orientation: transpose it, then turn rows, columns around.
+PREVIEW = 0b101  # Bits of KIND: the page is a smaller version of another, or its transparency.
+# How to make an image upright, by EXIF orientation: transpose it, then reverse rows and columns.
 TURNS = {
     **{2: (False, False, True), 3: (False, True, True), 4: (False, True, False)},
     **{5: (True, False, False), 6: (True, False, True), 7: (True, True, True)},
     8: (True, True, False),
 }
-LOWEST = 1 << 12  # A 16-bit image that stays below may be one of 12 bits, 16 times too dark.
-HEIC = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")  # Brands.
+LOWEST = 1 << 12  # A 16-bit image below this may have 12 bits, and would be 16 times too dark.
+HEIC = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")  # File brands.
 
 
 def decode_box(
     data: bytes | np.ndarray, choose: Callable[[int, int], Box], exif: str = "ignore"
 ) -> np.ndarray:
-    """The box of an image that `choose(height, width)` gives, a view.
+    """Decodes the box of an image that `choose(height, width)` returns.
 
-    It is uint8 [h, w, 3], RGB; or [h, w, 4], whose last channel has no meaning. With libturbojpeg 3
-    only the box of a JPEG is decoded. `data`, `exif` and errors are those of `decode_image`.
+    Returns a view, uint8 [h, w, 3] in RGB, or [h, w, 4] with a last channel to ignore. With
+    libturbojpeg 3 only the box of a JPEG is decoded. `data`, `exif` and errors are those of
+    `decode_image`.
     """
     if isinstance(data, np.ndarray):
         return crop(data, choose(*data.shape[:2]))
@@ -50,7 +51,7 @@ def decode_box(
             return (left, top, w, h) if transposed else (top, left, h, w)
 
         return _upright(decode_box(data, choose_stored), turn)
-    choose = functools.cache(choose)  # It draws random numbers, and may be asked twice.
+    choose = functools.cache(choose)  # It draws random numbers, and may be called twice.
     if data[:2] == JPEG and (found := turbojpeg.decode_box(data, choose)) is not None:
         return found
     image = decode_image(data)
@@ -58,28 +59,28 @@ def decode_box(
 
 
 def decode_image(data: bytes | np.ndarray, exif: str = "ignore") -> np.ndarray:
-    """Decodes JPEG, PNG or whatever Pillow reads to RGB, uint8 [height, width, 3].
+    """Decodes JPEG, PNG or another format that Pillow reads to RGB, uint8 [height, width, 3].
 
-    An array is taken as such pixels, and returned.
+    An array must have such pixels already, and is returned unchanged.
 
-    Grey is repeated and alpha dropped, as in the reference; see `to_rgb`. EXIF's orientation is
-    ignored, as there; or, with `exif="apply"`, the image becomes upright, as viewers show it. (That
-    of TIFF is always applied.) Raises ValueError if the bytes are not an image, are damaged, or are
-    several images: an animation, or pages.
+    Grey is repeated and alpha is dropped, as in the reference; see `to_rgb`. The orientation in
+    EXIF is ignored, as in the reference; `exif="apply"` makes the image upright, as viewers show
+    it. (The orientation of a TIFF is always applied.) Raises ValueError if the bytes are not an
+    image, are damaged, or have several images: an animation, or pages.
     """
     if isinstance(data, np.ndarray):
         return data
     if turn := _turn(data, exif):
         return np.ascontiguousarray(_upright(decode_image(data), turn))
     if data[:2] == JPEG:
-        # Pillow reads CMYK and other rare kinds; damaged files fail there as well.
+        # Pillow decodes CMYK and other kinds that this can't, and also refuses damaged files.
         with contextlib.suppress(ValueError):
             # Strict: libjpeg by default fills the missing part of a truncated file with grey.
             return simplejpeg.decode_jpeg(data, "RGB", strict=True)
     try:
         with Image.open(io.BytesIO(data)) as image:
             if (count := _count_frames(image)) > 1:
-                raise ValueError(f"it has {count} frames or pages; save the one that is meant")
+                raise ValueError(f"it has {count} frames or pages; save one of them as an image")
             return to_rgb(image)
     except Image.UnidentifiedImageError:
         raise ValueError(_name(data)) from None
@@ -88,7 +89,7 @@ def decode_image(data: bytes | np.ndarray, exif: str = "ignore") -> np.ndarray:
 
 
 def _count_frames(image: Image.Image) -> int:
-    """The number of images in a file; the others of a photograph's JPEG belong to it."""
+    """The number of images in a file; further frames of a JPEG belong to its photograph."""
     count = 1 if image.format in ("JPEG", "MPO") else getattr(image, "n_frames", 1)
     if image.format != "TIFF":
         return count
@@ -101,21 +102,21 @@ def _count_frames(image: Image.Image) -> int:
 
 
 def _name(data: bytes) -> str:
-    """What bytes are that no decoder knows."""
+    """Describes bytes that no decoder recognizes."""
     if not data:
         return "it is empty"
     if data[4:8] == b"ftyp" and data[8:12] in HEIC:
-        return "it is a HEIC image, as telephones make them; convert it to JPEG"
+        return "it is a HEIC image, a format that phones save; convert it to JPEG"
     if meaning := left_by_download(data[:64]):
         return f"it is {meaning}"
-    return f"it is no image, or a badly damaged one; it starts with {data[:12]!r}"
+    return f"it is not an image, or badly damaged; it starts with {data[:12]!r}"
 
 
 def _turn(data: bytes, exif: str) -> tuple[bool, bool, bool] | None:
-    """What makes an image upright, of TURNS; None where it is, or `exif` is "ignore"."""
+    """The entry of TURNS for an image; None if it is upright, or if `exif` is "ignore"."""
     if exif == "ignore":
         return None
-    # Pillow makes a TIFF upright itself. Damaged EXIF says nothing; a damaged image fails later.
+    # Pillow itself makes a TIFF upright. Damaged EXIF is ignored; a damaged image fails later.
     with contextlib.suppress(Exception), Image.open(io.BytesIO(data)) as image:
         return TURNS.get(image.getexif().get(ORIENTATION)) if image.format != "TIFF" else None
     return None
@@ -128,36 +129,37 @@ def _upright(image: np.ndarray, turn: tuple[bool, bool, bool]) -> np.ndarray:
 
 
 def to_rgb(image: Image.Image) -> np.ndarray:
-    """The pixels of an image of Pillow: uint8 [height, width, 3], RGB.
+    """The pixels of a Pillow image as RGB, uint8 [height, width, 3].
 
-    16 bits are scaled by their range. Raises ValueError for grey of 32 bits or signed, whose range
-    is not known, and for 16 bits that may be fewer: the values are below 4096.
+    Values of 16 bits are scaled by their range. Raises ValueError for grey of 32 bits or with a
+    sign, whose range is unknown, and for 16-bit values below 4096, which may have only 12 bits.
     """
     if image.mode in ("I", "F"):
         kind = {"I": "integers", "F": "floats"}[image.mode]
-        raise ValueError(f"it has grey of {kind}, whose range is not known; save it as 8-bit")
+        raise ValueError(f"its grey levels are {kind} of unknown range; save it as 8-bit")
     if not image.mode.startswith("I;16"):
-        # Pillow keeps the upper 8 bits of 16; how it unpacks them says so.
+        # Pillow keeps the upper 8 of 16 bits; only its unpacking mode shows that there were 16.
         has_16_bits = re.search(r"RGB\w*;16[BLN]", str(getattr(image, "tile", "")))
-        if isinstance(image.info.get("transparency"), bytes):  # A palette's; Pillow warns.
+        # Pillow warns when it converts a palette with transparent colours to RGB directly.
+        if isinstance(image.info.get("transparency"), bytes):
             image = image.convert("RGBA")
         pixels = np.asarray(image.convert("RGB"))
         if has_16_bits and 0 < pixels.max() < LOWEST >> 8:
-            _refuse_dark("colours", (int(pixels.max()) << 8) + 255)
+            _refuse_dark("colour", (int(pixels.max()) << 8) + 255)
         return pixels
     grey = np.asarray(image).astype(np.uint32)
-    tags = getattr(image, "tag_v2", {})  # Of a TIFF.
+    tags = getattr(image, "tag_v2", {})  # Only a TIFF has them.
     bits = int(tags.get(BITS, (16,))[0])
     if bits == 16 and 0 < grey.max() < LOWEST:
         _refuse_dark("grey", grey.max())
     most = (1 << bits) - 1
-    grey = most - grey if tags.get(PHOTOMETRIC) == 0 else grey  # 0: white is 0.
+    grey = most - grey if tags.get(PHOTOMETRIC) == 0 else grey  # 0 means that white is 0.
     grey = ((grey * 255 + most // 2) // most).astype(np.uint8)
     return np.repeat(grey[..., None], 3, 2)
 
 
-def _refuse_dark(what: str, most: int) -> None:
+def _refuse_dark(kind: str, most: int) -> None:
     raise ValueError(
-        f"it has 16-bit {what} of at most {most}, of 65535, as if it had 12 bits or fewer; save it "
-        "as 8-bit, or with values that use the range"
+        f"its 16-bit {kind} levels are at most {most} of 65535, as if it had 12 bits or fewer; "
+        "save it as 8-bit, or scale the levels to the full range"
     )

@@ -1,8 +1,8 @@
-"""scikit-learn's handwritten digits as images, drawn in memory when they are asked for.
+"""scikit-learn's handwritten digits as images, drawn in memory on demand.
 
-As they are; cluttered, at random places and scales among parts of other digits; or two side by
-side, in 100 classes. Small digits need resolution; telling a digit from the pieces around it needs
-depth, and many classes need width.
+There are three data sets: the digits as they are; cluttered digits, at random places and scales
+among parts of other digits; and two digits side by side, in 100 classes. Small digits need
+resolution; telling a digit from the pieces around it needs depth; many classes need width.
 """
 
 import functools
@@ -17,26 +17,26 @@ import numpy as np
 from effnet_jax.data.sources import Record, Source
 from effnet_jax.errors import UserError
 
-# Of the cluttered digits.
-CANVAS = 96  # Side, in pixels.
+# Settings of the cluttered digits. A pair of numbers is a range.
+CANVAS = 96  # Side of the image, in pixels.
 EXAMPLES = {"train": 8000, "test": 2000}
-SIDES = (32, 80)  # Pixels: the smallest and the largest that the 8x8 digit becomes.
+SIDES = (32, 80)  # Side to which the 8x8 digit is enlarged, in pixels.
 CONTRAST = (0.7, 1.0)  # Brightness of the digit.
-PARTS = (2, 5)  # Fewest and most parts of other digits.
-PART_SIDES = (3, 4)  # Pixels of the 8x8 digit that a part is cut from.
+PARTS = (2, 5)  # Number of parts of other digits.
+PART_SIDES = (3, 4)  # Side of a part, in pixels of the 8x8 digit that it is cut from.
 PART_CONTRAST = (0.2, 0.5)
-NOISE = 8.0  # Standard deviation of each pixel's noise, of 255.
-# Of the pairs, whose brightness and parts are otherwise those of the cluttered digits.
+NOISE = 8.0  # Standard deviation of the noise, for levels of 0 to 255.
+# Settings of the pairs; the others are those of the cluttered digits.
 PAIR_EXAMPLES = {"train": 16000, "test": 2000}
 PAIR_CANVAS = 96
-PAIR_SIDES = (24, 44)  # Pixels; each digit has a half of the canvas.
+PAIR_SIDES = (24, 44)  # Pixels; each digit has half of the canvas.
 PAIR_PARTS = (1, 3)
 
 
 @functools.cache
 def pixels_and_labels(test: bool) -> tuple[np.ndarray, np.ndarray]:
-    """One split of the digits: uint8 [n, 8, 8] and the labels [n]."""
-    # As sklearn.datasets.load_digits, whose import takes longer than all else here.
+    """One split of the digits: images, uint8 [n, 8, 8], and labels [n]."""
+    # Like sklearn.datasets.load_digits, whose import takes longer than everything else here.
     package = pathlib.Path(importlib.util.find_spec("sklearn").origin).parent
     table = np.loadtxt(package / "datasets" / "data" / "digits.csv.gz", delimiter=",")
     images, labels = table[:, :-1].reshape(-1, 8, 8), table[:, -1].astype(int)
@@ -47,7 +47,7 @@ def pixels_and_labels(test: bool) -> tuple[np.ndarray, np.ndarray]:
 class Digits(Source):
     """1,797 grey images of 8x8 pixels in 10 classes (UCI optical digits, the test writers).
 
-    Every fifth image is for testing: 1,437 train, 360 test. Splits are written as in TFDS.
+    Every fifth image is in the split test: 1,437 train, 360 test. Splits are written as in TFDS.
     """
 
     SIZES: ClassVar = {"train": 1437, "test": 360}
@@ -82,7 +82,7 @@ class Digits(Source):
 
     def describe(self, index: int) -> str:
         split, number = self._records[index]
-        return f"image {number} of the digits' {split}"
+        return f"image {number} of the digits' {split} split"
 
     def draw(self, split: str, index: int) -> tuple[np.ndarray, int]:
         """Image `index` of a split, uint8 [h, w], and its label."""
@@ -91,7 +91,7 @@ class Digits(Source):
 
 
 def place(canvas: np.ndarray, pixels: np.ndarray, scale: float, rng: np.random.Generator) -> None:
-    """Draws `pixels` [h, w], enlarged by `scale`, at a random place; the brighter pixels show."""
+    """Draws `pixels` [h, w], enlarged by `scale`, at a random place; the brighter pixel is kept."""
     height, width = (round(side * scale) for side in pixels.shape)
     enlarged = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_CUBIC)
     top = int(rng.integers(0, canvas.shape[0] - height + 1))
@@ -107,7 +107,7 @@ def add_parts(
     sides: tuple[int, int],
     rng: np.random.Generator,
 ) -> None:
-    """Draws `count` (fewest, most) darker parts of digits, to scale with digits of `sides`."""
+    """Draws `count` (fewest, most) darker parts of digits at the scale of digits of `sides`."""
     low, high = np.log(np.array(sides) / digits.shape[1])
     for _ in range(rng.integers(*count, endpoint=True)):
         side = rng.integers(PART_SIDES[0], PART_SIDES[1], endpoint=True)
@@ -119,7 +119,7 @@ def add_parts(
 def add_digit(
     canvas: np.ndarray, digits: np.ndarray, sides: tuple[int, int], rng: np.random.Generator
 ) -> int:
-    """Draws one of the digits, `sides` (least, most) large, and returns its number."""
+    """Draws a random digit with a side in `sides` (least, most), and returns its index."""
     low, high = np.log(np.array(sides) / digits.shape[1])
     chosen = int(rng.integers(len(digits)))
     digit = digits[chosen] * rng.uniform(*CONTRAST)
@@ -128,14 +128,15 @@ def add_digit(
 
 
 def with_noise(canvas: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The canvas as a picture, uint8."""
+    """Adds noise to the canvas and converts it to uint8."""
     return (canvas + rng.normal(0, NOISE, canvas.shape)).round().clip(0, 255).astype(np.uint8)
 
 
 def draw(index: int, digits: np.ndarray, labels: np.ndarray, seed: int) -> tuple[np.ndarray, int]:
-    """Cluttered image number `index`, uint8 [CANVAS, CANVAS], and the label of its whole digit.
+    """Cluttered image `index`, uint8 [CANVAS, CANVAS], and the label of its whole digit.
 
-    It is made of `digits`, float32 [n, 8, 8] in 0 to 255, with `labels` [n]; each split has a seed.
+    It is drawn from `digits`, float32 [n, 8, 8] in 0..255, with `labels` [n]. Each split has its
+    own `seed`.
     """
     rng, canvas = np.random.default_rng((seed, index)), np.zeros((CANVAS, CANVAS), np.float32)
     add_parts(canvas, digits, PARTS, SIDES, rng)
@@ -146,7 +147,7 @@ def draw(index: int, digits: np.ndarray, labels: np.ndarray, seed: int) -> tuple
 def draw_pair(
     index: int, digits: np.ndarray, labels: np.ndarray, seed: int
 ) -> tuple[np.ndarray, int]:
-    """Pair number `index`, uint8 [PAIR_CANVAS, PAIR_CANVAS], and its label; as `draw`."""
+    """Pair `index`, uint8 [PAIR_CANVAS, PAIR_CANVAS], and its label; arguments as for `draw`."""
     rng = np.random.default_rng((seed, index))
     canvas = np.zeros((PAIR_CANVAS, PAIR_CANVAS), np.float32)
     add_parts(canvas, digits, PAIR_PARTS, PAIR_SIDES, rng)
@@ -158,8 +159,8 @@ def draw_pair(
 class ClutteredDigits(Digits):
     """Grey images of 96x96 pixels: one whole digit of 32 to 80 pixels among parts of others.
 
-    8,000 for training and 2,000 for testing, made of the training and test images of `Digits`: no
-    digit, whole or in parts, is in both.
+    There are 8,000 for training and 2,000 for testing, drawn from the training and test images of
+    `Digits`, so that no digit, whole or in parts, is in both splits.
     """
 
     SIZES = EXAMPLES
@@ -173,8 +174,8 @@ class ClutteredDigits(Digits):
 class DigitPairs(ClutteredDigits):
     """Grey images of 96x96 pixels with two digits of 24 to 44 pixels, and parts of others.
 
-    The class is the number that they make, "00" to "99". 16,000 for training and 2,000 for
-    testing, of digits as in `ClutteredDigits`.
+    The class is the number that they form, "00" to "99". There are 16,000 for training and 2,000
+    for testing, drawn from the digits of their split as in `ClutteredDigits`.
     """
 
     SIZES = PAIR_EXAMPLES

@@ -1,4 +1,4 @@
-"""What the names of ImageNet's files state: the class, or the number of a validation image."""
+"""The class, or the number of a validation image, in the names of ImageNet's files."""
 
 import functools
 import os
@@ -8,17 +8,17 @@ from collections.abc import Iterable
 from effnet_jax.errors import UserError
 
 WNID = re.compile(r"n\d{8}")
-FOLDER = re.compile(r"n\d{8}(?![^\W_])")  # A class's, also as in "n01440764_tench".
-# The copy on the Hugging Face Hub adds the WordNet id.
+FOLDER = re.compile(r"n\d{8}(?![^\W_])")  # The folder of a class, also as in "n01440764_tench".
+# The copy on the Hugging Face Hub appends the WordNet id.
 TRAIN_NAME = re.compile(r"((n\d{8})_\d+)(_n\d{8})?(\.\w+)?", re.IGNORECASE)
-# What states the class within a name such as "n01440764_18 (1).webp", as copies are called.
+# The part of a name that states the class. Copies have names such as "n01440764_18 (1).webp".
 STATED = re.compile(r"(?<![^\W_])(?:ILSVRC2012_val_(\d{8})(?!\d)|(n\d{8})_\d+)", re.IGNORECASE)
 VALIDATION_NAME = re.compile(r"ILSVRC2012_val_(\d{8})(_n\d{8})?\.(jpe?g|png)", re.IGNORECASE)
 
 
 @functools.cache
 def validation_classes() -> list[str]:
-    """WordNet ids of the 50,000 validation images by number, from TFDS's list."""
+    """The WordNet ids of the 50,000 validation images in the order of their numbers, from TFDS."""
     import tensorflow_datasets as tfds
 
     return tfds.core.tfds_path("datasets/imagenet2012/validation_labels.txt").read_text().split()
@@ -30,7 +30,7 @@ def _known() -> frozenset[str]:
 
 
 def stated_class(file_name: str) -> str | None:
-    """The WordNet id that a file's name states; None if it states none, or several, of the 1000."""
+    """The WordNet id, of the 1000, that a file's name states; None if there is none, or several."""
     found = set()
     for number, wnid in STATED.findall(file_name):
         if wnid.lower() in _known():
@@ -41,16 +41,16 @@ def stated_class(file_name: str) -> str | None:
 
 
 def train_name(file_name: str) -> str | None:
-    """The name of a training image without its ending, as in n01440764_10026; None for another."""
+    """A training image's name without its suffix, as n01440764_10026; None for other files."""
     match = TRAIN_NAME.fullmatch(file_name)
     return match and match[1].lower()
 
 
 def check_names(images: Iterable[tuple[str, str]]) -> None:
-    """Raises UserError for images, pairs of class and path, whose names state another class.
+    """Raises UserError if the names of image files state another class than their folder.
 
-    Only classes whose name begins with the WordNet id of one of ImageNet's 1000 are compared:
-    people group their files under other names.
+    `images` are pairs of class and path. Only classes whose name begins with one of ImageNet's 1000
+    WordNet ids are compared, because people may group the files under other names.
     """
     wrong, compared = [], 0
     for name, path in images:
@@ -63,7 +63,7 @@ def check_names(images: Iterable[tuple[str, str]]) -> None:
                 wrong.append(f"{path} is of {stated}")
     if wrong:
         raise UserError(
-            f"{len(wrong):,} of {compared:,} images lie in the folder of another class than "
-            f"ImageNet's names of files state: {', '.join(wrong[:5])}{', ...' * (len(wrong) > 5)}. "
+            f"{len(wrong):,} of {compared:,} images are in the folder of another class than their "
+            f"ImageNet file names state: {', '.join(wrong[:5])}{', ...' * (len(wrong) > 5)}. "
             "Move each to the folder of its class, or unpack the images again"
         )

@@ -1,7 +1,7 @@
-"""Hugging Face data sets on disk, as Parquet files; read with pyarrow alone.
+"""Hugging Face data sets on disk, as Parquet files, read with pyarrow alone.
 
-Parquet is compressed by row groups, so an image is read with the others of its group. The groups
-that were read last are kept in memory, and an index of groups makes every record a lookup.
+Parquet is compressed by row groups, so that an image is read together with the others of its group.
+The groups read last are kept in memory, and an index of the groups gives random access to records.
 """
 
 import collections
@@ -19,20 +19,21 @@ from effnet_jax.data.shards import ShardSource
 from effnet_jax.data.sources import Record
 from effnet_jax.errors import UserError, check_packages
 
-HELD = 2 * 2**30  # Bytes of row groups that a process keeps.
-LARGEST = 64 * 2**20  # Bytes of a row group in a split that is larger than that.
-MANY = 16  # Images in a row group of such a split, above which a line says what that costs.
-REMEDY = "docs/data.md has the few lines that write the files again with smaller row groups"
+HELD = 2 * 2**30  # The most bytes of row groups that a process keeps.
+# For splits larger than HELD:
+LARGEST = 64 * 2**20  # The most bytes in a row group.
+MANY = 16  # The number of images in a row group above which a warning states the cost.
+REMEDY = "docs/data.md shows how to write the files again with smaller row groups"
 
 
 class _Groups:
-    """The images of row groups, of which those read last are kept, `HELD` bytes in all."""
+    """The images of row groups. Those read last are kept, up to `HELD` bytes in total."""
 
     def __init__(self):
         self._lock, self._held = threading.Lock(), collections.OrderedDict()
 
     def get(self, path: str, group: int, column: str) -> Any:
-        """The images of a row group, a pyarrow ChunkedArray of bytes; read by one thread only."""
+        """The images of a row group, a pyarrow ChunkedArray of bytes. Only one thread reads it."""
         key = path, group, column
         with self._lock:
             future, is_new = self._held.get(key), key not in self._held
@@ -57,7 +58,7 @@ class _Groups:
         return future.result()
 
 
-_GROUPS = _Groups()  # Of the process: sources are sent to worker processes.
+_GROUPS = _Groups()  # One for the process, because sources are pickled for worker processes.
 
 
 def _read(path: str, group: int, column: str) -> Any:
@@ -70,18 +71,18 @@ def _read(path: str, group: int, column: str) -> Any:
 
 
 class _File(NamedTuple):
-    """What the footer of a file, and its labels, say."""
+    """The contents of a file's footer, and its labels."""
 
-    rows: list[int]  # By row group.
-    sizes: list[int]  # Bytes of the images of each, unpacked.
-    column: str  # Of the images: "image", or "image.bytes" of a struct.
+    rows: list[int]  # The number of rows in each row group.
+    sizes: list[int]  # The uncompressed bytes of the images in each row group.
+    column: str  # The column of the images: "image", or "image.bytes" of a struct.
     labels: np.ndarray
-    names: list[str] | None  # Of the classes.
-    kind: str  # Of the labels.
+    names: list[str] | None  # The names of the classes.
+    kind: str  # The kind of the labels, for messages.
 
 
 def _image_column(schema: Any, name: str, path: pathlib.Path) -> str:
-    """The column of the images' bytes; raises UserError where they are something else."""
+    """The column with the bytes of the images; raises UserError if it has another type."""
     import pyarrow as pa
 
     def is_bytes(kind: pa.DataType) -> bool:
@@ -93,13 +94,13 @@ def _image_column(schema: Any, name: str, path: pathlib.Path) -> str:
     if pa.types.is_struct(kind) and "bytes" in kind.names and is_bytes(kind.field("bytes").type):
         return f"{name}.bytes"
     raise UserError(
-        f"column {name!r} of {path} is {kind}; images are encoded bytes, or a struct of bytes and "
-        "path (config.data.image)"
+        f"column {name!r} of {path} is {kind}; images must be encoded bytes, or a struct of bytes "
+        "and path (config.data.image)"
     )
 
 
 def _label_kind(schema: Any, name: str, path: pathlib.Path) -> tuple[Any, str]:
-    """The type that labels are read as, and what they are; raises UserError for another type."""
+    """The type that labels are read as, and its name; raises UserError for an unknown type."""
     import pyarrow as pa
 
     kind = schema.field(name).type
@@ -109,12 +110,12 @@ def _label_kind(schema: Any, name: str, path: pathlib.Path) -> tuple[Any, str]:
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         return pa.large_string(), "text"
     raise UserError(
-        f"column {name!r} of {path} is {kind}; a label is an integer or text (config.data.label)"
+        f"column {name!r} of {path} is {kind}; labels must be integers or text (config.data.label)"
     )
 
 
 def _open(path: pathlib.Path, data: ConfigDict) -> _File:
-    """The index of a file; raises UserError where it can't be read, or its columns don't fit."""
+    """The index of a file; raises UserError if it can't be read, or if its columns don't fit."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -141,7 +142,7 @@ def _open(path: pathlib.Path, data: ConfigDict) -> _File:
         row = next(row for row, valid in enumerate(labels.is_valid().to_pylist()) if not valid)
         raise UserError(
             f"{labels.null_count:,} of {len(labels):,} rows of {path} have no label in the column "
-            f"{data.label!r}, the first is row {row}; remove them, or give another column "
+            f"{data.label!r}; the first is row {row}. Remove them, or choose another column "
             "(config.data.label)"
         )
     kind += " with names of classes" if names else ""
@@ -156,7 +157,7 @@ def _open(path: pathlib.Path, data: ConfigDict) -> _File:
 
 
 def _check_images(path: pathlib.Path, chunks: list[Any], column: str) -> None:
-    """Raises UserError for rows without an image, which the footer counts."""
+    """Raises UserError for rows without an image, whose number is in the footer."""
     first = 0
     for number, chunk in enumerate(chunks):
         found = chunk.statistics
@@ -164,8 +165,8 @@ def _check_images(path: pathlib.Path, chunks: list[Any], column: str) -> None:
             valid = _read(str(path), number, column).is_valid().to_pylist()
             raise UserError(
                 f"row {first + valid.index(False)} of {path} has no image in column {column!r}, "
-                f"and {found.null_count - 1} more of its row group have none; remove these rows. "
-                "Where there is a path alone, datasets has to embed the files in the data set"
+                f"and {found.null_count - 1} more in its row group have none; remove these rows. "
+                "If they have only paths, let datasets embed the image files in the data set"
             )
         first += chunk.num_values
 
@@ -189,7 +190,7 @@ class ParquetSource(ShardSource):
         first = int(self._group_ends[group - 1]) if group else 0
         image = _GROUPS.get(*self._groups[group])[number - first].as_py()
         if not image:
-            raise ValueError("it has no image")
+            raise ValueError("its image is empty")
         return {"image": image, "label": self.label(index)}
 
     def describe(self, index: int) -> str:
@@ -201,19 +202,19 @@ class ParquetSource(ShardSource):
         if self._bytes > HELD and rows > MANY:
             size = self._bytes / len(self._groups) / 1e6
             lines.append(
-                f"warning: each image is read with the {rows:.0f} of its row group, {size:.1f} MB "
-                f"on average, unless the group is among the {HELD / 2**30:.0f} GiB read last; "
+                f"warning: to read one image, all {rows:.0f} of its row group are read, {size:.1f} "
+                f"MB on average, unless the group is in the {HELD / 2**30:.0f} GiB read last; "
                 f"{REMEDY}"
             )
         return lines
 
 
 def open_split(data: ConfigDict, split: str) -> ParquetSource:
-    """A split of the data set in the folder `data.data_dir`; see `shards.find_files`.
+    """Opens a split of the data set in the folder `data.data_dir`; see `shards.find_files`.
 
-    `data.image` and `data.label` are columns. Labels are text, or integers whose names are in the
-    schema's metadata of datasets, or `data.label_count` of them. Raises UserError for what is
-    missing or doesn't fit, before any image is read.
+    `data.image` and `data.label` are columns. Labels are text, or integers that have names in the
+    metadata that datasets writes, or that are below `data.label_count`. Raises UserError for files
+    and columns that are missing or don't fit, before any image is read.
     """
     check_packages("config.data.source='parquet'", "pyarrow")
     paths = shards.find_files(data, split, ".parquet")
@@ -222,13 +223,13 @@ def open_split(data: ConfigDict, split: str) -> ParquetSource:
         if (file.kind, file.names) != (opened[0].kind, opened[0].names):
             raise UserError(
                 f"labels of several kinds: {file.kind} in {path}, and {opened[0].kind} in "
-                f"{paths[0]}{' (other names)' * (file.kind == opened[0].kind)}; write them alike"
+                f"{paths[0]}{' (other names)' * (file.kind == opened[0].kind)}; use one kind"
             )
     sizes = [size for file in opened for size in file.sizes]
     if sum(sizes) > HELD and max(sizes) > LARGEST:
         raise UserError(
             f"a row group of split {split!r} in {data.data_dir} has {max(sizes) / 1e6:,.0f} MB of "
-            f"images, which are all read for one of them; at most {LARGEST / 1e6:.0f} MB can be. "
+            f"images, which are all read to get one of them; the limit is {LARGEST / 1e6:.0f} MB. "
             f"{REMEDY}"
         )
     values, counts = np.concatenate([f.labels for f in opened]), [len(f.labels) for f in opened]

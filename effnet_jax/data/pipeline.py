@@ -1,12 +1,12 @@
 """Batches as a pure function of the step.
 
-Position p of the endless stream of records is record `permutation(seed, epoch)[p mod n]` of epoch
-`p // n`: each record once an epoch, in a new order every epoch. The global batch at step t holds
-the positions [t * B, (t + 1) * B), and each process has its equal share of them in order. What is
-random about an image follows from the seed and its position. So the stream is the same whatever
-the number of processes, and a run that starts at step t asks for the batches from t on.
+Position p of the endless training stream holds record `permutation(seed, epoch)[p mod n]` of epoch
+`p // n`. Each record occurs once per epoch, in a new order every epoch. The global batch at step t
+has the positions [t * B, (t + 1) * B), and each process has an equal, contiguous share of them. The
+randomness of an image follows from the seed and its position. So the stream is the same for any
+number of processes, and a run that resumes at step t reads the batches from t on.
 
-Threads share the work on a batch by chunks, so that the memory read ahead is bounded.
+Threads share the work on a batch in chunks, which bounds the memory for reading ahead.
 """
 
 import concurrent.futures
@@ -40,23 +40,23 @@ Batch = dict[str, np.ndarray]
 # (position, out) -> label, mask; writes the image into `out`, uint8 [size, size, 3].
 Load = Callable[[int, np.ndarray], tuple[int | np.ndarray, bool]]
 
-CHUNK = 64  # Images that one thread makes in a row, at most.
+CHUNK = 64  # Most images that one thread makes in a row.
 
 
 def read(source: Source, index: int) -> Record:
-    """The encoded image and label of a record; raises ValueError or OSError if it is damaged."""
+    """A record whose label is checked; raises ValueError or OSError if it is damaged."""
     record = source[index]
     label, classes = record["label"], len(source.classes)
     # Sets of labels are padded with -1.
     lowest, highest = (label,) * 2 if isinstance(label, int) else (label.min() + 1, label.max())
     if lowest < 0 or highest >= classes:
-        raise ValueError(f"label {label} is out of range, there are {classes} classes")
+        raise ValueError(f"label {label} is out of range; there are {classes} classes")
     return record
 
 
 @contextlib.contextmanager
-def naming(source: Source, index: int) -> Iterator[None]:
-    """Makes what is raised for a record that can't be read a UserError that names it."""
+def error_for(source: Source, index: int) -> Iterator[None]:
+    """Turns an error about a record that can't be read into a UserError that names the record."""
     try:
         yield
     except UserError:
@@ -66,10 +66,10 @@ def naming(source: Source, index: int) -> Iterator[None]:
 
 
 def check_images(source: Source, count: int, threads: int) -> None:
-    """Decodes `count` evenly spaced images; raises a UserError that names a bad one."""
+    """Decodes `count` evenly spaced images; raises a UserError that names a damaged one."""
 
     def check(index: int) -> None:
-        with naming(source, index):
+        with error_for(source, index):
             decode_image(read(source, index)["image"])
 
     indices = np.unique(np.linspace(0, len(source) - 1, min(count, len(source)), dtype=int))
@@ -78,7 +78,7 @@ def check_images(source: Source, count: int, threads: int) -> None:
 
 
 class TrainImages:
-    """A `Load` of training images; `config` is the whole config."""
+    """A `Load` that makes training images; `config` is the whole config."""
 
     def __init__(self, source: Source, config: ConfigDict):
         self._source, self._seed = source, config.seed
@@ -88,17 +88,17 @@ class TrainImages:
         self._order = grain.MapDataset.range(len(source)).shuffle(seed=config.seed).repeat()
 
     def index(self, position: int) -> int:
-        """Index of the record at a position."""
+        """The index of the record at a position."""
         return int(self._order[position])
 
     def random(self, position: int) -> np.random.Generator:
-        """The source of all randomness of the image at a position."""
+        """The random generator for the image at a position."""
         return np.random.Generator(np.random.Philox(key=(self._seed, position)))
 
     def __call__(self, position: int, out: np.ndarray) -> tuple[int, bool]:
         index, rng = self.index(position), self.random(position)
-        with naming(self._source, index):
-            record = read(self._source, index)  # A wrong label or a lost disk is never skipped.
+        with error_for(self._source, index):
+            record = read(self._source, index)  # Wrong labels and lost disks are never skipped.
             try:
                 choose = functools.partial(self.box, len(out), rng)
                 image = decode_box(record["image"], choose, self._exif)
@@ -113,10 +113,10 @@ class TrainImages:
         return record["label"], True
 
     def box(self, size: int, rng: np.random.Generator, height: int, width: int) -> Box:
-        """The random crop of an image of [height, width] that becomes [size, size].
+        """A random crop box in an image [height, width], to be resized to [size, size].
 
-        Evaluation's crop takes its place where no crop is found, and where it is the whole image,
-        as in the reference's _decode_and_random_crop.
+        If no random crop fits, or if it is the whole image, evaluation's crop is returned, as in
+        the reference's _decode_and_random_crop.
         """
         config = self._preprocess
         ranges = config.crop_area, config.crop_aspect
@@ -137,17 +137,17 @@ class TrainImages:
         if self._policy:
             image = self._policy(image, rng)
         if self._augment.cutout > 0:
-            image = augment.cutout(image, self._augment.cutout, rng)
+            image = augment.cutout_noise(image, self._augment.cutout, rng)
         if self._augment.erase_probability > 0:
             image = augment.erase(image, self._augment, self._preprocess.mean, rng)
         out[:] = image
 
 
 def concatenate(chunks: Sequence[Batch]) -> Batch:
-    """Chunks in a row as a batch; images that lie in one array already are not copied."""
+    """Joins chunks to a batch; images that are in one array already are not copied."""
     batch = {key: [chunk[key] for chunk in chunks] for key in chunks[0]}
     images = batch.pop("image")
-    whole = images[0].base  # For images from worker processes it is their memory.
+    whole = images[0].base  # For images from worker processes this is a buffer, not an array.
     together = isinstance(whole, np.ndarray) and len(whole) == sum(map(len, images))
     if not together or any(image.base is not whole for image in images):
         whole = np.concatenate(images)
@@ -157,9 +157,9 @@ def concatenate(chunks: Sequence[Batch]) -> Batch:
 class Batches:
     """This process's share of every batch: `batches[step]`, or `batches.read_ahead(...)`.
 
-    A share of n images has image uint8 [n, resolution, resolution, 3], label int32 and mask
-    float32 [n]; label is [n, MOST_LABELS] where the source has sets of labels. `batch_size` is the
-    global one, a multiple of `processes`; `length` is the number of batches, None for no end.
+    A share of n images has image uint8 [n, resolution, resolution, 3], label int32 [n] and mask
+    float32 [n]; label is [n, MOST_LABELS] if the source has sets of labels. `batch_size` is the
+    global one, a multiple of `processes`; `length` is the number of batches, or None for endless.
     """
 
     def __init__(
@@ -175,14 +175,17 @@ class Batches:
         self._global, self._local, self._process = batch_size, batch_size // processes, process
 
     def __len__(self) -> int:
-        return self._length  # Raises TypeError if there is no end.
+        return self._length  # For endless batches this raises TypeError.
 
     def _empty(self, count: int) -> np.ndarray:
         return np.empty((count, self._resolution, self._resolution, 3), np.uint8)
 
     def _make(self, chunk: int, number: int, images: np.ndarray | None = None) -> Batch:
-        """Makes a chunk of this process in this thread; its images in `images` if that is given."""
-        cv2.setNumThreads(0)  # Not when imported: it is a setting of the whole process.
+        """Makes chunk `number` of this process, `chunk` images, in this thread.
+
+        The images are written to `images`, or to a new array if it is None.
+        """
+        cv2.setNumThreads(0)  # Not at import, because it applies to the whole process.
         images = self._empty(chunk) if images is None else images
         step, part = divmod(number, self._local // chunk)
         first = step * self._global + self._process * self._local + part * chunk
@@ -192,7 +195,7 @@ class Batches:
         return {"image": images, "label": label, "mask": mask}
 
     def _make_in_place(self, chunk: int) -> Callable[[int], Batch]:
-        """A `_make` of images that lie in their batch already, so they needn't be copied."""
+        """A `_make` that writes images to their place in the batch, so that none are copied."""
         batches, lock = weakref.WeakValueDictionary(), threading.Lock()  # Images by step.
 
         def make(number: int) -> Batch:
@@ -209,15 +212,16 @@ class Batches:
     def read_ahead(
         self, config: ConfigDict, start: int = 0, stop: int | None = None, workers: int = 0
     ) -> Iterator[Batch]:
-        """Iterates `self[start:stop]` in order, read ahead by threads or by worker processes.
+        """Iterates over `self[start:stop]` in order, read ahead by threads or worker processes.
 
-        `config.data` limits what is ready or in work; in addition, one batch is put together and
-        one waits. Each of `workers` processes has `config.threads` threads; 0: threads of this one.
+        `config`, which is `config.data`, limits the images that are ready or in work. In addition,
+        one batch is put together and one waits. Each of `workers` processes has `config.threads`
+        threads; with 0 workers this process has them.
         """
         stop = self._length if stop is None else stop
         most = int(config.prefetch_gib * 2**30 / (self._resolution**2 * 3))
         images = min(config.prefetch_batches * self._local, most)
-        # Each thread has two at least. A chunk costs as much as a third of an image.
+        # Each thread gets at least two chunks. A chunk costs as much as a third of an image.
         largest = min(CHUNK, images // (2 * config.threads * max(1, workers)))
         chunk = max(n for n in range(1, max(1, largest) + 1) if self._local % n == 0)
         per_batch = self._local // chunk
@@ -228,24 +232,24 @@ class Batches:
         make = functools.partial(self._make, chunk) if workers else self._make_in_place(chunk)
         chunks = numbers.map(make).to_iter_dataset(options)
         if workers:
-            if not flags.FLAGS.is_parsed():  # Grain asks a flag; a notebook has none.
+            if not flags.FLAGS.is_parsed():  # Grain reads a flag; a notebook parses none.
                 flags.FLAGS.mark_as_parsed()
             options = grain.MultiprocessingOptions(workers)
             chunks = chunks.mp_prefetch(options, lambda index, count: end_with_parent())
         batches = chunks.batch(per_batch, batch_fn=concatenate)
         made = iter(grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=1))
-        with held_back(signal.SIGINT, signal.SIGTERM):  # All processes of a job get them at once.
+        with held_back(signal.SIGINT, signal.SIGTERM):  # A job's processes all get them at once.
             made.start_prefetch()  # Starts a thread, which starts the workers.
         try:
             yield from made
-        finally:  # Threads and workers end here if nobody asks for more.
+        finally:  # Threads and workers end here if the caller stops early.
             made.close()
 
 
 def train_batches(
     source: Source, config: ConfigDict, resolution: int, process: int = 0, processes: int = 1
 ) -> Batches:
-    """Training batches without end, for `config.batch_size` and `config.seed`."""
+    """Endless training batches of `config.batch_size` images, in the order of `config.seed`."""
     load = TrainImages(source, config)
     return Batches(load, resolution, config.batch_size, None, process, processes)
 
@@ -253,17 +257,18 @@ def train_batches(
 def eval_batches(
     source: Source, config: ConfigDict, resolution: int, process: int = 0, processes: int = 1
 ) -> Batches:
-    """Evaluation batches of `config.eval_batch_size`: each record once, in order.
+    """Evaluation batches of `config.eval_batch_size` images: each record once, in order.
 
-    The last is padded with black images whose mask is 0: all processes run as many steps.
+    The last batch is padded with black images whose mask is 0, so that all processes run the same
+    number of steps.
     """
     preprocess = Preprocess.from_config(config.preprocess, resolution)
 
     def load(position: int, out: np.ndarray) -> tuple[int | np.ndarray, bool]:
         if position >= len(source):
             out[:] = 0
-            return read(source, 0)["label"], False  # For its shape.
-        with naming(source, position):
+            return read(source, 0)["label"], False  # Only the label's shape matters.
+        with error_for(source, position):
             record = read(source, position)
             out[:] = preprocess.pixels(record["image"], config.data.exif)
         return record["label"], True

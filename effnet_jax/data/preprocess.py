@@ -1,4 +1,4 @@
-"""The evaluation crop, resizing and normalisation of images, one definition for every use."""
+"""The crop, resizing and normalisation for evaluation, defined once for every use."""
 
 import dataclasses
 import math
@@ -20,12 +20,12 @@ from effnet_jax.data.resizing import INTERPOLATIONS, resize
 from effnet_jax.errors import UserError, check_choice
 
 CROP_RULES = ("padding", "fraction", "resize", "squash", "whole")
-# A file's path, its bytes, or its pixels: a Pillow image, or uint8 [h, w, 3] of NumPy, JAX ...
+# A file's path, its bytes, or pixels: a Pillow image or a uint8 array [h, w, 3] of NumPy, JAX, ...
 ImageLike = str | os.PathLike | bytes | Image.Image | np.ndarray
 
 
 def normalize(images: Any, mean: Sequence[float], std: Sequence[float]) -> Any:
-    """uint8 images [N, H, W, 3] of NumPy or JAX to float32: `(x - 255 mean) / (255 std)`."""
+    """Converts uint8 images [N, H, W, 3], NumPy or JAX, to float32 `(x - 255 mean) / (255 std)`."""
     shape = (1,) * (images.ndim - 1) + (3,)
     mean, std = (255 * np.asarray(each, np.float32).reshape(shape) for each in (mean, std))
     return (images.astype(np.float32) - mean) / std
@@ -35,15 +35,15 @@ def normalize(images: Any, mean: Sequence[float], std: Sequence[float]) -> Any:
 class Preprocess:
     """The evaluation crop, resizing and normalisation that a network's weights need.
 
-    `crop_rule` is the part of the image that is kept:
+    `crop_rule` defines the part of the image that is kept:
       padding: the central square of `resolution / (resolution + crop_padding)` of the shorter
-        side, then resized; the reference's.
+        side, then resized. The reference's rule.
       fraction: the central square of `crop_fraction` of the shorter side, then resized.
       resize: the shorter side is resized to `resolution / crop_fraction`, rounded down, then the
-        central square is cut out; timm's (`crop_pct`) and torchvision's, to the bit. (Of an image
-        longer than 16 times its shorter side the middle is resized.)
-      squash: as resize, but both sides are resized to that length; timm's.
-      whole: the whole image, its sides made equal; the reference's for V2 from 320 pixels on.
+        central square is cut out. Equal to the bit to timm (`crop_pct`) and torchvision. (If an
+        image is longer than 16 times its shorter side, only its middle is resized.)
+      squash: like resize, but both sides are resized to that length. timm's rule.
+      whole: the whole image, resized to a square. The reference's rule for V2 from 320 pixels on.
     """
 
     resolution: int  # Side of the result, in pixels.
@@ -51,7 +51,7 @@ class Preprocess:
     crop_padding: int
     crop_fraction: float
     interpolation: str
-    mean: tuple[float, float, float]  # RGB, of pixels in 0..1, as `std`.
+    mean: tuple[float, float, float]  # RGB, of pixels in 0..1; also `std`.
     std: tuple[float, float, float]
 
     def __post_init__(self):
@@ -75,9 +75,9 @@ class Preprocess:
                 raise UserError(f"preprocess.{key} must be {numbers}, for RGB; got {value}")
             if not all(abs(each) <= (1 if key == "mean" else 10) for each in value):
                 raise UserError(
-                    f"preprocess.{key} is of pixels in 0 to 1, not in 0 to 255; got {value}"
+                    f"preprocess.{key} must be that of pixels in 0 to 1, not 0 to 255; got {value}"
                 )
-            object.__setattr__(self, key, value)  # From JSON it is a list.
+            object.__setattr__(self, key, value)  # In JSON it is a list.
 
     @classmethod
     def from_config(cls, config: ConfigDict, resolution: int) -> "Preprocess":
@@ -86,11 +86,11 @@ class Preprocess:
         return cls(resolution, *(config[name] for name in names[1:]))
 
     def to_dict(self) -> dict[str, Any]:
-        """Values for JSON; `Preprocess(**values)` reverses it."""
+        """Returns a dict for JSON; `Preprocess(**values)` is the inverse."""
         return dataclasses.asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
 
     def box(self, height: int, width: int) -> Box:
-        """The part of an image that is kept; for "resize" and "squash" to the nearest pixel."""
+        """The part of an image that is kept; to the nearest pixel for "resize" and "squash"."""
         if self.crop_rule == "whole":
             return 0, 0, height, width
         if self.crop_rule == "squash":
@@ -111,10 +111,10 @@ class Preprocess:
         return math.floor(self.resolution / self.crop_fraction)
 
     def pixels(self, image: bytes | np.ndarray, exif: str = "apply") -> np.ndarray:
-        """Decodes, crops and resizes an image, encoded or uint8 [h, w, 3].
+        """Decodes, crops and resizes an image: encoded bytes, or uint8 [h, w, 3].
 
-        `exif`: "apply" or "ignore" the orientation in an encoded image; as `config.data.exif`.
-        Returns uint8 [resolution, resolution, 3]; raises ValueError for bytes that are damaged.
+        `exif` is "apply" or "ignore", for the orientation in encoded bytes, as `config.data.exif`.
+        Returns uint8 [resolution, resolution, 3]; raises ValueError if the bytes are damaged.
         """
         square = (self.resolution, self.resolution)
         if self.crop_rule in ("resize", "squash"):
@@ -122,7 +122,7 @@ class Preprocess:
             whole = crop.middle(whole) if self.crop_rule == "resize" else whole
             sides = whole.shape[:2] if self.crop_rule == "resize" else square
             shape = tuple(self._shorter_side * side // min(sides) for side in sides)
-            # As torchvision rounds: halves to even.
+            # round() takes halves to even, as torchvision does.
             place = (round((side - self.resolution) / 2) for side in shape)
             resized = resize(whole, shape, self.interpolation)
             return np.ascontiguousarray(crop.crop(resized, (*place, *square)))
@@ -133,11 +133,10 @@ class Preprocess:
         return resize(kept, square, self.interpolation)
 
     def __call__(self, images: ImageLike | Sequence[ImageLike]) -> np.ndarray:
-        """Converts one image or a list of them to float32 [N, resolution, resolution, 3].
+        """Converts one image or a list of images to float32 [N, resolution, resolution, 3].
 
-        The orientation in EXIF is applied.
-        Raises UserError, a ValueError, that names one that is not an image or damaged; OSError if
-        it can't be read.
+        The orientation in EXIF is applied. Raises UserError, a ValueError, with the name of an
+        image that is damaged or not an image, and OSError for a file that can't be read.
         """
         pixels = []
         for number, image in enumerate(images if isinstance(images, list | tuple) else [images]):
@@ -148,30 +147,30 @@ class Preprocess:
                 name = f"{image!s:.80}" if is_path else f"image {number}"
                 raise UserError(f"{name}: {error}") from None
         if not pixels:
-            raise UserError("an empty list has no images to preprocess")
+            raise UserError("an empty list has no images to preprocess; give at least one image")
         return normalize(np.stack(pixels), self.mean, self.std)
 
 
 def content(image: ImageLike) -> bytes | np.ndarray:
-    """The bytes of an image, or its pixels; raises ValueError for anything else."""
+    """The bytes or the pixels of an image; raises ValueError for anything else."""
     if isinstance(image, str) and re.match(r"[a-z][a-z\d+.-]+://|data:", image, re.IGNORECASE):
         raise ValueError("a URL is not fetched; give the image's path or its bytes")
     if isinstance(image, str | os.PathLike):
         return pathlib.Path(image).read_bytes()
     if isinstance(image, Image.Image):
         if 0 in image.size:
-            raise ValueError(f"a Pillow image must have pixels; got {image.size}")
+            raise ValueError(f"a Pillow image must not be empty; got the size {image.size}")
         return to_rgb(ImageOps.exif_transpose(image))
     if isinstance(image, bytes | bytearray | memoryview):
         return bytes(image)
     if not hasattr(image, "__array__"):
         raise ValueError(
-            f"{type(image).__name__} is no kind of image; give a path, bytes, a Pillow image or a "
-            "uint8 array [h, w, 3], or a list of these"
+            f"{type(image).__name__} is not a type of image; give a path, bytes, a Pillow image or "
+            "a uint8 array [h, w, 3], or a list of these"
         )
     image = np.asarray(image)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
         raise ValueError(
-            f"an array must be uint8 [h, w, 3], with pixels; got {image.dtype} {image.shape}"
+            f"an array must be uint8 [h, w, 3] and not empty; got {image.dtype} {image.shape}"
         )
     return image

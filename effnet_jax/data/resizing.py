@@ -1,13 +1,13 @@
-"""Resizing by name: interpolations of OpenCV, TensorFlow 1 and Pillow, which differ.
+"""Resizing with the interpolations of OpenCV, TensorFlow 1 and Pillow, which differ.
 
 Evaluating with a different interpolation than in training loses accuracy.
 
-  bicubic, bilinear, area, nearest   OpenCV's: pixel centres at a half; only area is antialiased.
-      bilinear equals PyTorch's `interpolate` and TensorFlow 2's `tf.image.resize`. bicubic, with
-      the kernel a = -0.75, equals PyTorch's, not TensorFlow's. It is fast, and training's default.
-  bicubic_tf1, bilinear_tf1          TensorFlow 1's, and the reference's: a = -0.75, and pixels at
-      their corners. (TensorFlow 2's bicubic has a = -0.5, and leaves out what the border cuts off.)
-  bicubic_pillow, bilinear_pillow    Pillow's: antialiased, a = -0.5. timm's and torchvision's.
+  bicubic, bilinear, area, nearest   OpenCV: pixel centres at a half; only area is antialiased.
+      bilinear equals PyTorch's `interpolate` and TensorFlow 2's `tf.image.resize`. bicubic has the
+      kernel a = -0.75 and equals PyTorch's, not TensorFlow's. It is fast, and the default.
+  bicubic_tf1, bilinear_tf1          TensorFlow 1, used by the reference: a = -0.75, and pixels at
+      their corners. (TensorFlow 2's bicubic has a = -0.5, and omits inputs beyond the border.)
+  bicubic_pillow, bilinear_pillow    Pillow, used by timm and torchvision: antialiased, a = -0.5.
 """
 
 from collections.abc import Callable
@@ -23,11 +23,11 @@ OPENCV = {
     "nearest": cv2.INTER_NEAREST,
 }
 PILLOW = {"bicubic_pillow": Image.Resampling.BICUBIC, "bilinear_pillow": Image.Resampling.BILINEAR}
-A = -0.75  # TensorFlow 1's cubic kernel,
-WIDE = 16  # Times its height.
-TABLE = 1024  # which it reads from a table with TABLE steps to a pixel.
+A = -0.75  # The parameter of TensorFlow 1's cubic kernel.
+TABLE = 1024  # The steps per pixel of TensorFlow 1's table of this kernel.
+WIDE = 16  # An image whose width is above this multiple of its height is narrowed first.
 
-# For each output the indices of its inputs, int [outputs, k], and their weights, float32.
+# For each output, the indices of its inputs, int [outputs, k], and their weights, float32.
 Taps = tuple[np.ndarray, np.ndarray]
 
 
@@ -39,7 +39,7 @@ def _cubic(position: np.ndarray, size: int) -> Taps:
     inner = ((A + 2) * x - (A + 3)) * x * x + 1
     outer = ((A * x - 5 * A) * x + 8 * A) * x - 4 * A
     weights = np.where([False, True, True, False], inner, outer)
-    # Beyond the border is the border.
+    # Beyond the border, the border pixel repeats.
     return np.clip(first[:, None] + np.arange(-1, 3), 0, size - 1), weights.astype(np.float32)
 
 
@@ -58,14 +58,14 @@ INTERPOLATIONS = (*OPENCV, *TF1, *PILLOW)
 def resize(
     image: np.ndarray, shape: tuple[int, int], interpolation: str, truncate: bool = False
 ) -> np.ndarray:
-    """Resizes a uint8 image [h, w, 3], or [h, w, 4] whose last channel is left out.
+    """Resizes a uint8 image [h, w, 3], or [h, w, 4] whose last channel is dropped.
 
-    The result is uint8 [*shape, 3], rounded, or truncated as by the reference before AutoAugment;
+    The result is uint8 [*shape, 3], rounded or, as in the reference before AutoAugment, truncated.
     `interpolation` is one of INTERPOLATIONS.
     """
     if interpolation == "bicubic" and image.shape[:2] != shape and not truncate:
-        # At 224 px OpenCV takes 205 us for three channels, and 95 for four with both conversions;
-        # one value in 300,000 then differs by 1.
+        # At 224 px OpenCV takes 205 us with three channels, and 95 us with four including both
+        # conversions; one value in 300,000 then differs by 1.
         if image.shape[2] == 3:
             image = cv2.cvtColor(image, cv2.COLOR_RGB2RGBA)
         image = cv2.resize(image, shape[::-1], interpolation=cv2.INTER_CUBIC)
@@ -75,7 +75,7 @@ def resize(
     if image.shape[:2] == shape:
         return np.ascontiguousarray(image)
     if truncate:
-        # The float of a whole number may lie a little below it.
+        # 1e-3 is added because the float of a whole number may be slightly too small.
         resized = _resize(image.astype(np.float32), shape, interpolation) + np.float32(1e-3)
         return np.clip(resized, 0, 255).astype(np.uint8)
     if interpolation in TF1:
@@ -85,24 +85,25 @@ def resize(
 
 
 def _resize(image: np.ndarray, shape: tuple[int, int], interpolation: str) -> np.ndarray:
-    """An image [h, w, 3] as [*shape, 3], both uint8 or both float32; TF1's as float32."""
+    """Resizes [h, w, 3] to [*shape, 3], both uint8 or both float32; TF1 needs float32."""
     if interpolation in OPENCV:
         return cv2.resize(image, shape[::-1], interpolation=OPENCV[interpolation])
     if interpolation in PILLOW:
-        planes = [image] if image.dtype == np.uint8 else cv2.split(image)  # Pillow's floats.
+        # Pillow has float images of one channel only.
+        planes = [image] if image.dtype == np.uint8 else cv2.split(image)
         size, kernel = shape[::-1], PILLOW[interpolation]
         resized = [np.asarray(Image.fromarray(plane).resize(size, kernel)) for plane in planes]
         return cv2.merge(resized) if len(resized) > 1 else resized[0]
     kernel = TF1[interpolation]
-    if image.shape[1] > WIDE * image.shape[0]:  # Its width first: less to compute and to hold.
+    if image.shape[1] > WIDE * image.shape[0]:  # The width first takes less time and memory.
         return cv2.transpose(_resize(cv2.transpose(image), shape[::-1], interpolation))
     rows = _resize_height(image, shape[0], kernel)
     return cv2.transpose(_resize_height(cv2.transpose(rows), shape[1], kernel))
 
 
 def _resize_height(image: np.ndarray, size: int, kernel: Callable[..., Taps]) -> np.ndarray:
-    """float32 [h, w, 3] to [size, w, 3]: a product with a matrix of a few values a row."""
-    import scipy.sparse  # Here, because it takes a tenth of a second.
+    """Resizes float32 [h, w, 3] to [size, w, 3] by a product with a sparse matrix."""
+    import scipy.sparse  # Not at the top, because the import takes a tenth of a second.
 
     scale = np.float32(len(image)) / np.float32(size)
     inputs, weights = kernel(np.arange(size, dtype=np.float32) * scale, len(image))

@@ -1,4 +1,4 @@
-"""Data sets whose splits are several files: finding them, numbering their labels, taking a part."""
+"""Splits in several files: finds the files, numbers the labels, and selects a part of a split."""
 
 import collections
 import os
@@ -10,25 +10,26 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from ml_collections import ConfigDict
 
-from effnet_jax.data.sources import Source, alike, count_by_class, is_hidden, list_endings, uneven
+from effnet_jax.data.folders import is_hidden, list_endings
+from effnet_jax.data.sources import Source, alike, count_by_class, uneven
 from effnet_jax.errors import UserError
 from effnet_jax.run import files
 
-# "train-00000-of-00003", and what may follow it: datasets added a digest to the names once.
+# "train-00000-of-00003", and the digest that old versions of datasets appended.
 NUMBERED = re.compile(r"(.*?)(\d+)-of-(\d+)(.*)")
 BRACES = re.compile(r"(.*)\{(\d+)\.\.(\d+)\}(.*)")
 
 
 class ShardSource(Source):
-    """Images in several files, as a part of all of a split's records.
+    """The records of a split in several files, or a part of them.
 
     Args:
-      classes: names by label.
-      labels: of all records of the files, int64 [n].
-      counts: how many of them each file has, in their order.
+      classes: the names by label.
+      labels: the labels of all records in the files, int64 [n].
+      counts: the number of records in each file.
       paths: the files.
-      split: for people, and with the part in brackets, as in "train[:90%]".
-      left_out: counts what the files have that is not read.
+      split: the name of the split, with its part in brackets, as in "train[:90%]".
+      left_out: counts the contents of the files that are not read, by suffix.
     """
 
     by_content = True
@@ -48,7 +49,7 @@ class ShardSource(Source):
         self._split, self._left_out = split, left_out or collections.Counter()
 
     def place(self, index: int) -> tuple[int, int]:
-        """The number of a record's file, and of the record in this file."""
+        """The index of a record's file, and the index of the record in this file."""
         number = int(self._records[index])
         file = int(np.searchsorted(self._ends, number, "right"))
         return file, number - (int(self._ends[file - 1]) if file else 0)
@@ -57,7 +58,7 @@ class ShardSource(Source):
         return int(self._labels[self._records[index]])
 
     def count_shared(self, other: "ShardSource") -> int:
-        """The number of these records that `other` has as well: the same in the same file."""
+        """The number of records that are also in `other`, at the same place in the same file."""
         own, theirs = self._numbers_by_file(), other._numbers_by_file()
         return sum(len(np.intersect1d(own[path], theirs[path])) for path in own.keys() & theirs)
 
@@ -85,7 +86,7 @@ class ShardSource(Source):
 
 
 def _part(split: str, count: int) -> np.ndarray:
-    """The numbers of a split's records, of `count`: all, or as its brackets say, as in TFDS."""
+    """The indices of a split's records, of `count`: all, or those in brackets, as in TFDS."""
     _, bracket, part = split.partition("[")
     if not bracket:
         return np.arange(count)
@@ -101,11 +102,11 @@ def _part(split: str, count: int) -> np.ndarray:
 
 
 def find_files(data: ConfigDict, split: str, ending: str) -> list[pathlib.Path]:
-    """The files of a split in the folder `data.data_dir`, sorted.
+    """Finds the files of a split in the folder `data.data_dir`, sorted.
 
     A split is a name, whose files are SPLIT/*, SPLIT-* or SPLIT, in the folder or in its data/; or
-    a pattern of files, as in "train-{00000..00003}.tar"; or ".", the folder's own files. Raises
-    UserError where there are none, or some are missing.
+    a pattern of files, as in "train-{00000..00003}.tar"; or ".", the files directly in the folder.
+    Raises UserError if there are none, or if some are missing.
     """
     if not data.data_dir:
         raise UserError(f"no folder with {ending} files given; add --config.data.data_dir=DIR")
@@ -121,7 +122,7 @@ def find_files(data: ConfigDict, split: str, ending: str) -> list[pathlib.Path]:
         if len(groups) > 1:
             raise UserError(
                 f"{root} has several sets of files for the split {name!r}: "
-                f"{' and '.join(str(group[0]) for group in groups)}; move one away, or give a "
+                f"{' and '.join(str(group[0]) for group in groups)}; move one away, or use a "
                 f"pattern, as in config.data.train_split='{name}-*{ending}'"
             )
         found = groups[0] if groups else []
@@ -132,7 +133,7 @@ def find_files(data: ConfigDict, split: str, ending: str) -> list[pathlib.Path]:
 
 
 def _matching(root: pathlib.Path, pattern: str) -> list[pathlib.Path]:
-    """The files of a pattern with * and {FIRST..LAST}; raises UserError where a number misses."""
+    """The files of a pattern with * and {FIRST..LAST}; raises UserError for missing numbers."""
     patterns = [pattern]
     while match := BRACES.fullmatch(patterns[0]):
         first, last, width = int(match[2]), int(match[3]), len(match[2])
@@ -144,13 +145,13 @@ def _matching(root: pathlib.Path, pattern: str) -> list[pathlib.Path]:
         listed = ", ".join(missing[:5]) + ", ..." * (len(missing) > 5)
         raise UserError(
             f"{root} lacks {len(missing)} of the {len(patterns)} files {pattern}: {listed}; copy "
-            "them, or give the numbers that are there"
+            "them, or change the pattern to the existing numbers"
         )
     return [path for found in by_pattern.values() for path in found]
 
 
 def _named(place: pathlib.Path, name: str, ending: str) -> list[list[pathlib.Path]]:
-    """The sets of files in a folder that are those of a split: those in SPLIT/, and SPLIT-*."""
+    """The sets of files in a folder that belong to a split: those in SPLIT/, and SPLIT-*."""
 
     def listed(folder: pathlib.Path, names: str) -> list[pathlib.Path]:
         paths = folder.glob(f"*{ending}") if folder.is_dir() else ()
@@ -166,28 +167,28 @@ def _named(place: pathlib.Path, name: str, ending: str) -> list[list[pathlib.Pat
 
 def _none_found(root: pathlib.Path, name: str, ending: str) -> str:
     """The message for a split without files."""
-    there = [path for path in root.glob("**/*") if path.is_file() and not is_hidden(path.name)]
-    names = [str(path.relative_to(root)) for path in there if path.name.endswith(ending)]
+    paths = [path for path in root.glob("**/*") if path.is_file() and not is_hidden(path.name)]
+    names = [str(path.relative_to(root)) for path in paths if path.name.endswith(ending)]
     text = f"{root} has no {ending} files of the split {name!r}"
     if names:
         return (
             f"{text}; it has {', '.join(sorted(names)[:5])}{', ...' * (len(names) > 5)} "
-            "(config.data.train_split and config.data.eval_split: a name as train, a pattern as "
-            f"'part-*{ending}', or '.' for the folder's own files)"
+            "(config.data.train_split and config.data.eval_split: a name such as train, a pattern "
+            f"such as 'part-*{ending}', or '.' for the files directly in the folder)"
         )
-    endings = collections.Counter("".join(path.suffixes[-2:]) for path in there)
-    if any(path.suffix == ".arrow" for path in there):
+    endings = collections.Counter("".join(path.suffixes[-2:]) for path in paths)
+    if any(path.suffix == ".arrow" for path in paths):
         return (
-            f"{text}, and Arrow files as save_to_disk writes them; write Parquet: "
+            f"{text}, but has Arrow files of save_to_disk; convert them to Parquet: "
             f"datasets.load_from_disk({str(root)!r})[SPLIT].to_parquet('SPLIT.parquet')"
         )
     if packed := [key for key in endings if key.endswith((".tar.gz", ".tgz"))]:
-        return f"{text}, and {packed[0]} files, which can't be read in any order; gunzip them"
+        return f"{text}, but has {packed[0]} files, which have no random access; gunzip them"
     return f"{text}{list_endings(endings)}"
 
 
 def _check_numbers(paths: list[pathlib.Path]) -> None:
-    """Raises UserError where names such as train-00000-of-00003 aren't whole sets of files."""
+    """Raises UserError if names such as train-00000-of-00003 aren't complete sets of files."""
     sets = collections.defaultdict(list)
     for path in paths:
         if match := NUMBERED.fullmatch(path.name):
@@ -210,7 +211,7 @@ def _check_numbers(paths: list[pathlib.Path]) -> None:
 
 
 def unreadable(path: pathlib.Path, why: object) -> UserError:
-    """The error for a file that is damaged, or none of its kind."""
+    """The error for a file that is damaged or in the wrong format."""
     with open(path, "rb") as file:
         left = files.left_by_download(file.read(64))
     why = f"it is {left}" if left else f"{str(why).partition(chr(10))[0]}; copy it again"
@@ -223,25 +224,25 @@ def number_labels(
     count: int | None,
     describe: Callable[[int], str],
 ) -> tuple[tuple[str, ...], np.ndarray]:
-    """The classes, and the label of each record as int64 [n].
+    """The names of the classes, and the label of each record, int64 [n].
 
-    `values` are integers, which `names` are for, or else `count` of them; or texts, of which each
-    is a class. Raises UserError for integers that have neither, or are out of range.
+    `values` are texts, each of which is a class, or integers, which are positions in `names` or
+    else below `count`. Raises UserError for integers with neither, and for integers out of range.
     """
     if values.dtype.kind in "OU":
         classes, labels = np.unique(values.astype(str), return_inverse=True)
         return tuple(classes.tolist()), labels.reshape(-1)
     if names is None and count is None:
         raise UserError(
-            f"the label of {describe(0)} is an integer without names of classes; give their "
-            "number, as --config.data.label_count=10 for labels from 0 to 9"
+            f"the label of {describe(0)} is an integer without names of classes; give the number "
+            "of classes, as in --config.data.label_count=10 for labels from 0 to 9"
         )
     classes = tuple(map(str, range(count) if names is None else names))
     if len(wrong := np.flatnonzero((values < 0) | (values >= len(classes)))):
         first = int(wrong[0])
         raise UserError(
             f"{len(wrong):,} of {len(values):,} labels are outside 0 to {len(classes) - 1}: "
-            f"{describe(first)} has {values[first]}. A split whose labels are all -1 has none, and "
-            "can't be used"
+            f"{describe(first)} has {values[first]}. If all labels are -1, the split has no labels "
+            "and can't be used"
         )
     return classes, values.astype(np.int64)

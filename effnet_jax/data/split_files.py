@@ -1,7 +1,7 @@
 """Data sets as their authors publish them: folders of images, and files that list the splits.
 
-Splits are train, validation, trainval (both) and test. FGVC Aircraft has its own validation split;
-the others' is the fraction `config.data.holdout` of each class of the official training images.
+Splits are train, validation, trainval (both) and test. FGVC Aircraft has its own validation split.
+For the others it is the fraction `config.data.holdout` of each class of the training images.
 """
 
 import collections
@@ -13,14 +13,14 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from effnet_jax.data.sources import FolderSource, hold_out
+from effnet_jax.data.folders import FolderSource, hold_out
 from effnet_jax.errors import UserError, check_choice
 
 
 class Listed(NamedTuple):
     """An official split: paths of images and their labels, as listed in `file`.
 
-    `validation` is whether the authors' files have a validation split of their own.
+    `validation` is whether the authors provide a validation split.
     """
 
     file: pathlib.Path
@@ -30,7 +30,7 @@ class Listed(NamedTuple):
 
 
 def _find(root: pathlib.Path, *names: str) -> pathlib.Path:
-    """The first of `names` that exists in a data set's folder."""
+    """The path of the first of `names` that exists in a data set's folder."""
     for name in names:
         if (root / name).exists():
             return root / name
@@ -62,7 +62,7 @@ def _aircraft(root: pathlib.Path, split: str) -> Listed:
 
 
 def _birdsnap(root: pathlib.Path, split: str) -> Listed:
-    """Birdsnap 1.1 (readme.txt of its archive): images.txt less test_images.txt trains."""
+    """Birdsnap 1.1 (readme.txt of its archive): images.txt except test_images.txt for training."""
     root = _find(root, "species.txt", "birdsnap/species.txt").parent
     species, images = (
         list(csv.DictReader(_lines(_find(root, f"{name}.txt")), delimiter="\t"))
@@ -77,7 +77,7 @@ def _birdsnap(root: pathlib.Path, split: str) -> Listed:
     except KeyError as error:
         raise UserError(f"images.txt and species.txt in {root} don't have {error}") from None
     if unknown := [path for path in test if path not in listed]:
-        text = f"{file} names {len(unknown)} images that images.txt lacks"
+        text = f"{file} lists {len(unknown)} images that images.txt lacks"
         raise UserError(f"{text}: {', '.join(unknown[:5])}")
     chosen, folder = set(test), _find(root, "download/images", "images")
     records = [
@@ -89,7 +89,7 @@ def _birdsnap(root: pathlib.Path, split: str) -> Listed:
 
 
 def _cars(root: pathlib.Path, split: str) -> Listed:
-    """Stanford Cars (README.txt of its devkit): labels from 1 in annotations of MATLAB."""
+    """Stanford Cars (README.txt of its devkit): MATLAB annotations with labels from 1."""
     import scipy.io
 
     part = "test" if split == "test" else "train"
@@ -104,10 +104,10 @@ def _cars(root: pathlib.Path, split: str) -> Listed:
         records = [
             (str(root / f"cars_{part}" / row["fname"]), int(row["class"]) - 1) for row in rows
         ]
-    except Exception as error:  # Of many kinds.
+    except Exception as error:  # scipy raises many kinds.
         raise UserError(f"can't read the annotations in {file} and {meta}: {error}") from None
     if wrong := [label + 1 for _, label in records if not 0 <= label < len(names)]:
-        raise UserError(f"{file} has the class {wrong[0]}; there are 1 to {len(names)}")
+        raise UserError(f"{file} has the class {wrong[0]}; classes are 1 to {len(names)}")
     return Listed(file, tuple(map(str, names)), records)
 
 
@@ -123,21 +123,21 @@ def _check_images(file: pathlib.Path, paths: Iterable[str]) -> None:
     """Raises UserError for images that are missing, or listed twice."""
     counts = collections.Counter(paths)
     folders = {os.path.dirname(path) for path in counts}
-    there = {folder: set(os.listdir(folder)) for folder in folders if os.path.isdir(folder)}
-    missing = [p for p in counts if os.path.basename(p) not in there.get(os.path.dirname(p), ())]
+    files = {folder: set(os.listdir(folder)) for folder in folders if os.path.isdir(folder)}
+    missing = [p for p in counts if os.path.basename(p) not in files.get(os.path.dirname(p), ())]
     if missing:
         raise UserError(
-            f"{file} names {len(missing):,} images of {len(counts):,} that are missing: "
+            f"{len(missing):,} of {len(counts):,} images that {file} lists are missing: "
             f"{', '.join(missing[:5])}. Add them, or remove their lines from a copy of the file"
         )
     if twice := [path for path, count in counts.items() if count > 1]:
-        raise UserError(f"{file} names {len(twice)} images twice: {', '.join(twice[:5])}")
+        raise UserError(f"{file} lists {len(twice)} images twice: {', '.join(twice[:5])}")
 
 
 def open_split(data: ConfigDict, split: str) -> FolderSource:
-    """A split of the data set `data.name` in the folder `data.data_dir`, as its authors list it.
+    """Opens a split of the data set `data.name` in `data.data_dir`, as its authors list it.
 
-    Raises UserError where a file or an image that it lists is missing, or labels don't fit.
+    Raises UserError if a file or an image that it lists is missing, or if labels don't fit.
     """
     read = READERS[check_choice("config.data.name", data.name, READERS)]
     check_choice(f"split of {data.name}", split, SPLITS)

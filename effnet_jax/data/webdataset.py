@@ -1,7 +1,7 @@
-"""WebDataset tars: the files of a sample have one name and differ in what follows its first dot.
+"""WebDataset tars: the names of a sample's files differ only after the first dot.
 
-A tar is indexed once, which needs no look at its images: the index is kept in the user's cache
-folder. Images are then read by their offset, in any order, and nothing is unpacked.
+A tar is indexed once, without reading its images, and the index is kept in the user's cache folder.
+Images are then read by their offset, in any order, and nothing is unpacked.
 """
 
 import collections
@@ -19,13 +19,14 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from effnet_jax.data import shards
+from effnet_jax.data.folders import is_hidden, is_image
 from effnet_jax.data.shards import ShardSource
-from effnet_jax.data.sources import Record, is_hidden, is_image
+from effnet_jax.data.sources import Record
 from effnet_jax.errors import UserError
 from effnet_jax.run import files
 
-VERSION = 1  # Of an index: another one is made anew.
-Members = dict[str, tarfile.TarInfo]  # Files of a sample, by what follows the first dot.
+VERSION = 1  # The version of the index; an index of another version is not used.
+Members = dict[str, tarfile.TarInfo]  # The files of a sample, by the text after the first dot.
 
 
 def _group(tar: tarfile.TarFile, path: pathlib.Path) -> dict[str, Members]:
@@ -43,17 +44,17 @@ def _group(tar: tarfile.TarFile, path: pathlib.Path) -> dict[str, Members]:
 
 
 def _samples(path: pathlib.Path) -> dict[str, Members]:
-    """The files of each sample of a tar, by its name; raises UserError for a damaged tar."""
+    """The files of each sample of a tar, by sample name; raises UserError for a damaged tar."""
     try:
         with tarfile.open(path, "r:") as tar:
             found = _group(tar, path)
             end = tar.offset
     except (tarfile.TarError, OSError, EOFError) as error:
         raise shards.unreadable(path, error) from None
-    with open(path, "rb") as file:  # tarfile takes a header that is damaged for the end.
+    with open(path, "rb") as file:  # tarfile treats a damaged header as the end of the tar.
         file.seek(end)
         if file.read(512) != bytes(512):
-            raise shards.unreadable(path, f"it is damaged or ends early, at byte {end:,}")
+            raise shards.unreadable(path, f"it is damaged or truncated at byte {end:,}")
     return found
 
 
@@ -65,7 +66,7 @@ def _image(members: Members, wanted: str) -> list[str]:
 
 
 def _label(file: Any, members: Members, key: str, where: str) -> tuple[str, int | str] | None:
-    """What a sample's label is, for people, and its value; None where there is none."""
+    """The kind of a sample's label, for messages, and its value; None if there is none."""
 
     def text_of(member: tarfile.TarInfo) -> str:
         return os.pread(file.fileno(), member.size, member.offset_data).decode()
@@ -84,10 +85,10 @@ def _label(file: Any, members: Members, key: str, where: str) -> tuple[str, int 
         raise UserError(f"can't read the label of {where}: {error}") from None
     if not isinstance(value, dict) or key not in value:
         keys = ", ".join(value) if isinstance(value, dict) else "no keys"
-        raise UserError(f"the .json of {where} has {keys}, and not {key!r} (config.data.label)")
+        raise UserError(f"the .json of {where} has {keys}, but not {key!r} (config.data.label)")
     if type(value[key]) not in (int, str):
         raise UserError(
-            f"{key!r} in the .json of {where} is {value[key]!r}; a label is an integer or text "
+            f"{key!r} in the .json of {where} is {value[key]!r}; labels must be integers or text "
             "(config.data.label)"
         )
     kind = "an integer" if isinstance(value[key], int) else "text"
@@ -117,23 +118,23 @@ def _make_index(path: pathlib.Path, image: str, label: str) -> dict[str, Any]:
             for key, value in zip(("names", "offsets", "sizes", "labels"), values, strict=True):
                 index[key].append(value)
             left_out.update(f".{ending}" for ending in members if ending not in used)
-    for what, missing in lacking.items():
+    for part, missing in lacking.items():
         name, members = missing[0]
-        needed = f".cls, or .json with {label!r}" if what == "label" else ".jpg, .png and so on"
-        key = f"config.data.{what}={label if what == 'label' else image!r}"
+        needed = f".cls, or .json with {label!r}" if part == "label" else ".jpg, .png and so on"
+        key = f"config.data.{part}={label if part == 'label' else image!r}"
         raise UserError(
-            f"{len(missing):,} of {len(samples):,} samples in {path} have no {what} ({needed}; "
-            f"{key}): the first, {name}, has .{', .'.join(members)}. Write the tar again without "
+            f"{len(missing):,} of {len(samples):,} samples in {path} have no {part} ({needed}; "
+            f"{key}); the first, {name}, has .{', .'.join(members)}. Write the tar again without "
             "them, or with all of their files"
         )
     if len(kinds) > 1:
         listed = ", ".join(f"{name} has {kind}" for kind, name in kinds.items())
-        raise UserError(f"labels of several kinds in {path}: {listed}; write all of them alike")
+        raise UserError(f"labels of several kinds in {path}: {listed}; use one kind")
     return {**index, "kind": next(iter(kinds), None), "left_out": left_out}
 
 
 def _index(path: pathlib.Path, image: str, label: str) -> dict[str, Any]:
-    """The index of a tar: from the cache folder, or made and kept there."""
+    """The index of a tar: read from the cache folder, or made and stored in the folder."""
     state = os.stat(path)
     facts = VERSION, os.path.realpath(path), state.st_size, state.st_mtime_ns, image, label
     folder = files.cache_folder("tars")
@@ -141,9 +142,9 @@ def _index(path: pathlib.Path, image: str, label: str) -> dict[str, Any]:
     with contextlib.suppress(OSError, ValueError):
         return json.loads(place.read_text())
     index = _make_index(path, image, label)
-    with contextlib.suppress(OSError):  # Made again at the next start.
+    with contextlib.suppress(OSError):  # If it can't be stored, the next start makes it again.
         folder.mkdir(parents=True, exist_ok=True)
-        # Processes that start together don't write to one file.
+        # A file of its own, because several processes may store the index at once.
         with tempfile.NamedTemporaryFile("w", dir=folder, delete=False) as file:
             json.dump(index, file)
         os.replace(file.name, place)
@@ -173,21 +174,21 @@ class TarSource(ShardSource):
 
 
 def open_split(data: ConfigDict, split: str) -> TarSource:
-    """A split of the tars in the folder `data.data_dir`; see `shards.find_files`.
+    """Opens a split of the tars in the folder `data.data_dir`; see `shards.find_files`.
 
-    The image of a sample is its file with the ending of an image, or `data.image`; its label is
-    its .cls, or `data.label` in its .json: text, or one of `data.label_count` integers. Raises
-    UserError for what is missing or doesn't fit, before any image is read.
+    The image of a sample is its file with an image's ending, or with the ending `data.image`. Its
+    label is its .cls, or `data.label` in its .json: text, or an integer below `data.label_count`.
+    Raises UserError for files and samples that are missing or don't fit, before reading images.
     """
     paths = shards.find_files(data, split, ".tar")
     indices = [_index(path, data.image, data.label) for path in paths]
     kinds = {}
     for path, index in zip(paths, indices, strict=True):
-        if index["kind"]:  # None of an empty tar.
+        if index["kind"]:  # It is None for an empty tar.
             kinds.setdefault(index["kind"], path)
     if len(kinds) > 1:
         listed = ", ".join(f"{path} has {kind}" for kind, path in kinds.items())
-        raise UserError(f"labels of several kinds: {listed}; write all of them alike")
+        raise UserError(f"labels of several kinds: {listed}; use one kind")
     values = np.array([label for index in indices for label in index["labels"]])
     if not len(values):
         raise UserError(f"split {split!r} in {data.data_dir} has no samples")

@@ -9,7 +9,7 @@ import numpy as np
 
 from effnet_jax import config as config_lib
 from effnet_jax import models
-from effnet_jax.data import pipeline, sources
+from effnet_jax.data import folders, pipeline, sources
 from effnet_jax.data.preprocess import Preprocess
 from effnet_jax.data.sources import Source
 from effnet_jax.export import Exported
@@ -32,11 +32,11 @@ def open_images(data: str, training: bool) -> Source:
     if ours.is_run(path):
         config = config_lib.load(path).data
         return sources.open_source(config, config.train_split if training else config.eval_split)
-    paths = sources.list_images([data])
-    folders = [pathlib.Path(each).absolute().parent.name for each in paths]
-    classes = tuple(sorted(set(folders)))
-    return sources.FolderSource(
-        classes, list(zip(paths, map(classes.index, folders), strict=True)), path
+    paths = folders.list_images([data])
+    names = [pathlib.Path(each).absolute().parent.name for each in paths]
+    classes = tuple(sorted(set(names)))
+    return folders.FolderSource(
+        classes, list(zip(paths, map(classes.index, names), strict=True)), path
     )
 
 
@@ -55,7 +55,7 @@ def read_batches(
     for start in range(0, len(indices), size):
         pixels, names = [], []
         for index in map(int, indices[start : start + size]):
-            with pipeline.naming(source, index):
+            with pipeline.error_for(source, index):
                 record = source[index]
                 pixels.append(made.pixels(record["image"]))
             names.append(source.classes[record["label"]])

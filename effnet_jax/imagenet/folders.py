@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterable
 import numpy as np
 from ml_collections import ConfigDict
 
+from effnet_jax.data.folders import FolderSource, list_classes
 from effnet_jax.data.imagenet_names import VALIDATION_NAME, WNID, stated_class
-from effnet_jax.data.sources import MOST_LABELS, FolderSource, list_classes
+from effnet_jax.data.sources import MOST_LABELS
 from effnet_jax.errors import UserError
 from effnet_jax.imagenet.dataset import CLASSES, IMAGES, NAME, VALIDATION, class_names
 from effnet_jax.imagenet.inputs import find, labels_of, say

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, NamedTuple
 
 from effnet_jax.data import sources
+from effnet_jax.data.folders import is_image, list_classes
 from effnet_jax.errors import UserError
 from effnet_jax.imagenet import dataset as imagenet
 from effnet_jax.imagenet.dataset import ARCHIVES, NAME, TRAIN, VALIDATION, Item, features
@@ -173,11 +174,11 @@ def _tar_items(split: str, path: pathlib.Path, file: BinaryIO) -> Iterator[Item]
 
 def labels_of(folder: pathlib.Path) -> dict[str, int]:
     """Labels by path of the images in folders of classes, or side by side as in the tar of val."""
-    paths = [str(folder / name) for name in os.listdir(folder) if sources.is_image(name)]
+    paths = [str(folder / name) for name in os.listdir(folder) if is_image(name)]
     if any(entry.is_dir() and not entry.name.startswith(".") for entry in os.scandir(folder)):
         if paths:
             raise UserError(f"{folder} has folders and {len(paths):,} images next to them")
-        classes = sources.list_classes(folder)
+        classes = list_classes(folder)
         labels = {wnid: imagenet.label_of(wnid, str(folder / wnid)) for wnid in classes}
         return {path: labels[wnid] for wnid, paths in classes.items() for path in paths}
     return {path: imagenet.validation_label(os.path.basename(path), path) for path in paths}

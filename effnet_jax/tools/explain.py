@@ -92,12 +92,12 @@ def main(args: argparse.Namespace) -> None:
     import jax
 
     from effnet_jax import explain, models, weights
-    from effnet_jax.data import sources
+    from effnet_jax.data import folders
     from effnet_jax.data.preprocess import Preprocess
     from effnet_jax.explain import drawing
     from effnet_jax.imagenet.dataset import titles
 
-    paths = list(dict.fromkeys(sources.list_images(args.images)))
+    paths = list(dict.fromkeys(folders.list_images(args.images)))
     files = dict(zip(paths, outputs(paths, args.out, args.overwrite), strict=True))
     found = weights.load(args.weights, args.model, args.origin, args.classes)
     model, preprocess = models.build(found.config), Preprocess(**found.preprocess)

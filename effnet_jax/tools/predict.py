@@ -130,7 +130,7 @@ def open_network(args: argparse.Namespace) -> tuple[Any, Sequence[str], Callable
 
 
 def main(args: argparse.Namespace) -> None:
-    from effnet_jax.data.sources import list_images
+    from effnet_jax.data.folders import list_images
     from effnet_jax.imagenet.dataset import titles
 
     paths, bad = list_images(args.images), []

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from effnet_jax import config as config_lib
 from effnet_jax import parallel
-from effnet_jax.data import pipeline, sources
+from effnet_jax.data import folders, pipeline, sources
 from effnet_jax.data.sources import Source
 from effnet_jax.errors import UserError
 from effnet_jax.evaluation import Evaluator, save_outcomes
@@ -84,7 +84,7 @@ def _open(config: ConfigDict, name: str, train: Source) -> Source:
     source = sources.open_source(data, data.eval_split)
     parallel.check_processes(len(source), f"evaluation {name!r}")
     if count := sources.count_trained_on(source, data, config.data, train):
-        by_content = isinstance(source, sources.FolderSource)
+        by_content = isinstance(source, folders.FolderSource)
         say(
             f"warning: {count:,} of {len(source):,} images of evaluation {name!r} are trained on, "
             f"with config.data.train_split={config.data.train_split!r}"

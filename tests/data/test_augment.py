@@ -430,12 +430,12 @@ def test_numbers_out_of_range_are_refused(key, value):
         default.validate(config)
 
 
-def test_cutout_is_a_square_around_any_pixel():
+def test_cutout_noise_is_a_square_around_any_pixel():
     """As the reference's: pad_size = size // 4 around a middle that is uniform over the image."""
     image, rng, counts = np.zeros((32, 32, 3), np.uint8), np.random.default_rng(0), []
     hits = np.zeros((32, 32))
     for _ in range(2000):
-        filled = augment.cutout(image, 0.5, rng).any(-1)
+        filled = augment.cutout_noise(image, 0.5, rng).any(-1)
         rows, columns = (np.flatnonzero(filled.any(axis)) for axis in (1, 0))
         assert filled.sum() == len(rows) * len(columns)
         counts.append((len(rows), len(columns)))
@@ -445,5 +445,14 @@ def test_cutout_is_a_square_around_any_pixel():
     # A pixel in the middle is hit by 16 of 32 middles along each axis, one at the edge by 8 or 9.
     np.testing.assert_allclose(hits[16, 16] / 2000, 0.25, atol=0.04)
     np.testing.assert_allclose(hits[0, 0] / 2000, (9 / 32) ** 2, atol=0.03)
-    noise = augment.cutout(np.zeros((64, 64, 3), np.uint8), 0.5, rng)
+    noise = augment.cutout_noise(np.zeros((64, 64, 3), np.uint8), 0.5, rng)
     assert noise[noise > 0].min() >= 128 and noise.std() > 0
+
+
+def test_both_cutouts_fill_the_same_square():
+    image = np.zeros((32, 48, 3), np.uint8)
+    for seed in range(50):
+        noise = augment.cutout_noise(image, 0.5, np.random.default_rng(seed))
+        row, column = map(np.random.default_rng(seed).integers, image.shape[:2])
+        grey = augment.cutout_grey(image, 8, (row + 0.5) / 32, (column + 0.5) / 48)
+        np.testing.assert_array_equal(grey, np.where(noise > 0, 128, 0))

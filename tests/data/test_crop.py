@@ -63,7 +63,7 @@ def test_random_boxes_are_tensorflow_s(row):
     ]
     _, _, heights, widths = np.array([box or (0, 0, height, width) for box in boxes]).T
     areas = heights * widths / (height * width)
-    # Three standard deviations of a mean of 5,000, and of a quantile.
+    # Within three standard deviations of the mean of 5,000 crops.
     share = float(row["share_below_tenth"])
     assert (areas < 0.1).mean() == pytest.approx(share, abs=3 * (share * (1 - share) / 5000) ** 0.5)
     assert areas.mean() == pytest.approx(float(row["area_mean"]), abs=3 * areas.std() / 5000**0.5)
@@ -75,7 +75,7 @@ def test_random_boxes_are_tensorflow_s(row):
 
 
 def test_the_last_row_is_reached_by_crops_of_full_height_alone():
-    # Uniform(height - crop_height) of TensorFlow's kernel is below its argument.
+    # TensorFlow's kernel draws the offset by Uniform(height - crop_height), below its limit.
     rng = np.random.default_rng(0)
     boxes = [crop.random_box(12, 16, (0.2, 1), (3 / 4, 4 / 3), rng) for _ in range(2000)]
     ends = {(h == 12, top + h) for top, _, h, _ in boxes}
@@ -83,7 +83,7 @@ def test_the_last_row_is_reached_by_crops_of_full_height_alone():
 
 
 def test_a_crop_of_the_whole_image_is_evaluation_s():
-    # As in _decode_and_random_crop of the reference; V2 keeps the whole image.
+    # As in the reference's _decode_and_random_crop; V2 keeps the whole image.
     for model, box in (("b0", (2, 2, 28, 28)), ("v2-s", (0, 0, 32, 32))):
         config = imagenet.get_config(model)
         config.preprocess.crop_area = (0.99, 1.0)

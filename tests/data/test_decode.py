@@ -1,4 +1,4 @@
-"""Decoding against pixels that are known."""
+"""Decoding against known pixels."""
 
 import io
 
@@ -65,7 +65,11 @@ def test_grey_of_16_bits_is_scaled_by_its_range(kind):
 
 @pytest.mark.parametrize(
     ("dtype", "message"),
-    [(np.uint16, "16-bit grey of at most 4095"), (np.int32, "integers"), (np.float32, "floats")],
+    [
+        (np.uint16, "16-bit grey levels are at most 4095"),
+        (np.int32, "its grey levels are integers of unknown range"),
+        (np.float32, "its grey levels are floats of unknown range"),
+    ],
 )
 def test_grey_of_unknown_range_is_refused_by_name(dtype, message):
     grey = Image.fromarray(np.arange(4096, dtype=dtype).reshape(64, 64))
@@ -77,25 +81,25 @@ def test_grey_of_unknown_range_is_refused_by_name(dtype, message):
 
 @pytest.mark.parametrize("kind", [".png", ".tiff"])
 def test_colours_of_12_bits_in_16_are_refused(kind):
-    """They came out nearly black."""
+    """They used to come out nearly black."""
     high = PIXELS.astype(np.uint16) * 257
     data = cv2.imencode(kind, high[..., ::-1])[1].tobytes()
     np.testing.assert_array_equal(decode_image(data), PIXELS)
-    with pytest.raises(ValueError, match="16-bit colours of at most 4095, of 65535, as if it had"):
+    with pytest.raises(ValueError, match="16-bit colour levels are at most 4095 of 65535, as if"):
         decode_image(cv2.imencode(kind, high >> 4)[1].tobytes())
     assert not decode_image(cv2.imencode(kind, high * 0)[1].tobytes()).any()
-    dark = encode(Image.fromarray(PIXELS // 32), "BMP")  # 8 bits may be as dark as they like.
+    dark = encode(Image.fromarray(PIXELS // 32), "BMP")  # An 8-bit image may be dark.
     np.testing.assert_array_equal(decode_image(dark), PIXELS // 32)
 
 
 @pytest.mark.parametrize("kind", ["TIFF", "WEBP", "PNG", "GIF"])
 def test_several_images_in_a_file_are_refused(kind):
-    """Of pages and animations the first one was taken."""
+    """The first page or frame used to be taken without a word."""
     first, second = Image.fromarray(PIXELS), Image.fromarray(255 - PIXELS)
     data = encode(first, kind, save_all=True, append_images=[second])
-    with pytest.raises(ValueError, match="it has 2 frames or pages; save the one that is meant"):
+    with pytest.raises(ValueError, match="it has 2 frames or pages; save one of them as an image"):
         decode_image(data)
-    # A photograph's preview, or its other picture, is no second image.
+    # A photograph's preview, or the other half of a stereo pair, does not count.
     second.encoderinfo = {"tiffinfo": {254: 1}}
     data = encode(first, "TIFF", save_all=True, append_images=[second])
     np.testing.assert_array_equal(decode_image(data), PIXELS)
@@ -107,10 +111,10 @@ def test_several_images_in_a_file_are_refused(kind):
     ("data", "message"),
     [
         (b"", "it is empty"),
-        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC image, as telephones make them; convert it"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC image, a format that phones save; convert"),
         (b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS.*git lfs pull"),
         (b"\n<!DOCTYPE html><html>", "a web page"),
-        (b"%PDF-1.4", r"it is no image, or a badly damaged one; it starts with b'%PDF-1\.4'"),
+        (b"%PDF-1.4", r"it is not an image, or badly damaged; it starts with b'%PDF-1\.4'"),
     ],
 )
 def test_what_is_no_image_is_named(data, message):
@@ -128,7 +132,7 @@ def test_a_palette_with_transparent_colours_has_its_colours():
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_orientation_is_applied_or_ignored(kind, orientation):
-    """Against Pillow's; a box is that of the upright image."""
+    """Compares with Pillow; a box is one of the upright image."""
     image, exif = photograph(61, 93), Image.Exif()
     exif[274] = orientation
     options = {"lossless": True} if kind == "WEBP" else {}
@@ -150,7 +154,7 @@ def test_damaged_exif_turns_nothing():
 
 
 def photograph(height: int, width: int) -> Image.Image:
-    """Of scikit-learn: a flower, scaled."""
+    """scikit-learn's photograph of a flower, resized."""
     return Image.fromarray(load_sample_image("flower.jpg")).resize((width, height))
 
 
@@ -190,11 +194,11 @@ def test_a_box_is_the_crop_of_the_whole(kind, way, monkeypatch):
             return box
 
         np.testing.assert_array_equal(decode_box(data, choose)[..., :3], crop(whole, box))
-        assert asked == [(241, 317)]  # Just once: it draws random numbers.
+        assert asked == [(241, 317)]  # Called once, because it draws random numbers.
 
 
 def test_boxes_are_decoded_alone_by_libturbojpeg():
-    """The development requirements have the library; without it the test above shows nothing."""
+    """Without the library, which the development requirements have, the test above is void."""
     data = encode(photograph(200, 300), "JPEG", quality=85)
     assert turbojpeg.decode_box(data, lambda height, width: (10, 20, 30, 40)).shape == (30, 40, 4)
 

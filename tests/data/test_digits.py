@@ -1,4 +1,4 @@
-"""Cluttered digits: the same everywhere, one whole digit an image, nothing shared by the splits."""
+"""Cluttered digits: reproducible, with one whole digit per image, and splits that share nothing."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def test_an_image_follows_from_its_index_and_split():
 
 def test_the_digit_is_whole_and_brighter_than_the_parts(monkeypatch):
     monkeypatch.setattr(module, "NOISE", 0.0)
-    # A digit that is a frame: a ring of 28 bright pixels; parts can't show a whole one.
+    # The digit is a frame of 28 bright pixels, which no part can show whole.
     frame = np.full((1, 8, 8), 255, np.float32)
     frame[0, 1:7, 1:7] = 0
     sides = []
@@ -47,7 +47,7 @@ def test_splits_are_made_of_different_digits():
     sizes = [len(sources.open_source(config, split)) for split in ("train", "test")]
     assert sizes == [8000, 2000]
     source = sources.open_source(config.copy_and_resolve_references(), "train[:30]")
-    # The same images as drawn here, from digits of the split alone.
+    # These images are drawn only from the digits of the split.
     drawn = {
         module.draw(index, train[0].astype(np.float32), train[1], 0)[0].tobytes()
         for index in range(30)
@@ -69,7 +69,7 @@ def test_pairs_are_read_from_left_to_right_in_100_classes(monkeypatch):
     digits[0], digits[1, :, 3:5] = 255, 255  # A square, and a bar.
     for index in range(10):
         image, label = module.draw_pair(index, digits, np.array([4, 1]), seed=0)
-        # Nothing of a digit crosses the middle: each half has 24 to 44 rows of one.
+        # No digit crosses the middle: each half has one digit of 24 to 44 rows.
         for half, name in zip(np.split(image, 2, 1), divmod(label, 10), strict=True):
             rows, columns = np.nonzero(half > 255 * module.PART_CONTRAST[1] * 1.35)
             assert 23 <= np.ptp(rows) + 1 <= 45
@@ -87,5 +87,5 @@ def test_digits_that_are_trained_on_are_counted():
     found = sources.open_source(config, config.eval_split)
     assert (len(found), sources.count_trained_on(found, config, config)) == (25, 10)
     other = digits_config.get_config().data
-    other.name = "cluttered_digits"  # Images of their own.
+    other.name = "cluttered_digits"  # A data set with other images.
     assert sources.count_trained_on(found, config, other) == 0

@@ -16,7 +16,7 @@ from PIL import Image
 
 from effnet_jax import config as default
 from effnet_jax import parallel
-from effnet_jax.data import pipeline, sources
+from effnet_jax.data import folders, pipeline, sources
 from effnet_jax.errors import UserError
 
 
@@ -27,7 +27,7 @@ def encode(pixels: np.ndarray) -> bytes:
 
 
 class Numbers:
-    """A source whose image says which record it is: all pixels are the index."""
+    """A source whose images identify their record: all pixels are its index."""
 
     classes = ("even", "odd")
 
@@ -50,7 +50,7 @@ def record_of(batch) -> list[int]:
 
 @pytest.mark.parametrize("processes", [1, 2, 4, 8])
 def test_each_record_once_an_epoch_on_any_number_of_processes(tiny, processes):
-    source, batch = Numbers(100), 8  # 100 / 8 is not whole: batches cross the ends of epochs.
+    source, batch = Numbers(100), 8  # 8 does not divide 100, so batches cross the ends of epochs.
     tiny.seed, tiny.batch_size = 3, batch
     datasets = [
         pipeline.train_batches(source, tiny, 8, process, processes) for process in range(processes)
@@ -113,12 +113,12 @@ def test_augmentations_differ_from_epoch_to_epoch(tiny):
 
 @pytest.mark.parametrize(("key", "last"), [("flip", (0, -1)), ("flip_vertical", (-1, 0))])
 def test_flips_are_half_and_can_be_off(tiny, key, last):
-    # Brighter to the right, or downwards.
+    # An image that is brighter to the right, or to the bottom.
     ramp = np.tile(np.arange(8, dtype=np.uint8)[None, :, None] * 30, (8, 1, 3))
     ramp = ramp if key == "flip" else ramp.transpose(1, 0, 2)
 
     class Ramp(Numbers):
-        def __init__(self):  # Shuffling takes longest for few records.
+        def __init__(self):  # Many records, because shuffling takes longest for few.
             self._images = [encode(ramp)] * 1000
 
     for flip, low, high in ((True, 0.4, 0.6), (False, 0, 0)):
@@ -162,7 +162,7 @@ def test_evaluation_pads_and_drops_nothing(tiny, count, batch, processes):
 
 
 def broken(count: int, bad: int) -> Numbers:
-    """Numbers of which one can't be decoded."""
+    """Numbers, with one image that can't be decoded."""
     source = Numbers(count)
     source._images[bad] = b"\xff\xd8broken"
     return source
@@ -179,8 +179,8 @@ def test_a_worker_process_makes_the_same_batches_and_names_an_unreadable_record(
     paths = [tmp_path / f"{index}.png" for index in range(32)]
     for index, path in enumerate(paths):
         path.write_bytes(encode(np.full((8, 8, 3), index, np.uint8)))
-    # A source that a worker can make without this module and all that it imports.
-    source = sources.FolderSource(("one",), [(str(path), 0) for path in paths])
+    # A source that a worker can unpickle without importing this module and its imports.
+    source = folders.FolderSource(("one",), [(str(path), 0) for path in paths])
     tiny.batch_size = 8  # One chunk.
     batches = pipeline.train_batches(source, tiny, 8)
     bad = record_of(batches[2])[3]
@@ -243,7 +243,7 @@ def test_worker_processes_make_the_same_batches_whatever_signals_come(tiny):
     batches = pipeline.train_batches(source, tiny, 16)
     ended, sent = threading.Event(), []
 
-    def send() -> None:  # From the moment that there is a worker.
+    def send() -> None:  # As soon as there is a worker.
         while not ended.wait(0.02):
             for worker in psutil.Process().children(recursive=True):
                 with contextlib.suppress(psutil.Error):
@@ -278,14 +278,14 @@ def test_batches_that_are_held_keep_their_images(tiny):
         np.testing.assert_array_equal(images, batches[step]["image"][2:])
     on_device = []
     for batch in batches.read_ahead(tiny.data, 0, 24):
-        on_device.append(parallel.put_batch(batch, mesh)["image"])  # May be the same memory.
+        on_device.append(parallel.put_batch(batch, mesh)["image"])  # It may share the memory.
         del batch
     for step, images in enumerate(on_device):
         np.testing.assert_array_equal(images, batches[step]["image"])
 
 
 def test_memory_bounds_what_is_read_ahead(tiny):
-    """No more images are made, when the first batch is there, than the bound has room for."""
+    """Once the first batch is taken, no more images are made than the bound has room for."""
     made = []
 
     class Counting(Numbers):
@@ -299,10 +299,10 @@ def test_memory_bounds_what_is_read_ahead(tiny):
     batches = pipeline.train_batches(Counting(100), tiny, size).read_ahead(tiny.data, 0, 8)
     next(batches)
     end = time.monotonic() + 60
-    while len(made) < room:  # Until what is read ahead is all there.
+    while len(made) < room:  # Until everything that fits is read ahead.
         assert time.monotonic() < end, len(made)
         time.sleep(0.001)
-    # Those in the bound, the batches taken, the one that waits, and the one being put together.
+    # The images in the bound, the batch taken, the one that waits, and the one being put together.
     assert 256 < len(made) <= room + 3 * 256
     for step, _ in enumerate(batches, 2):
         assert len(made) <= room + (step + 2) * 256
@@ -314,7 +314,7 @@ def test_pixels_are_truncated_before_a_policy_alone(tiny):
     image = np.arange(64, dtype=np.uint8).reshape(8, 8, 1).repeat(3, axis=-1)
     tiny.preprocess.interpolation, tiny.preprocess.flip = "bilinear", False
     tiny.augment.randaugment_layers = 0
-    exact = (image[::2, ::2] + image[1::2, 1::2]) / 2  # A half everywhere.
+    exact = (image[::2, ::2] + image[1::2, 1::2]) / 2  # Every value ends in .5.
     for policy, rounding, expected in (
         ("none", "truncate", np.rint(exact + 0.1)),
         ("randaugment", "nearest", np.rint(exact + 0.1)),
@@ -345,7 +345,7 @@ def test_impossible_preprocessing_is_refused(tiny, key, value, message):
 
 @pytest.mark.parametrize("exif", ["apply", "ignore"])
 def test_training_and_evaluation_heed_orientation_alike(tiny, exif):
-    """Stored with the left half white, upright with the top half white."""
+    """The left half of the stored image is white; of the upright image it is the top half."""
     source, pixels, turn = Numbers(4), np.zeros((8, 8, 3), np.uint8), Image.Exif()
     pixels[:, :4], turn[274] = 255, 6
     buffer = io.BytesIO()

@@ -1,4 +1,4 @@
-"""Crop rules, interpolations and normalisation against the programs that they come from."""
+"""Crop rules, interpolations and normalisation against the programs that define them."""
 
 import io
 import json
@@ -63,19 +63,19 @@ def test_resizing_is_that_of_tensorflow():
     for name in names:
         interpolation, *shape = name.split()
         ours = resize(golden["image"], tuple(map(int, shape)), interpolation)
-        # OpenCV's bilinear weights are rounded as well; of the others, the result alone.
+        # OpenCV also rounds its bilinear weights; the others round only the result.
         most = 0.999 if interpolation == "bilinear" else 0.5001
         assert np.abs(ours - golden[name].clip(0, 255)).max() <= most
 
 
 def test_truncated_pixels_are_tensorflow_s():
-    """tf.cast(tf.clip_by_value(resized, 0, 255), tf.uint8), of TensorFlow's own floats."""
+    """tf.cast(tf.clip_by_value(resized, 0, 255), tf.uint8) of TensorFlow's floats."""
     golden = np.load(GOLDEN / "resizing.npz")
     for name in (name for name in golden.files if name != "image"):
         interpolation, *shape = name.split()
         ours = resize(golden["image"], tuple(map(int, shape)), interpolation, truncate=True)
         floats = golden[name].clip(0, 255)
-        off = np.abs(floats - np.rint(floats)) > 2e-3  # Of a whole number.
+        off = np.abs(floats - np.rint(floats)) > 2e-3  # Not nearly a whole number.
         np.testing.assert_array_equal(ours[off], floats.astype(np.uint8)[off])
         np.testing.assert_array_equal(ours[~off], np.rint(floats)[~off])
 
@@ -88,12 +88,12 @@ def test_truncation_is_half_a_level_darker_and_keeps_flat_images(interpolation):
         resize(CHELSEA, (64, 96), interpolation, cut).astype(int) for cut in (False, True)
     )
     assert ((one - other >= 0) & (one - other <= 1)).mean() > 0.999
-    # Of whole numbers nothing is cut off; area's are often whole.
+    # Truncation leaves whole numbers alone, and those of area are often whole.
     assert (one - other).mean() == pytest.approx(0.5 * (interpolation != "nearest"), abs=0.15)
 
 
 def test_bicubic_is_neither_of_tensorflow_one_nor_pillow():
-    """So that nobody takes one for another: on a photograph they differ by grey levels."""
+    """On a photograph they differ by grey levels, so they must not be confused."""
     made = {name: resize(CHELSEA, (64, 96), name).astype(int) for name in INTERPOLATIONS}
     for name in ("bicubic_tf1", "bicubic_pillow"):
         assert np.abs(made["bicubic"] - made[name]).mean() > 2
@@ -103,8 +103,8 @@ def test_bicubic_is_neither_of_tensorflow_one_nor_pillow():
 @pytest.mark.parametrize(
     ("size", "fraction", "shape"),
     [
-        # (height, width) of the whole image once it is resized, by hand: floor(size / fraction) for
-        # the shorter side, the longer one cut off. 300 x 451 is the photograph's own shape.
+        # (height, width) of the resized whole image, by hand: floor(size / fraction) for the
+        # shorter side, and the longer one rounded down. The photograph has 300 x 451 pixels.
         (224, 0.875, (256, 384)),
         (300, 0.904, (331, 497)),
         (240, 240 / 256, (256, 384)),
@@ -112,7 +112,7 @@ def test_bicubic_is_neither_of_tensorflow_one_nor_pillow():
     ],
 )
 def test_resize_is_torchvision_s_and_timm_s_rule(interpolation, size, fraction, shape):
-    """Resize(floor(size / fraction)), then CenterCrop(size), by Pillow itself."""
+    """Resize(floor(size / fraction)), then CenterCrop(size), computed by Pillow."""
     ours = preprocess(
         resolution=size, crop_rule="resize", crop_fraction=fraction, interpolation=interpolation
     )
@@ -127,7 +127,7 @@ def test_resize_is_torchvision_s_and_timm_s_rule(interpolation, size, fraction, 
 
 
 def test_squash_is_timm_s_rule():
-    """Resize((333, 333)), then CenterCrop(300), as timm's create_transform with crop_pct 0.9."""
+    """Resize((333, 333)), then CenterCrop(300), as in timm's create_transform with crop_pct 0.9."""
     ours = preprocess(
         resolution=300, crop_rule="squash", crop_fraction=0.9, interpolation="bicubic_pillow"
     )
@@ -137,7 +137,7 @@ def test_squash_is_timm_s_rule():
 
 
 @pytest.mark.parametrize(
-    ("size", "resized"),  # Of torchvision's weights of EfficientNet.
+    ("size", "resized"),  # Those of torchvision's EfficientNet weights.
     [
         *((224, 256), (240, 256), (240, 255), (288, 288), (300, 320), (380, 384)),
         *((456, 456), (528, 528), (600, 600), (384, 384), (480, 480)),
@@ -192,28 +192,28 @@ def test_every_kind_of_input_gives_the_same(tmp_path):
         np.testing.assert_array_equal(image, one[0])
     with pytest.raises(ValueError, match="an array must be uint8"):
         ours(CHELSEA / 255)
-    with pytest.raises(ValueError, match="no image"):
+    with pytest.raises(ValueError, match="not an image"):
         ours(b"text")
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ((image for image in [CHELSEA]), "image 0: generator is no kind of image; give a path"),
-        (None, "NoneType is no kind of image"),
-        ([CHELSEA, None], "image 1: NoneType is no kind"),
-        ([[CHELSEA]], "image 0: list is no kind of image"),
-        ({"image": CHELSEA}, "dict is no kind of image"),
+        ((image for image in [CHELSEA]), "image 0: generator is not a type of image; give a path"),
+        (None, "NoneType is not a type of image"),
+        ([CHELSEA, None], "image 1: NoneType is not a type"),
+        ([[CHELSEA]], "image 0: list is not a type of image"),
+        ({"image": CHELSEA}, "dict is not a type of image"),
         ([], "an empty list"),
         ((), "an empty list"),
-        (CHELSEA[:0], r"with pixels; got uint8 \(0, 451, 3\)"),
-        (Image.new("RGB", (0, 4)), r"a Pillow image must have pixels; got \(0, 4\)"),
+        (CHELSEA[:0], r"and not empty; got uint8 \(0, 451, 3\)"),
+        (Image.new("RGB", (0, 4)), r"a Pillow image must not be empty; got the size \(0, 4\)"),
         (CHELSEA[None], r"\[h, w, 3\].* got uint8 \(1, 300, 451, 3\)"),
         (CHELSEA[..., 0], r"got uint8 \(300, 451\)"),
         (jax.numpy.zeros((4, 5, 3)), r"uint8 \[h, w, 3\].* got float32"),
         ("https://example.org/cat.jpg", "https://example.org/cat.jpg: a URL is not fetched"),
         ("data:image/png;base64," + "A" * 500, "^.{80}: a URL is not fetched"),
-        ([CHELSEA, b"text"], "image 1: it is no image"),
+        ([CHELSEA, b"text"], "image 1: it is not an image"),
         (b"", "image 0: it is empty"),
     ],
 )
@@ -257,10 +257,10 @@ def test_it_survives_json_and_comes_from_a_config():
         ({"resolution": "224"}, "resolution must be a whole number of pixels; got '224'"),
         ({"resolution": 224.5}, "resolution must be a whole number"),
         ({"mean": [0.5, 0.5]}, "mean must be three numbers"),
-        ({"mean": [123.7, 116.3, 103.5]}, "mean is of pixels in 0 to 1, not in 0 to 255"),
-        ({"mean": [float("nan")] * 3}, "mean is of pixels in 0 to 1"),
-        ({"std": [float("nan")] * 3}, "std is of pixels in 0 to 1"),
-        ({"std": [58.4, 57.1, 57.4]}, "std is of pixels in 0 to 1, not in 0 to 255"),
+        ({"mean": [123.7, 116.3, 103.5]}, "mean must be that of pixels in 0 to 1, not 0 to 255"),
+        ({"mean": [float("nan")] * 3}, "mean must be that of pixels in 0 to 1"),
+        ({"std": [float("nan")] * 3}, "std must be that of pixels in 0 to 1"),
+        ({"std": [58.4, 57.1, 57.4]}, "std must be that of pixels in 0 to 1, not 0 to 255"),
         ({"std": [0.5, 0.5, 0.0]}, "above 0"),
     ],
 )
@@ -271,14 +271,14 @@ def test_impossible_values_are_refused(changes, message):
 
 def test_orientation_in_exif_is_ignored_as_in_the_reference():
     tags = Image.Exif()
-    tags[0x0112] = 6  # Turned by a quarter.
+    tags[0x0112] = 6  # A quarter turn.
     buffer = io.BytesIO()
     Image.fromarray(CHELSEA).save(buffer, "JPEG", exif=tags)
     assert decode.decode_image(buffer.getvalue()).shape == (300, 451, 3)
 
 
 def test_a_photograph_is_the_same_by_path_by_bytes_and_by_pillow(tmp_path):
-    """Upright, as its EXIF says."""
+    """In all three cases the image is made upright by its EXIF orientation."""
     path, exif = tmp_path / "turned.png", Image.Exif()
     exif[274] = 6
     Image.fromarray(CHELSEA).save(path, exif=exif)
@@ -288,13 +288,13 @@ def test_a_photograph_is_the_same_by_path_by_bytes_and_by_pillow(tmp_path):
         np.testing.assert_array_equal(preprocess()(image), wanted)
     grey = Image.fromarray(np.full((8, 8), 51400, np.uint16))
     assert (np.rint(preprocess()(grey) * 255) == 200).all()
-    with pytest.raises(UserError, match="image 0: it has grey of floats"):
+    with pytest.raises(UserError, match="image 0: its grey levels are floats of unknown range"):
         preprocess()(Image.fromarray(np.ones((8, 8), np.float32)))
 
 
 @pytest.mark.parametrize("interpolation", INTERPOLATIONS)
 def test_images_of_any_proportion_take_little_in_every_crop_rule(interpolation):
-    """One rule took 12 s and others all of the memory; the middle is taken all the same."""
+    """One rule used to take 12 s, and others all of the memory."""
     ramp = np.abs(np.arange(30_001) - 15_000) / 15_000 * 255
     image = np.repeat(np.repeat(ramp.astype(np.uint8)[None, :, None], 3, 0), 3, 2)
     for rule in CROP_RULES:
@@ -305,7 +305,7 @@ def test_images_of_any_proportion_take_little_in_every_crop_rule(interpolation):
             assert time.process_time() - start < 0.5  # Most take 5 ms.
             assert pixels.shape == (224, 224, 3)
             brightest = {"whole": (250, 256), "squash": (200, 256)}.get(rule, (0, 2))
-            assert pixels.max() in range(*brightest)  # The ends are bright, the middle is dark.
+            assert pixels.max() in range(*brightest)  # The ends are bright and the middle is dark.
     assert resize(image, (9, 40), interpolation).min() <= 8
 
 

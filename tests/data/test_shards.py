@@ -1,4 +1,4 @@
-"""Parquet files and WebDataset tars: every record once, in any order, and what is refused."""
+"""Parquet files and WebDataset tars: every record once, random access, and refused files."""
 
 import importlib.util
 import io
@@ -109,7 +109,7 @@ def test_a_run_that_resumes_sees_the_same_batches(written):
     config = config_for(*written)
     source = sources.open_source(config.data, "train")
     steady = pipeline.train_batches(source, config, 8).read_ahead(config.data, 0, 8)
-    source = pickle.loads(pickle.dumps(source))  # As it goes to a worker process.
+    source = pickle.loads(pickle.dumps(source))  # As for a worker process.
     late = pipeline.train_batches(source, config, 8).read_ahead(config.data, 5, 8)
     for one, other in zip(list(steady)[5:], late, strict=True):
         for key, value in one.items():
@@ -150,7 +150,7 @@ def test_row_groups_that_are_too_large_are_refused_and_written_again(tmp_path, m
     write_parquet(old / "train.parquet", range(COUNT), group=COUNT)
     monkeypatch.setattr(parquet, "HELD", 300)
     monkeypatch.setattr(parquet, "LARGEST", 1000)
-    refused("parquet", old, "a row group .* are all read for one of them.*docs/data.md")
+    refused("parquet", old, "a row group .* are all read to get one of them.*docs/data.md")
     new.mkdir()
     file = pq.ParquetFile(old / "train.parquet")  # As in docs/data.md.
     with pq.ParquetWriter(new / "train.parquet", file.schema_arrow) as writer:
@@ -158,10 +158,10 @@ def test_row_groups_that_are_too_large_are_refused_and_written_again(tmp_path, m
             writer.write_batch(batch)
     source = sources.open_source(config_for("parquet", new).data, "train")
     assert source.classes == tuple(NAMES) and not source.warnings()
-    # Fewer groups are kept than there are: each is read again.
+    # Fewer groups are kept than there are, so every group is read again.
     assert [source[i]["image"] for i in (*range(COUNT), 0)] == [*IMAGES, IMAGES[0]]
     monkeypatch.setattr(parquet, "MANY", 3)
-    assert "each image is read with the 4 of its row group" in source.warnings()[0]
+    assert "to read one image, all 4 of its row group are read" in source.warnings()[0]
 
 
 def test_parquet_that_does_not_fit(tmp_path, monkeypatch):
@@ -171,8 +171,8 @@ def test_parquet_that_does_not_fit(tmp_path, monkeypatch):
 
     columns = r"has the columns image, label, and no column config.data.label='kind'"
     refused(*case("a"), columns, label="kind")
-    refused(*case("b"), r"column 'label' .* images are encoded bytes", image="label")
-    refused(*case("c", labels=[1.0, 2.0, 3.0]), "'label' .* is double; a label is an integer or")
+    refused(*case("b"), r"column 'label' .* images must be encoded bytes", image="label")
+    refused(*case("c", labels=[1.0, 2.0, 3.0]), "'label' .* is double; labels must be integers or")
     refused(*case("d", labels=[0, None, 1]), "1 of 3 rows .* no label .* the first is row 1")
     refused(*case("e", labels=[-1] * 3), "3 of 3 labels are outside 0 to 2: row 0 of .* has -1")
     kind, root = case("f", names=None)
@@ -206,7 +206,7 @@ def test_files_that_are_missing_are_numbered(kind, tmp_path):
         middle.unlink()
         message = r"lacks 2 of the 4 files train-.*: train-00001\.tar, train-00003\.tar;"
         refused(kind, tmp_path, message, split="train-{00000..00003}.tar")
-        for number in range(2):  # With a total in the names it is also known without a pattern.
+        for number in range(2):  # A total in the names shows without a pattern what is missing.
             first.with_name(f"all-{number}-of-3.tar").write_bytes(first.read_bytes())
         refused(kind, tmp_path, r"lacks 1 of the 3 files all-\*: numbers 2;", split="all")
         return
@@ -238,8 +238,8 @@ def test_tars_with_json_are_indexed_once(tmp_path, monkeypatch):
         ([("0.cls", b"1"), *members(1)], r"1 of 2 samples .* no image .* 0, has \.cls"),
         ([*members(0), *members(1, "cat")], "000 has an integer in .cls, a.b/001 has text in .cls"),
         ([*members(0), ("0.jpg", b""), ("0.json", b'{"label": 1}')], "has an integer in .json"),
-        ([("0.jpg", b""), ("0.json", b'{"kind": 1}')], "has kind, and not 'label'"),
-        ([("0.jpg", b""), ("0.json", b'{"label": [1]}')], r"is \[1\]; a label is an integer or"),
+        ([("0.jpg", b""), ("0.json", b'{"kind": 1}')], "has kind, but not 'label'"),
+        ([("0.jpg", b""), ("0.json", b'{"label": [1]}')], r"is \[1\]; labels must be integers or"),
         ([("0.jpg", b""), ("0.json", b"{")], "can't read the label of 0 in"),
         ([*members(0), ("a.b/000.seg.png", b"")], r"several images, .png, .seg.png; choose one"),
         ([*members(0), *members(0)], r"000\.png twice"),
@@ -257,7 +257,7 @@ def test_tars_that_are_damaged_or_of_several_kinds(tmp_path):
     whole = path.read_bytes()
     end = len(whole.rstrip(b"\0")) // 512 * 512 + 512
     broken = bytearray(whole)
-    broken[whole.index(b"a.b/001.png")] ^= 1  # The header no longer has its checksum.
+    broken[whole.index(b"a.b/001.png")] ^= 1  # The header's checksum is now wrong.
     for damaged in (whole[:end], whole[: end - 700], broken, b"version https://git-lfs"):
         path.write_bytes(damaged)
         refused("webdataset", tmp_path, r"can't read .*train-0\.tar: ")
@@ -267,4 +267,4 @@ def test_tars_that_are_damaged_or_of_several_kinds(tmp_path):
     (tmp_path / "test-0.tar.gz").write_bytes(b"-")
     path.unlink()
     (tmp_path / "train-1.tar").unlink()
-    refused("webdataset", tmp_path, "and .tar.gz files, which can't be read in any order")
+    refused("webdataset", tmp_path, "but has .tar.gz files, which have no random access")

@@ -1,4 +1,4 @@
-"""The three kinds of source, and what is said when they aren't there."""
+"""Digits, image folders and TFDS data sets, and the messages when they are missing or wrong."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from configs import folder
-from effnet_jax.data import pipeline, sources
+from effnet_jax.data import folders, pipeline, sources
 from effnet_jax.data.decode import decode_image
 from effnet_jax.errors import UserError
 from tests.tfds_sets import write_features, write_set
@@ -44,7 +44,7 @@ def test_digits_are_scikit_learn_s():
     splits = {name: sources.digits_source("digits", None, name) for name in ("train", "test")}
     assert {name: len(source) for name, source in splits.items()} == {"train": 1437, "test": 360}
     assert splits["train"].classes == tuple("0123456789")
-    # Every image once, in one split or the other, with its label.
+    # Every image is in one of the splits once, with its label.
     seen = sorted(
         (decode_image(record["image"])[..., 0].tobytes(), record["label"])
         for source in splits.values()
@@ -53,7 +53,7 @@ def test_digits_are_scikit_learn_s():
     pixels = np.round(digits.images * (255 / 16)).astype(np.uint8)
     expected = zip((image.tobytes() for image in pixels), digits.target.tolist(), strict=True)
     assert seen == sorted(expected)
-    assert splits["train"].describe(3) == "image 3 of the digits' train"
+    assert splits["train"].describe(3) == "image 3 of the digits' train split"
     some = sources.digits_source("digits", None, "train[100:102]+test[:1]")
     whole = [splits["train"][100], splits["train"][101], splits["test"][0]]
     np.testing.assert_equal([some[index] for index in range(len(some))], whole)
@@ -129,7 +129,7 @@ def test_splits_are_not_taken_for_classes(tmp_path, names, train, validation):
 
 def test_split_folders_of_any_name_can_be_given(tmp_path):
     for part in ("seg_train/seg_train", "seg_test/seg_test"):
-        make_folder(tmp_path / part, {"bus": 2, "train": 3})  # A train is a vehicle here.
+        make_folder(tmp_path / part, {"bus": 2, "train": 3})  # Here a train is a vehicle.
     config = config_for(tmp_path)
     config.train_split, config.eval_split = "seg_train/seg_train", "seg_test/seg_test"
     train, val = (sources.open_source(config, s) for s in (config.train_split, config.eval_split))
@@ -185,7 +185,7 @@ def test_a_class_with_over_ten_times_the_images_of_another_is_reported(tmp_path)
 
 
 def test_a_link_back_is_refused(tmp_path):
-    """Its images would count forty times."""
+    """If it were followed, its images would count forty times."""
     root = make_folder(tmp_path, {"cat": 2, "dog": 2})
     (root / "cat" / "again").symlink_to(root / "cat")
     with pytest.raises(UserError, match=r"cat/again links to .*/cat, which is read already"):
@@ -196,14 +196,14 @@ def test_a_link_back_is_refused(tmp_path):
 
 def test_names_of_classes_are_composed_and_two_forms_of_one_are_refused(tmp_path):
     make_folder(tmp_path / "train", {"caf\u00e9": 2, "cafz": 2})
-    make_folder(tmp_path / "val", {"cafe\u0301": 2, "cafz": 2})  # As another file system stores it.
+    make_folder(tmp_path / "val", {"cafe\u0301": 2, "cafz": 2})  # As other file systems store it.
     config = config_for(tmp_path)
-    assert {sources.folder_source(config, name).classes for name in ("train", "val")} == {
+    assert {folders.folder_source(config, name).classes for name in ("train", "val")} == {
         ("cafz", "caf\u00e9")
     }
     make_folder(tmp_path / "val", {"caf\u00e9": 2})
-    with pytest.raises(UserError, match=r"two class folders whose name reads .*, in two forms"):
-        sources.folder_source(config, "val")
+    with pytest.raises(UserError, match=r"two class folders with the name .*, in two forms"):
+        folders.folder_source(config, "val")
 
 
 def test_folders_of_classes_that_are_not_meant_are_refused_or_reported(tmp_path):
@@ -211,20 +211,20 @@ def test_folders_of_classes_that_are_not_meant_are_refused_or_reported(tmp_path)
         with pytest.raises(UserError, match=message):
             sources.open_source(config_for(tmp_path / name), "train")
 
-    # A folder of cats that was dropped into that of the dogs: its images counted as dogs.
+    # A folder of cats was dropped into the one of dogs; its images would count as dogs.
     make_folder(tmp_path / "nested", {"cat": 2, "dog": 2, "dog/cat": 2})
-    fails("nested", r"dog/cat has images, and its name is none of a part of the class 'dog'")
+    fails("nested", r"dog/cat has images, but is named like .*; move it out of the class 'dog'")
     make_folder(tmp_path / "linked", {"cat": 2, "dog": 2})
     (tmp_path / "linked/kitten").symlink_to("cat")
-    fails("linked", r"linked/cat and .*linked/kitten are one folder")
+    fails("linked", r"linked/cat and .*linked/kitten are the same folder; remove the link")
     make_folder(tmp_path / "latin", {"cat": 2, "dog": 2})
     os.mkdir(os.fsencode(tmp_path) + b"/latin/caf\xe9")
     fails("latin", r"class folder with the name b'caf\\xe9', which isn't UTF-8; rename it")
     names = dict.fromkeys(("Cat", "cat", "bull dog", "bull_dog", "1_1", "11", "cat - Copy (2)"), 2)
     source = sources.open_source(config_for(make_folder(tmp_path / "case", names)), "train")
     assert [line.partition(" differ")[0] for line in source.warnings()] == [
-        "warning: the names of the classes 'Cat' and 'cat' and 'cat - Copy (2)'",
-        "warning: the names of the classes 'bull dog' and 'bull_dog'",
+        "warning: the class names 'Cat' and 'cat' and 'cat - Copy (2)'",
+        "warning: the class names 'bull dog' and 'bull_dog'",
     ]
 
 
@@ -235,13 +235,13 @@ def test_folds_and_masks_among_the_images_are_reported(tmp_path):
     parts = [f"{fold}/{name}" for fold in ("2019", "fold 1") for name in ("cat", "dog")]
     make_folder(tmp_path / "folds", dict.fromkeys(parts, 1))
     (line,) = warnings("folds")
-    assert "all classes have the same folders in them: cat, dog. If those are the classes" in line
+    assert "all class folders contain the same folders: cat, dog. If those are the classes" in line
     root = make_folder(tmp_path / "scans", {"benign": 3, "normal": 3})
     for name in ("benign/000_mask.png", "benign/000_mask_1.png", "normal/a_mask.png"):
         (root / name).write_bytes(b"")
     (line,) = warnings("scans")
     assert (
-        f"2 images are masks of others by their names, such as {root}/benign/000_mask.png" in line
+        f"2 images have the names of masks of other images, such as {root}/benign/000_mask" in line
     )
 
 
@@ -263,11 +263,11 @@ def test_a_file_name_in_another_encoding_can_be_written(tmp_path):
 def test_a_class_behind_a_broken_link_is_named_and_loose_images_too(tmp_path):
     make_folder(tmp_path, {"cat": 3, "dog": 2})
     (tmp_path / "cat" / "000.png").rename(tmp_path / "loose.png")
-    summary = sources.folder_source(config_for(tmp_path), "train").summary()
+    summary = folders.folder_source(config_for(tmp_path), "train").summary()
     assert "1 .png in no class folder); move each image" in summary
     (tmp_path / "emu").symlink_to(tmp_path / "disk" / "emu")
-    with pytest.raises(UserError, match="emu links to nothing; mount"):
-        sources.folder_source(config_for(tmp_path), "train")
+    with pytest.raises(UserError, match="emu is a broken link; mount"):
+        folders.folder_source(config_for(tmp_path), "train")
 
 
 def test_classes_that_differ_between_splits_are_named():
@@ -371,7 +371,7 @@ def test_a_file_that_is_not_whole_is_named(tmp_path, left):
 
 
 def test_an_unknown_split_lists_those_there_are(tmp_path):
-    with pytest.raises(UserError, match=f"data_dir={tmp_path}: the digits are in no folder"):
+    with pytest.raises(UserError, match=f"data_dir={tmp_path} does not apply to the digits"):
         sources.digits_source("digits", str(tmp_path), "train")
     with pytest.raises(UserError, match="which has test, train"):
         sources.digits_source("digits", None, "validation")
@@ -390,7 +390,7 @@ def test_folders_of_one_name_are_told_apart(tmp_path):
     assert first == identity("b", pets) and first.startswith("2 records ")
     others = [{"cat": 2, "cow": 2}, {"cat": 2, "dog": 20}]
     found = {identity(f"other{n}", classes) for n, classes in enumerate(others)}
-    found |= {first, identity("jpg", pets, ".jpg")}  # Other images of the same classes and count.
+    found |= {first, identity("jpg", pets, ".jpg")}  # Other images, but the same classes and count.
     assert len(found) == 4
     source = sources.open_source(config_for(tmp_path / "a" / "data"), "val")
     assert sources.identity(sources.with_classes(source, ("bat", "cat", "dog"), "val")) == first

@@ -1,4 +1,4 @@
-"""Data sets in their authors' layouts: splits, labels, and what is said of files that don't fit."""
+"""Data sets in their authors' layouts: splits, labels, and messages for files that don't fit."""
 
 import numpy as np
 import pytest
@@ -33,7 +33,7 @@ def test_splits_are_the_authors(name, tmp_path):
     assert (len(found["trainval"]), len(found["test"])) == (2 * COUNT * 3, COUNT * 3)
     share = 0.5 if name == "fgvc_aircraft" else 0.25  # Aircraft has a validation split.
     assert len(found["validation"]) == share * len(found["trainval"])
-    # An evaluation on images that were trained on is noticed.
+    # An evaluation on images that were trained on is detected.
     for split, count in (("trainval", 6 * COUNT), ("test", 0)):
         training = data.copy_and_resolve_references()
         training.train_split = split
@@ -41,7 +41,7 @@ def test_splits_are_the_authors(name, tmp_path):
 
 
 def test_labels_are_those_of_the_files(tmp_path):
-    # Written here independently of the reader: the 5th line, row and path.
+    # The expected 5th line, row and path are independent of the reader.
     data = config_for("fgvc_aircraft", WRITERS["fgvc_aircraft"](tmp_path / "a"))
     line = (tmp_path / "a/data/images_variant_test.txt").read_text().splitlines()[4]
     source = sources.open_source(data, "test")
@@ -60,7 +60,7 @@ def test_missing_images_are_counted_and_named(tmp_path):
     source = sources.open_source(data, "test")
     for index in range(6):
         (tmp_path / source.describe(index)).unlink()
-    with pytest.raises(UserError, match="names 6 images of 12 that are missing: ") as error:
+    with pytest.raises(UserError, match=r"6 of 12 images that .* lists are missing: ") as error:
         sources.open_source(data, "test")
     assert str(error.value).count(".jpg") == 5
     sources.open_source(data, "trainval")

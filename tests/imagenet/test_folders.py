@@ -103,7 +103,7 @@ def test_imagenet_c_s_folders(group, tmp_path):
     wrong = tmp_path / f"{group}fog/3"
     (wrong / names[0]).rename(wrong / WNIDS[LABELS[1]] / VALIDATION[0])
     (wrong / names[0]).parent.rmdir()
-    fails("1 of 3 images lie in the folder of another class", "imagenet_c", tmp_path, "/fog_3")
+    fails("1 of 3 images are in the folder of another class", "imagenet_c", tmp_path, "/fog_3")
 
 
 def test_validation_and_reassessed_labels(tmp_path):

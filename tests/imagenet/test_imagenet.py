@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from configs import imagenet
-from effnet_jax.data import sources
+from effnet_jax.data import folders, sources
 from effnet_jax.errors import UserError
 from effnet_jax.imagenet import prepare, shards
 from effnet_jax.training import evaluations, supervisor
@@ -118,8 +118,8 @@ def test_copies_of_trained_images_are_counted_whatever_their_path(tmp_path, monk
     for number, path in enumerate(sorted(pathlib.Path("copy").glob("*/*"))):
         path.rename(path.with_name(f"{number}{path.suffix}"))
     data.data_dir = "copy"
-    for most, shared in ((sources.COMPARED, 60), (59, 0)):
-        monkeypatch.setattr(sources, "COMPARED", most)
+    for most, shared in ((folders.COMPARED, 60), (59, 0)):
+        monkeypatch.setattr(folders, "COMPARED", most)
         found = sources.open_source(data, ".")
         assert sources.count_trained_on(found, data, data, trained) == shared
 

@@ -409,13 +409,13 @@ def test_names_of_files_state_their_class(prepared, tmp_path):
         (folder / "val" / wnid).rename(folder / "val" / f"{wnid}_")
     for wnid in classes:
         (folder / "val" / f"{wnid}_").rename(folder / "val" / shuffled[wnid])
-    message = r"10 of 10 images lie .* another class .*\.JPEG is of n\d{8}(, .*){4}, \.\.\.\. Move"
+    message = r"10 of 10 images are .* another class .*\.JPEG is of n\d{8}(, .*){4}, \.\.\.\. Move"
     with pytest.raises(UserError, match=message):
         prepare.prepare(folder, tmp_path / "out", ORIGINAL, subset=True)
     assert contents(tmp_path / "out") == {}
     data = default.get_config().data  # Training and eval.py read such folders as they are.
     data.update(source="folder", data_dir=str(folder), eval_split="val")
-    with pytest.raises(UserError, match="10 of 10 images lie"):
+    with pytest.raises(UserError, match="10 of 10 images are in the folder of another class"):
         sources.open_source(data, "val")
     image = next((folder / "train" / classes[0]).iterdir())
     image.rename(folder / "train" / classes[1] / image.name)
@@ -425,12 +425,12 @@ def test_names_of_files_state_their_class(prepared, tmp_path):
     stem = image.stem
     for name in (f"{stem} (1).JPEG", f"crop_{stem}.webp", "ILSVRC2012_val_00000001.webp"):
         images = [(folder, name) for folder in ("n01440764", "n01440764_tench", "fish n01440764")]
-        with pytest.raises(UserError, match="2 of 2 images lie in the folder of another class"):
+        with pytest.raises(UserError, match="2 of 2 images are in the folder of another class"):
             imagenet_names.check_names(images)
     assert imagenet_names.stated_class(f"n01440764_1 over {stem}.JPEG") is None  # Which is it?
     # Labels in a copy by TFDS are compared as well.
     items = [imagenet.Item(f"n01440764_{n}.JPEG", 1, "x", 0, 0) for n in range(8)]
-    with pytest.raises(UserError, match="8 of 8 images lie"):
+    with pytest.raises(UserError, match="8 of 8 images are in the folder of another class"):
         imagenet.check("train", items, subset=True)
     # Own groups of ImageNet's files are nobody's mistake.
     for wnid in classes:
@@ -634,7 +634,7 @@ def test_a_second_process_is_refused(half_prepared, tars):
 
 
 def test_reading_what_is_half_prepared_gives_the_command_that_goes_on(half_prepared, capsys):
-    with pytest.raises(UserError, match=r"is half prepared in .* Go on with:\n") as error:
+    with pytest.raises(UserError, match=r"is only partly prepared in .* Continue with:\n") as error:
         sources.TfdsSource("imagenet2012", str(half_prepared), "train")
     command = shlex.split(str(error.value).partition("\n")[2])
     assert command[:2] == ["effnet-jax", "prepare_imagenet"]

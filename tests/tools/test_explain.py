@@ -35,7 +35,7 @@ def test_each_image_has_a_picture_and_its_maps_and_bad_ones_stop_no_other(cat, t
     with pytest.raises(errors.ImagesFailed, match="1 of 3 images could not be read"):
         run(*images, *arguments)
     output = capsys.readouterr()
-    assert f"can't read {bad}: it is no image" in output.err
+    assert f"can't read {bad}: it is not an image" in output.err
     assert {path.name for path in out.iterdir()} == {
         *("cat.png", "cat.npy", "cat-2.png", "cat-2.npy")
     }

@@ -17,7 +17,7 @@ from conftest import GOLDEN
 from PIL import Image
 
 from effnet_jax import errors, weights
-from effnet_jax.data import sources
+from effnet_jax.data import folders
 from effnet_jax.data.preprocess import Preprocess
 from effnet_jax.tools import predict
 
@@ -50,7 +50,7 @@ def test_released_weights_name_the_cat_and_the_espresso(capsys, pictures):
     best = coffee["predictions"][0]
     assert (best["name"], best["class"], best["label"]) == ("espresso", "n07920052", 967)
     assert best["probability"] > 0.8 and len(coffee["predictions"]) == 5
-    assert f"can't read {pictures[1]}: it is no image" in output.err
+    assert f"can't read {pictures[1]}: it is not an image" in output.err
     assert f"can't read {pictures[2]}: No such file" in output.err
 
 
@@ -112,24 +112,24 @@ def test_folders_patterns_and_the_standard_input_are_taken(capsys, pictures, tmp
     (deep := tmp_path / "photos" / "deep").mkdir(parents=True)
     for number, name in enumerate(("b.png", "a[1].png", "notes.txt", ".hidden.png")):
         shutil.copy(cat if number != 2 else text, deep / name)
-    taken = sources.list_images([str(tmp_path / "photos"), "-", str(tmp_path / "*.jpg"), "gone"])
+    taken = folders.list_images([str(tmp_path / "photos"), "-", str(tmp_path / "*.jpg"), "gone"])
     names = ["a[1].png", "b.png"]
     assert taken == [*(str(deep / name) for name in names), "-", str(coffee), str(text), "gone"]
-    assert "photos: 1 of 3 files are no images" in capsys.readouterr().err
-    assert sources.list_images([str(deep / "a[1].png")]) == [str(deep / "a[1].png")]
-    assert len(sources.list_images([str(tmp_path / "**" / "*.png")])) == 3
+    assert "photos: 1 of 3 files are not images" in capsys.readouterr().err
+    assert folders.list_images([str(deep / "a[1].png")]) == [str(deep / "a[1].png")]
+    assert len(folders.list_images([str(tmp_path / "**" / "*.png")])) == 3
     (deep / "@eaDir").mkdir()
     shutil.copy(cat, deep / "@eaDir" / "thumbnail.png")
-    assert sources.list_images([str(tmp_path / "photos")]) == [str(deep / name) for name in names]
-    assert sources.list_images([str(deep / "@eaDir")]) == [str(deep / "@eaDir" / "thumbnail.png")]
+    assert folders.list_images([str(tmp_path / "photos")]) == [str(deep / name) for name in names]
+    assert folders.list_images([str(deep / "@eaDir")]) == [str(deep / "@eaDir" / "thumbnail.png")]
     shutil.rmtree(deep / "@eaDir")
     (deep / "again").symlink_to(deep)
-    with pytest.raises(errors.UserError, match=r"deep/again is .*deep by a link, and read already"):
-        sources.list_images([str(tmp_path / "photos")])
+    with pytest.raises(errors.UserError, match=r"deep/again links to .*deep, which is read"):
+        folders.list_images([str(tmp_path / "photos")])
     (deep / "again").unlink()
     for argument in (tmp_path / "*.gif", GOLDEN / "checkpoint_v1" / "checkpoints"):
         with pytest.raises(errors.UserError, match=f"no image in {re.escape(str(argument))}"):
-            sources.list_images([str(argument)])
+            folders.list_images([str(argument)])
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(cat.read_bytes())))
     flags = [f"--weights={GOLDEN / 'checkpoint_v1'}", "--csv", "--top=2"]
     with pytest.raises(errors.ImagesFailed, match="1 of 4 images"):
