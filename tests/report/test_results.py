@@ -188,7 +188,7 @@ def test_other_tables_are_passed_over_in_a_folder_alone(tmp_path):
     assert results.read([header]).skipped == others[2:]
     with pytest.raises(UserError, match=r"benchmark_model\.csv is not a results file"):
         results.read([tmp_path, other])
-    with pytest.raises(UserError, match="--results"):
+    with pytest.raises(UserError, match="check the path of the results"):
         results.read([tmp_path / "none"])
 
 
