@@ -101,7 +101,9 @@ def draw_ranked(axes: Axes, points: Sequence[Point], names: Sequence[str]) -> No
         if point.n > 1:
             seeds = [100 * top1 for top1 in point.top1]
             axes.scatter(seeds, [place] * point.n, s=7, color=colour, alpha=0.5)
-    axes.set_yticks(range(len(points)), names, parse_math=False)
+    # Long names are smaller: wider than the figure, they would leave no room for the axes.
+    size = min(SMALL + 1, 380 / max(map(len, names)))
+    axes.set_yticks(range(len(points)), names, fontsize=size, parse_math=False)
     axes.set_ylim(-0.7, len(points) - 0.3)
     axes.set_xlabel("top-1 (%)", fontsize=TEXT)
 

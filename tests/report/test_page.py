@@ -5,6 +5,7 @@ import html
 import pathlib
 import re
 import time
+import warnings
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from samples import EVALUATIONS, methods, row, swept, write
 from effnet_jax import weights
 from effnet_jax.errors import UserError
 from effnet_jax.explain import drawing as explained
-from effnet_jax.report import curves, figures, maps, page, paper, pictures, results, tables
+from effnet_jax.report import curves, drawing, figures, maps, page, paper, pictures, results, tables
 from effnet_jax.tools import report
 
 
@@ -67,6 +68,18 @@ def test_the_report_is_whole_and_stands_alone(run, tmp_path):
     assert {int(point["multiply_adds"]) for point in drawn} == expected
     with open(out / "table_methods.csv", newline="") as file:
         assert {int(cells["multiply-adds"]) for cells in csv.DictReader(file)} == expected
+
+
+def test_a_small_report_is_drawn_without_a_warning(run, tmp_path, monkeypatch):
+    """Names wider than the figure left no room for its axes, which then were drawn over names."""
+    monkeypatch.setattr(drawing, "DPI", 30)  # The layout is the same, and made faster.
+    one = row(sweep="grid", series="grid", label="1.2, 1.1, 1.15")
+    networks = [{"model.base": f"a_base_network_with_a_long_name_{n}"} for n in range(2)]
+    keys = [each | {"data.data_dir": "/data/of/a/user/photographs"} for each in networks]
+    rows = [*methods(1)[:3], one, *swept("networks.py", *keys, {"model.base": "b"})]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(f"--results={write(tmp_path / 'a.csv', rows)}", draw=True)
 
 
 def test_a_new_report_leaves_nothing_of_the_old_and_spares_what_is_not_its_own(run, tmp_path):
