@@ -32,7 +32,7 @@ for name, module in BENCHMARKS.items():
 def report(name: str, args: argparse.Namespace) -> None:
     """Run a benchmark, print its rows, and append them to --csv."""
     rows = BENCHMARKS[name].measure(args)
-    if not rows:  # The first process of several reports.
+    if not rows:  # Of several processes, only the first has rows.
         return
     if args.json:
         print(json.dumps(rows, indent=2))

@@ -33,7 +33,7 @@ MAGNITUDES = (10, 17, 28)  # Published for RandAugment; AutoAugment v0 has no sh
 
 
 def differences(image: np.ndarray) -> Iterator[tuple[str, str, np.ndarray]]:
-    """The name, unit and values (ours minus theirs) of each comparison on a uint8 [h, w, 3]."""
+    """Yield name, unit and ours minus theirs of each comparison for a photo, uint8 [h, w, 3]."""
     Image.fromarray(image).save(buffer := io.BytesIO(), "JPEG", quality=90)
     ours = decode_image(buffer.getvalue())[..., :3]
     yield "decoded", "levels", ours - tf.image.decode_jpeg(buffer.getvalue()).numpy().astype(float)

@@ -187,7 +187,7 @@ def sizes(named: Arrays) -> dict[str, float]:
 
 
 def gradient_sizes(gradients: Arrays) -> tuple[dict[str, float], int]:
-    """`sizes`, with the scale's for a norm's bias if that is only rounding; how many of these."""
+    """`sizes`, with the scale's for biases of norms that have only rounding, and their number."""
     found = sizes(gradients)
     scales = {
         name: found[name.removesuffix("bias") + "weight"]

@@ -15,7 +15,7 @@ where = tf.compat.v1.where  # As in the reference: a one-dimensional condition s
 
 
 def chance(probability: float) -> tf.Tensor:
-    """True with a probability."""
+    """A random boolean that is true with a probability."""
     return tf.cast(tf.floor(tf.random.uniform([]) + probability), tf.bool)
 
 

@@ -195,8 +195,8 @@ def demanded_bytes(message: str) -> int | None:
     if "RESOURCE_EXHAUSTED" not in message:
         return None
     # "... temporaries (64.00G) exceeds available HBM (15.75G)", "Used 20.51G of 15.75G hbm".
-    found = re.search(r"(?:\(|Used )([\d.]+)([KMGT])\)? (?:exceeds|of)", message)
-    return round(float(found[1]) * 1024 ** (" KMGT".index(found[2]))) if found else None
+    match = re.search(r"(?:\(|Used )([\d.]+)([KMGT])\)? (?:exceeds|of)", message)
+    return round(float(match[1]) * 1024 ** (" KMGT".index(match[2]))) if match else None
 
 
 def plan(config: ConfigDict, name: str, topology: str, examples: int, batch_size: int) -> Plan:

@@ -52,8 +52,8 @@ def _parse(compiled_text: str) -> tuple[dict[str, list[Instruction]], str]:
             computation = header[1]
             entry = computation if line.startswith("ENTRY") else entry
         elif match := INSTRUCTION.match(line):
-            found = CALLED.findall(line)
-            calls = [(how, name) for how, text in found for name in re.findall(r"[\w.\-]+", text)]
+            called = CALLED.findall(line)
+            calls = [(how, name) for how, text in called for name in re.findall(r"[\w.\-]+", text)]
             computations[computation].append(Instruction(*match.groups(), calls, line))
     return computations, entry
 

@@ -53,8 +53,8 @@ def draw_curves(rows: list[dict[str, float]], path: pathlib.Path, title: str = "
 
 def curve(rows: list[dict[str, float]], key: str, scale: float) -> Curve:
     """The finite values of a metric by epoch, multiplied by `scale`."""
-    found = [(row["epoch"], scale * row[key]) for row in rows if key in row]
-    return [(epoch, value) for epoch, value in found if math.isfinite(value)]
+    pairs = [(row["epoch"], scale * row[key]) for row in rows if key in row]
+    return [(epoch, value) for epoch, value in pairs if math.isfinite(value)]
 
 
 def plot(axes: Axes, points: Curve, form: dict) -> None:

@@ -32,8 +32,8 @@ TEMPLATE = pathlib.Path(__file__).with_name("mistakes.html")
 
 def check(folder: pathlib.Path) -> None:
     """Raise UserError if `write` can't write to the folder or would replace a file."""
-    if found := [name for name in FILES if (folder / name).exists()]:
-        raise UserError(f"{folder / found[0]} already exists; choose another --details")
+    if existing := [name for name in FILES if (folder / name).exists()]:
+        raise UserError(f"{folder / existing[0]} already exists; choose another --details")
     files.make_folder("--details", folder)
 
 

@@ -286,11 +286,11 @@ def figure_sweeps(results: Results) -> Drawn | None:
     sweeps = results.own("the figure of your sweeps")
     if not sweeps:
         return None
-    found = [find_swept(points) for points in sweeps.values()]
-    heights = [3.6 if each.key else 1.0 + 0.27 * len(each.names) for each in found]
-    figure, _ = drawing.new_figure(sum(heights), len(found), height_ratios=heights)
+    drawn_sweeps = [find_swept(points) for points in sweeps.values()]
+    heights = [3.6 if each.key else 1.0 + 0.27 * len(each.names) for each in drawn_sweeps]
+    figure, _ = drawing.new_figure(sum(heights), len(drawn_sweeps), height_ratios=heights)
     drawn, captions = [], []
-    for axes, swept, (title, points) in zip(figure.axes, found, sweeps.items(), strict=True):
+    for axes, swept, (title, points) in zip(figure.axes, drawn_sweeps, sweeps.items(), strict=True):
         ranked = sorted(zip(points, swept.names, strict=True), key=lambda pair: pair[0].mean)
         axes.set_title(title, fontsize=drawing.SMALL + 1, parse_math=False)
         draw_sweep(axes, swept, *zip(*ranked, strict=True))

@@ -40,12 +40,12 @@ class Applied(NamedTuple):
     probabilities: np.ndarray
 
     @classmethod
-    def of(cls, found: weights.Weights, images: Sequence[bytes]) -> "Applied":
-        model, preprocess = models.build(found.config), Preprocess(**found.preprocess)
+    def of(cls, network: weights.Weights, images: Sequence[bytes]) -> "Applied":
+        model, preprocess = models.build(network.config), Preprocess(**network.preprocess)
         pixels, parts = zip(*(drawing.see(preprocess, each) for each in images), strict=True)
         inputs = normalize(np.stack(pixels), preprocess.mean, preprocess.std)
-        probabilities = np.asarray(predict(model, found.variables, inputs))
-        return cls(model, found.variables, inputs, list(parts), probabilities)
+        probabilities = np.asarray(predict(model, network.variables, inputs))
+        return cls(model, network.variables, inputs, list(parts), probabilities)
 
     def maps(self, labels: np.ndarray, compared: Compared) -> np.ndarray:
         options = labels, compared.method, compared.layer
@@ -88,13 +88,13 @@ def compare(compared: Compared) -> tuple[matplotlib.figure.Figure, str, list[dic
     Raises UserError if the networks have different classes or an image can't be read.
     """
     names, images = name_networks(compared.networks), read_images(compared)
-    found = [weights.load(each) for each in compared.networks]
-    classes = found[0].classes
-    for name, each in zip(names, found, strict=True):
+    loaded = [weights.load(each) for each in compared.networks]
+    classes = loaded[0].classes
+    for name, each in zip(names, loaded, strict=True):
         explain.check(models.build(each.config), compared.method, compared.layer)
         if each.classes != classes:
             raise UserError(f"{names[0]} and {name} have different classes; compare others")
-    applied = [Applied.of(each, [image for _, image in images]) for each in found]
+    applied = [Applied.of(each, [image for _, image in images]) for each in loaded]
     best = np.mean([each.probabilities for each in applied], 0).argmax(1)
     labels = np.array(
         [

@@ -28,8 +28,8 @@ def missing(key: str, results: Results) -> list[str]:
         command = "python -m benchmarks latency --csv=results/benchmark_latency.csv"
         return [] if results.latency else [command]
     if key in ("figure6", "table5"):
-        found = any(results.transfer(key, chosen) for chosen in paper.transfer().values())
-        return [] if found else TRANSFER
+        has_rows = any(results.transfer(key, chosen) for chosen in paper.transfer().values())
+        return [] if has_rows else TRANSFER
     run = {run.kind for run in results.runs if key != "table2" or paper.is_imagenet(run.data)}
     if key == "figure7" and results.compared:
         return []

@@ -58,8 +58,7 @@ class Run(NamedTuple):
       epochs, steps: the length of the run; one of them is None.
       swept: pairs of a config key that the sweep changes and its value.
       recipe: a digest of the rest of the config.
-      trained_on, identity: of the training and the evaluation split. Empty, like the two above,
-        in older files.
+      trained_on, identity: those of the two splits. Empty, like the two above, in older files.
       curve: pairs of epoch and top-1, one for each evaluation.
     """
 
@@ -100,7 +99,7 @@ class Run(NamedTuple):
     def place(self) -> tuple:
         """What the runs of one point have in common: swept values, or else series and label.
 
-        Names don't count with swept values, because a sweep's file may give all runs one name.
+        With swept values, names are ignored, since a file of a sweep may give all runs one name.
         """
         names = () if self.swept and self.kind not in PAPER else (self.series, self.label)
         return self.kind, names, self.swept
@@ -132,9 +131,8 @@ class Point(NamedTuple):
 
     Attributes:
       data: the data set, with the name of the evaluation unless that is "val".
-      evaluation: evaluation and weights whose accuracies `top1` has, for example "val/ema".
-      top1: the accuracy of each run, by `metric`.
-      metric: a key of METRICS.
+      evaluation: evaluation and weights that `top1` is of, for example "val/ema".
+      metric: the metric in `top1`, a key of METRICS.
     """
 
     series: str
@@ -249,7 +247,7 @@ class Results:
         if not all({top1, count} <= run.scores.keys() for run in runs):
             known = {key.rpartition("/")[0] for key in first.scores}
             others = ", ".join(sorted(known - {self.evaluation})) or "none"
-            raise UserError(f"{where} lack {top1} or {count}; choose --evaluation={others}")
+            raise UserError(f"{where} lack {top1} or {count}; --evaluation can be: {others}")
         name = self.evaluation.partition("/")[0]
         data = first.data if name == "val" else f"{first.data}, evaluation {name}"
         costs = (first.parameters, first.multiply_adds)
@@ -265,14 +263,14 @@ class Results:
         Their labels are names of networks.
         """
         place, top1 = f"{chosen['name']}/{chosen['split']}", f"{self.evaluation}/top1"
-        found = [
+        runs = [
             run if run.kind == "phi" else run._replace(label=paper.label(*network(run)))
             for run in self.runs
             if run.data.partition(" ")[0] == place and top1 in run.scores
         ]
         return [
             point
-            for each in self._split(found, "kind", "recipe")
+            for each in self._split(runs, "kind", "recipe")
             for point in each.points(what, each.runs[0].kind, metric=chosen["metric"])
         ]
 
@@ -281,8 +279,8 @@ class Results:
 
         Keys are titles: the keys that the sweep changes, or the name of its file, and the data set.
         """
-        found, sweeps = [run for run in self.runs if run.kind not in (EVAL, *PAPER)], {}
-        for each in self._split(found, "kind", "recipe"):
+        runs, sweeps = [run for run in self.runs if run.kind not in (EVAL, *PAPER)], {}
+        for each in self._split(runs, "kind", "recipe"):
             first, keys = each.runs[0], each.runs[0].kind.split()
             keys = config_lib.short_names(keys) if len(keys) > 1 else keys
             title = f"{', '.join(keys)} on {first.data}"
@@ -313,7 +311,7 @@ class Swept(NamedTuple):
 
 
 def find_swept(points: Sequence[Point]) -> Swept:
-    """Finds what differs between a sweep's points."""
+    """Find what differs between a sweep's points."""
     values = [dict(point.runs[0].swept) for point in points]
     keys = dict.fromkeys(chain(*values))
     keys = [key for key in keys if len({each.get(key) for each in values}) > 1]
@@ -362,7 +360,7 @@ def find_files(paths: Sequence[pathlib.Path]) -> dict[pathlib.Path, bool]:
 
     Hidden files in a folder are ignored: they are copies of an editor or files of the system.
     """
-    found: dict[pathlib.Path, tuple[pathlib.Path, bool]] = {}
+    csvs: dict[pathlib.Path, tuple[pathlib.Path, bool]] = {}
     remote = [path for path in paths if buckets.is_bucket(path)]
     local = [path for path in paths if not buckets.is_bucket(path)]
     for path in sorted(local, key=pathlib.Path.is_dir):  # Named files first.
@@ -370,8 +368,8 @@ def find_files(paths: Sequence[pathlib.Path]) -> dict[pathlib.Path, bool]:
             raise UserError(f"no file or folder {path}; check the path of the results")
         for file in sorted(path.rglob("*.[cC][sS][vV]")) if path.is_dir() else [path]:
             if not any(part.startswith(".") for part in file.relative_to(path).parts):
-                found.setdefault(file.resolve(), (file, file == path))
-    return dict(found.values()) | _find_objects(remote)
+                csvs.setdefault(file.resolve(), (file, file == path))
+    return dict(csvs.values()) | _find_objects(remote)
 
 
 def _find_objects(paths: Sequence[pathlib.Path]) -> dict[pathlib.Path, bool]:
@@ -401,7 +399,7 @@ def parse(cells: dict[str, str], place: str, evaluation: str = EVALUATION) -> Ru
     swept = {name: text for name, text in cells.items() if name.startswith("config.") and text}
     for name, text in swept.items():
         if re.fullmatch(r"-?\d+,\d+", text):
-            raise UserError(f"{place}: {name} is {text!r}, a number with a decimal comma")
+            raise UserError(f"{place}: {name} is {text!r}, with a decimal comma; use a point")
     swept = tuple(sorted((key.removeprefix("config."), value(text)) for key, text in swept.items()))
     others = ("recipe", "train/identity", f"{evaluation.partition('/')[0]}/identity")
     steps = _parse_cell({"steps": ""} | cells, "steps", int | None, place)
@@ -445,12 +443,12 @@ def parse_evaluation(cells: dict[str, str], place: str) -> Run | None:
         return None
     numbers = ("width", "depth", "resolution", "parameters")
     size = [_parse_cell(cells, key, COLUMNS[key], place) for key in numbers]
-    found = paper.identify(*size, int(sets[cells["data"]]["classes"]))
-    if found is None:
+    identified = paper.identify(*size, int(sets[cells["data"]]["classes"]))
+    if identified is None:
         return None
     row = dict.fromkeys(COLUMNS, "") | {key: cells[key] for key in COLUMNS if key in cells}
-    row |= {"sweep": EVAL, "series": cells["weights"], "base": found[0], "train_minutes": "0"}
-    row["multiply_adds"] = str(found[1].multiply_adds)
+    row |= {"sweep": EVAL, "series": cells["weights"], "base": identified[0], "train_minutes": "0"}
+    row["multiply_adds"] = str(identified[1].multiply_adds)
     row["steps"] = "" if cells["epochs"] else cells["step"]
     kept = (*METRICS, "count")
     row |= {f"val/{cells['weights']}/{key}": cells[key] for key in kept if key in cells}
@@ -519,11 +517,11 @@ def read(
         elif set(LATENCY) <= set(columns):
             latency += (parse_latency(*row) for row in rows)
         elif set(columns) >= EVALUATED:
-            found = [run for row in rows if (run := parse_evaluation(*row))]
-            parsed += found
-            if others := len(rows) - len(found):
+            evaluated = [run for row in rows if (run := parse_evaluation(*row))]
+            parsed += evaluated
+            if others := len(rows) - len(evaluated):
                 skipped.append(f"{others} of {len(rows)} rows of {path} (not of transfer learning)")
-            if not found:
+            if not evaluated:
                 continue
         elif named:
             raise UserError(

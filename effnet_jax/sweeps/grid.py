@@ -34,15 +34,15 @@ def candidates(
     if len(alphas) * len(others) ** 2 > MOST_POINTS:
         raise UserError(f"a grid with step={step:g} has over {MOST_POINTS:,} points; increase step")
     grid = list(itertools.product(alphas, others, others))
-    found = [point for point in grid if distance(point) <= tolerance + 1e-9]
-    if not found:
+    points = [point for point in grid if distance(point) <= tolerance + 1e-9]
+    if not points:
         alpha, beta, gamma = nearest = min(grid, key=distance)
         raise UserError(
             f"no point of the grid with step={step:g} has alpha * beta^2 * gamma^2 within "
             f"{tolerance:g} of {product:g}; the nearest, alpha={alpha:g}, beta={beta:g}, gamma="
             f"{gamma:g}, is {distance(nearest):.3g} off. Use a smaller step or a larger tolerance"
         )
-    return found
+    return points
 
 
 def solve(cost_at: Callable[[float], int], target: float) -> float:
@@ -57,7 +57,7 @@ def solve(cost_at: Callable[[float], int], target: float) -> float:
     while above - below > 1e-7 * above:
         middle = (below + above) / 2
         below, above = (middle, above) if cost_at(middle) <= target else (below, middle)
-    found = min((below, above), key=lambda value: abs(cost_at(value) - target))
-    found_cost = cost_at(found)
-    rounded = (round(found, digits) for digits in range(1, 8))
-    return next((value for value in rounded if cost_at(value) == found_cost), found)
+    best = min((below, above), key=lambda value: abs(cost_at(value) - target))
+    best_cost = cost_at(best)
+    rounded = (round(best, digits) for digits in range(1, 8))
+    return next((value for value in rounded if cost_at(value) == best_cost), best)

@@ -165,10 +165,10 @@ def slurm(
     known = files.read_json(ids) if ids.exists() else {}
     try:
         executor = submitit.AutoExecutor(folder.root / "slurm", cluster="slurm")
-        given = dict(part.split("=", 1) for part in parameters.split(",") if part)
-        given = {key: int(value) if value.isdecimal() else value for key, value in given.items()}
+        values = dict(part.split("=", 1) for part in parameters.split(",") if part)
+        values = {key: int(value) if value.isdecimal() else value for key, value in values.items()}
         limit = {"slurm_array_parallelism": parallel} if parallel else {}
-        executor.update_parameters(**given, **limit)
+        executor.update_parameters(**values, **limit)
     except (RuntimeError, NameError, TypeError, ValueError, AssertionError) as error:
         raise UserError(
             f"SLURM can't be used here, or not with --slurm={parameters!r}: {error}. Use parameters"

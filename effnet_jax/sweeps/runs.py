@@ -121,12 +121,12 @@ def _split(text: str, separator: str) -> list[str]:
 def numbers(argument: str, default: Iterable[float]) -> list[float]:
     """The numbers in the argument of a sweep, such as "1,1.4,2", or the default if it has none."""
     try:
-        found = [float(part) for part in argument.split(",") if part]
+        values = [float(part) for part in argument.split(",") if part]
     except ValueError:
         raise UserError(f"{argument!r} should be numbers with commas, such as 1,1.4,2") from None
-    if any(not 0 < number < 1000 for number in found):
+    if any(not 0 < number < 1000 for number in values):
         raise UserError(f"numbers of a sweep must be above 0 and below 1000; got {argument!r}")
-    return found or list(default)
+    return values or list(default)
 
 
 def scaled(
