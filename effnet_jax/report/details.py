@@ -105,7 +105,7 @@ def confused(counts: np.ndarray) -> list[tuple[int, int] | None]:
 
 
 def draw(names: Sequence[str], counts: np.ndarray, title: str) -> matplotlib.figure.Figure:
-    """The confusion matrix of the classes that occur; bars of the least accurate if over MOST."""
+    """The confusion matrix of the classes that occur; if over MOST, bars of the least accurate."""
     seen = np.flatnonzero(counts.any(1))
     if len(counts) == len(counts.T):
         seen = np.flatnonzero(counts.any(1) | counts.any(0))

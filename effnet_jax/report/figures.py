@@ -89,7 +89,7 @@ def curve(results: Results, what: str, cost: str) -> Drawn:
         form = {"line": False, "label": SHOWN.get(name, name)}
         drawing.draw_points(axes, line, cost, *drawing.style(name), **form)
     if points and not paper.is_imagenet(points[0].data):
-        caption += f" The paper's points are left out: they are not on {points[0].data}."
+        caption += f" The paper's points are left out; its accuracies are not on {points[0].data}."
     else:
         reference = table2_rows()
         drawn += reference

@@ -247,7 +247,7 @@ class Results:
         if not all({top1, count} <= run.scores.keys() for run in runs):
             known = {key.rpartition("/")[0] for key in first.scores}
             others = ", ".join(sorted(known - {self.evaluation})) or "none"
-            raise UserError(f"{where} lack {top1} or {count}; --evaluation can be: {others}")
+            raise UserError(f"{where} lack {top1} or {count}; they have --evaluation={others}")
         name = self.evaluation.partition("/")[0]
         data = first.data if name == "val" else f"{first.data}, evaluation {name}"
         costs = (first.parameters, first.multiply_adds)
@@ -399,7 +399,7 @@ def parse(cells: dict[str, str], place: str, evaluation: str = EVALUATION) -> Ru
     swept = {name: text for name, text in cells.items() if name.startswith("config.") and text}
     for name, text in swept.items():
         if re.fullmatch(r"-?\d+,\d+", text):
-            raise UserError(f"{place}: {name} is {text!r}, with a decimal comma; use a point")
+            raise UserError(f"{place}: {name} is {text!r}, a number with a comma; use a point")
     swept = tuple(sorted((key.removeprefix("config."), value(text)) for key, text in swept.items()))
     others = ("recipe", "train/identity", f"{evaluation.partition('/')[0]}/identity")
     steps = _parse_cell({"steps": ""} | cells, "steps", int | None, place)
