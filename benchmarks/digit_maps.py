@@ -1,4 +1,4 @@
-"""How much of networks' activation maps lies on the digit, in cluttered digits.
+"""Measure how much of the activation maps for cluttered digits lies on the digit.
 
 python -m benchmarks.digit_maps WORKDIR... [--csv=FILE]
 """
@@ -19,7 +19,7 @@ Box = tuple[int, int, int, int]  # Top, left, bottom, right, in pixels.
 
 
 def labelled(count: int) -> tuple[list[np.ndarray], list[int], list[Box]]:
-    """The first test images, uint8 [h, w, 3], their labels, and the box of the digit in each."""
+    """The first test images, uint8 [h, w, 3], with their labels and the boxes of their digits."""
     windows, place = [], digits.place
 
     def watch(canvas, *arguments):
@@ -33,20 +33,20 @@ def labelled(count: int) -> tuple[list[np.ndarray], list[int], list[Box]]:
             pixels, label = source.draw("test", number)
             images.append(pixels[..., None].repeat(3, 2))
             labels.append(label)
-            y, x = windows[-1]  # The digit comes last.
+            y, x = windows[-1]  # The digit is placed after the clutter.
             boxes.append((y.min(), x.min(), y.max() + 1, x.max() + 1))
     return images, labels, boxes
 
 
 def share(found: np.ndarray, box: Box, size: tuple[int, int]) -> float:
-    """The share of a map's positive mass inside a box of an image of `size`: height, width."""
+    """The share of a map's positive mass inside a box of an image of `size` (height, width)."""
     top, left, bottom, right = box
     found = cv2.resize(np.maximum(found, 0), size[::-1], interpolation=cv2.INTER_LINEAR)
     return found[top:bottom, left:right].sum() / found.sum()
 
 
 def is_inside(found: np.ndarray, box: Box, size: tuple[int, int]) -> bool:
-    """Whether the middle of a map's largest cell is inside a box."""
+    """Whether the centre of the map's largest cell is inside a box."""
     top, left, bottom, right = box
     place = np.array(np.unravel_index(found.argmax(), found.shape)) + 0.5
     y, x = place * size / found.shape

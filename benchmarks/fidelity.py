@@ -1,8 +1,8 @@
-"""Measures the differences of pixels in docs/fidelity.md: python -m benchmarks.fidelity.
+"""Measure the differences of pixels in docs/fidelity.md: python -m benchmarks.fidelity.
 
-Ours less TensorFlow's. On photographs of scikit-image, as JPEGs of quality 90: decoding; the
-resizing of the reference's central crop to 224 pixels, and how it is rounded; normalisation in
-bfloat16; and sharpness. Needs TensorFlow in the environment.
+A difference is our value minus TensorFlow's, on scikit-image's photographs as JPEGs of quality 90.
+Compared are decoding, resizing the reference's central crop to 224 pixels and rounding the result,
+normalisation in bfloat16, and sharpness. TensorFlow must be installed.
 """
 
 import argparse
@@ -29,11 +29,11 @@ from effnet_jax.data.resizing import resize
 
 PHOTOS = ("astronaut", "chelsea", "coffee", "rocket")
 SIZE, KEPT = (224, 224), 224 / 256
-MAGNITUDES = (10, 17, 28)  # RandAugment's published ones; AutoAugment v0 has no sharpness.
+MAGNITUDES = (10, 17, 28)  # Published for RandAugment; AutoAugment v0 has no sharpness.
 
 
 def differences(image: np.ndarray) -> Iterator[tuple[str, str, np.ndarray]]:
-    """For a photograph uint8 [h, w, 3]: what is compared, the unit, and ours minus theirs."""
+    """Yield name, unit and ours minus theirs of each comparison for a photo, uint8 [h, w, 3]."""
     Image.fromarray(image).save(buffer := io.BytesIO(), "JPEG", quality=90)
     ours = decode_image(buffer.getvalue())[..., :3]
     yield "decoded", "levels", ours - tf.image.decode_jpeg(buffer.getvalue()).numpy().astype(float)

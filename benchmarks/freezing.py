@@ -1,7 +1,7 @@
-"""What freezing saves: `python -m benchmarks freezing`.
+"""Measure what freezing saves: `python -m benchmarks freezing`.
 
-The training step with all parameters, and with everything but the classifier frozen, BatchNorm
-included. The two take turns in blocks of batches.
+Compares the training step of all parameters with one in which all but the classifier, including
+BatchNorm, is frozen. The two take turns in blocks of batches.
 """
 
 import argparse
@@ -19,11 +19,11 @@ from effnet_jax.run import writers
 from effnet_jax.training.state import abstract_state
 from effnet_jax.training.step import lower_train_step
 
-EXAMPLES, BLOCK, DROPPED = 10_000, 5, 2  # Batches of a block, of which the first don't count.
+EXAMPLES, BLOCK, DROPPED = 10_000, 5, 2  # Batches in a block; the first DROPPED don't count.
 PARSER = flags.Parser(__doc__)
-PARSER.add_argument("--model", default="lite0", help="as for the summary")
-PARSER.add_argument("--batch", type=flags.count, default=32, help="images")
-PARSER.add_argument("--turns", type=flags.count, default=5, help="blocks of each")
+PARSER.add_argument("--model", default="lite0", help="as for effnet-jax summary")
+PARSER.add_argument("--batch", type=flags.count, default=32, help="images per batch")
+PARSER.add_argument("--turns", type=flags.count, default=5, help="blocks of each kind")
 
 
 def _settings(args: argparse.Namespace, freeze: str) -> Any:
@@ -36,7 +36,7 @@ def _settings(args: argparse.Namespace, freeze: str) -> Any:
 
 
 def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """A row with all parameters, and one with a frozen network; the ratio is of medians."""
+    """A row for training all parameters and one for the classifier; the ratio is of medians."""
     mesh, steps, memory = parallel.data_mesh(), {}, {}
     rng = np.random.default_rng(0)
     for name, freeze in (("all", ""), ("classifier", "(?!classifier).*")):
@@ -74,7 +74,7 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def show(rows: list[dict[str, Any]]) -> rich.table.Table:
-    """The rows for a person."""
+    """A table of the rows."""
     table = rich.table.Table("trained", "images/s", "speed", "temporary memory")
     for row in rows:
         cells = (f"{row['images_per_second']:g}", f"{row['speed_over_all']:g}x")

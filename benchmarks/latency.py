@@ -1,6 +1,6 @@
-"""Time of one image on one core, as in the paper's Table 4: `python -m benchmarks latency`.
+"""Measure the time for one image on one core, as in Table 4: `python -m benchmarks latency`.
 
-Each model runs alone: batch 1, float32, a few runs to warm up, then the mean of the timed runs.
+Each model runs alone at batch 1 in float32. After a few runs to warm up, the mean is measured.
 """
 
 import argparse
@@ -22,20 +22,20 @@ from effnet_jax.run.workers import available_cores
 MODELS = "b1,resnet152,b7"
 WARM_UP = 3
 PARSER = flags.Parser(__doc__)
-PARSER.add_argument("--models", nargs="+", default=[MODELS], help="as for the summary, or b0,b1")
+PARSER.add_argument("--models", nargs="+", default=[MODELS], help="as in effnet-jax summary")
 PARSER.add_argument("--repeats", type=flags.count, default=20, help="timed runs of each model")
 
 
 def pin() -> None:
-    """Restricts this process to one core; call it before JAX starts, as XLA then counts cores."""
+    """Restrict this process to one core. Call this before JAX starts, which then counts cores."""
     if not hasattr(os, "sched_setaffinity"):
-        writers.say("this system can't restrict a process to one core: JAX uses all cores")
+        writers.say("this system can't restrict a process to one core; JAX uses all cores")
         return
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 
 
 def milliseconds(name: str, repeats: int) -> tuple[int, list[float]]:
-    """A model's resolution, and the milliseconds of each timed run."""
+    """The resolution of a model and the milliseconds of each timed run."""
     config = config_lib.get_config(name).model
     config.num_classes = 1000
     model = models.build(config)
@@ -47,7 +47,7 @@ def milliseconds(name: str, repeats: int) -> tuple[int, list[float]]:
     def logits(variables, image):
         return model.apply(variables, image, train=False)[0]
 
-    quick = {"xla_backend_optimization_level": 0}  # Fresh weights are needed once.
+    quick = {"xla_backend_optimization_level": 0}  # The program runs only once.
     variables = jax.jit(initial, compiler_options=quick)(jax.random.key(0))
     pixels = np.random.default_rng(0).normal(size=(1, size, size, 3)).astype(np.float32)
     image = jax.device_put(pixels)
@@ -61,10 +61,10 @@ def milliseconds(name: str, repeats: int) -> tuple[int, list[float]]:
 
 
 def names_of(words: list[str]) -> list[str]:
-    """Model names in ["b1,resnet152", "w=1,d=1,r=224"]; a word with "=" is one name."""
+    """The model names in words such as "b1,resnet152"; a word with "=" is a single name."""
     names = [name for text in words for name in ([text] if "=" in text else text.split(","))]
     for name in names:
-        models.parse_variant(name)  # Check all before the first long run.
+        models.parse_variant(name)  # Check all of them before the first long run.
     return names
 
 
@@ -94,7 +94,7 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def show(rows: list[dict[str, Any]]) -> rich.table.Table:
-    """The rows for a person."""
+    """A table of the rows."""
     threads = rows[0]["threads"]
     columns = ("model", "resolution", "ms (min to max)")
     table = rich.table.Table(*columns, title=f"batch 1, float32, threads: {threads}")

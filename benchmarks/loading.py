@@ -1,9 +1,8 @@
-"""Images per second and per CPU-second of a training pipeline: `python -m benchmarks data`.
+"""Measure images per second and per CPU-second of a training pipeline: `python -m benchmarks data`.
 
-As in: python -m benchmarks data --config=configs/imagenet.py:b0 --config.data.data_dir=DIR. It also
-shows where the time of one image goes, measured in one thread: reading, decoding the crop,
-augmenting (resize, flip, policy) and putting batches together. The rest of the whole is the cost of
-reading ahead.
+Example: python -m benchmarks data --config=configs/imagenet.py:b0 --config.data.data_dir=DIR. Also
+shows the time per image in one thread for reading, decoding the crop, augmenting (resize, flip,
+policy) and assembling batches. The remaining time is the cost of reading ahead.
 """
 
 import argparse
@@ -31,21 +30,21 @@ from effnet_jax.training import progressive
 T = TypeVar("T")
 PARTS = ("read", "decode", "augment", "batch")
 WARM_UP = 4096  # Images.
-SAMPLE = 256  # Images that are timed part by part.
+SAMPLE = 256  # Images for which each part is timed.
 PARSER = flags.Parser(__doc__, config="imagenet:b0")
-PARSER.add_argument("--images", type=flags.count, default=4096, help="of a repeat, whole batches")
+PARSER.add_argument("--images", type=flags.count, default=4096, help="per repeat, in whole batches")
 PARSER.add_argument("--repeats", type=flags.count, default=3)
 PARSER.add_argument("--picture", type=pathlib.Path, default="runs/benchmark_data.png")
 
 
 def cpu_seconds() -> float:
-    """CPU time of this process and of the workers it has now, user and system."""
+    """User and system time of this process and of its current workers."""
     workers = [worker.cpu_times() for worker in psutil.Process().children(recursive=True)]
     return time.process_time() + sum(used.user + used.system for used in workers)
 
 
 def resident_mib() -> float:
-    """Resident memory of this process and its workers."""
+    """The resident memory of this process and its workers."""
     process = psutil.Process()
     both = (process, *process.children(recursive=True))
     return sum(each.memory_info().rss for each in both) / 2**20
@@ -54,7 +53,7 @@ def resident_mib() -> float:
 def time_parts(
     source: sources.Source, load: pipeline.TrainImages, resolution: int
 ) -> dict[str, float]:
-    """Microseconds that an image takes in each of PARTS, in this thread."""
+    """The microseconds per image that each of PARTS takes in this thread."""
     spent = collections.Counter()
 
     def timed(part: str, function: Callable[..., T], *args) -> T:
@@ -64,7 +63,7 @@ def time_parts(
         return result
 
     images = np.empty((SAMPLE, resolution, resolution, 3), np.uint8)
-    for _ in range(2):  # The first time, files are not in memory and caches are cold.
+    for _ in range(2):  # In the first pass, files are not in memory and caches are cold.
         spent.clear()
         for position, out in enumerate(images):
             index, rng = load.index(position), load.random(position)
@@ -78,7 +77,7 @@ def time_parts(
 
 
 def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """One row, and the picture."""
+    """Make one row, and draw the picture."""
     config_lib.validate(args.config)
     config = progressive.largest(args.config)
     source = sources.open_source(config.data, config.data.train_split)
@@ -93,7 +92,7 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
     ahead = batches.read_ahead(config.data, workers=config.data.processes)
     next(ahead)
     first = time.perf_counter() - started
-    # What was made ahead of the count is not in it, and memory has grown to what it needs.
+    # Batches made ahead are consumed before the clocks start, and memory reaches its full size.
     for _ in range(max(config.data.prefetch_batches, WARM_UP // config.batch_size)):
         next(ahead)
     rates, cpu_rates, resident = [], [], [resident_mib()]
@@ -135,7 +134,7 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def draw(row: dict[str, Any]) -> matplotlib.figure.Figure:
-    """One bar: the microseconds of an image by part."""
+    """A figure with one bar: the microseconds per image, divided into PARTS."""
     figure, axes = drawing.new_figure(1.9)
     left = 0.0
     for number, part in enumerate(PARTS):
@@ -144,7 +143,7 @@ def draw(row: dict[str, Any]) -> matplotlib.figure.Figure:
         left += width
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
-    axes.set_xlabel("microseconds an image, one thread", fontsize=drawing.TEXT)
+    axes.set_xlabel("microseconds per image, one thread", fontsize=drawing.TEXT)
     axes.set_title(
         f"{row['policy']}, {row['resolution']} px: {row['images_per_cpu_second']:.0f} images per "
         "CPU-second",
@@ -156,7 +155,7 @@ def draw(row: dict[str, Any]) -> matplotlib.figure.Figure:
 
 
 def show(rows: list[dict[str, Any]]) -> rich.table.Table:
-    """The row for a person."""
+    """A table of the row."""
     (row,) = rows
     title = f"{row['data']}, {row['policy']}, {row['resolution']} px, batch {row['batch']}"
     table = rich.table.Table("", "", title=title)
@@ -168,5 +167,5 @@ def show(rows: list[dict[str, Any]]) -> rich.table.Table:
     memory = f"{row['resident_mib_first']} to {row['resident_mib_last']} MiB"
     table.add_row("resident memory, first to last", memory)
     for part in PARTS:
-        table.add_row(f"{part}, microseconds an image", f"{row[f'{part}_us']:.0f}")
+        table.add_row(f"{part}, microseconds per image", f"{row[f'{part}_us']:.0f}")
     return table

@@ -1,11 +1,11 @@
-"""What the training loop adds to the compiled step: `python -m benchmarks loop`.
+"""Measure the time that the training loop adds to the compiled step: `python -m benchmarks loop`.
 
-A run on one made-up batch is compared with the shortest loop around the same program. A hook waits
-for every step of either, so that no work of the loop is hidden behind the device; a real run does
-most of it while the device computes. The CPU time between the end of a step and the hook's next
-call is compared: wall-clock time would include the next step, where the CPU is the device as well.
-The run saves once, at its end. Several processes are measured with the three flags of train.py; the
-first process reports.
+A run on one synthetic batch is compared with the shortest loop around the same program. A hook
+waits for each step of both, so that the device hides no work of the loop; in a real run, most of
+this work is done while the device computes. The measure is CPU time from the end of a step to the
+next call of the hook. Wall-clock time would include the next step if the CPU is the device. The run
+saves once, at its end. For several processes, use the three flags of train.py; the first process
+reports.
 """
 
 import argparse
@@ -35,11 +35,11 @@ from effnet_jax.training.setup import Run, prepare
 from effnet_jax.training.state import TrainState
 from effnet_jax.training.supervisor import train_and_evaluate
 
-WARM_UP = 2  # Steps that are not counted: until then, on CPU, memory is still being faulted in.
-SAVE_EVERY = 100  # Steps between two saves, for the share of a save that is reported.
+WARM_UP = 2  # Steps that are not counted, since memory is still being faulted in on a CPU.
+SAVE_EVERY = 100  # Steps between saves for which the share of a save is reported.
 COMPILED = "/jax/core/compile/backend_compile_duration"
 PARSER = flags.Parser(__doc__, joins=True)
-PARSER.add_argument("--model", default="b0", help="as for the summary")
+PARSER.add_argument("--model", default="b0", help="as for effnet-jax summary")
 PARSER.add_argument("--batch", type=flags.count, default=16)
 PARSER.add_argument("--resolution", type=flags.count, help="by default the model's own")
 PARSER.add_argument("--dtype", default="float32")
@@ -50,8 +50,8 @@ class WaitForStep:
     """A hook that waits for each step.
 
     Attributes:
-      done: when each step was done, in seconds.
-      between: CPU seconds of this thread from the end of the step before to the hook's call.
+      done: times at which the steps ended, in seconds.
+      between: CPU seconds of this thread from the end of the previous step to the hook's call.
     """
 
     def __init__(self):
@@ -66,14 +66,14 @@ class WaitForStep:
         self._used = time.thread_time()
 
     def period(self) -> float:
-        """Median seconds from the end of a step to the end of the next."""
+        """The median seconds from the end of a step to the end of the next."""
         pairs = itertools.pairwise(self.done[WARM_UP - 1 :])
         return statistics.median(after - before for before, after in pairs)
 
 
 @contextlib.contextmanager
 def compiled_programs() -> Iterator[list[str]]:
-    """Names of the functions that JAX compiles inside."""
+    """A context whose value lists the names of the functions that JAX compiles inside it."""
     names = []
 
     def listen(event: str, seconds: float, **facts: str) -> None:
@@ -97,7 +97,7 @@ def run_config(args: argparse.Namespace) -> ConfigDict:
     if args.resolution:
         config.model.resolution = args.resolution
     config.data.synthetic = True
-    config.log_steps = 1  # The worst case: a line, and reading the metrics, at every step.
+    config.log_steps = 1  # The worst case: each step reads the metrics and logs a line.
     config.evaluations = {}
     examples = len(sources.open_source(config.data, config.data.train_split))
     config.epochs = (args.repeats + 0.5) * args.batch / examples  # Steps are rounded down.
@@ -106,7 +106,7 @@ def run_config(args: argparse.Namespace) -> ConfigDict:
 
 
 def shortest_loop(run: Run, state: TrainState, hook: WaitForStep) -> None:
-    """Takes as many steps as a run has with its own program, and calls the hook after each."""
+    """Take all steps of a run with the run's program, and call the hook after each step."""
     program, seed = compile_step(run, run.stages[0]), np.uint32(run.config.seed)
     with contextlib.closing(run.batches(0, 0)) as batches:
         batch = next(batches)
@@ -116,7 +116,7 @@ def shortest_loop(run: Run, state: TrainState, hook: WaitForStep) -> None:
 
 
 def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """One row, on the first process."""
+    """One row on the first process; none on the others."""
     if args.repeats <= WARM_UP + 1:
         raise UserError(f"--repeats must be more than {WARM_UP + 1}; got {args.repeats}")
     config, run, bare = run_config(args), WaitForStep(), WaitForStep()
@@ -134,7 +134,7 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
     added = [seconds - shortest for seconds in run.between[WARM_UP:]]
     loop = statistics.median(added)
     step = run.period() - loop
-    # The first is the save; a later row has the wait for it at the end.
+    # The first row is the save; a later one is the wait for it at the end.
     saving = next(filter(None, (row["seconds"].get("checkpoint") for row in rows)))
     return [
         {
@@ -158,7 +158,7 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def show(rows: list[dict[str, Any]]) -> rich.table.Table:
-    """The row for a person."""
+    """A table of the row."""
     (row,) = rows
     title = f"{row['model']}, {row['resolution']} px, batch {row['batch']}, {row['dtype']}"
     table = rich.table.Table("", "ms", "share of a step", title=title)

@@ -1,11 +1,11 @@
-"""Writes tests/golden/augmentation.npz: the reference's operations, computed by TensorFlow.
+"""Write tests/golden/augmentation.npz: the reference's operations, computed by TensorFlow.
 
-Command: python benchmarks/make_augmentation_golden.py (needs TensorFlow, which nothing else does).
+Command: python benchmarks/make_augmentation_golden.py (TensorFlow must be installed).
 
-Each operation of tensorflow/tpu models/official/efficientnet/autoaugment.py is put together here
-from the TensorFlow ops that it names. tf.contrib's image ops are gone; their kernel lives on as
-ImageProjectiveTransformV3. Numbers that don't fit uint8, a threshold of 256 or a shift of -3, are
-left to TensorFlow, which wraps them to 0 and 253.
+Each operation of tensorflow/tpu models/official/efficientnet/autoaugment.py is rebuilt here from
+the TensorFlow ops that it uses. The image ops of tf.contrib no longer exist, but their kernel is
+available as ImageProjectiveTransformV3. Numbers that don't fit uint8, a threshold of 256 and a
+shift of -3, are wrapped by TensorFlow to 0 and 253.
 """
 
 import math
@@ -17,11 +17,11 @@ import tensorflow as tf
 HEIGHT, WIDTH = 20, 28
 # AutoAugment's levels and RandAugment's at magnitudes 17 and 28.
 LEVELS = (4, 9, 17, 28)
-TRANSLATE = 12.5  # Pixels at level 10: few enough for so small an image, and some shifts by halves.
+TRANSLATE = 12.5  # Pixels at level 10: small enough for the image, and some shifts end in .5.
 
 
 def sample_image() -> np.ndarray:
-    """Gradients, an edge, a flat part and noise, none of it reaching 0 or 255 in all channels."""
+    """Gradients, an edge, a flat part and noise; none reaches 0 or 255 in all channels."""
     y, x = np.mgrid[:HEIGHT, :WIDTH]
     image = np.stack([7 * x + 9, 9 * y + 20, 3 * x + 4 * y], axis=-1) % 251
     image[6:14, 5:17] = (60, 131, 201)
@@ -36,7 +36,7 @@ def blend(start, image, factor):
 
 
 def warp(image, matrix):
-    """Nearest pixels; what falls outside has a 0 in the added channel and becomes grey."""
+    """Map to the nearest pixels; a fourth channel marks pixels from outside, which become grey."""
     marked = tf.concat([image, tf.ones_like(image[..., :1])], axis=-1)
     out = tf.raw_ops.ImageProjectiveTransformV3(
         images=marked[None],

@@ -1,9 +1,9 @@
-"""Lays out the solar cells of elpv-dataset as a folder of classes.
+"""Write the solar cells of elpv-dataset as a folder of classes.
 
-The package has 2,624 electroluminescence photographs, 300x300 and grey, each with the probability
-that its cell is defective: 0, 1/3, 2/3 or 1. From 0.5 on a cell counts as defective. The first 524
-of a permutation of the labels' lines, by NumPy's generator with seed 0, are the test images.
-Writes DIR/train/CLASS/*.png and DIR/val/CLASS/*.png.
+The package has 2,624 grey electroluminescence photographs of 300x300 pixels, each with a
+probability that the cell is defective: 0, 1/3, 2/3 or 1. A cell counts as defective from 0.5. The
+test images are the first 524 of a permutation of the lines with labels, by NumPy's generator with
+seed 0. Writes DIR/train/CLASS/*.png and DIR/val/CLASS/*.png.
 """
 
 import argparse

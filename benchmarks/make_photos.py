@@ -1,9 +1,9 @@
-"""Makes JPEGs of ImageNet's sizes out of the real photographs that come with scikit-image.
+"""Make JPEGs with ImageNet's sizes from the photographs that come with scikit-image.
 
-ILSVRC 2012's training images have 469x387 pixels and 110 KB on average, most of them with a long
-side of 500. These are random parts of ten photographs, rescaled, mirrored and brightened a
-little; everything follows from the number of the image. Besides DIR/train/CLASS/*.jpg and
-DIR/val/CLASS/*.jpg it writes the same bytes as DIR/train.tfrecord.
+ILSVRC 2012's training images have 469x387 pixels and 110 KB on average; most have a long side of
+500. The images written here are random parts of ten photographs, rescaled, mirrored and with
+changed brightness; the number of an image determines them. Writes DIR/train/CLASS/*.jpg and
+DIR/val/CLASS/*.jpg, and the training images also as DIR/train.tfrecord.
 """
 
 import argparse
@@ -28,7 +28,7 @@ PHOTOS = (
     "rocket.jpg",
 )
 TRAIN, VAL = 512, 72
-# Width, height and share: ImageNet's usual sizes; the last stands for the many others.
+# Width, height and share of ImageNet's usual sizes; the last row stands for all others.
 SIZES = (
     (500, 375, 0.40),
     (375, 500, 0.14),
@@ -39,14 +39,14 @@ SIZES = (
     (None, None, 0.10),
 )
 OTHER_SIDES = (250, 750)  # Pixels.
-SCALES = (0.5, 0.9)  # Of a photograph, where that leaves it large enough for the crop.
+SCALES = (0.5, 0.9)  # Of a photograph, if that leaves it large enough for the crop.
 BRIGHTNESS = (0.8, 1.2)
-QUALITIES = (96, 98)  # What brings the mean to ImageNet's.
-FULL_COLOUR = 0.1  # Fraction of the images without subsampled colour.
+QUALITIES = (96, 98)  # Chosen so that the mean number of bytes is ImageNet's.
+FULL_COLOUR = 0.1  # The share of images without subsampled colour.
 
 
 def random_size(rng: np.random.Generator) -> tuple[int, int]:
-    """Width and height of one image, in pixels."""
+    """A random width and height of an image, in pixels."""
     width, height, _ = SIZES[rng.choice(len(SIZES), p=[share for *_, share in SIZES])]
     if width is None:
         width, height = (int(side) for side in rng.integers(*OTHER_SIDES, size=2))
@@ -56,7 +56,7 @@ def random_size(rng: np.random.Generator) -> tuple[int, int]:
 def draw(photo: Image.Image, rng: np.random.Generator) -> bytes:
     """A JPEG of a random part of a photograph."""
     width, height = random_size(rng)
-    # Enlarged no more than the crop needs.
+    # Enlarge the photograph no more than the crop needs.
     scale = max(rng.uniform(*SCALES), width / photo.width, height / photo.height)
     box_width, box_height = min(width / scale, photo.width), min(height / scale, photo.height)
     left = rng.uniform(0, photo.width - box_width)
@@ -75,7 +75,7 @@ def draw(photo: Image.Image, rng: np.random.Generator) -> bytes:
 
 
 def write_split(folder: pathlib.Path, count: int, seed: int) -> list[tuple[bytes, int]]:
-    """Writes the images of one split; returns their bytes and labels."""
+    """Write the images of one split; return their bytes and labels."""
     photos = [Image.open(pathlib.Path(skimage.data_dir) / name).convert("RGB") for name in PHOTOS]
     images = []
     for index in range(count):
@@ -88,7 +88,7 @@ def write_split(folder: pathlib.Path, count: int, seed: int) -> list[tuple[bytes
 
 
 def write_tfrecord(path: pathlib.Path, images: list[tuple[bytes, int]]) -> None:
-    """The images as TFDS and the reference keep ImageNet."""
+    """Write the images as a TFRecord with the features that TFDS and the reference use."""
     with tf.io.TFRecordWriter(str(path)) as writer:
         for data, label in images:
             feature = {

@@ -1,6 +1,6 @@
-"""Time of activation maps next to that of predicting the same images: `python -m benchmarks maps`.
+"""Compare the time of activation maps with that of predictions: `python -m benchmarks maps`.
 
-The rows give the seconds of CPU that a call takes; prediction and maps take turns.
+Rows have the CPU seconds of a call. Predictions and maps of the same images take turns.
 """
 
 import argparse
@@ -18,13 +18,13 @@ from effnet_jax.run import writers
 
 CASES = (("cam", None), ("gradcam", None), ("gradcam", "stage2"), ("layercam", "stage3"))
 PARSER = flags.Parser(__doc__)
-PARSER.add_argument("--model", default="lite0", help="as for the summary")
-PARSER.add_argument("--batch", type=flags.count, default=32, help="images")
-PARSER.add_argument("--repeats", type=flags.count, default=5, help="timed calls of each")
+PARSER.add_argument("--model", default="lite0", help="as for effnet-jax summary")
+PARSER.add_argument("--batch", type=flags.count, default=32, help="images per call")
+PARSER.add_argument("--repeats", type=flags.count, default=5, help="timed calls of each kind")
 
 
 def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """A row for each of `CASES`; the ratio is of the fastest calls."""
+    """A row for predictions and one for each of `CASES`; the ratio is of the fastest calls."""
     config = config_lib.get_config(args.model).model
     config.num_classes = 1000
     model = models.build(config)
@@ -41,7 +41,7 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
         for case, call in calls.items():
             start = time.process_time()
             jax.block_until_ready(call())
-            if repeat:  # The first compiles.
+            if repeat:  # The first call compiles.
                 seconds[case].append(time.process_time() - start)
     base, rows = min(seconds["predict", None]), []
     for (method, layer), each in seconds.items():
@@ -55,8 +55,8 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def show(rows: list[dict[str, Any]]) -> rich.table.Table:
-    """The rows for a person."""
-    table = rich.table.Table("method", "layer", "CPU seconds", "over predicting")
+    """A table of the rows."""
+    table = rich.table.Table("method", "layer", "CPU seconds", "relative to predicting")
     for row in rows:
         ratio = f"{row['ratio']:.2f}"
         table.add_row(row["method"], row["layer"], f"{row['cpu_seconds']:.3f}", ratio)

@@ -1,4 +1,4 @@
-"""What every pipeline's process shares: its flags, and the measurement between two batches."""
+"""The flags and the measurement that the processes of all pipelines share."""
 
 import argparse
 import itertools
@@ -14,8 +14,8 @@ BATCH_SIZE = 128
 CROP_AREA = (0.08, 1.0)
 CROP_ASPECT = (3 / 4, 4 / 3)
 CROP_ATTEMPTS = 10
-# AutoAugment's v0 (1805.09501, as in tensorflow/tpu models/official/efficientnet/autoaugment.py):
-# pairs of operation, probability and level of 10.
+# AutoAugment v0 (arXiv 1805.09501, as in tensorflow/tpu models/official/efficientnet/
+# autoaugment.py): pairs of operations, each with a probability and a level from 0 to 10.
 AUTOAUGMENT = (
     (("Equalize", 0.8, 1), ("ShearY", 0.8, 4)),
     (("Color", 0.4, 9), ("Equalize", 0.6, 3)),
@@ -43,34 +43,34 @@ AUTOAUGMENT = (
     (("Solarize", 0.6, 8), ("Equalize", 0.6, 1)),
     (("Color", 0.8, 6), ("Rotate", 0.4, 5)),
 )
-FILL = 128  # What geometric operations leave empty.
-# What a level means to the operations that have one.
+FILL = 128  # The value of pixels that geometric operations leave empty.
+# The argument of an operation for a level; other operations have no argument.
 LEVELS = {
     "Rotate": lambda level: level / 10 * 30,  # Degrees.
     "ShearX": lambda level: level / 10 * 0.3,
     "ShearY": lambda level: level / 10 * 0.3,
     "TranslateY": lambda level: level / 10 * 250,  # Pixels.
     "Color": lambda level: level / 10 * 1.8 + 0.1,
-    # Bits that are kept; TensorFlow shifts uint8 by 7 at most, so that one is left.
+    # Bits to keep, at least 1 because TensorFlow shifts uint8 by at most 7.
     "Posterize": lambda level: max(1, int(level / 10 * 4)),
     "Solarize": lambda level: int(level / 10 * 256) % 256,  # TensorFlow compares in uint8.
     "SolarizeAdd": lambda level: int(level / 10 * 110),
 }
-SIGNED = ("Rotate", "ShearX", "ShearY", "TranslateY")  # Negative half of the time.
+SIGNED = ("Rotate", "ShearX", "ShearY", "TranslateY")  # The argument is negated half of the time.
 
 
 def parse_flags(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """The flags of one pipeline's process: what the parser knows, and what all have."""
-    parser.add_argument("--photos", required=True, help="folder that make_photos.py wrote")
+    """Add the flags that all pipelines have to the parser, and parse the command line."""
+    parser.add_argument("--photos", required=True, help="folder from make_photos.py")
     parser.add_argument("--policy", choices=("none", "autoaugment"), required=True)
-    parser.add_argument("--threads", type=int, required=True, help="or worker processes")
-    parser.add_argument("--warm_up", type=int, required=True, help="batches before the clocks")
-    parser.add_argument("--batches", type=int, required=True, help="batches between the clocks")
+    parser.add_argument("--threads", type=int, required=True, help="threads or worker processes")
+    parser.add_argument("--warm_up", type=int, required=True, help="batches before those measured")
+    parser.add_argument("--batches", type=int, required=True, help="batches to measure")
     return parser.parse_args()
 
 
 def cpu_seconds() -> float:
-    """User and system time so far of this process and of the workers that it started."""
+    """User and system time of this process and of its workers."""
     process = psutil.Process()
     times = [each.cpu_times() for each in (process, *process.children(recursive=True))]
     return sum(each.user + each.system for each in times)
@@ -79,13 +79,13 @@ def cpu_seconds() -> float:
 def report(
     batches: Iterable[Any], args: argparse.Namespace, version: str, crop_decode: bool
 ) -> None:
-    """Takes batches and prints, as one line of JSON, what they cost after the warm-up.
+    """Take batches, and print a line of JSON with the time that they took after the warm-up.
 
     Args:
-      batches: without end; each uint8 [BATCH_SIZE, RESOLUTION, RESOLUTION, 3].
-      args: of `flags`.
-      version: of the library that makes the batches.
-      crop_decode: whether it decodes no more of a JPEG than the crop.
+      batches: an endless iterable of uint8 [BATCH_SIZE, RESOLUTION, RESOLUTION, 3].
+      args: from `parse_flags`.
+      version: name and version of the library that makes the batches.
+      crop_decode: whether it decodes only the crop of a JPEG.
     """
     shape = (BATCH_SIZE, RESOLUTION, RESOLUTION, 3)
     batches = iter(batches)

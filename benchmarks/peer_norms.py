@@ -1,4 +1,4 @@
-"""BatchNorm of PyTorch with TensorFlow's running variance, for the peers."""
+"""PyTorch's BatchNorm with TensorFlow's running variance, for the peers."""
 
 from typing import Any
 
@@ -6,12 +6,12 @@ from torch import Tensor, nn
 
 
 def list_norms(model: nn.Module) -> dict[str, nn.Module]:
-    """The BatchNorms of a network, by name."""
+    """The BatchNorms of a network by name."""
     return {n: m for n, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)}
 
 
 def make_biased(model: nn.Module) -> None:
-    """Makes running variances take in a batch's biased variance: PyTorch's is unbiased."""
+    """Update running variances with the biased variance of a batch, instead of the unbiased one."""
     for module in list_norms(model).values():
         module.register_forward_pre_hook(_remember)
         module.register_forward_hook(_correct)

@@ -1,7 +1,7 @@
-"""The tf.data peer: the reference's training images.
+"""The tf.data peer, which makes the reference's training images.
 
-AutoAugment is the reference's (`reference_autoaugment.py`), or this module's: the same images from
-fewer and cheaper TensorFlow ops.
+AutoAugment is either the reference's (`reference_autoaugment.py`) or that of this module, which
+makes the same images with fewer and cheaper TensorFlow ops.
 """
 
 import argparse
@@ -17,13 +17,13 @@ from benchmarks import measure, reference_autoaugment
 
 
 def blend(first: tf.Tensor, second: tf.Tensor, factor: float) -> tf.Tensor:
-    """The first image at factor 0, the second at 1, and beyond."""
+    """Interpolate or extrapolate: the first image at factor 0, the second at factor 1."""
     first, second = tf.cast(first, tf.float32), tf.cast(second, tf.float32)
     return tf.cast(tf.clip_by_value(first + factor * (second - first), 0, 255), tf.uint8)
 
 
 def transform(image: tf.Tensor, *matrix: float | tf.Tensor) -> tf.Tensor:
-    """The image by the first six coefficients of a projection, to the nearest pixel."""
+    """Transform an image with the first six coefficients of a projection, to the nearest pixel."""
     return tf.raw_ops.ImageProjectiveTransformV3(
         images=image[None],
         transforms=tf.stack([tf.cast(value, tf.float32) for value in (*matrix, 0, 0)])[None],
@@ -71,17 +71,17 @@ def posterize(image: tf.Tensor, bits: int) -> tf.Tensor:
 
 
 def solarize(image: tf.Tensor, threshold: int) -> tf.Tensor:
-    # 255 - image is an exclusive or; this takes half of the time of tf.where.
+    # 255 - image is an exclusive or, which takes half the time of tf.where.
     above = tf.cast(image >= threshold, tf.uint8)
     return tf.bitwise.bitwise_xor(image, above * tf.constant(255, tf.uint8))
 
 
 def solarize_add(image: tf.Tensor, addition: int) -> tf.Tensor:
-    # No sum of these leaves uint8: what is added to is below 128.
+    # The sum fits uint8, because only pixels below 128 are increased, by at most 110.
     return image + tf.cast(image < 128, tf.uint8) * tf.constant(addition, tf.uint8)
 
 
-# Each takes the image and what `measure.LEVELS` makes of the level.
+# Each operation takes the image and the argument from `measure.LEVELS`.
 OPERATIONS = {
     "AutoContrast": lambda image, _: autocontrast(image),
     "Equalize": lambda image, _: equalize(image),
@@ -98,7 +98,7 @@ OPERATIONS = {
 
 
 def apply(image: tf.Tensor, name: str, probability: float, level: float) -> tf.Tensor:
-    """The operation, or the image as it is."""
+    """Apply an operation with a probability."""
 
     def changed() -> tf.Tensor:
         argument = measure.LEVELS[name](level) if name in measure.LEVELS else None
@@ -110,12 +110,12 @@ def apply(image: tf.Tensor, name: str, probability: float, level: float) -> tf.T
 
 
 def autoaugment(image: tf.Tensor) -> tf.Tensor:
-    """One of the 25 pairs of operations."""
+    """Apply one of the 25 pairs of operations."""
 
     def branch(pair: tuple) -> Callable[[], tf.Tensor]:
         return lambda: apply(apply(image, *pair[0]), *pair[1])
 
-    # One switch, where the reference asks 25 conditions one after another.
+    # One switch, instead of the reference's 25 conditions in sequence.
     chosen = tf.random.uniform([], maxval=len(measure.AUTOAUGMENT), dtype=tf.int32)
     return tf.switch_case(chosen, [branch(pair) for pair in measure.AUTOAUGMENT])
 
@@ -138,7 +138,7 @@ def load(record: tf.Tensor, policy: Callable[[tf.Tensor], tf.Tensor] | None) -> 
         use_image_if_no_bounding_boxes=True,
     )
     box = tf.stack([begin[0], begin[1], size[0], size[1]])
-    # Where no attempt fitted, the box is the whole image, and the central square is taken.
+    # If no attempt succeeded, the box is the whole image, and the central square is used instead.
     side = tf.cast(0.875 * tf.cast(tf.minimum(shape[0], shape[1]), tf.float32), tf.int32)
     central = tf.stack([(shape[0] - side + 1) // 2, (shape[1] - side + 1) // 2, side, side])
     box = tf.where(tf.reduce_all(size[:2] == shape[:2]), central, box)

@@ -1,6 +1,6 @@
-"""timm's networks, and a trainer in PyTorch that follows TensorFlow: what parity.py compares with.
+"""timm's networks and a PyTorch trainer that follows TensorFlow, for comparison in parity.py.
 
-Nothing here comes from effnet_jax: the two sides share a file of weights, images and the config.
+Nothing here comes from effnet_jax. Both sides use the same file of weights, images and config.
 """
 
 import copy
@@ -23,15 +23,16 @@ Arrays = dict[str, np.ndarray]
 
 
 class Outcome(NamedTuple):
-    """What a network makes of a batch; the last four of training alone, by timm's names.
+    """The outputs of a network for a batch; the last four only in training, by timm's names.
 
     Attributes:
       logits: [N, classes].
       features: by our names, [N, h, w, C] or [N, C].
-      norms: what each BatchNorm gives its activation, by the name of its scale, [N, h, w, C].
-      statistics: BatchNorm's running ones after the batch.
+      norms: outputs of each BatchNorm before activation, by the name of its scale, [N, h, w, C].
+      statistics: BatchNorm's running statistics after the batch.
       gradients: of the loss, in PyTorch's layout.
-      flips: outputs of norms that ReLU or ReLU6 took for others than ours did.
+      flips: the number of outputs of norms on different sides of a kink of ReLU or ReLU6 in the
+        two networks.
     """
 
     logits: np.ndarray
@@ -43,12 +44,9 @@ class Outcome(NamedTuple):
 
 
 def build(name: str, path: pathlib.Path, config: ConfigDict) -> nn.Module:
-    """timm's network with the weights of a file in timm's names, each of which has to fit.
+    """timm's network `name` with the weights of a file, whose names and shapes must all match.
 
-    Padding and BatchNorm's epsilon are those that timm gives a network of that name.
-
-    Args:
-      config: `config.model`.
+    Padding and BatchNorm's epsilon are timm's for this network. `config` is `config.model`.
     """
     keep = config.batch_norm_momentum
     model = timm.create_model(name, num_classes=config.num_classes, bn_momentum=1 - keep)
@@ -58,7 +56,7 @@ def build(name: str, path: pathlib.Path, config: ConfigDict) -> nn.Module:
 
 
 def evaluate(model: nn.Module, images: np.ndarray) -> Outcome:
-    """A batch of normalised images [N, H, W, 3] in evaluation, in the network's own dtype."""
+    """Evaluate a copy of the network on normalised images [N, H, W, 3], in the network's dtype."""
     model = copy.deepcopy(model).eval()
     features = _record_features(model)
     logits = model(_channels_first(images, model))
@@ -68,10 +66,10 @@ def evaluate(model: nn.Module, images: np.ndarray) -> Outcome:
 def train_batch(
     model: nn.Module, images: np.ndarray, labels: np.ndarray, smoothing: float, norms: Arrays
 ) -> Outcome:
-    """A copy of the network on a batch in training, with the loss's gradients.
+    """Run a copy of the network on a batch in training, and compute the gradients of the loss.
 
-    ReLU's gradient jumps at 0, where rounding decides. What lies on which side is taken from
-    `norms`, ours.
+    The gradient of ReLU is discontinuous at 0, where rounding decides. On which side a number lies
+    is taken from `norms`, those of our network.
     """
     model = copy.deepcopy(model).train()
     features, found = _record_features(model), {}
@@ -95,7 +93,7 @@ def train_batch(
 
 
 class _SidedReLU(nn.Module):
-    """ReLU, up to `top`, of inputs that lie between its kinks where those of `like` do."""
+    """ReLU up to `top` that passes inputs where `like`, not the input, is between the kinks."""
 
     def __init__(self, top: float, like: Tensor):
         super().__init__()
@@ -108,7 +106,7 @@ class _SidedReLU(nn.Module):
 
 
 def _record_features(model: nn.Module) -> Arrays:
-    """Filled in when the network runs."""
+    """A dict that a run of the network fills with its features."""
     features = {}
     # timm's BatchNorm includes the activation.
     places = {"stem": model.bn1, "head": model.bn2, "pre_logits": model.global_pool}
@@ -127,7 +125,7 @@ def _record_input(found: Arrays, name: str, _: nn.Module, inputs: tuple[Tensor])
 
 
 def cross_entropy(logits: Tensor, labels: np.ndarray, smoothing: float) -> Tensor:
-    """Mean over the batch, of labels smoothed towards uniform over all classes."""
+    """The mean over a batch, for labels that are smoothed towards uniform over all classes."""
     log = logits.log_softmax(-1)
     right = log[torch.arange(len(labels)), torch.from_numpy(labels).long()]
     return -((1 - smoothing) * right + smoothing * log.mean(-1)).mean()
@@ -136,19 +134,20 @@ def cross_entropy(logits: Tensor, labels: np.ndarray, smoothing: float) -> Tenso
 def train(
     model: nn.Module, batches: list[Arrays], config: ConfigDict, examples: int
 ) -> tuple[list[float], Arrays, Arrays]:
-    """A step on each batch (image uint8 [N, H, W, 3], label [N]); the network is changed.
+    """Train the network with a step on each batch (image uint8 [N, H, W, 3], label [N]).
 
-    RMSProp as TensorFlow has it: the mean of squares starts at 1, epsilon is inside the root, the
-    learning rate inside the momentum. L2 is a term of the loss, on all but BatchNorm. Weights and
-    statistics are averaged as by tf.train.ExponentialMovingAverage with num_updates.
+    RMSProp is TensorFlow's: the mean of squares starts at 1, epsilon is inside the square root, and
+    the momentum accumulates updates multiplied by the learning rate. L2 is a term of the loss for
+    all parameters except BatchNorm's. Weights and statistics are averaged as in
+    tf.train.ExponentialMovingAverage with num_updates.
 
     Args:
       config: the whole config.
-      examples: in an epoch.
+      examples: images in an epoch.
 
     Returns:
-      The losses before each step, without L2; and by timm's names weights and statistics at the
-      end, and their averages.
+      The loss before each step, without L2; the final weights and statistics by timm's names; and
+      their averages.
     """
     own = config.optimizer.rmsprop
     model.train()
@@ -182,7 +181,7 @@ def train(
 
 
 def _learning_rate(step: int, config: ConfigDict, examples: int) -> float:
-    """Linear from 0, then steps down that are counted from step 0."""
+    """A linear warm-up from 0, then an exponential decay in steps, counted from step 0."""
     peak = config.optimizer.rmsprop.learning_rate * config.batch_size / 256
     in_epoch = examples / config.batch_size
     warmup = int(config.schedule.warmup_epochs * in_epoch)

@@ -1,4 +1,4 @@
-"""The PyTorch peer: Pillow in the worker processes of a DataLoader."""
+"""The PyTorch peer, which uses Pillow in the worker processes of a DataLoader."""
 
 import argparse
 import itertools
@@ -16,7 +16,7 @@ FILL = (measure.FILL,) * 3
 
 
 def random_box(width: int, height: int) -> tuple[int, int, int, int]:
-    """Left, top, right and bottom of a crop, by the rule of sample_distorted_bounding_box."""
+    """A random crop (left, top, right, bottom), as from sample_distorted_bounding_box."""
     for _ in range(measure.CROP_ATTEMPTS):
         ratio = random.uniform(*measure.CROP_ASPECT)
         low, high = (round((area * width * height / ratio) ** 0.5) for area in measure.CROP_AREA)
@@ -43,7 +43,7 @@ def solarize_add(image: Image.Image, addition: int) -> Image.Image:
     return image.point(table * 3)
 
 
-# Each takes the image and what `measure.LEVELS` makes of the level.
+# Each operation takes the image and the argument from `measure.LEVELS`.
 OPERATIONS = {
     "AutoContrast": lambda image, _: ImageOps.autocontrast(image),
     "Equalize": lambda image, _: ImageOps.equalize(image),
@@ -60,7 +60,7 @@ OPERATIONS = {
 
 
 def autoaugment(image: Image.Image) -> Image.Image:
-    """One of the 25 pairs of operations."""
+    """Apply one of the 25 pairs of operations."""
     for name, probability, level in random.choice(measure.AUTOAUGMENT):
         if random.random() < probability:
             argument = measure.LEVELS[name](level) if name in measure.LEVELS else None
@@ -82,10 +82,10 @@ class Photos(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> torch.Tensor:
         image = Image.open(self._paths[index])
-        if image.mode != "RGB":  # Else convert() would copy the image.
+        if image.mode != "RGB":  # Without this check, convert() would copy the image.
             image = image.convert("RGB")
         size = (measure.RESOLUTION, measure.RESOLUTION)
-        # Cropped by the resize, which spares a copy.
+        # The resize also crops, which saves a copy.
         image = image.resize(size, Image.Resampling.BICUBIC, random_box(*image.size))
         if random.random() < 0.5:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
@@ -95,7 +95,7 @@ class Photos(torch.utils.data.Dataset):
 
 
 def endless_order(count: int) -> Iterator[int]:
-    """Every index once an epoch, so that the workers never have to be started again."""
+    """Every index once per epoch, without end, so that workers need not be restarted."""
     for _ in itertools.count():
         yield from random.sample(range(count), count)
 

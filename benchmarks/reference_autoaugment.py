@@ -1,8 +1,7 @@
-"""AutoAugment for tf.data in the reference's form: which TensorFlow ops, in which order.
+"""AutoAugment for tf.data with the TensorFlow ops of the reference, in the reference's order.
 
-The reference is tensorflow/tpu models/official/efficientnet/autoaugment.py, for TensorFlow 1; this
-is written again for TensorFlow 2. ImageProjectiveTransformV3 has the kernel of tf.contrib's
-transform.
+The reference, tensorflow/tpu models/official/efficientnet/autoaugment.py, is for TensorFlow 1; this
+is a rewrite for TensorFlow 2. ImageProjectiveTransformV3 has the kernel of tf.contrib's transform.
 """
 
 import functools
@@ -12,28 +11,28 @@ import tensorflow as tf
 
 from benchmarks import measure
 
-where = tf.compat.v1.where  # The reference's: one condition a row where it has one dimension.
+where = tf.compat.v1.where  # As in the reference: a one-dimensional condition selects rows.
 
 
 def chance(probability: float) -> tf.Tensor:
-    """True that often."""
+    """A random boolean that is true with a probability."""
     return tf.cast(tf.floor(tf.random.uniform([]) + probability), tf.bool)
 
 
 def blend(first: tf.Tensor, second: tf.Tensor, factor: float) -> tf.Tensor:
-    """The first image at factor 0, the second at 1, and beyond."""
+    """Interpolate or extrapolate: the first image at factor 0, the second at factor 1."""
     if factor in (0.0, 1.0):
         return second if factor else first
     first, second = tf.cast(first, tf.float32), tf.cast(second, tf.float32)
     difference = second - first
     mixed = first + factor * difference
-    if factor > 1.0:  # Between 0 and 1 nothing leaves uint8.
+    if factor > 1.0:  # For factors from 0 to 1, all values fit uint8.
         mixed = tf.clip_by_value(mixed, 0.0, 255.0)
     return tf.cast(mixed, tf.uint8)
 
 
 def transform(image: tf.Tensor, coefficients: tf.Tensor | list[float]) -> tf.Tensor:
-    """A projection to the nearest pixel; a fourth channel tells what came from outside."""
+    """Project an image to the nearest pixels; a fourth channel marks pixels from outside."""
     height, width = tf.shape(image)[0], tf.shape(image)[1]
     marked = tf.concat([image, tf.ones([height, width, 1], tf.uint8)], 2)
     moved = tf.raw_ops.ImageProjectiveTransformV3(
@@ -111,7 +110,7 @@ def solarize_add(image: tf.Tensor, addition: int) -> tf.Tensor:
     return where(image < 128, tf.cast(added, tf.uint8), image)
 
 
-# Each takes the image and what `measure.LEVELS` makes of the level.
+# Each operation takes the image and the argument from `measure.LEVELS`.
 OPERATIONS = {
     "AutoContrast": lambda image, _: autocontrast(image),
     "Equalize": lambda image, _: equalize(image),
@@ -130,7 +129,7 @@ OPERATIONS = {
 
 
 def draw_argument(name: str, level: float) -> float | tf.Tensor | None:
-    """What an operation takes beside the image; negative half of the time, where it has a sign."""
+    """The argument of an operation, negated half of the time for those in `measure.SIGNED`."""
     argument = measure.LEVELS[name](level) if name in measure.LEVELS else None
     if name not in measure.SIGNED:
         return argument
@@ -138,7 +137,7 @@ def draw_argument(name: str, level: float) -> float | tf.Tensor | None:
 
 
 def apply_pair(image: tf.Tensor, pair: tuple[tuple, tuple], arguments: list) -> tf.Tensor:
-    """Two operations, each under a condition of its own."""
+    """Apply two operations, each with its own probability."""
     (first, probability, _), (second, second_probability, _) = pair
     image = tf.cond(
         chance(probability),
@@ -153,8 +152,8 @@ def apply_pair(image: tf.Tensor, pair: tuple[tuple, tuple], arguments: list) -> 
 
 
 def autoaugment(image: tf.Tensor) -> tf.Tensor:
-    """One of the 25 pairs of operations, after a condition for each."""
-    # Signs are drawn outside the conditions, for every pair, as in the reference.
+    """Apply one of the 25 pairs of operations, selected by a condition for each pair."""
+    # As in the reference, signs are drawn for all pairs, outside the conditions.
     arguments = [
         [draw_argument(name, level) for name, _, level in pair] for pair in measure.AUTOAUGMENT
     ]

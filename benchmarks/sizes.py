@@ -1,7 +1,7 @@
-"""What storing smaller images gains: python -m benchmarks.sizes --photos=DIR.
+"""Measure what storing smaller images gains: python -m benchmarks.sizes --photos=DIR.
 
-The photographs of make_photos.py at every --size of tools.prepare_imagenet, in turn and over again,
-through the training pipeline without AutoAugment.
+The photographs of make_photos.py are stored at each --size of tools.prepare_imagenet and pass
+through the training pipeline without AutoAugment. The sizes take turns for several rounds.
 """
 
 import argparse
@@ -16,11 +16,11 @@ from effnet_jax.data.folders import FolderSource
 from effnet_jax.imagenet import shards
 from effnet_jax.run import writers
 
-BATCHES, WARM_UP = 8, 4  # Of 128 images at 224 pixels.
+BATCHES, WARM_UP = 8, 4  # Batches of 128 images at 224 pixels.
 
 
 def stored(photos: pathlib.Path, size: str) -> pathlib.Path:
-    """The photographs as prepare_imagenet stores them at a size, beside the originals."""
+    """Store the photographs at a size, as prepare_imagenet does, next to the originals' folder."""
     folder = photos.with_name(f"{photos.name}_{size}")
     for path in photos.glob("train/*/*.jpg"):
         target = folder / path.relative_to(photos)
@@ -30,7 +30,7 @@ def stored(photos: pathlib.Path, size: str) -> pathlib.Path:
 
 
 def rate(folder: pathlib.Path) -> float:
-    """Images per CPU-second."""
+    """The images per CPU-second of the pipeline for a folder."""
     config = default.get_config()
     config.batch_size = 128
     config.data.threads = 2

@@ -1,9 +1,9 @@
-"""Images per second of training and of inference: `python -m benchmarks model`.
+"""Measure images per second in training and inference: `python -m benchmarks model`.
 
-Every contender is a process of its own: ours with each set of --operations, and, with
---peers_python, timm's network in PyTorch, channels last, eager and compiled. They have the same
-settings of the allocator, and take turns in blocks of batches, of which the first are not counted:
-a process that sat idle loses its memory pages. A ratio holds within a turn.
+Contenders are ours with each set of --operations and, with --peers_python, timm's network in
+PyTorch, channels last, eager and compiled. Each contender is a separate process with the same
+settings of the allocator. They take turns in blocks of batches, of which the first are not counted
+because an idle process loses memory pages. Ratios are taken within a turn.
 """
 
 import argparse
@@ -27,19 +27,19 @@ UNCOUNTED = 2  # Batches at the start of each block.
 SETTINGS = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 
 PARSER = flags.Parser(__doc__)
-PARSER.add_argument("--models", nargs="+", default=["b0"], help="as for the summary")
+PARSER.add_argument("--models", nargs="+", default=["b0"], help="as in effnet-jax summary")
 PARSER.add_argument("--modes", nargs="+", default=["train", "infer"], choices=("train", "infer"))
 PARSER.add_argument("--operations", nargs="+", default=["auto", "plain"], choices=SETS)
-PARSER.add_argument("--peers_python", help="interpreter that has torch and timm")
+PARSER.add_argument("--peers_python", help="interpreter with torch and timm")
 PARSER.add_argument("--batch", type=flags.count, default=16)
 PARSER.add_argument("--resolution", type=flags.count, help="by default the model's own")
 PARSER.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
 PARSER.add_argument("--turns", type=flags.count, default=7)
-PARSER.add_argument("--block", type=flags.count, default=5, help="batches in a turn, 2 uncounted")
+PARSER.add_argument("--block", type=flags.count, default=5, help="batches in a turn, 2 not counted")
 
 
 class Contender(NamedTuple):
-    """A program that is timed: ours with a set of operations, or timm's in a form."""
+    """A program to time: ours with a set of operations, or timm's eager or compiled."""
 
     library: str
     form: str
@@ -49,7 +49,7 @@ class Contender(NamedTuple):
 
 
 class Worker:
-    """A contender's process: `throughput_ours` or `throughput_timm`."""
+    """The process of a contender, which runs `throughput_ours` or `throughput_timm`."""
 
     def __init__(self, contender: Contender, model: str, mode: str, args: argparse.Namespace):
         ours = contender.library == "ours"
@@ -62,20 +62,20 @@ class Worker:
         self._process = subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)
 
     def receive(self) -> Any:
-        """The next line of JSON that it prints."""
+        """The content of the next line of JSON that the process prints."""
         while line := self._process.stdout.readline():
             if line.startswith(("{", "[")):
                 return json.loads(line)
         sys.exit(f"{self._process.args} ended with code {self._process.wait()}")
 
     def run(self, count: int) -> list[float]:
-        """Seconds of each of `count` batches."""
+        """Run `count` batches; return the seconds of each."""
         self._process.stdin.write(f"{count}\n")
         self._process.stdin.flush()
         return self.receive()
 
     def close(self) -> dict[str, Any]:
-        """Ends the process; what it says of its memory."""
+        """End the process; return its report of peak memory."""
         self._process.stdin.close()
         end = self.receive()
         self._process.wait()
@@ -83,7 +83,7 @@ class Worker:
 
 
 def start(model: str, mode: str, args: argparse.Namespace) -> dict[Contender, Worker]:
-    """Starts the process of every contender; they compile at the same time."""
+    """Start the processes of all contenders, which compile at the same time."""
     contenders = [Contender("ours", each) for each in args.operations]
     if args.peers_python:
         contenders += [Contender("timm", "eager"), Contender("timm", "compiled")]
@@ -120,7 +120,7 @@ def make_row(
     about: dict[str, Any],
     args: argparse.Namespace,
 ) -> dict[str, Any]:
-    """One row; ratios are the speed of ours with the first set over this contender's."""
+    """The row of a contender; ratios are the speed of the first contender over this one's."""
     first = next(iter(seconds.values()))
     ratios = [other / own for own, other in zip(first, seconds[contender], strict=True)]
     return {
@@ -154,7 +154,7 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def show(rows: list[dict[str, Any]]) -> rich.table.Table:
-    """The rows for a person."""
+    """A table of the rows."""
     first = rows[0]
     name = f"{first['library']} {first['form']}"
     columns = ("model", "mode", "contender", "images/s", f"{name} / this (min to max)", "peak MiB")

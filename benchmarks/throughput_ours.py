@@ -1,8 +1,8 @@
-"""Our training or inference step in a process of its own, for `throughput`.
+"""Our training or inference step in a separate process, for `throughput`.
 
 python -m benchmarks.throughput_ours MODEL MODE OPERATIONS BATCH DTYPE [RESOLUTION] prints a line of
-JSON when it is compiled. For each number that it reads, it runs as many batches and prints their
-seconds. At the end of the input it prints its peak of memory.
+JSON when the step is compiled. For each number N in the input, it runs N batches and prints their
+seconds. At the end of the input, it prints its peak memory.
 """
 
 import json
@@ -12,17 +12,17 @@ import time
 from typing import Any
 
 START = time.perf_counter()
-IMAGES = 1_281_167  # ImageNet's, in an epoch.
+IMAGES = 1_281_167  # Images in an epoch of ImageNet.
 SETS = ("auto", "plain", "cpu", "fused")
 
 
 def serve(about: dict[str, Any], run_batch, peak_mib) -> None:
-    """Answers the other end of the pipe; see above.
+    """Answer the requests in the input, as described above.
 
     Args:
-      about: of the contender.
-      run_batch: runs one batch to its end.
-      peak_mib: returns the most memory that was used so far.
+      about: a description of the contender, which is printed first.
+      run_batch: a function that runs one batch to its end.
+      peak_mib: a function that returns the peak memory so far.
     """
     run_batch()
     started = {"start_seconds": round(time.perf_counter() - START, 1)}
@@ -38,7 +38,7 @@ def serve(about: dict[str, Any], run_batch, peak_mib) -> None:
 
 
 def resident_mib() -> float:
-    """Peak of this process's resident memory."""
+    """The peak of this process's resident memory."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 

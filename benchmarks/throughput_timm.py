@@ -1,7 +1,7 @@
-"""timm's training or inference step in a process of its own, for `throughput`; see throughput_ours.
+"""timm's training or inference step in a separate process, for `throughput`; see throughput_ours.
 
-Channels last; with bfloat16, autocast. Training is forward pass, cross-entropy with label
-smoothing, gradient and RMSProp; ours also averages the weights. Inference is in inference_mode.
+Channels last; bfloat16 uses autocast. Training is the forward pass, cross-entropy with label
+smoothing, the gradient and RMSProp; ours also averages the weights. Inference: inference_mode.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ NAMES = {"lite": "tf_efficientnet_lite", "v2-": "tf_efficientnetv2_", "b": "tf_e
 
 
 def timm_name(name: str) -> str:
-    """timm's name of a network that has TensorFlow's padding, as ours: b0 -> tf_efficientnet_b0."""
+    """timm's name of a network with TensorFlow's padding, as in ours: b0 -> tf_efficientnet_b0."""
     prefix = next(prefix for prefix in NAMES if name.startswith(prefix))
     return NAMES[prefix] + name.removeprefix(prefix)
 
@@ -68,7 +68,7 @@ def main(
         on_gpu = device.type == "cuda"
         return torch.cuda.max_memory_allocated() / 2**20 if on_gpu else resident_mib()
 
-    for _ in range(3):  # cuDNN chooses its algorithms.
+    for _ in range(3):  # cuDNN chooses its algorithms in these.
         run_batch()
     kind = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
     versions = f"torch {torch.__version__}, timm {timm.__version__}"

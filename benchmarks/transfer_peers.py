@@ -1,8 +1,8 @@
-"""Fine-tuning released Lite0 on solar cells, ours beside PyTorch's: accuracy, seconds.
+"""Compare fine-tuning of released Lite0 on solar cells with PyTorch's, in accuracy and seconds.
 
-Both start from the same file of weights and train for the same epochs on the same split, on the
-same cores, in turn: a process for each seed, whose time counts from its start to its result. A
-finished run is kept in --workdir, so that the same command goes on after an interruption.
+Both start from the same weights and train for the same epochs on the same split. They take turns on
+the same cores, with a process for each seed, which is timed from its start to its result. Finished
+runs are kept in --workdir, so that the same command continues after an interruption.
 """
 
 import argparse
@@ -27,11 +27,11 @@ from effnet_jax.run.workers import available_cores
 
 ROOT = pathlib.Path(__file__).parents[1]
 FRAMEWORKS = ("ours", "pytorch")
-PUBLISHED = 0.868  # Top-1 that this recipe reached in PyTorch before this benchmark was written.
+PUBLISHED = 0.868  # Top-1 of this recipe in PyTorch before this benchmark was written.
 
 
 def command(framework: str, seed: int, args: argparse.Namespace, workdir: pathlib.Path) -> list:
-    """One run; the peer prints its result as JSON, ours is in its workdir."""
+    """The command of a run. The peer prints its result as JSON; ours is in the workdir."""
     if framework == "pytorch":
         flags = [f"--data={args.data}", f"--seed={seed}", f"--epochs={args.epochs}"]
         return [sys.executable, "-m", "benchmarks.peer_lite", *flags]
@@ -43,9 +43,9 @@ def command(framework: str, seed: int, args: argparse.Namespace, workdir: pathli
 
 
 def run(framework: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
-    """Trains once; the row of results. Shows the run's own progress."""
+    """Train once and show the progress of the run; return the row of results."""
     workdir = args.workdir / f"{framework}_seed{seed}"
-    shutil.rmtree(workdir, ignore_errors=True)  # An interrupted run starts again.
+    shutil.rmtree(workdir, ignore_errors=True)  # An interrupted run starts from the beginning.
     before, start, lines = cpu_seconds(), time.perf_counter(), []
     process = subprocess.Popen(
         command(framework, seed, args, workdir),
@@ -88,7 +88,7 @@ def cpu_seconds() -> float:
 
 
 def show(rows: list[dict[str, Any]]) -> rich.table.Table:
-    """A row for each framework."""
+    """A table with a row for each framework."""
     table = rich.table.Table("", "top-1 by seed", "mean", "seconds by seed", "mean", "CPU seconds")
     for framework in FRAMEWORKS:
         own = [row for row in rows if row["framework"] == framework]
@@ -104,7 +104,7 @@ def show(rows: list[dict[str, Any]]) -> rich.table.Table:
 
 
 def failures(rows: list[dict[str, Any]]) -> list[str]:
-    """The bars that were missed: accuracy of PyTorch here and before, and its time."""
+    """The bars that were missed: PyTorch's accuracy, here and before, and its time."""
     means = {
         (framework, key): statistics.fmean(r[key] for r in rows if r["framework"] == framework)
         for framework in FRAMEWORKS
@@ -122,12 +122,12 @@ def failures(rows: list[dict[str, Any]]) -> list[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--data", type=pathlib.Path, required=True, help="of make_elpv.py")
+    parser.add_argument("--data", type=pathlib.Path, required=True, help="from make_elpv.py")
     parser.add_argument("--weights", type=pathlib.Path, required=True, help="Lite0's, for ours")
-    parser.add_argument("--workdir", type=pathlib.Path, required=True, help="of finished runs")
+    parser.add_argument("--workdir", type=pathlib.Path, required=True, help="keeps finished runs")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=6)
-    parser.add_argument("--csv", type=pathlib.Path, help="append each row as it comes")
+    parser.add_argument("--csv", type=pathlib.Path, help="append each row when it is measured")
     args = parser.parse_args()
     rows = []
     for seed in range(args.seeds):

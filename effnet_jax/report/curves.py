@@ -1,4 +1,4 @@
-"""The picture of a run: loss, accuracy and learning rate by epoch."""
+"""The curves of a run: loss, accuracy and learning rate by epoch."""
 
 import math
 import pathlib
@@ -8,18 +8,18 @@ from matplotlib.axes import Axes
 
 from effnet_jax.report import drawing
 
-Curve = list[tuple[float, float]]  # Epochs and values.
+Curve = list[tuple[float, float]]  # Pairs of epoch and value.
 COLOURS = [colour for colour, _ in drawing.STYLES.values()]
-WEIGHTS = {  # Raw weights over averaged ones, so that both show where they are alike.
+WEIGHTS = {  # Raw weights are drawn thinner and on top, so that equal curves both remain visible.
     "ema": {"linestyle": "-", "marker": "o", "markersize": 4.5, "linewidth": 2.2},
     "raw": {"linestyle": "--", "marker": "s", "markersize": 3.5, "markerfacecolor": "white"},
 }
 
 
 def draw_curves(rows: list[dict[str, float]], path: pathlib.Path, title: str = "") -> None:
-    """Draws the rows of metrics.jsonl into a PNG: training, and every evaluation by its name.
+    """Draw the training and evaluation metrics in the rows of metrics.jsonl to a PNG file.
 
-    The axes show what the run settles to. What lies far outside, as an evaluation gone wrong, is
+    The axes show the range in which the curves settle. Evaluations far outside this range are
     marked at the border.
     """
     figure = matplotlib.figure.Figure(figsize=(10, 5.6), layout="constrained")
@@ -46,24 +46,24 @@ def draw_curves(rows: list[dict[str, float]], path: pathlib.Path, title: str = "
         plot(panels["rate"], rate, {"color": "gray"})
     panels["rate"].set_ylabel("learning rate")
     panels["rate"].set_ylim(bottom=0)
-    for axes in panels.values():  # All of a run: there may be a single evaluation, at its end.
+    for axes in panels.values():  # From 0, even if the only evaluation is at the end of the run.
         axes.set_xlim(0, 1.02 * max((row["epoch"] for row in rows), default=0) or 1)
     figure.savefig(path, dpi=120)
 
 
 def curve(rows: list[dict[str, float]], key: str, scale: float) -> Curve:
-    """The finite values of a metric, times `scale`, by epoch."""
-    found = [(row["epoch"], scale * row[key]) for row in rows if key in row]
-    return [(epoch, value) for epoch, value in found if math.isfinite(value)]
+    """The finite values of a metric by epoch, multiplied by `scale`."""
+    pairs = [(row["epoch"], scale * row[key]) for row in rows if key in row]
+    return [(epoch, value) for epoch, value in pairs if math.isfinite(value)]
 
 
 def plot(axes: Axes, points: Curve, form: dict) -> None:
-    """Draws a curve; a single point without a marker would not be seen, and gets one."""
+    """Draw a curve. A curve of one point always has a marker, since it has no visible line."""
     axes.plot(*zip(*points, strict=True), **({"marker": "o"} if len(points) == 1 else {}) | form)
 
 
 def draw_lines(axes: Axes, lines: list[tuple[Curve, dict]]) -> None:
-    """Draws curves within `limits`; evaluations beyond them are triangles at the border."""
+    """Draw curves within their `limits`, and evaluations beyond them as triangles at the border."""
     if not lines:
         return
     low, high = limits([[value for _, value in points] for points, _ in lines])
@@ -80,15 +80,15 @@ def draw_lines(axes: Axes, lines: list[tuple[Curve, dict]]) -> None:
         beyond += [value for _, value in far]
     if beyond:
         ends = dict.fromkeys(f"{value:.3g}" for value in (min(beyond), max(beyond)))
-        text = f"triangles: beyond the axis, {' to '.join(ends)}"
+        text = f"triangles: values beyond the axis, {' to '.join(ends)}"
         axes.set_title(text, fontsize=drawing.SMALL - 1, color=drawing.REFERENCE, loc="right")
     drawing.legend(axes)
 
 
 def limits(curves: list[list[float]]) -> tuple[float, float]:
-    """The range of values that shows where curves settle: the middle of each, its end, and more.
+    """The range of values in which the curves settle, with a margin; outliers don't change it.
 
-    A few values, however far off, do not change it.
+    It covers the last value of each curve and the middle half of its last three quarters.
     """
     low, high = math.inf, -math.inf
     for values in curves:

@@ -1,4 +1,4 @@
-"""An evaluation in detail: accuracy by class, confusions, and a page of the worst mistakes."""
+"""Details of an evaluation: accuracy by class, confusion matrix, a page of the worst mistakes."""
 
 import base64
 import pathlib
@@ -23,17 +23,17 @@ from effnet_jax.report import drawing
 from effnet_jax.run import files
 
 FILES = ("per_class.csv", "confusion.csv", "confusion.png", "mistakes.html")
-MOST = 100  # Classes of a matrix that can be read.
-LISTED = 50  # Classes that are drawn where there are more: the least accurate.
-NUMBERED = 25  # Classes of a matrix whose cells have room for numbers.
-SIDE = 192  # Pixels of a mistake's longer side.
+MOST = 100  # The most classes that are drawn as a matrix.
+LISTED = 50  # With more classes, bars are drawn for this many of the least accurate.
+NUMBERED = 25  # The most classes for which the cells of the matrix have room for numbers.
+SIDE = 192  # Pixels of the longer side of an image on the page of mistakes.
 TEMPLATE = pathlib.Path(__file__).with_name("mistakes.html")
 
 
 def check(folder: pathlib.Path) -> None:
-    """Raises UserError if `write` can't write to a folder, or would replace files there."""
-    if found := [name for name in FILES if (folder / name).exists()]:
-        raise UserError(f"{folder / found[0]} is there already; choose another --details")
+    """Raise UserError if `write` can't write to the folder or would replace a file."""
+    if existing := [name for name in FILES if (folder / name).exists()]:
+        raise UserError(f"{folder / existing[0]} already exists; choose another --details")
     files.make_folder("--details", folder)
 
 
@@ -45,11 +45,11 @@ def write(
     source: Source,
     exif: str = "ignore",
 ) -> None:
-    """Writes FILES into a folder, which is made; without confusion.csv where none are counted.
+    """Write FILES into a folder, which is created; confusion.csv only if confusions are counted.
 
-    `classes` are the network's; `source` has the records evaluated, and `exif` is as
-    `config.data.exif`. A mistake is shown without its image if the record has another class now.
-    Raises OSError.
+    `classes` are the network's, `source` has the evaluated records, and `exif` is
+    `config.data.exif`. If the class of a record has changed since the evaluation, its mistake is
+    shown without the image. Raises OSError.
     """
     folder.mkdir(parents=True, exist_ok=True)
     known = titles()
@@ -63,7 +63,7 @@ def write(
     images, right = class_counts(counts)
     title += f"\ntop-1 {right.sum() / images.sum():.1%}"
     title += f", mean per class {mean_per_class(counts):.1%}, {images.sum():,} images"
-    with warnings.catch_warnings():  # Of names in scripts that the font lacks.
+    with warnings.catch_warnings():  # The font may lack characters of class names.
         warnings.simplefilter("ignore", UserWarning)
         draw(names, counts, title).savefig(folder / FILES[2], dpi=100, bbox_inches="tight")
     every = list(zip(*(each.tolist() for each in outcomes[1:]), strict=True))
@@ -85,7 +85,7 @@ def write(
 
 
 def by_class(classes: Sequence[str], counts: np.ndarray) -> list[list]:
-    """A table of the classes, as in per_class.csv, with its header; `counts` as in `Outcomes`."""
+    """The rows of per_class.csv with their header; `counts` are those of `Outcomes`."""
     rows = [["class", "count", "correct", "accuracy", "most_confused_with", "times"]]
     numbers = (each.tolist() for each in class_counts(counts))
     for name, images, right, other in zip(classes, *numbers, confused(counts), strict=True):
@@ -96,7 +96,7 @@ def by_class(classes: Sequence[str], counts: np.ndarray) -> list[list]:
 
 
 def confused(counts: np.ndarray) -> list[tuple[int, int] | None]:
-    """What each class is most often taken for, and how often; None for no mistake, or unknown."""
+    """For each class, its most frequent wrong prediction and the count; None if not known."""
     if len(counts) != len(counts.T):
         return [None] * len(counts)
     wrong = counts * (1 - np.eye(len(counts), dtype=counts.dtype))
@@ -105,7 +105,7 @@ def confused(counts: np.ndarray) -> list[tuple[int, int] | None]:
 
 
 def draw(names: Sequence[str], counts: np.ndarray, title: str) -> matplotlib.figure.Figure:
-    """The confusion matrix of the classes that occur; of more than MOST, the least accurate."""
+    """The confusion matrix of the classes that occur; if over MOST, bars of the least accurate."""
     seen = np.flatnonzero(counts.any(1))
     if len(counts) == len(counts.T):
         seen = np.flatnonzero(counts.any(1) | counts.any(0))
@@ -122,9 +122,9 @@ def draw(names: Sequence[str], counts: np.ndarray, title: str) -> matplotlib.fig
 
 
 def _draw_matrix(axes: Axes, names: Sequence[str], counts: np.ndarray, cell: float) -> None:
-    """Rows are true classes, coloured by their share; cells of `cell` inches have counts."""
+    """Draw a matrix with a row for each true class, coloured by share; cells are `cell` inches."""
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    image = axes.imshow(share, cmap="Blues", norm=PowerNorm(0.5, 0, 1))  # Rare ones show too.
+    image = axes.imshow(share, cmap="Blues", norm=PowerNorm(0.5, 0, 1))  # Makes rare ones visible.
     size = min(drawing.SMALL, 52 * cell)
     axes.set_xticks(range(len(names)), names, rotation=90, fontsize=size)
     axes.set_yticks(range(len(names)), names, fontsize=size)
@@ -139,7 +139,7 @@ def _draw_matrix(axes: Axes, names: Sequence[str], counts: np.ndarray, cell: flo
 
 
 def _draw_least(names: Sequence[str], counts: np.ndarray, title: str) -> matplotlib.figure.Figure:
-    """Bars of the least accurate classes, with what each is most often taken for."""
+    """Bars of the least accurate classes, each with the class it is most often confused with."""
     images, right = class_counts(counts)
     accuracy = np.where(images > 0, right / np.maximum(images, 1), np.inf)
     least = [i for i in np.argsort(accuracy, kind="stable")[:LISTED].tolist() if images[i]]
@@ -165,19 +165,19 @@ def _draw_least(names: Sequence[str], counts: np.ndarray, title: str) -> matplot
 
 
 def picture(source: Source, index: int, label: str, exif: str) -> str:
-    """A record's image as base64 of a small JPEG; "" if its class is not `label` any more."""
+    """A record's image as a small JPEG in base64, or "" if its class is no longer `label`."""
     record = pipeline.read(source, index)
     if source.classes[record["label"]] != label:
         return ""
     image = decode_image(record["image"], exif)
     scale = SIDE / max(image.shape[:2])
     size = [max(1, round(scale * length)) for length in image.shape[1::-1]]
-    way = cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST  # Which shows pixels as they are.
+    way = cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST  # Enlarged pixels stay sharp.
     image = cv2.resize(image, size, interpolation=way)
     data = cv2.imencode(".jpg", image[..., ::-1], (cv2.IMWRITE_JPEG_QUALITY, 85))[1]
     return base64.b64encode(data.tobytes()).decode()
 
 
 def _shorten(name: str, most: int = 24) -> str:
-    """A name for a figure, where a dollar sign would begin a formula."""
+    """A name cut to `most` characters, with dollar signs escaped so that none begins a formula."""
     return (name if len(name) <= most else f"{name[: most - 1]}…").replace("$", r"\$")

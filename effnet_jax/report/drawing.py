@@ -1,4 +1,4 @@
-"""The style of the figures, which are legible on a phone and without colour."""
+"""The style of the figures, and functions that draw in it: legible on a phone, without colour."""
 
 import itertools
 import math
@@ -10,11 +10,11 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from effnet_jax.report.results import Point
 
-WIDTH = 5.5  # Inches: a figure as wide as a phone's screen shows its text at about 10 pixels.
+WIDTH = 5.5  # Inches. On the screen of a phone, text is then about 10 pixels high.
 DPI = 200
 TEXT, SMALL = 12, 9.5
 REFERENCE = "#6b6b6b"
-# Colours that colour-blind readers tell apart; every line also has its own marker.
+# Colours that colour-blind readers can tell apart; every line also has its own marker.
 STYLES = {
     "width": ("#0072B2", "s"),
     "depth": ("#AA4499", "^"),
@@ -25,12 +25,12 @@ STYLES = {
 
 
 def style(series: str, number: int = 0) -> tuple[str, str]:
-    """Colour and marker of a line by name, or by number if the name has no style of its own."""
+    """Colour and marker of a series by its name, or by its number if the name has no style."""
     return STYLES.get(series, list(STYLES.values())[number % len(STYLES)])
 
 
 def new_figure(height: float, rows: int = 1, columns: int = 1, **kw) -> tuple:
-    """A figure with a grid of axes; `height` is in inches."""
+    """A figure of WIDTH by `height` inches, and its axes, as from `Figure.subplots`."""
     figure = matplotlib.figure.Figure(figsize=(WIDTH, height), layout="constrained")
     axes = figure.subplots(rows, columns, **kw)
     for each in figure.axes:
@@ -41,7 +41,7 @@ def new_figure(height: float, rows: int = 1, columns: int = 1, **kw) -> tuple:
 
 
 def count(value: float, _: object = None) -> str:
-    """A number of parameters or multiply-adds for an axis: "5.3 M", "390 M", "4.2 B"."""
+    """Format a number of parameters or multiply-adds: "5.3 M", "390 M", "4.2 B"."""
     for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
         if value >= size:
             return f"{value / size:.3g} {unit}"
@@ -49,7 +49,7 @@ def count(value: float, _: object = None) -> str:
 
 
 def label_axes(axes: Axes, cost: str, values: Sequence[float], accuracy: str = "top-1 (%)") -> None:
-    """Names the axes of accuracy over a cost, which is logarithmic if its values span much."""
+    """Label the axes of accuracy over a cost; the scale is logarithmic beyond a factor of 5."""
     axes.set_ylabel(accuracy, fontsize=TEXT)
     axes.set_xlabel(cost, fontsize=TEXT)
     low, high = min(values), max(values)
@@ -71,10 +71,10 @@ def draw_points(
     line: bool = True,
     label: str | None = None,
 ) -> None:
-    """Draws means over `cost`, with bars of one standard deviation, and each seed as a small dot.
+    """Draw means over `cost` with bars of one standard deviation, and each seed as a small dot.
 
     `cost` is an attribute of the points, "multiply_adds" or "parameters", or a number for each
-    point; `line` joins the points; `label` is for a legend.
+    point. `line` connects the points; `label` is shown in the legend.
     """
     x = [getattr(point, cost) for point in points] if isinstance(cost, str) else cost
     y = [100 * point.mean for point in points]
@@ -91,7 +91,7 @@ def draw_points(
 
 
 def draw_ranked(axes: Axes, points: Sequence[Point], names: Sequence[str]) -> None:
-    """Draws means next to names, the last on top and with a star, with bars and seeds as above."""
+    """Draw means next to names, the last at the top with a star; bars and dots as `draw_points`."""
     for place, point in enumerate(points):
         best = place == len(points) - 1
         colour, _ = style("compound" if best else "width")
@@ -101,13 +101,15 @@ def draw_ranked(axes: Axes, points: Sequence[Point], names: Sequence[str]) -> No
         if point.n > 1:
             seeds = [100 * top1 for top1 in point.top1]
             axes.scatter(seeds, [place] * point.n, s=7, color=colour, alpha=0.5)
-    axes.set_yticks(range(len(points)), names, parse_math=False)
+    # Long names are smaller: wider than the figure, they would leave no room for the axes.
+    size = min(SMALL + 1, 380 / max(map(len, names)))
+    axes.set_yticks(range(len(points)), names, fontsize=size, parse_math=False)
     axes.set_ylim(-0.7, len(points) - 0.3)
     axes.set_xlabel("top-1 (%)", fontsize=TEXT)
 
 
 def mark_best(axes: Axes, x: float, point: Point) -> None:
-    """Marks a point at `x` with a star, and writes its mean above its bar."""
+    """Mark a point at `x` with a star and write its mean, rounded down, above its bar."""
     colour, y = STYLES["compound"][0], 100 * point.mean
     axes.plot(x, y, color=colour, marker="*", markersize=13, zorder=5)
     text = f"{math.floor(10 * y + 1e-6) / 10:.1f}"
@@ -115,7 +117,7 @@ def mark_best(axes: Axes, x: float, point: Point) -> None:
 
 
 def label_values(axes: Axes, key: str, values: Sequence[float]) -> None:
-    """Names the axes of accuracy over a config key, logarithmic if its values span much."""
+    """Label the axes of accuracy over a config key; logarithmic if beyond a factor of 5."""
     ticks = sorted(set(values))
     above = [value for value in ticks if value > 0]
     if above and ticks[0] >= 0 and above[-1] > 5 * above[0]:
@@ -129,23 +131,23 @@ def label_values(axes: Axes, key: str, values: Sequence[float]) -> None:
 
 
 def legend(axes: Axes) -> None:
-    """Explains lines by their labels."""
+    """Add a legend of the labels, in which a dollar sign begins no formula."""
     for text in axes.legend(fontsize=SMALL).get_texts():
         text.set_parse_math(False)
 
 
 def write(axes: Axes, text: str, place: tuple, right: float, up: float, colour: str) -> None:
-    """Writes next to a place, `right` and `up` of it in points; 0 to the right is centred."""
+    """Write text near a place, offset by `right` and `up` points; centred if `right` is 0."""
     side = "left" if right > 0 else "right" if right else "center"
     form = {"ha": side, "va": "bottom" if up > 0 else "top", "fontsize": SMALL, "color": colour}
-    form["parse_math"] = False  # A dollar sign in a name begins no formula, here and elsewhere.
+    form["parse_math"] = False  # Here and elsewhere, so that "$" in a name begins no formula.
     axes.annotate(text, place, xytext=(right, up), textcoords="offset points", **form)
 
 
 def annotate(
     axes: Axes, point: Point, cost: str, text: str, colour: str, below: bool = False, right: int = 0
 ) -> None:
-    """Labels a point, above or below its bar."""
+    """Label a point above or below its bar."""
     sign = -1 if below else 1
     place = getattr(point, cost), 100 * (point.mean + sign * (point.sd or 0))
     write(axes, text, place, right, 6 * sign, colour)
@@ -154,26 +156,26 @@ def annotate(
 def reference_marks(
     axes: Axes, marks: Sequence[tuple], line: bool = False, centred: bool = False
 ) -> None:
-    """Draws the paper's points, (x, y in percent, name or ""), in grey and hollow.
+    """Draw the paper's points, (x, y in percent, name or ""), in grey.
 
-    `line` joins them; `centred` writes names above or below, where there is no room at the side.
+    `line` connects them. `centred` writes names above or below the points rather than beside them.
     """
     x, y, _ = zip(*marks, strict=True)
     form = {"marker": "o" if line else "x", "linestyle": "--" if line else ""}
     axes.plot(x, y, color=REFERENCE, markerfacecolor="white", markersize=5, zorder=1, **form)
-    sign = 1 if line else -1  # Curves rise to the right, so there is room at the left.
+    sign = 1 if line else -1  # Curves rise to the right, which leaves room at their upper left.
     for *place, name in marks:
         if name:
             write(axes, name, place, 0 if centred else -5 * sign, 4 * sign, REFERENCE)
 
 
 def label_ends(axes: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
-    """Writes names of lines at the right border, near their ends, (y, name, colour), and apart."""
+    """Write names of lines at the right border, near their ends (y, name, colour), not touching."""
     low, high = axes.get_ylim()
     height = axes.figure.get_size_inches()[1] / len({a.get_position().y0 for a in axes.figure.axes})
-    gap = 1.5 * TEXT / (72 * 0.8 * height)  # Of the axes' height, which is about 0.8 of the place.
+    gap = 1.5 * TEXT / (72 * 0.8 * height)  # As a share of the axes, about 0.8 of a panel high.
     places = sorted([(y - low) / (high - low), name, colour] for y, name, colour in ends)
-    for _ in range(50):  # Names that touch push each other away, up and down alike.
+    for _ in range(50):  # Names that overlap push each other apart, up and down by equal amounts.
         for lower, upper in itertools.pairwise(places):
             push = max(0.0, gap - (upper[0] - lower[0])) / 2
             lower[0], upper[0] = lower[0] - push, upper[0] + push

@@ -1,6 +1,6 @@
-"""The paper's figures, from results: a function for each.
+"""The paper's figures drawn from results, one function for each.
 
-Costs on the axes are counted from the networks, never the multiples that were asked for.
+Costs on the axes are those counted from the networks, never the multiples that were requested.
 """
 
 import functools
@@ -15,14 +15,14 @@ from effnet_jax.report import drawing, paper
 from effnet_jax.report.results import Point, Results, Swept, describe, find_swept, multiple
 
 COSTS = {"multiply_adds": "multiply-adds", "parameters": "parameters"}
-SHOWN = {"compound_paper": "paper's comp."}  # Names of series that a figure shortens.
-# The other networks of Table 2 whose names find room.
+SHOWN = {"compound_paper": "paper's comp."}  # Short names of series for figures.
+# The other networks of Table 2 for whose names there is room.
 NAMED_PEERS = ("ResNet-50", "ResNet-152", "Inception-v3", "Inception-ResNet-v2", "ResNeXt-101")
 NAMED_PEERS += ("SENet", "AmoebaNet-C", "GPipe")
 
 
 class Drawn(NamedTuple):
-    """A figure, a caption that explains it, and the points in it."""
+    """A figure, its caption, and the rows of its CSV."""
 
     figure: Figure
     caption: str
@@ -30,7 +30,7 @@ class Drawn(NamedTuple):
 
 
 def rows(points: Sequence[Point]) -> list[dict[str, Any]]:
-    """Our points for the figure's CSV, not rounded."""
+    """Our points as rows of the figure's CSV, unrounded."""
     return [
         {"source": "ours"}
         | {key: getattr(point, key) for key in ("series", "label", "data", *COSTS)}
@@ -41,14 +41,14 @@ def rows(points: Sequence[Point]) -> list[dict[str, Any]]:
 
 
 def paper_row(series: str, label: str, data: str, top1: str, **costs: float) -> dict[str, Any]:
-    """One of the paper's points for the same CSV."""
+    """One of the paper's points as a row of the same CSV."""
     row = {"source": "paper", "series": series, "label": label, "data": data}
     row |= dict.fromkeys(COSTS, "") | costs | {"top1_mean": round(float(top1) / 100, 4)}
     return row | dict.fromkeys(("top1_sd", "n", "seeds"), "")
 
 
 def table2_rows() -> list[dict[str, Any]]:
-    """Table 2: EfficientNets at counted costs, others at those that the paper prints."""
+    """The rows of Table 2: EfficientNets with counted costs, other networks with printed ones."""
     result = []
     for row in paper.read("table2"):
         series, _, label = row["model"].partition("-B")
@@ -65,7 +65,7 @@ def table2_rows() -> list[dict[str, Any]]:
 
 
 def marks(rows: Sequence[dict[str, Any]], cost: str) -> list[tuple[float, float, str]]:
-    """The paper's rows as points to draw, those whose cost is known."""
+    """The points (cost, top-1 in percent, label) of the paper's rows that have the cost."""
     return [(row[cost], 100 * row["top1_mean"], row["label"]) for row in rows if row[cost]]
 
 
@@ -74,7 +74,7 @@ def by_cost(points: Sequence[Point]) -> list[Point]:
 
 
 def curve(results: Results, what: str, cost: str) -> Drawn:
-    """Compound scaling against a cost: figures 1 and 5."""
+    """Figure 1 or 5: compound scaling, top-1 over a cost."""
     points, others = by_cost(results.points(what, "phi")), []
     if not points:
         methods = results.points(what, "methods")
@@ -83,13 +83,13 @@ def curve(results: Results, what: str, cost: str) -> Drawn:
     drawn, caption = rows([*points, *others]), describe(points)
     figure, axes = drawing.new_figure(4.6)
     if others:
-        caption += " Compound scaling, the line, and the other methods of figure 8."
+        caption += " The line is compound scaling; the points are the other methods of figure 8."
     for name in dict.fromkeys(point.series for point in others):
         line = [point for point in others if point.series == name]
         form = {"line": False, "label": SHOWN.get(name, name)}
         drawing.draw_points(axes, line, cost, *drawing.style(name), **form)
     if points and not paper.is_imagenet(points[0].data):
-        caption += f" The paper's points are not here: its accuracies are not on {points[0].data}."
+        caption += f" The paper's points are left out; its accuracies are not on {points[0].data}."
     else:
         reference = table2_rows()
         drawn += reference
@@ -99,10 +99,10 @@ def curve(results: Results, what: str, cost: str) -> Drawn:
         drawing.reference_marks(axes, named)
         drawing.reference_marks(axes, [(x, y, name[-2:]) for x, y, name in ours], line=True)
         caption += (
-            " Grey: the paper's Table 2; EfficientNet's dashed curve at counted costs, the others "
+            " Grey: the paper's Table 2; EfficientNet (dashed) at counted costs, other networks "
             "(crosses) at the costs that the paper prints."
         )
-        caption += "" if points else " Ours: not run."
+        caption += "" if points else " Our networks: not run."
     colour, marker = drawing.style("compound")
     drawing.draw_points(axes, points, cost, colour, marker, label="compound")
     for point in points:
@@ -121,7 +121,7 @@ figure5 = functools.partial(curve, what="figure 5", cost="multiply_adds")
 
 
 def figure3(results: Results) -> Drawn | None:
-    """One dimension at a time, a panel each."""
+    """Scaling width, depth or resolution alone, each in its own panel."""
     kinds = ("width", "depth", "resolution")
     points = [p for p in results.points("figure 3", *kinds) if p.series in kinds]
     if not points:
@@ -132,7 +132,7 @@ def figure3(results: Results) -> Drawn | None:
         line = by_cost([point for point in points if point.series == kind])
         colour, marker = drawing.style(kind)
         drawing.draw_points(axes, line, "multiply_adds", colour, marker)
-        for number, point in enumerate(line):  # Above and below in turn.
+        for number, point in enumerate(line):  # Labels alternate between above and below.
             drawing.annotate(axes, point, "multiply_adds", point.label, colour, number % 2 == 1)
         costs = [point.multiply_adds for point in line]
         drawing.label_axes(axes, f"multiply-adds, {kind} alone", costs)
@@ -144,7 +144,7 @@ def figure3(results: Results) -> Drawn | None:
 
 
 def lines(axes: Axes, points: Sequence[Point], start: Sequence[Point] = ()) -> None:
-    """Draws top-1 over multiply-adds, a named line for each series; all begin at `start`."""
+    """Draw top-1 over multiply-adds, with a named line from `start` for each series."""
     names = dict.fromkeys(point.series for point in points if point not in start)
     ends = []
     for number, name in enumerate(names):
@@ -162,7 +162,7 @@ def lines(axes: Axes, points: Sequence[Point], start: Sequence[Point] = ()) -> N
 
 
 def figure4(results: Results) -> Drawn | None:
-    """Width at other depths and resolutions."""
+    """Scaling width at several depths and resolutions."""
     points = results.points("figure 4", "width_at")
     if not points:
         return None
@@ -172,7 +172,7 @@ def figure4(results: Results) -> Drawn | None:
 
 
 def figure_fine_tuning(results: Results) -> Drawn | None:
-    """Ways of fine-tuning, and networks: a panel for each cost."""
+    """Methods of fine-tuning and networks, with a panel for each cost."""
     points = by_cost(results.points("the figure of fine-tuning", "fine_tuning"))
     if not points:
         return None
@@ -194,13 +194,13 @@ def figure7(results: Results) -> Drawn | None:
     """Activation maps of networks that are scaled differently."""
     if results.compared is None:
         return None
-    from effnet_jax.report import maps  # With JAX and what reads weights.
+    from effnet_jax.report import maps  # Slow to import: needs JAX and the readers of weights.
 
     return Drawn(*maps.compare(results.compared))
 
 
 def figure8(results: Results) -> Drawn | None:
-    """Width, depth or resolution alone against all three, from one base."""
+    """Scaling one of width, depth and resolution, and scaling all three, from the same base."""
     points = results.points("figure 8", "methods")
     if not points:
         return None
@@ -213,8 +213,8 @@ def figure8(results: Results) -> Drawn | None:
         panels.append(near)
         without = f"without {', '.join(sorted(fallen))}"
         caption += (
-            f" Below, the same points {without}, which falls more than 10 points below the base, so"
-            " that the other lines can't be told apart above."
+            f" The lower panel shows the same points {without}, whose accuracy falls more than 10 "
+            "points below the base's, so that the other lines can be told apart."
         )
     figure, _ = drawing.new_figure(3.9 * len(panels), len(panels))
     for axes, shown in zip(figure.axes, panels, strict=True):
@@ -223,13 +223,13 @@ def figure8(results: Results) -> Drawn | None:
             axes.set_title(without, fontsize=drawing.SMALL + 1, parse_math=False)
     if any(point.series == "compound_paper" for point in points):
         caption += (
-            " Compound scaling by the coefficients found here, and by the paper's 1.2, 1.1, 1.15."
+            " Compound scaling uses the coefficients found here, or the paper's 1.2, 1.1, 1.15."
         )
     return Drawn(figure, caption, rows(points))
 
 
 def figure_curves(results: Results) -> Drawn | None:
-    """Whether the networks of figure 8 were trained until their accuracy stands still."""
+    """Top-1 by epoch of the networks of figure 8, to show whether it still rises at the end."""
     points = [point for point in results.points("the curves", "methods") if point.curve]
     if not points:
         return None
@@ -250,14 +250,14 @@ def figure_curves(results: Results) -> Drawn | None:
         axes.legend(fontsize=drawing.SMALL)
     axes.set_xlabel("epoch", fontsize=drawing.TEXT)
     caption = (
-        f"Means over seeds. In the last fifth of the training they change by "
-        f"{100 * min(gains):+.1f} to {100 * max(gains):+.1f} points."
+        f"Means over seeds. They change by {100 * min(gains):+.1f} to {100 * max(gains):+.1f} "
+        "points in the last fifth of the training."
     )
     return Drawn(figure, caption, drawn)
 
 
 def figure_grid(results: Results) -> Drawn | None:
-    """The candidates of the small grid search, the best on top."""
+    """The candidates of the small grid search, with the best at the top."""
     points = sorted(results.points("the grid search", "grid"), key=lambda point: point.mean)
     if not points:
         return None
@@ -270,27 +270,27 @@ def figure_grid(results: Results) -> Drawn | None:
 
 
 def best(points: Sequence[Point], names: Sequence[str]) -> str:
-    """Which of points, sorted by their means, has the best, and how many come near it."""
+    """A sentence about the best of points in ascending order, and how many overlap its bar."""
     *others, first = points
     equal = [name for name, p in zip(names, points, strict=True) if p.mean == first.mean]
     text = f"The best mean: {' and '.join(equal)}."
     if first.sd is not None and others:
         low = first.mean - first.sd
         overlap = sum(p.mean + p.sd >= low for p in others if p.sd is not None)
-        text += f" The bars of {overlap} of the {len(others)} others overlap its bar."
+        text += f" The bars of {overlap} of the other {len(others)} overlap its bar."
     return text
 
 
 def figure_sweeps(results: Results) -> Drawn | None:
-    """The sweeps that are none of the paper's, each over the key that it changes."""
+    """The user's own sweeps (`Results.own`), each over the config key that it changes."""
     sweeps = results.own("the figure of your sweeps")
     if not sweeps:
         return None
-    found = [find_swept(points) for points in sweeps.values()]
-    heights = [3.6 if each.key else 1.0 + 0.27 * len(each.names) for each in found]
-    figure, _ = drawing.new_figure(sum(heights), len(found), height_ratios=heights)
+    drawn_sweeps = [find_swept(points) for points in sweeps.values()]
+    heights = [3.6 if each.key else 1.0 + 0.27 * len(each.names) for each in drawn_sweeps]
+    figure, _ = drawing.new_figure(sum(heights), len(drawn_sweeps), height_ratios=heights)
     drawn, captions = [], []
-    for axes, swept, (title, points) in zip(figure.axes, found, sweeps.items(), strict=True):
+    for axes, swept, (title, points) in zip(figure.axes, drawn_sweeps, sweeps.items(), strict=True):
         ranked = sorted(zip(points, swept.names, strict=True), key=lambda pair: pair[0].mean)
         axes.set_title(title, fontsize=drawing.SMALL + 1, parse_math=False)
         draw_sweep(axes, swept, *zip(*ranked, strict=True))
@@ -302,9 +302,9 @@ def figure_sweeps(results: Results) -> Drawn | None:
 
 
 def draw_sweep(axes: Axes, swept: Swept, points: Sequence[Point], names: Sequence[str]) -> None:
-    """Draws a sweep over its key, with a line for each of the others' values; or as a ranking.
+    """Draw a sweep over its key, with a line for each value of the other keys, or as a ranking.
 
-    `points` and `names` are sorted by top-1.
+    `points` and `names` are in ascending order of top-1.
     """
     if not swept.key:
         drawing.draw_ranked(axes, points, names)
@@ -320,7 +320,7 @@ def draw_sweep(axes: Axes, swept: Swept, points: Sequence[Point], names: Sequenc
 
 
 def figure6(results: Results) -> Drawn:
-    """Transfer: a panel for each data set of Table 5."""
+    """Transfer learning, with a panel for each data set of Table 5."""
     figure, panels = drawing.new_figure(9.5, 4, 2)
     table, drawn, captions, left = paper.read("table5"), [], [], []
     for axes, (name, chosen) in zip(panels.flat, paper.transfer().items(), strict=True):

@@ -1,4 +1,4 @@
-"""What a person sees of a finished run: its scores, where its time went, and its curves."""
+"""The summary of a finished run: its scores, where its time went, and its curves."""
 
 import collections
 import contextlib
@@ -21,7 +21,7 @@ from effnet_jax.training.clock import BINS, CATEGORIES, FILE, REPEATED
 
 
 def show(workdir: str | pathlib.Path, step: int, scores: dict[str, float]) -> None:
-    """Prints a finished run's last step, scores and where its time went, and draws its curves."""
+    """Print the last step and scores of a finished run and where its time went; draw its curves."""
     with workdirs.opened(workdir) as place:
         _show(place, step, scores)
 
@@ -31,24 +31,24 @@ def _show(place: workdirs.Workdir, step: int, scores: dict[str, float]) -> None:
     path, rows = workdir / "curves.png", files.read_rows(workdir / FILE)
     top1 = [f"{key.removesuffix('/top1')} {scores[key]:.2%}" for key in scores if "/top1" in key]
     title = ", ".join([f"{workdir.resolve().name} at step {step}", *top1[:4]])
-    with contextlib.suppress(OSError):  # A full disk, after all that counts is saved.
+    with contextlib.suppress(OSError):  # The run is saved, so a full disk must not fail it now.
         curves.draw_curves(writers.read_metrics(workdir), path, title)
     begun = max((i for i, row in enumerate(rows) if row.get("event") == "start"), default=0)
     minutes = sum(sum(row["seconds"].values()) for row in rows[begun:]) / 60
     classes, name = len(files.read_json(workdir / "classes.json")), f"step {step}"
     writers.console.print(result_table(scores, f"{name}, {minutes:.1f} min in this run", classes))
     writers.console.print(time_table(rows))
-    if any("step_times" in row for row in rows):  # None in a run of older code.
+    if any("step_times" in row for row in rows):  # Older versions did not record them.
         writers.console.print(step_table(rows))
     if shown := show_details(workdir, step):
         writers.say(shown)
-    writers.say(f"curves: {place.address / path.name}   all else: {place.address}")
+    writers.say(f"curves: {place.address / path.name}   all other files: {place.address}")
 
 
 def show_details(workdir: pathlib.Path, step: int) -> str:
-    """Writes the details of the evaluation that `best_metric` belongs to; returns a line for it.
+    """Write the details of the evaluation of `best_metric`, and return a message.
 
-    "" where there is none at this step, as with sets of labels, or it can't be written.
+    Returns "" without details: the evaluation did not run at this step or uses sets of labels.
     """
     saved = evaluation.read_outcomes(workdir / evaluations.OUTCOMES)
     if saved is None or saved[0] != step:
@@ -58,7 +58,7 @@ def show_details(workdir: pathlib.Path, step: int) -> str:
     data = config_lib.for_evaluation(config, which.partition("/")[0]).data
     classes = files.read_json(workdir / "classes.json")
     title = f"{workdir.resolve().name} at step {step}, {which}"
-    try:  # All that counts is saved: data or disks that have gone since end no run.
+    try:  # The run is saved, so missing data or a full disk must not fail it now.
         source = sources.open_source(data, sources.eval_split(data, config.data.data_dir))
         details.write(workdir, title, classes, saved[1], source, data.exif)
     except (OSError, ValueError, UserError) as error:
@@ -67,9 +67,9 @@ def show_details(workdir: pathlib.Path, step: int) -> str:
 
 
 def result_table(scores: dict[str, float], title: str, classes: int) -> rich.table.Table:
-    """Top-1, top-5, mean per class, loss and count by evaluation and weights.
+    """A table of top-1, top-5, mean per class, loss and count by evaluation and weights.
 
-    Of five classes or fewer, all are always among the best five, and top-5 is left out.
+    Top-5 is left out for five classes or fewer, for which it is always 100 %.
     """
     columns = ("evaluation", "top-1", *(["top-5"] if classes > 5 else []))
     table = rich.table.Table(*columns, "mean per class", "loss", "images", title=title)
@@ -83,9 +83,9 @@ def result_table(scores: dict[str, float], title: str, classes: int) -> rich.tab
 
 
 def account(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Seconds by category over all starts in goodput.jsonl, and "downtime" between the starts."""
+    """Seconds by category over all rows of goodput.jsonl, and "downtime" before the restarts."""
     total = collections.Counter(dict.fromkeys((*CATEGORIES, "downtime"), 0.0))
-    back = math.inf  # The earliest step that a later start or roll-back went back to.
+    back = math.inf  # The earliest step to which a later start or roll-back returned.
     for row in reversed(rows):
         for name, seconds in row["seconds"].items():
             total["rework" if row["step"] > back and name in REPEATED else name] += seconds
@@ -99,7 +99,7 @@ def account(rows: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def time_table(rows: list[dict[str, Any]]) -> rich.table.Table:
-    """Time and share by category since the run's first start; the title has the goodput."""
+    """A table of time and share by category since the run's first start, and the goodput."""
     seconds = account(rows)
     downtime = seconds.pop("downtime")
     whole = sum(seconds.values()) or 1.0
@@ -109,16 +109,16 @@ def time_table(rows: list[dict[str, Any]]) -> rich.table.Table:
     result = rich.table.Table("time", "seconds", "share", title=title, box=rich.box.SIMPLE_HEAD)
     for key, name in CATEGORIES.items():
         result.add_row(name, f"{seconds[key]:,.1f}", f"{seconds[key] / whole:.1%}")
-    result.add_row("not running, between two starts", f"{downtime:,.1f}", "")
+    result.add_row("not running, between starts", f"{downtime:,.1f}", "")
     return result
 
 
 def step_table(rows: list[dict[str, Any]]) -> rich.table.Table:
-    """The histogram of the steps' times since the run's first start, those done again included."""
+    """A histogram of step times since the run's first start, including repeated steps."""
     counts = collections.Counter()
     for row in rows:
         counts.update({int(key): n for key, n in row.get("step_times", {}).items()})
-    title = f"times of {counts.total():,} steps, waiting for data included"
+    title = f"times of {counts.total():,} steps, including waiting for data"
     result = rich.table.Table("seconds", "steps", "", title=title, box=rich.box.SIMPLE_HEAD)
     for key in sorted(counts):
         low, high = (2 ** ((key + side) / BINS) for side in (-0.5, 0.5))

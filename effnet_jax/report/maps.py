@@ -21,17 +21,17 @@ from effnet_jax.models.network import Network
 from effnet_jax.report import pictures
 from effnet_jax.report.results import Compared
 
-IMAGES = 4  # Of a run's evaluation, where no images are given.
+IMAGES = 4  # Taken from the evaluation of the first network's run if --images is not given.
 
 
 @functools.partial(jax.jit, static_argnames="model")
 def predict(model: Network, variables: dict[str, Any], inputs: np.ndarray) -> jax.Array:
-    """The probabilities of normalised images."""
+    """The probabilities of the classes for normalised images, [N, classes]."""
     return jax.nn.softmax(model.apply(variables, inputs, train=False)[0])
 
 
 class Applied(NamedTuple):
-    """A network applied to images: its normalised input, the parts it sees, probabilities."""
+    """A network, its normalised inputs, the parts of the images that they show, probabilities."""
 
     model: Network
     variables: dict[str, Any]
@@ -40,12 +40,12 @@ class Applied(NamedTuple):
     probabilities: np.ndarray
 
     @classmethod
-    def of(cls, found: weights.Weights, images: Sequence[bytes]) -> "Applied":
-        model, preprocess = models.build(found.config), Preprocess(**found.preprocess)
+    def of(cls, network: weights.Weights, images: Sequence[bytes]) -> "Applied":
+        model, preprocess = models.build(network.config), Preprocess(**network.preprocess)
         pixels, parts = zip(*(drawing.see(preprocess, each) for each in images), strict=True)
         inputs = normalize(np.stack(pixels), preprocess.mean, preprocess.std)
-        probabilities = np.asarray(predict(model, found.variables, inputs))
-        return cls(model, found.variables, inputs, list(parts), probabilities)
+        probabilities = np.asarray(predict(model, network.variables, inputs))
+        return cls(model, network.variables, inputs, list(parts), probabilities)
 
     def maps(self, labels: np.ndarray, compared: Compared) -> np.ndarray:
         options = labels, compared.method, compared.layer
@@ -53,18 +53,16 @@ class Applied(NamedTuple):
 
 
 def evaluated(workdir: str) -> list[tuple[str, bytes]]:
-    """The class and the bytes of a few images on which the run of a workdir is evaluated."""
+    """Classes and bytes of a few images on which the run in a workdir is evaluated."""
     if not pathlib.Path(workdir, config_lib.FILE).is_file():
-        raise UserError(
-            f"{workdir} is no run, whose images could be shown; give some with --images"
-        )
+        raise UserError(f"{workdir} is not the workdir of a run with images; add --images")
     data = config_lib.load(workdir).data
     few = pictures.Few(sources.open_source(data, data.eval_split), IMAGES)
     return [(few.classes[number], few[number]["image"]) for number in range(len(few))]
 
 
 def name_networks(networks: Sequence[str]) -> list[str]:
-    """The last part of each path without its ending; the whole path where several share that."""
+    """The last part of each path, without .safetensors; the whole path if several share a name."""
     short = [pathlib.PurePath(each).name.removesuffix(".safetensors") for each in networks]
     return [
         name if short.count(name) == 1 else each for name, each in zip(short, networks, strict=True)
@@ -72,7 +70,7 @@ def name_networks(networks: Sequence[str]) -> list[str]:
 
 
 def read_images(compared: Compared) -> list[tuple[str | None, bytes]]:
-    """Pairs of a class, None where it is not known, and an image."""
+    """Pairs of the class, or None if it is unknown, and the bytes of each image to show."""
     images = []
     for path in compared.images:
         try:
@@ -85,18 +83,18 @@ def read_images(compared: Compared) -> list[tuple[str | None, bytes]]:
 
 
 def compare(compared: Compared) -> tuple[matplotlib.figure.Figure, str, list[dict[str, Any]]]:
-    """The figure, its caption, and a row of numbers for each network and image.
+    """The figure, its caption, and a row of its CSV for each network and image.
 
-    Raises UserError for networks of different classes, and images that can't be read.
+    Raises UserError if the networks have different classes or an image can't be read.
     """
     names, images = name_networks(compared.networks), read_images(compared)
-    found = [weights.load(each) for each in compared.networks]
-    classes = found[0].classes
-    for name, each in zip(names, found, strict=True):
+    loaded = [weights.load(each) for each in compared.networks]
+    classes = loaded[0].classes
+    for name, each in zip(names, loaded, strict=True):
         explain.check(models.build(each.config), compared.method, compared.layer)
         if each.classes != classes:
-            raise UserError(f"{names[0]} and {name} differ in their classes; compare others")
-    applied = [Applied.of(each, [image for _, image in images]) for each in found]
+            raise UserError(f"{names[0]} and {name} have different classes; compare others")
+    applied = [Applied.of(each, [image for _, image in images]) for each in loaded]
     best = np.mean([each.probabilities for each in applied], 0).argmax(1)
     labels = np.array(
         [
@@ -120,6 +118,6 @@ def compare(compared: Compared) -> tuple[matplotlib.figure.Figure, str, list[dic
     layer = f" of {compared.layer}" if compared.layer else ""
     caption = (
         f"Where each network sees the class above the image ({compared.method}{layer}), and the "
-        "probability that it gives to this class. Each map is relative to its own largest value."
+        "probability that it predicts for the class. Each map is relative to its own largest value."
     )
     return drawing.draw(cells, width=1.2), caption, rows

@@ -23,13 +23,13 @@ SECTIONS = tomllib.loads((HERE / "sections.toml").read_text(encoding="utf-8"))
 
 
 def missing(key: str, results: Results) -> list[str]:
-    """The commands that would fill what a figure or table lacks."""
+    """The commands that produce the results that a figure or table still lacks."""
     if key == "table4":
         command = "python -m benchmarks latency --csv=results/benchmark_latency.csv"
         return [] if results.latency else [command]
     if key in ("figure6", "table5"):
-        found = any(results.transfer(key, chosen) for chosen in paper.transfer().values())
-        return [] if found else TRANSFER
+        has_rows = any(results.transfer(key, chosen) for chosen in paper.transfer().values())
+        return [] if has_rows else TRANSFER
     run = {run.kind for run in results.runs if key != "table2" or paper.is_imagenet(run.data)}
     if key == "figure7" and results.compared:
         return []
@@ -48,15 +48,15 @@ def missing(key: str, results: Results) -> list[str]:
 
 
 def plain(cell: str) -> str:
-    """A cell of a table for a CSV: counts without commas."""
+    """A cell of a table as text for a CSV: without the commas of a count."""
     return cell.replace(",", "") if re.fullmatch(r"\d{1,3}(,\d{3})+", cell) else cell
 
 
 def make_files(results: Results) -> dict[str, bytes]:
-    """Every file of the report by its name: the page, figures as PNG and CSV, tables as CSV."""
+    """The files of the report by name: the page, figures as PNG and CSV, tables as CSV."""
     files, sections = {}, []
     wanted = {key: missing(key, results) for key in SECTIONS}
-    # First what was run, then what only the paper has, each in the paper's order.
+    # First the sections with all their results, then the others; both in the paper's order.
     for key in sorted(SECTIONS, key=lambda key: bool(wanted[key]) or key == "table1"):
         make = getattr(figures if key.startswith("figure") else tables, key)
         made, png = make(results), ""
@@ -71,7 +71,7 @@ def make_files(results: Results) -> dict[str, bytes]:
             cells = (map(plain, row) for row in made.rows)
             files[f"{key}.csv"] = csv_rows.encode([made.columns, *cells])
         elif key.startswith("table") or not wanted[key]:
-            continue  # The figure before a table has the commands.
+            continue  # The commands are in the section of the figure that precedes a table.
         section = {"key": key, "made": made, "png": png, "commands": wanted[key]}
         sections.append(SECTIONS[key] | section)
     text = (HERE / "page.html").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Pages of pictures that show how training changes images."""
+"""Pages of images before and after augmentation."""
 
 from collections.abc import Sequence
 
@@ -10,11 +10,11 @@ from effnet_jax import models
 from effnet_jax.data import pipeline, sources
 from effnet_jax.report import drawing
 
-CELL = 1.1  # Inches: the space of one picture.
+CELL = 1.1  # Width and height of the space for one image, in inches.
 
 
 class Few:
-    """At most `count` records of a source, evenly spaced; their labels number them from 0."""
+    """A source of at most `count` evenly spaced records of another, labelled from 0 by position."""
 
     def __init__(self, source: sources.Source, count: int):
         self._source = source
@@ -32,8 +32,8 @@ class Few:
 
 
 def versions(source: Few, config: ConfigDict, epochs: int) -> list[np.ndarray]:
-    """The images of the first epochs as training gets them: uint8 [n, r, r, 3] for each epoch."""
-    # One batch is one epoch, in an order of its own, which the labels undo.
+    """The images of the first epochs as they enter training: uint8 [n, r, r, 3] for each epoch."""
+    # A batch is a whole epoch in shuffled order; sorting by label restores the order of `source`.
     config = config.copy_and_resolve_references()
     config.batch_size = len(source)
     resolution = models.coefficients(config.model).resolution
@@ -45,7 +45,7 @@ def versions(source: Few, config: ConfigDict, epochs: int) -> list[np.ndarray]:
 def draw(
     originals: Sequence[np.ndarray], epochs: Sequence[np.ndarray], names: Sequence[str], title: str
 ) -> matplotlib.figure.Figure:
-    """A row of pictures for each record: the original, uint8 [h, w, 3], then its `versions`."""
+    """A figure with a row for each record: the original, uint8 [h, w, 3], then its `versions`."""
     columns = [list(originals), *epochs]
     size = CELL * len(columns), CELL * (len(originals) + 0.5)
     figure = matplotlib.figure.Figure(size, layout="constrained")
@@ -64,7 +64,7 @@ def draw(
 
 
 def title(name: str, config: ConfigDict) -> str:
-    """A page's title: the recipe and its augmentations on the host."""
+    """The title of a page: `name` and the augmentations that run on the host."""
     augment = config.augment
     text = f"{name}: {augment.policy if augment.policy != 'none' else 'no policy'}"
     if augment.policy == "randaugment":

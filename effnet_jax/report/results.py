@@ -1,7 +1,7 @@
-"""Finished runs from results files, and their mean and spread over seeds.
+"""Finished runs read from results files, with means and deviations over seeds.
 
 A results file is a CSV with one row for each finished run, as sweeps write it. Runs that differ
-only in their seed make one `Point`. Accuracies are fractions.
+only in their seed form one `Point`. Accuracies are fractions.
 """
 
 import collections
@@ -22,14 +22,14 @@ from effnet_jax.errors import UserError, near
 from effnet_jax.report import paper
 from effnet_jax.run import buckets, files
 
-EVALUATION = "val/ema"  # The default; its accuracies are in the column val/ema/top1.
+EVALUATION = "val/ema"  # By default, accuracies are read from the column val/ema/top1.
+# The runs of one point have equal values of these. The last two are missing in older files.
 SETTINGS = ("base", "width", "depth", "resolution", "parameters", "multiply_adds", "epochs")
-# Runs of one point share these, and differ only in their seed; the last two are of newer files.
 SETTINGS += ("steps", "batch_size", "recipe", "trained_on")
-# What transfer learning is compared by, where a data set isn't compared by top-1.
+# The metrics by which the data sets of transfer learning are compared, with their names.
 METRICS = {"top1": "Top-1", "mean_per_class": "Mean accuracy per class"}
-EVAL = "eval"  # Stands for a sweep in the rows of eval.py.
-# The sweeps that have sections of their own: those of the paper, and fine-tuning.
+EVAL = "eval"  # The name of the sweep for rows written by eval.py.
+# The sweeps that have their own sections in the report: those of the paper, and fine-tuning.
 PAPER = ("phi", "width", "depth", "resolution", "width_at", "methods", "grid", "table3", "table7")
 PAPER += ("fine_tuning",)
 EVALUATED = {"data", "identity", "parameters", "top1", "step", "weights"}  # Columns of eval.py.
@@ -39,8 +39,8 @@ LATENCY = ("model", "resolution", "batch", "latency_ms", "latency_ms_min", "late
 def bare_name(sweep: str) -> str:
     """The name of a sweep without arguments and wrappers: "methods" for "seeds:3,methods:2,4".
 
-    Of a sweep of config keys, the keys, sorted: "ema.decay epochs" for "epochs=1,2 ema.decay=0.9
-    seed=0,1". Of a file of the user's own that is called like one of the paper's, "width.py".
+    For a sweep of config keys, the sorted keys: "ema.decay epochs" for "epochs=1,2 ema.decay=0.9
+    seed=0,1". A user's file named as one of the PAPER sweeps keeps its suffix: "width.py".
     """
     name = re.sub(r"^(seeds:[^,]*,|tuned:.*?\.csv,)+", "", sweep)
     if re.match(r"[\w.]+=", name):
@@ -56,10 +56,10 @@ class Run(NamedTuple):
 
     Attributes:
       epochs, steps: the length of the run; one of them is None.
-      swept: values by config key that the sweep changes; () in older files, as "" is in these:
+      swept: pairs of a config key that the sweep changes and its value.
       recipe: a digest of the rest of the config.
-      trained_on, identity: of the splits; `data` has the latter where that is several data sets.
-      curve: epochs, and the top-1 of the evaluation after them.
+      trained_on, identity: those of the two splits. Empty, like the two above, in older files.
+      curve: pairs of epoch and top-1, one for each evaluation.
     """
 
     sweep: str
@@ -97,16 +97,16 @@ class Run(NamedTuple):
 
     @property
     def place(self) -> tuple:
-        """What runs of one point share: values of keys, or names where those are all there is.
+        """What the runs of one point have in common: swept values, or else series and label.
 
-        A sweep's file may give all runs one name; a value may be written in several ways.
+        With swept values, names are ignored, since a file of a sweep may give all runs one name.
         """
         names = () if self.swept and self.kind not in PAPER else (self.series, self.label)
         return self.kind, names, self.swept
 
 
 def as_float(text: str) -> float:
-    """A number, or NaN for any other text."""
+    """The number in a text, or NaN if the text is not a number."""
     try:
         return float(text)
     except ValueError:
@@ -114,15 +114,15 @@ def as_float(text: str) -> float:
 
 
 def value(text: str) -> str:
-    """A value of a config key; numbers alike however they are written."""
-    if text.upper() in ("TRUE", "FALSE"):  # A spreadsheet changes the case.
+    """The value of a config key in a normal form, so that "0.1" and "1e-1" are equal."""
+    if text.upper() in ("TRUE", "FALSE"):  # Spreadsheets change the case.
         return text.capitalize()
     return text if math.isnan(as_float(text)) else f"{as_float(text):.12g}"
 
 
-OTHERS = ("scores", *Run._field_defaults)  # What is no column that each file has to have.
+OTHERS = ("scores", *Run._field_defaults)  # Fields that are not required columns.
 COLUMNS = {name: kind for name, kind in Run.__annotations__.items() if name not in OTHERS}
-ZERO = ("seed", "epochs", "steps", "train_minutes")  # Numbers that may be 0; all others are above.
+ZERO = ("seed", "epochs", "steps", "train_minutes")  # Numbers that may be 0; others are positive.
 FRACTIONS = ("top1", "top5", "mean_per_class")
 
 
@@ -131,8 +131,8 @@ class Point(NamedTuple):
 
     Attributes:
       data: the data set, with the name of the evaluation unless that is "val".
-      evaluation: whose accuracy `top1` is, say "val/ema".
-      metric: a key of METRICS: what is in `top1`.
+      evaluation: evaluation and weights that `top1` is of, for example "val/ema".
+      metric: the metric in `top1`, a key of METRICS.
     """
 
     series: str
@@ -155,7 +155,7 @@ class Point(NamedTuple):
 
     @property
     def curve(self) -> list[tuple[float, float]]:
-        """Epochs, and the mean top-1 after them; empty where the runs have no curves alike."""
+        """Pairs of epoch and mean top-1; empty if the runs were evaluated at different epochs."""
         epochs = {tuple(epoch for epoch, _ in run.curve) for run in self.runs}
         if len(epochs) > 1:
             return []
@@ -164,22 +164,22 @@ class Point(NamedTuple):
 
     @property
     def sd(self) -> float | None:
-        """Sample standard deviation; None for one run, whose spread is unknown."""
+        """The sample standard deviation; None for a single run."""
         return statistics.stdev(self.top1) if self.n > 1 else None
 
 
 def multiple(point: Point) -> str:
-    """The cost that a method was asked for, as in its label: "4x" for "4x (w=1.9)"."""
+    """The requested cost, from the point's label: "4x" for "4x (w=1.9)"."""
     return point.label.partition(" ")[0]
 
 
 class Compared(NamedTuple):
-    """What figure 7 shows; see --networks, --images, --method and --layer of the report.
+    """What figure 7 shows: the options --networks, --images, --method and --layer of the report.
 
     Attributes:
-      networks: sources of weights, as `weights.load` takes them; names follow from them.
-      images: paths; () takes images, each with its class, from the first network's run.
-      method, layer: as for `explain.maps`.
+      networks: sources of weights for `weights.load`, from which their names are derived.
+      images: paths; if empty, images with known classes are taken from the first network's run.
+      method, layer: arguments of `explain.maps`.
     """
 
     networks: tuple[str, ...]
@@ -190,15 +190,15 @@ class Compared(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Results:
-    """Everything that a report is made from.
+    """Everything from which a report is made.
 
     Attributes:
-      latency: rows of the latency benchmark, as text but for the time.
-      evaluation: whose accuracy counts, as NAME/WEIGHTS.
+      latency: rows of the latency benchmark; all values are text except the time.
+      evaluation: evaluation and weights whose accuracies are shown, as NAME/WEIGHTS.
       data: the only data set to show; None shows all.
-      repeated: number of rows left out because a newer one has the same seed and settings.
-      skipped: files left out, each with the reason.
-      compared: the networks of figure 7; None draws none.
+      repeated: the number of rows left out because a newer one has the same seed and settings.
+      skipped: files that were left out, each with the reason.
+      compared: what figure 7 shows; None for no figure 7.
     """
 
     runs: tuple[Run, ...] = ()
@@ -211,13 +211,13 @@ class Results:
     compared: Compared | None = None
 
     def points(self, what: str, *kinds: str, metric: str = "top1") -> list[Point]:
-        """The points of some kinds of sweep (`bare_name`), in the order of the files.
+        """The points of sweeps of some kinds (`Run.kind`), in the order of the files.
 
-        A point is of top-1 where one of its runs lacks the `metric`.
+        A point uses top-1 if one of its runs lacks `metric`.
 
         Raises:
-          UserError: they have several data sets, or runs of one point differ by more than seed.
-            It names `what` needs the points, say "figure 8".
+          UserError: the runs are on several data sets, or those of one point differ in more than
+            the seed. The message begins with `what`, for example "figure 8".
         """
         runs = [run for run in self.runs if run.kind in kinds]
         sets = collections.Counter(run.data for run in runs)
@@ -225,7 +225,7 @@ class Results:
             listed = ", ".join(f"{name} ({count} runs)" for name, count in sets.items())
             raise UserError(
                 f"{what} would mix results of different data sets: {listed}. Choose one with "
-                "--data=NAME, or name only its files with --results"
+                "--data=NAME, or pass only its files to --results"
             )
         groups = collections.defaultdict(list)
         for run in runs:
@@ -241,13 +241,13 @@ class Results:
                 one, other = ("unknown" if each in ("", None) else each for each in values[:2])
                 raise UserError(
                     f"{where} differ by more than their seed: {key} {one} and {other}. "
-                    "Name only the files that belong together with --results"
+                    "Pass only files that belong together to --results"
                 )
         top1, count = f"{self.evaluation}/top1", f"{self.evaluation}/count"
         if not all({top1, count} <= run.scores.keys() for run in runs):
             known = {key.rpartition("/")[0] for key in first.scores}
             others = ", ".join(sorted(known - {self.evaluation})) or "none"
-            raise UserError(f"{where} lack {top1} or {count}; there is --evaluation={others}")
+            raise UserError(f"{where} lack {top1} or {count}; they have --evaluation={others}")
         name = self.evaluation.partition("/")[0]
         data = first.data if name == "val" else f"{first.data}, evaluation {name}"
         costs = (first.parameters, first.multiply_adds)
@@ -258,29 +258,29 @@ class Results:
         return Point(first.series, first.label, data, self.evaluation, *costs, runs, scores, metric)
 
     def transfer(self, what: str, chosen: dict[str, str]) -> list[Point]:
-        """The points on the test images of a data set, a row of paper.transfer(), by any sweep.
+        """The points of all sweeps on the test split of `chosen`, a row of paper.transfer().
 
-        Labels are names of networks. Other splits, as a grid is evaluated on, don't count.
+        Their labels are names of networks.
         """
         place, top1 = f"{chosen['name']}/{chosen['split']}", f"{self.evaluation}/top1"
-        found = [
+        runs = [
             run if run.kind == "phi" else run._replace(label=paper.label(*network(run)))
             for run in self.runs
             if run.data.partition(" ")[0] == place and top1 in run.scores
         ]
         return [
             point
-            for each in self._split(found, "kind", "recipe")
+            for each in self._split(runs, "kind", "recipe")
             for point in each.points(what, each.runs[0].kind, metric=chosen["metric"])
         ]
 
     def own(self, what: str) -> dict[str, list[Point]]:
-        """The points of each sweep that is none of the paper's, apart by data set and recipe.
+        """The points of each sweep that is not in PAPER, separated by data set and recipe.
 
-        Keys are titles: what the sweep changes, or the name of its file, and the data set.
+        Keys are titles: the keys that the sweep changes, or the name of its file, and the data set.
         """
-        found, sweeps = [run for run in self.runs if run.kind not in (EVAL, *PAPER)], {}
-        for each in self._split(found, "kind", "recipe"):
+        runs, sweeps = [run for run in self.runs if run.kind not in (EVAL, *PAPER)], {}
+        for each in self._split(runs, "kind", "recipe"):
             first, keys = each.runs[0], each.runs[0].kind.split()
             keys = config_lib.short_names(keys) if len(keys) > 1 else keys
             title = f"{', '.join(keys)} on {first.data}"
@@ -289,7 +289,7 @@ class Results:
         return sweeps
 
     def _split(self, runs: Sequence[Run], *keys: str) -> list["Results"]:
-        """Results of each data set alone, and of each value of other keys."""
+        """Results for each data set, and within it for each combination of values of `keys`."""
         groups = collections.defaultdict(list)
         for run in runs:
             groups[operator.attrgetter("data", *keys)(run)].append(run)
@@ -297,11 +297,12 @@ class Results:
 
 
 class Swept(NamedTuple):
-    """What differs between a sweep's points, and how to draw them over a key of numbers.
+    """What differs between the points of a sweep, and how to draw them over a numeric key.
 
-    `names` are of the points, in their order. `lines` are pairs of the key's number and the point,
-    in their order, by the values of the other keys. `key` is None where there is none of numbers
-    alone, or keys change together.
+    Attributes:
+      names: a name for each point, in the order of the points.
+      key: the key of the x axis; None if no key has only numbers or keys change together.
+      lines: pairs of the key's number and the point, ascending, by the values of the other keys.
     """
 
     names: list[str]
@@ -310,7 +311,7 @@ class Swept(NamedTuple):
 
 
 def find_swept(points: Sequence[Point]) -> Swept:
-    """Finds what differs between a sweep's points."""
+    """Find what differs between a sweep's points."""
     values = [dict(point.runs[0].swept) for point in points]
     keys = dict.fromkeys(chain(*values))
     keys = [key for key in keys if len({each.get(key) for each in values}) > 1]
@@ -332,7 +333,7 @@ def find_swept(points: Sequence[Point]) -> Swept:
 
 
 def describe(points: Sequence[Point]) -> str:
-    """How the runs were made, in words; nothing for no points."""
+    """A sentence that says how the runs were made; "" for no points."""
     if not points:
         return ""
 
@@ -349,30 +350,30 @@ def describe(points: Sequence[Point]) -> str:
     made = f"{METRICS[first.metric]} of the {kind} weights on {first.data} ({images} images)"
     made += f", after {' or '.join(lengths)} at batch {batch}."
     if max(point.n for point in points) == 1:
-        return f"{made} One run a point (n = 1), so that the spread is not known."
+        return f"{made} One run per point (n = 1), so the deviation is unknown."
     bars = "means, bars of one sample standard deviation, a dot for each seed."
-    return f"{made} {span([point.n for point in points])} seeds a point: {bars}"
+    return f"{made} {span([point.n for point in points])} seeds per point: {bars}"
 
 
 def find_files(paths: Sequence[pathlib.Path]) -> dict[pathlib.Path, bool]:
-    """Every CSV, once, with whether it was named itself rather than found in a folder.
+    """Every CSV once, with whether it is one of `paths` rather than found in a folder.
 
-    What is hidden in a folder is passed over: copies of an editor, and files of the system.
+    Hidden files in a folder are ignored: they are copies of an editor or files of the system.
     """
-    found: dict[pathlib.Path, tuple[pathlib.Path, bool]] = {}
+    csvs: dict[pathlib.Path, tuple[pathlib.Path, bool]] = {}
     remote = [path for path in paths if buckets.is_bucket(path)]
     local = [path for path in paths if not buckets.is_bucket(path)]
     for path in sorted(local, key=pathlib.Path.is_dir):  # Named files first.
         if not path.exists():
-            raise UserError(f"no file or folder {path}; is --results right?")
+            raise UserError(f"no file or folder {path}; check the path of the results")
         for file in sorted(path.rglob("*.[cC][sS][vV]")) if path.is_dir() else [path]:
             if not any(part.startswith(".") for part in file.relative_to(path).parts):
-                found.setdefault(file.resolve(), (file, file == path))
-    return dict(found.values()) | _find_objects(remote)
+                csvs.setdefault(file.resolve(), (file, file == path))
+    return dict(csvs.values()) | _find_objects(remote)
 
 
 def _find_objects(paths: Sequence[pathlib.Path]) -> dict[pathlib.Path, bool]:
-    """`find_files` in buckets."""
+    """`find_files` for paths in buckets."""
     named = {path: True for path in paths if files.is_file(path)}
     for path in (path for path in paths if path not in named):
         try:
@@ -380,7 +381,7 @@ def _find_objects(paths: Sequence[pathlib.Path]) -> dict[pathlib.Path, bool]:
         except OSError as error:
             raise UserError(f"can't read --results={path}: {buckets.with_remedy(error)}") from None
         if not names:
-            raise UserError(f"no file or folder {path}; is --results right?")
+            raise UserError(f"no file or folder {path}; check the path of the results")
         for name in sorted(names):
             if name.lower().endswith(".csv") and not re.search(r"(^|/)\.", name):
                 named.setdefault(path / name, False)
@@ -388,7 +389,7 @@ def _find_objects(paths: Sequence[pathlib.Path]) -> dict[pathlib.Path, bool]:
 
 
 def parse(cells: dict[str, str], place: str, evaluation: str = EVALUATION) -> Run:
-    """A row as a run; `place` is its file and line, for messages."""
+    """The run in a row; `place` is the row's file and line, for messages."""
     values = [_parse_cell(cells, name, kind, place) for name, kind in COLUMNS.items()]
     scores = {
         name: _parse_score(cells, name, place)
@@ -398,14 +399,14 @@ def parse(cells: dict[str, str], place: str, evaluation: str = EVALUATION) -> Ru
     swept = {name: text for name, text in cells.items() if name.startswith("config.") and text}
     for name, text in swept.items():
         if re.fullmatch(r"-?\d+,\d+", text):
-            raise UserError(f"{place}: {name} is {text!r}, a number with a decimal comma")
+            raise UserError(f"{place}: {name} is {text!r}, a number with a comma; use a point")
     swept = tuple(sorted((key.removeprefix("config."), value(text)) for key, text in swept.items()))
     others = ("recipe", "train/identity", f"{evaluation.partition('/')[0]}/identity")
     steps = _parse_cell({"steps": ""} | cells, "steps", int | None, place)
     if cells["epochs"] == "" and steps is None:
         raise UserError(
-            f"{place} has neither epochs nor steps; the sweep's command, run again, adds the steps "
-            "of its runs"
+            f"{place} has neither epochs nor steps; run the sweep's command again, which adds the "
+            "steps of its runs"
         )
     course = re.findall(r"(\S+):(\S+)", cells.get(f"{evaluation}/top1 by epoch", ""))
     curve = tuple((as_float(epoch), as_float(top1)) for epoch, top1 in course)
@@ -433,21 +434,21 @@ network = operator.attrgetter("base", "width", "depth", "resolution")
 
 
 def parse_evaluation(cells: dict[str, str], place: str) -> Run | None:
-    """A row of eval.py as a run; None unless it is of a run on the paper's data sets, and named.
+    """The run in a row of eval.py, with the weights, raw or ema, as its series.
 
-    Its series is the weights, raw or ema.
+    None if the row is not of a run, or its data set or network is not one of transfer learning.
     """
     sets = {f"{row['name']}/{row['split']}": row for row in paper.transfer().values()}
     if cells["data"] not in sets or not cells["step"]:
         return None
     numbers = ("width", "depth", "resolution", "parameters")
     size = [_parse_cell(cells, key, COLUMNS[key], place) for key in numbers]
-    found = paper.identify(*size, int(sets[cells["data"]]["classes"]))
-    if found is None:
+    identified = paper.identify(*size, int(sets[cells["data"]]["classes"]))
+    if identified is None:
         return None
     row = dict.fromkeys(COLUMNS, "") | {key: cells[key] for key in COLUMNS if key in cells}
-    row |= {"sweep": EVAL, "series": cells["weights"], "base": found[0], "train_minutes": "0"}
-    row["multiply_adds"] = str(found[1].multiply_adds)
+    row |= {"sweep": EVAL, "series": cells["weights"], "base": identified[0], "train_minutes": "0"}
+    row["multiply_adds"] = str(identified[1].multiply_adds)
     row["steps"] = "" if cells["epochs"] else cells["step"]
     kept = (*METRICS, "count")
     row |= {f"val/{cells['weights']}/{key}": cells[key] for key in kept if key in cells}
@@ -456,16 +457,16 @@ def parse_evaluation(cells: dict[str, str], place: str) -> Run | None:
 
 
 def parse_latency(cells: dict[str, str], place: str) -> dict[str, Any]:
-    """A row of the latency benchmark, whose numbers are checked, with its time; None: not known."""
+    """A row of the latency benchmark with checked numbers and parsed time, None if unknown."""
     for name in LATENCY[1:]:
         csv_rows.number(cells, name, place)
     return cells | {"time": csv_rows.moment(cells["time"], place) if cells.get("time") else None}
 
 
 def name_data(runs: Sequence[Run], evaluation: str = EVALUATION) -> list[Run]:
-    """The runs with the end of its identity after the name of a data set that is several.
+    """The runs, with part of the identity in `data` if several data sets have the same name.
 
-    Rows of older files have no identity: of these the number of images tells sets apart.
+    Rows of older files have no identity; the number of images distinguishes their data sets.
     """
     sets, counts = (collections.defaultdict(set) for _ in range(2))
     names = []
@@ -492,15 +493,15 @@ def read(
     data: str | None = None,
     sweep: str | None = None,
 ) -> Results:
-    """The results under `paths`, of all data sets or of `data`, of all sweeps or of `sweep`.
+    """The results under `paths`, for all data sets or only `data`, all sweeps or only `sweep`.
 
-    A file with other columns is skipped in a folder, and an error if it was named itself. Of
-    several runs with the same seed and settings, which are no independent measurements, the newest
-    counts. Data sets of one name get a digest, which chooses one of them as `data` too.
+    A file with other columns is skipped if it was found in a folder. Runs with the same seed and
+    settings are not independent measurements, so only the newest is used. `data` may also be the
+    part of an identity that `name_data` adds to names.
 
     Raises:
-      UserError: a missing or unreadable file, a named file with other columns, an impossible value,
-        or a `data` that no run has.
+      UserError: a file is missing or unreadable, a named file has other columns, a value is
+        impossible, or no run has `data`.
     """
     parsed, latency, sources, skipped = [], [], [], []
     for path, named in find_files(paths).items():
@@ -516,15 +517,16 @@ def read(
         elif set(LATENCY) <= set(columns):
             latency += (parse_latency(*row) for row in rows)
         elif set(columns) >= EVALUATED:
-            found = [run for row in rows if (run := parse_evaluation(*row))]
-            parsed += found
-            if others := len(rows) - len(found):
+            evaluated = [run for row in rows if (run := parse_evaluation(*row))]
+            parsed += evaluated
+            if others := len(rows) - len(evaluated):
                 skipped.append(f"{others} of {len(rows)} rows of {path} (not of transfer learning)")
-            if not found:
+            if not evaluated:
                 continue
         elif named:
             raise UserError(
-                f"{path} is no table of results of a sweep: it has no column {missing[0]!r}"
+                f"{path} is not a results file of a sweep: it has no column {missing[0]!r}; "
+                "choose another file"
             )
         else:
             skipped.append(f"{path} (no column {missing[0]!r})")
@@ -536,7 +538,7 @@ def read(
         chosen = {name for name in sets if data == name or data in re.split(r"[ \[\],]+", name)}
         if not chosen:
             known = near(data, sets) or "none"
-            raise UserError(f"no results have --data={data}; there are: {known}")
+            raise UserError(f"no results have --data={data}; the data sets are: {known}")
         parsed = [run for run in parsed if run.data in chosen]
     settings = operator.attrgetter("place", "data", "seed", *SETTINGS)
     newest = {settings(run): run for run in sorted(parsed, key=operator.attrgetter("time"))}

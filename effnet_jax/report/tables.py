@@ -1,7 +1,7 @@
-"""The paper's tables, with counted costs and measured results: a function for each.
+"""The paper's tables with counted costs and our results, one function for each.
 
-Measured figures are rounded against us: accuracies and speed-ups down, spreads and times up. The
-CSVs of the figures have them unrounded.
+Our numbers are rounded to our disadvantage: accuracies and speed-ups down, deviations and times up.
+The CSVs of the figures have them unrounded.
 """
 
 import math
@@ -18,7 +18,7 @@ NOT_RUN, NOT_STATED = "not run", "not stated"
 
 
 class Table(NamedTuple):
-    """A table as text, and a caption that explains it."""
+    """A table, with its cells as text, and its caption."""
 
     columns: tuple[str, ...]
     rows: list[tuple[str, ...]]
@@ -26,7 +26,7 @@ class Table(NamedTuple):
 
 
 def down(value: float, digits: int = 2) -> str:
-    """Rounded towards minus infinity; a value that is off only by float error counts as exact."""
+    """A number rounded towards minus infinity, except that float error doesn't lower a digit."""
     size = 10**digits
     return f"{math.floor(value * size + 1e-6) / size:.{digits}f}"
 
@@ -37,7 +37,7 @@ def up(value: float, digits: int = 2) -> str:
 
 
 def percent(point: Point | None) -> str:
-    """Mean top-1 with its sample standard deviation and number of seeds, in one cell."""
+    """The cell of a point: mean top-1, its sample standard deviation and the number of seeds."""
     if point is None:
         return NOT_RUN
     mean, sd, n = accuracy(point)
@@ -45,13 +45,13 @@ def percent(point: Point | None) -> str:
 
 
 def accuracy(point: Point) -> tuple[str, str, str]:
-    """Mean top-1, sample standard deviation and number of seeds."""
+    """The cells of a point: mean top-1, its sample standard deviation and the number of seeds."""
     sd = "" if point.sd is None else up(100 * point.sd)
     return down(100 * point.mean), sd, str(point.n)
 
 
 def minutes(point: Point) -> str:
-    """Mean minutes of training a run."""
+    """The mean minutes of training per run."""
     return up(sum(run.train_minutes for run in point.runs) / point.n, 1)
 
 
@@ -69,7 +69,7 @@ def stage_rows(spec: network.Architecture) -> list[tuple[str, int, int, int]]:
 
 
 def table1(_: Results) -> Table:
-    """The base network, row by row; nothing in it is measured."""
+    """The base network row by row, without measurements."""
     spec = models.base("efficientnet").architecture(scaling.Coefficients(1.0, 1.0, 224))
     rows, differ = [], 0
     for ours, row in zip(stage_rows(spec), paper.read("table1"), strict=True):
@@ -82,7 +82,7 @@ def table1(_: Results) -> Table:
         other = f"{row['operator']}, k{row['kernel']}, {', '.join(printed)}"
         cells = (f"{size} x {size}", *counts, "the same" if same else other)
         rows.append((row["stage"], operator, *cells))
-    caption = "Every row's operator, input size, channels and layers are the paper's."
+    caption = "The operator, input size, channels and layers of every row equal the paper's."
     if differ:
         caption = f"{differ} rows differ from the paper's."
     return Table(("stage", "operator", "resolution", "channels", "layers", "paper"), rows, caption)
@@ -107,19 +107,19 @@ def table2(results: Results) -> Table:
         rows.append((name[-2:], *counts, percent(point), row["top1"], timm[name]))
     caption = describe(used)
     if points and not used:
-        caption = f"Our runs of these models on {points[0].data} are not comparable, so not here."
+        caption = f"Our runs of these models are left out: {points[0].data} is not comparable."
     columns = ("model", "parameters", "paper", "multiply-adds", "paper")
     return Table((*columns, "top-1, ours", "paper", "timm"), rows, caption)
 
 
 BASES = {"MobileNetV1": "mobilenet_v1", "MobileNetV2": "mobilenet_v2", "ResNet-50": "resnet50"}
-COMPOUND = (1.4, 1.2, 1.3)  # MobileNetV1's depth, width, resolution; the others' are not stated.
+COMPOUND = (1.4, 1.2, 1.3)  # MobileNetV1's depth, width, resolution; others' are not stated.
 SCALED = ("coefficients", "multiply-adds", "paper", "top-1, paper", "top-1, ours")
 SCALED += ("multiply-adds of our runs",)
 
 
 def scaled_cells(base: str, row: dict[str, str], point: Point | None) -> tuple[str, ...]:
-    """The columns SCALED of a row of Table 3 or 7; `row` is the paper's."""
+    """The cells in the columns SCALED for one of the paper's rows of Table 3 or 7."""
     d, w, r = (
         default if row[key] == NOT_STATED else float(row[key] or 1)
         for key, default in zip("dwr", COMPOUND, strict=True)
@@ -131,7 +131,7 @@ def scaled_cells(base: str, row: dict[str, str], point: Point | None) -> tuple[s
 
 
 def measured(points: Sequence[Point]) -> str:
-    """How our column came about, and whether it is comparable with the paper's."""
+    """A caption that says how our column was measured and whether the paper's is comparable."""
     if not points:
         return ""
     other = "" if paper.is_imagenet(points[0].data) else " The paper's accuracies are on ImageNet."
@@ -162,7 +162,7 @@ MACHINE = ("batch", "dtype", "threads", "jax", "jaxlib", "device", "cpus", "pyth
 
 
 def table4(results: Results) -> Table:
-    """The newest row of each model, and how much faster it is if the same machine ran both."""
+    """The newest latency of each model, and the speed-up if both are from the same machine."""
     by_time = sorted(results.latency, key=lambda r: r["time"].timestamp() if r["time"] else 0)
     newest = {row["model"]: row for row in by_time}
     printed = {row["model"]: row for row in paper.read("table4")}
@@ -170,7 +170,7 @@ def table4(results: Results) -> Table:
     names = {name: LATENCY_MODELS.get(name) for name in printed} | others
     rows = []
     for name, model in names.items():
-        cells = [NOT_RUN if model else "this network is not here", "", ""]
+        cells = [NOT_RUN if model else "not implemented", "", ""]
         if ours := newest.get(model):
             mean = float(ours["latency_ms"])
             low, high = (up(float(ours[f"latency_ms_{end}"]), 1) for end in ("min", "max"))
@@ -193,7 +193,7 @@ def table5(results: Results) -> Table:
     rows, used = [], []
     for row in paper.read("table5"):
         if row["dataset"] not in points:
-            continue  # The geometric means.
+            continue  # The rows of geometric means.
         label = row["efficientnet"].lower()
         named = [point for point in points[row["dataset"]] if point.label == label]
         used += named
@@ -234,7 +234,7 @@ def table_methods(results: Results) -> Table | None:
         cells = (*accuracy(point), *cost, minutes(point), ahead)
         rows.append((point.series, point.label, *cells))
     columns = ("method", "scale", "top-1", "sd", "n", "multiply-adds", "of the base's")
-    columns += ("parameters", "minutes a run", "compound's lead")
+    columns += ("parameters", "minutes per run", "compound's lead")
     caption = describe(points)
     if any(row[-1] for row in rows):
         caption += " Compound's lead in points, with its 95 % interval (Welch's t)."
@@ -242,7 +242,7 @@ def table_methods(results: Results) -> Table | None:
 
 
 def lead(first: Point | None, second: Point) -> str:
-    """How far `first` is ahead, in points, with its 95 % interval; "" where that is not known."""
+    """How far `first` is ahead in points, with a 95 % interval; "" if the interval is unknown."""
     if first is None or first.series == second.series or min(first.n, second.n) < 2:
         return ""
     from scipy import stats  # Slow to import.
@@ -253,7 +253,7 @@ def lead(first: Point | None, second: Point) -> str:
 
 
 def table_fine_tuning(results: Results) -> Table | None:
-    """Ways of fine-tuning in numbers, the best first."""
+    """Methods of fine-tuning in numbers, the best first."""
     points = results.points("the table of fine-tuning", "fine_tuning")
     if not points:
         return None
@@ -262,11 +262,11 @@ def table_fine_tuning(results: Results) -> Table | None:
         cost = (f"{point.parameters:,}", f"{point.multiply_adds:,}", minutes(point))
         rows.append((point.series, point.label, *accuracy(point), *cost))
     columns = ("method", "network", "top-1", "sd", "n", "parameters", "multiply-adds")
-    return Table((*columns, "minutes a run"), rows, describe(points))
+    return Table((*columns, "minutes per run"), rows, describe(points))
 
 
 def table_sweeps(results: Results) -> Table | None:
-    """The sweeps that are none of the paper's in numbers, the best of each first."""
+    """The user's own sweeps (`Results.own`) in numbers, the best points of each first."""
     rows = []
     for title, points in results.own("the table of your sweeps").items():
         points = sorted(points, key=lambda point: -point.mean)
@@ -274,7 +274,7 @@ def table_sweeps(results: Results) -> Table | None:
             cost = (f"{point.parameters:,}", f"{point.multiply_adds:,}", minutes(point))
             rows.append((name, *accuracy(point), title, *cost))
     columns = ("values", "top-1", "sd", "n", "sweep", "parameters", "multiply-adds")
-    return Table((*columns, "minutes a run"), rows, "") if rows else None
+    return Table((*columns, "minutes per run"), rows, "") if rows else None
 
 
 def table_grid(results: Results) -> Table | None:

@@ -1,1 +1,1 @@
-"""Many runs of one experiment: scheduled, launched, collected into one table."""
+"""Sweeps: many runs of one experiment, scheduled, launched and collected in one table."""

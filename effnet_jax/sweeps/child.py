@@ -1,7 +1,7 @@
-"""The start of a run: python child.py CORES COMMAND...
+"""Start a run of a sweep: python child.py CORES COMMAND...
 
-Takes its cores, asks for SIGTERM when the sweep dies, and becomes the command. This needs a process
-of its own, because a process with threads, as JAX's, can't safely do it between fork and exec.
+Restricts this process to CORES, requests SIGTERM when the sweep dies, and executes the command. A
+sweep has threads, as any process that uses JAX, and can't safely do this between fork and exec.
 """
 
 import ctypes
@@ -16,10 +16,10 @@ def main() -> None:
     cores, *command = sys.argv[1:]
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, set(map(int, cores.split(","))))
-    if sys.platform == "linux":  # The run then saves and stops; elsewhere it continues.
+    if sys.platform == "linux":  # On SIGTERM the run saves and stops; elsewhere it continues.
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() == 1:  # The sweep died before that.
-            sys.exit(f"the sweep is gone; not starting {command}")
+        if os.getppid() == 1:  # The sweep died before the call of prctl.
+            sys.exit(f"the sweep has ended; not starting {command}")
     os.execv(command[0], command)
 
 

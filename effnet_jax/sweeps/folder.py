@@ -1,9 +1,9 @@
 """The folder of a sweep: configs, logs and workdirs of its runs, their state and their results.
 
-DIR/configs/NAME.json   the run's whole config, written before it starts
-DIR/runs/NAME/          its workdir
-DIR/logs/NAME.log       its output
-DIR/runs/NAME/done.json scores, times and machine, once it is finished
+DIR/configs/NAME.json   the run's whole config, written before the run starts
+DIR/runs/NAME/          the run's workdir
+DIR/logs/NAME.log       the run's output
+DIR/runs/NAME/done.json scores, times and machine, written when the run is finished
 DIR/results.csv         a row for each finished run
 """
 
@@ -21,11 +21,11 @@ from effnet_jax.errors import UserError
 from effnet_jax.run import files, writers
 from effnet_jax.sweeps.runs import Scheduled
 
-CURVE = "val/ema/top1"  # The evaluation whose course is a column of the table of results.
+CURVE = "val/ema/top1"  # The table of results also has this metric's value at every evaluation.
 
 
 class Folder:
-    """The paths of a sweep, and what is in them."""
+    """The folder of a sweep: its paths, and their contents."""
 
     def __init__(self, root: str | pathlib.Path):
         self.root = pathlib.Path(root).expanduser().resolve()
@@ -40,16 +40,16 @@ class Folder:
         return self.root / "logs" / f"{name}.log"
 
     def done(self, name: str) -> dict[str, Any] | None:
-        """The results of a finished run; None for any other.
+        """The results of a finished run, or None if the run is not finished.
 
-        A file that a crash of the machine left empty counts as none: the run writes it again.
+        An empty file, left by a crash of the machine, counts as missing: the run writes it again.
         """
         with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
             return files.read_json(self.workdir(name) / "done.json")
         return None
 
     def write_configs(self, schedule: list[Scheduled]) -> None:
-        """Writes each run's config; raises UserError for another config of a run that has begun."""
+        """Write each run's config; raise UserError if a run was started with a different config."""
         for scheduled in schedule:
             name = scheduled.run.name
             path, config = self.config(name), config_lib.to_dict(scheduled.config)
@@ -57,20 +57,20 @@ class Folder:
             changes = config_lib.changes(files.read_json(path), config) if begun else []
             if changes:
                 raise UserError(
-                    f"run {name!r} in {self.root} has begun with another config "
-                    f"({'; '.join(changes[:3])}); give another --workdir"
+                    f"run {name!r} in {self.root} was started with another config "
+                    f"({'; '.join(changes[:3])}); choose another --workdir"
                 )
             path.parent.mkdir(parents=True, exist_ok=True)
             files.write_json(path, config)
 
     def lock(self) -> files.Lock:
-        """Keeps a second sweep from starting the same runs; a context, and the runs hold it too."""
-        with contextlib.suppress(OSError):  # The lock says what is wrong.
+        """A lock, also held by the runs, that stops a second sweep from starting the same runs."""
+        with contextlib.suppress(OSError):  # Acquiring the lock reports the error.
             self.root.mkdir(parents=True, exist_ok=True)
         return files.Lock(self.root / "lock", "sweep")
 
     def outcome(self, name: str, error: str | None) -> str:
-        """How a run ended: its scores, or the end of its log without XLA's lines."""
+        """How a run ended: its scores, or the last lines of its log without those of XLA."""
         if not error:
             done = self.done(name)
             scores = "  ".join(f"{key} {done[key]:.2%}" for key in done if key.endswith("/top1"))
@@ -81,7 +81,7 @@ class Folder:
         return "\n".join([f"{name}: failed ({error}):", *lines[-5:]])
 
     def finish(self, name: str, wall_seconds: float, threads: int) -> None:
-        """Notes that a run is finished, with the values of its row: scores, times, machine."""
+        """Write done.json of a finished run with the values of its row: scores, times, machine."""
         rows = writers.read_metrics(self.workdir(name))
         images = files.read_json(self.config(name))["batch_size"]
         seconds, before = 0.0, 0
@@ -102,15 +102,15 @@ class Folder:
         files.write_json(self.workdir(name) / "done.json", values)
 
     def write_results(self, schedule: list[Scheduled], path: pathlib.Path) -> None:
-        """Writes a row for each finished run to a CSV file, whose other rows stay."""
+        """Write a row for each finished run to a CSV file, and keep the file's other rows."""
         rows = [each.row() | done for each in schedule if (done := self.done(each.run.name))]
         csv_rows.merge_csv(path, rows)
 
     def table(self, schedule: list[Scheduled]) -> rich.table.Table:
-        """The runs with what differs between them, their state, and top-1 where there is one."""
+        """A table of the runs: values that differ, their state, and the top-1 of finished runs."""
         first = schedule[0].training_cost
         times = sum(scheduled.training_cost for scheduled in schedule) / first
-        title = f"{len(schedule)} runs in {self.root}, together {times:.1f} times the first's cost"
+        title = f"{len(schedule)} runs in {self.root}, {times:.1f} times the cost of the first"
         rows = [self._cells(scheduled, first) for scheduled in schedule]
         kept = [k for k in rows[0] if k in ("run", "state") or "/" in k or len(rows) == 1]
         same = {
@@ -126,7 +126,7 @@ class Folder:
         return result
 
     def _cells(self, scheduled: Scheduled, first: float) -> dict[str, str]:
-        """A row of the table; `first` is the cost of training the first run."""
+        """A row of `table`; `first` is the training cost of the first run."""
         scale, cost, name = scheduled.coefficients, scheduled.cost, scheduled.run.name
         row = {"run": name, "width": f"{scale.width:.4g}", "depth": f"{scale.depth:.4g}"}
         row["pixels"] = str(scale.resolution)
@@ -137,13 +137,13 @@ class Folder:
         row["multiply-adds"] = f"{cost.multiply_adds:,}"
         row["cost"] = f"{scheduled.training_cost / first:.2f}x"
         done, begun = self.done(name) or {}, self.workdir(name).exists()
-        row["state"] = "finished" if done else "begun" if begun else "to do"
+        row["state"] = "finished" if done else "started" if begun else "to do"
         return row | {key: f"{done[key]:.2%}" for key in done if key.endswith("/top1")}
 
     def estimate(self, schedule: list[Scheduled]) -> float | None:
-        """Minutes that the runs to do take one after another; None before the first is finished.
+        """Minutes that the unfinished runs would take one after another; None before any finishes.
 
-        A run's time is taken to grow with its cost, at the rate of all finished runs together.
+        Times are assumed to be proportional to costs, as over all finished runs together.
         """
         minutes = done_cost = left = 0.0
         for scheduled in schedule:
@@ -155,10 +155,10 @@ class Folder:
         return minutes / done_cost * left if done_cost else None
 
     def progress(self, schedule: list[Scheduled], pending: list[str]) -> str:
-        """The state of a sweep in one line; `pending` runs have not ended."""
+        """The state of a sweep as a line of text; `pending` are the runs that have not ended."""
         text = f"{len(schedule) - len(pending)} of {len(schedule)} runs ended"
         if minutes := self.estimate(schedule):
-            text += f", {minutes:.0f} min left of one run after another"
+            text += f", {minutes:.0f} min left if run one after another"
         for name in pending:
             if rows := writers.read_metrics(self.workdir(name)):
                 text += f"; {name} at epoch {rows[-1]['epoch']:.1f}"

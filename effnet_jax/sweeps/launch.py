@@ -1,4 +1,4 @@
-"""Starts the runs of a sweep, here or on SLURM, and follows them until the last one ends."""
+"""Start the runs of a sweep, on this machine or on SLURM, and wait until the last one ends."""
 
 import contextlib
 import importlib.util
@@ -24,20 +24,20 @@ from effnet_jax.sweeps import child
 from effnet_jax.sweeps.folder import Folder
 from effnet_jax.sweeps.runs import Scheduled
 
-EVERY = 1.0 if writers.ON_TERMINAL else 60.0  # Seconds between two states of the sweep.
+EVERY = 1.0 if writers.ON_TERMINAL else 60.0  # Seconds between reports of progress.
 CAUSES = {2: "bad input", 3: "the loss was not finite", cli.INTERRUPTED: "interrupted, and saved"}
-# NPROC is XLA's, the others are those of the libraries that NumPy and OpenCV come with.
+# XLA reads NPROC. The libraries that NumPy and OpenCV are built with read the others.
 THREADS = ("NPROC", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def command(folder: Folder, name: str) -> list[str]:
-    """The command of one run, which also works in a shell."""
+    """The command that trains one run; it also works in a shell."""
     arguments = [f"--config={folder.config(name)}", f"--workdir={folder.workdir(name)}"]
     return [sys.executable, "-m", "effnet_jax", "train", *arguments]
 
 
 class Slot(NamedTuple):
-    """A share of this machine: cores, and GPUs where there are any to share."""
+    """A share of this machine: cores, and GPUs if JAX can use any."""
 
     cores: list[int]
     gpus: str | None = None
@@ -48,7 +48,7 @@ class Slot(NamedTuple):
 
 
 def visible_gpus() -> list[str]:
-    """The GPUs that runs can be given, by number; none where JAX has no CUDA."""
+    """The numbers of the GPUs that runs can use; empty if JAX is installed without CUDA."""
     has_cuda = any(map(importlib.util.find_spec, ("jax_cuda12_plugin", "jax_cuda13_plugin")))
     if has_cuda and "CUDA_VISIBLE_DEVICES" in os.environ:
         return [gpu for gpu in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if gpu]
@@ -59,31 +59,31 @@ def visible_gpus() -> list[str]:
 
 
 def slots(parallel: int | None) -> list[Slot]:
-    """Divides the machine among `parallel` runs; by default one a GPU, or else one a core.
+    """Divide the machine among `parallel` runs; by default, one per GPU, or else one per core.
 
-    Two runs on the same cores slow each other down by more than half, and a single core is the
-    most efficient way to train a small network: no time goes into waiting for other threads.
+    Two runs on the same cores slow each other down by more than half. Training a small network is
+    most efficient on a single core, since no time is spent on waiting for other threads.
     """
     cores, gpus = available_cores(), visible_gpus()
     runs = parallel or len(gpus) or len(cores)
     if runs > len(cores):
-        raise UserError(f"--parallel={runs}, and there are {len(cores)} cores")
+        raise UserError(f"--parallel={runs} is more than the {len(cores)} available cores")
     if gpus and runs > len(gpus):
-        raise UserError(f"--parallel={runs}, and there are {len(gpus)} GPUs: one run each")
+        raise UserError(f"--parallel={runs} is more than the {len(gpus)} GPUs: one run each")
     size, each = len(cores) // runs, len(gpus) // runs
     shares = [(cores[i * size :][:size], gpus[i * each :][:each]) for i in range(runs)]
     return [Slot(some, ",".join(ids) if gpus else None) for some, ids in shares]
 
 
 class Job:
-    """One run as a process. It can be pickled, so that submitit calls it on SLURM's machine."""
+    """One run as a process. It can be pickled, so that submitit can call it on a SLURM machine."""
 
     def __init__(self, root: str, name: str):
         self.root, self.name = root, name
         self._process, self._stopped = None, False
 
     def __call__(self, slot: Slot | None = None, *held: int) -> str | None:
-        """Trains in a slot, with the files `held` open; returns what went wrong, or None."""
+        """Train in a slot with the files `held` open; return the cause of a failure, or None."""
         folder, started = Folder(self.root), time.monotonic()
         slot = slot or Slot(available_cores())
         log, arguments = folder.log(self.name), command(folder, self.name)
@@ -98,7 +98,7 @@ class Job:
                 stdin=subprocess.DEVNULL,
                 env=os.environ | slot.environment(),
                 pass_fds=held,
-                start_new_session=True,  # Ctrl-C reaches the sweep alone, which passes it on.
+                start_new_session=True,  # Only the sweep receives Ctrl-C, and stops the run.
             )
         if self._stopped:
             self._process.terminate()
@@ -109,17 +109,17 @@ class Job:
         return None
 
     def stop(self) -> None:
-        """Asks the run to save and stop, and the second time to stop at once."""
+        """Ask the run to save and stop. A second call makes it stop at once."""
         self._stopped = True
         if self._process:
             self._process.terminate()
 
     def checkpoint(self) -> Any:
-        """Called by submitit before a preemption or time limit: saves, and asks to be requeued."""
+        """Save and ask to be requeued. submitit calls this before a preemption or time limit."""
         import submitit
 
         self.stop()
-        # A signal handler calls this during the process's own wait(), which would block another.
+        # A signal handler calls this during the process's wait(); a second wait() would block.
         with contextlib.suppress(ChildProcessError, AttributeError):
             os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
         return submitit.helpers.DelayedSubmission(Job(self.root, self.name))
@@ -129,13 +129,13 @@ class Job:
 def local(
     folder: Folder, names: list[str], shares: list[Slot], lock: int
 ) -> Iterator[dict[str, futures.Future]]:
-    """Trains on this machine, one run in each slot, in the order given; stops them on leaving.
+    """Train on this machine, one run at a time in each slot, in order; stop the runs on exit.
 
-    The context is a future of each run, by name: what went wrong, or None. The runs hold the file
-    `lock` too.
+    The context value has a future for each run by name, whose result is the cause of a failure, or
+    None. The runs also hold the file descriptor `lock`.
     """
     jobs, free, here = [Job(str(folder.root), name) for name in names], [*shares], threading.local()
-    # Linux ends a process with the thread that started it; here a thread waits for its processes.
+    # Linux signals a run when the thread that started it ends, so each thread waits for its runs.
     pool = futures.ThreadPoolExecutor(
         len(shares), initializer=lambda: setattr(here, "slot", free.pop(0))
     )
@@ -143,7 +143,7 @@ def local(
         yield {job.name: pool.submit(lambda job=job: job(here.slot, lock)) for job in jobs}
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
-        with contextlib.ExitStack() as at_once:  # At Ctrl-C while runs save.
+        with contextlib.ExitStack() as at_once:  # Ctrl-C while runs save stops them at once.
             for job in jobs:
                 at_once.callback(job.stop)
                 job.stop()
@@ -154,25 +154,25 @@ def local(
 def slurm(
     folder: Folder, names: list[str], parallel: int | None, parameters: str
 ) -> Iterator[dict[str, Any]]:
-    """Trains as jobs of submitit, which stay on leaving; the same sweep finds them again.
+    """Train as submitit jobs, which continue after exit and which the same sweep finds again.
 
-    The context is a job of each run, by name. `parameters` are submitit's, as in
-    "timeout_min=240,gpus_per_node=1".
+    The context value has a job for each run by name. `parameters` are those of submitit, for
+    example "timeout_min=240,gpus_per_node=1".
     """
-    import submitit  # Here, as it configures logging.
+    import submitit  # Imported only if used, because it configures logging.
 
     ids = folder.root / "jobs.json"
     known = files.read_json(ids) if ids.exists() else {}
     try:
         executor = submitit.AutoExecutor(folder.root / "slurm", cluster="slurm")
-        given = dict(part.split("=", 1) for part in parameters.split(",") if part)
-        given = {key: int(value) if value.isdecimal() else value for key, value in given.items()}
+        values = dict(part.split("=", 1) for part in parameters.split(",") if part)
+        values = {key: int(value) if value.isdecimal() else value for key, value in values.items()}
         limit = {"slurm_array_parallelism": parallel} if parallel else {}
-        executor.update_parameters(**given, **limit)
+        executor.update_parameters(**values, **limit)
     except (RuntimeError, NameError, TypeError, ValueError, AssertionError) as error:
         raise UserError(
-            f"SLURM can't be used here, or not with --slurm={parameters!r}: {error}. The parameters"
-            " are submitit's, as in timeout_min=240,gpus_per_node=1; --launcher=local needs none"
+            f"SLURM can't be used here, or not with --slurm={parameters!r}: {error}. Use parameters"
+            " of submitit, such as timeout_min=240,gpus_per_node=1, or use --launcher=local"
         ) from None
     earlier = {n: executor.job_class(executor.folder, known[n]) for n in names if n in known}
     jobs = {name: job for name, job in earlier.items() if not job.done()}
@@ -186,13 +186,13 @@ def slurm(
 def follow(
     schedule: list[Scheduled], folder: Folder, jobs: dict[str, Any], csv: pathlib.Path
 ) -> dict[str, str]:
-    """Waits for jobs, and adds each that finishes to the table of results, the file `csv`.
+    """Wait for jobs, and add each one that finishes to the table of results, the file `csv`.
 
     Returns:
-      What went wrong, by run.
+      The causes of failures by run.
 
     Raises:
-      Interrupted: SIGTERM or Ctrl-C came.
+      Interrupted: this process received SIGTERM or Ctrl-C.
     """
     errors, pending, shown = {}, dict(jobs), time.monotonic()
     with Signals("stopping the sweep") as interrupted, writers.console.status("starting") as status:
@@ -205,7 +205,7 @@ def follow(
             if interrupted():
                 raise Interrupted(
                     f"stopped by {interrupted.name} with {len(pending)} of {len(schedule)} runs to "
-                    "do; run the same command again to go on"
+                    "do; run the same command again to continue"
                 )
             if time.monotonic() - shown > EVERY:
                 text, shown = folder.progress(schedule, list(pending)), time.monotonic()

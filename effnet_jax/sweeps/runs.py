@@ -1,4 +1,4 @@
-"""From an experiment and a sweep to the schedule of runs, checked before any of them starts."""
+"""The schedule of a sweep's runs, which is validated before any of them starts."""
 
 import copy
 import hashlib
@@ -30,11 +30,11 @@ class Run(NamedTuple):
     """One run of a sweep.
 
     Attributes:
-      name: names its folder, and is unique in the sweep.
-      series: its curve in a figure, say "width".
-      label: its point on the curve, say "w=1.4"; runs that differ by seed alone share it.
-      overrides: values that it changes in the config, by dotted key, say {"model.width": 1.4}; in
-        a schedule, its values of all keys that any run of the sweep changes.
+      name: the name of the run's folder, unique in the sweep.
+      series: the curve of the run in a figure, for example "width".
+      label: its point on the curve, for example "w=1.4", the same for runs with different seeds.
+      overrides: values of config keys that the run changes, for example {"model.width": 1.4}; in a
+        schedule, the run's values of all keys that any run of the sweep changes.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Run(NamedTuple):
 
 
 class Scheduled(NamedTuple):
-    """A run with its whole config and the cost of its network; --config and --sweep as given."""
+    """A run with its whole config and its network's cost; `experiment` and `sweep` are flags."""
 
     experiment: str
     sweep: str
@@ -55,15 +55,15 @@ class Scheduled(NamedTuple):
 
     @property
     def training_cost(self) -> float:
-        """Multiply-adds of an image, times epochs, or images where the length is in steps."""
+        """Multiply-adds per image times epochs, or times images if the length is in steps."""
         config = self.config
         return self.cost.multiply_adds * (config.epochs or config.steps * config.batch_size)
 
     def row(self) -> dict[str, Any]:
         """The columns of the table of results that are known before the run.
 
-        Values that the sweep changes are in columns config.KEY; `recipe` is a digest of all others
-        that change what a run learns.
+        The values that the sweep changes are in columns config.KEY. `recipe` is a digest of all
+        other values that affect what the run learns.
         """
         config, model = self.config, self.config.model
         row = {"config": self.experiment, "sweep": self.sweep, **self.run._asdict()}
@@ -82,7 +82,7 @@ class Scheduled(NamedTuple):
 
 
 def expand(config: ConfigDict, sweep: str) -> Iterator[Run]:
-    """The runs of a sweep: NAME (of configs/sweeps) or FILE.py, or with :ARGUMENT; or `product`."""
+    """The runs of a sweep: NAME[:ARGUMENT] (in configs/sweeps), FILE.py[:ARGUMENT] or `product`."""
     if re.match(r"[\w.]+=", sweep):
         return product(sweep)
     name, _, argument = sweep.partition(":")
@@ -95,7 +95,7 @@ def product(sweep: str) -> Iterator[Run]:
     for part in filter(None, _split(sweep, " ")):
         key, equals, values = part.partition("=")
         if not equals or key in choices:
-            raise UserError(f"--sweep: {part!r} should be KEY=VALUE,VALUE with a key of its own")
+            raise UserError(f"--sweep: {part!r} should be KEY=VALUE,VALUE, with each key once")
         choices[key] = _split(values, ",")
     names = config_lib.short_names(choices)
     series = ",".join(name for name in names if name != "seed") or "seed"
@@ -107,7 +107,7 @@ def product(sweep: str) -> Iterator[Run]:
 
 
 def _split(text: str, separator: str) -> list[str]:
-    """Splits a text at the separators that are not in parentheses."""
+    """Split a text at the separators that are not in parentheses."""
     parts, depth = [""], 0
     for letter in text:
         depth += (letter == "(") - (letter == ")")
@@ -119,20 +119,20 @@ def _split(text: str, separator: str) -> list[str]:
 
 
 def numbers(argument: str, default: Iterable[float]) -> list[float]:
-    """The numbers of a sweep's argument, as in "1,1.4,2"; the default where there are none."""
+    """The numbers in the argument of a sweep, such as "1,1.4,2", or the default if it has none."""
     try:
-        found = [float(part) for part in argument.split(",") if part]
+        values = [float(part) for part in argument.split(",") if part]
     except ValueError:
-        raise UserError(f"{argument!r} should be numbers with commas, as in 1,1.4,2") from None
-    if any(not 0 < number < 1000 for number in found):
+        raise UserError(f"{argument!r} should be numbers with commas, such as 1,1.4,2") from None
+    if any(not 0 < number < 1000 for number in values):
         raise UserError(f"numbers of a sweep must be above 0 and below 1000; got {argument!r}")
-    return found or list(default)
+    return values or list(default)
 
 
 def scaled(
     config: ConfigDict, width: float = 1, depth: float = 1, resolution: float = 1
 ) -> dict[str, Any]:
-    """Overrides that multiply the config's own width, depth and resolution, and nothing else."""
+    """Overrides that multiply the config's width, depth and resolution and change nothing else."""
     base = models.coefficients(config.model)
     return {
         "model.phi": None,
@@ -146,27 +146,27 @@ def scaled(
 def compound(
     config: ConfigDict, phi: float, alpha: float, beta: float, gamma: float
 ) -> dict[str, Any]:
-    """Overrides that scale the config's own network by the law, and note its coefficients."""
+    """Overrides for compound scaling of the config's network, which also store the coefficients."""
     overrides = scaled(config, beta**phi, alpha**phi, gamma**phi)
     return overrides | {"model.alpha": alpha, "model.beta": beta, "model.gamma": gamma}
 
 
 def plain(value: Any) -> Any:
-    """A value without NumPy and JAX: their numbers become Python's, and their arrays tuples."""
+    """A value with the numbers and arrays of NumPy and JAX as Python numbers and tuples."""
     if isinstance(value, np.ndarray | jax.Array):
-        value = np.asarray(value)[()]  # A number, where it has no axes.
+        value = np.asarray(value)[()]  # An array without axes becomes a number.
     if isinstance(value, np.ndarray | tuple):
         return tuple(map(plain, value))
     if isinstance(value, np.floating):
-        return float(str(value))  # np.float32(0.1) is meant to be 0.1.
+        return float(str(value))  # np.float32(0.1) should become 0.1, not 0.10000000149.
     return value.item() if isinstance(value, np.generic) else value
 
 
 def apply(config: ConfigDict, run: Run) -> ConfigDict:
-    """A copy of the config with a run's overrides, each read by the type of the config's own.
+    """A copy of the config with a run's overrides, converted to the types of the config's values.
 
     Raises:
-      UserError: an unknown key or bad value, or one that `progressive` would replace.
+      UserError: a key is unknown, or a value is bad or would be replaced by `progressive`.
     """
     arguments = [f"--config.{key}={plain(value)}" for key, value in run.overrides.items()]
     changed = flags.override(copy.deepcopy(config), arguments)
@@ -174,28 +174,28 @@ def apply(config: ConfigDict, run: Run) -> ConfigDict:
         before, now = (operator.attrgetter(key)(each) for each in (config, changed))
         if changed.progressive[stages] and before != now:
             raise UserError(
-                f"config.{key}={now} would train with config.progressive.{stages}="
-                f"{changed.progressive[stages]} all the same; set that to '()'"
+                f"config.{key}={now} has no effect with config.progressive.{stages}="
+                f"{changed.progressive[stages]}; set the latter to '()'"
             )
     return changed
 
 
 def multiply_adds(config: ConfigDict, overrides: dict[str, Any]) -> int:
-    """Multiply-adds of the config's network with these overrides of `model`'s keys."""
-    model = config.model.copy_and_resolve_references()  # The whole config would take long.
+    """Multiply-adds of the config's network with overrides of keys of `model`."""
+    model = config.model.copy_and_resolve_references()  # Copying the whole config is slow.
     model.update({key.removeprefix("model."): plain(value) for key, value in overrides.items()})
     return scaling.cost(models.architecture(model).layers()).multiply_adds
 
 
 def make_schedule(config: ConfigDict, sweep: str, experiment: str = "") -> list[Scheduled]:
-    """Every run of a sweep (see `expand`) of a config, which is validated, with its cost.
+    """The runs of a sweep (see `expand`), each with its validated config and its cost.
 
     Raises:
-      UserError: an unknown sweep or key, two runs with one name or one config, or a config that
-        can't work.
+      UserError: the sweep or a key is unknown, two runs have the same name or config, or a config
+        is not valid.
     """
     config = copy.deepcopy(config)
-    if config.model.num_classes is None:  # The costs depend on it.
+    if config.model.num_classes is None:  # Costs depend on the number of classes.
         source = sources.open_source(config.data, config.data.train_split)
         config.model.num_classes = len(source.classes)
     schedule, names = [], {}
@@ -214,7 +214,7 @@ def make_schedule(config: ConfigDict, sweep: str, experiment: str = "") -> list[
         first = names.setdefault(json.dumps(config_lib.to_dict(changed), sort_keys=True), run.name)
         if first != run.name:
             raise UserError(
-                f"sweep {sweep!r} has the same run twice, as {first!r} and {run.name!r}; give each "
+                f"sweep {sweep!r} has the same run twice, as {first!r} and {run.name!r}; list each "
                 "value once"
             )
         schedule.append(Scheduled(experiment, sweep, run, changed, coefficients, cost))

@@ -42,7 +42,7 @@ def test_the_slower_of_arithmetic_and_memory_decides():
     v5e, v3 = planner.CHIPS["v5e"], planner.CHIPS["v3"]
     assert planner.roofline(197e12, 819e9 / 2, v5e) == (1.0, "arithmetic")
     assert planner.roofline(197e12 / 4, 819e9 / 2, v5e) == (0.5, "memory")
-    # Half a chip a device.
+    # Half a chip per device.
     assert planner.roofline(123e12, 0, v3) == (2.0, "arithmetic")
 
 
@@ -59,7 +59,7 @@ def test_a_wrong_topology_lists_the_right_ones():
         UserError, match=r"unknown --topology=v5e:3x3; v5e has v5e:1x1, .*v5e:16x16"
     ):
         planner.check_topology("v5e:3x3")
-    with pytest.raises(UserError, match=r"(?s)as in v5e:4x4.*v2: 2x2.*tpu7x: 2x2x1"):
+    with pytest.raises(UserError, match=r"(?s)such as v5e:4x4.*v2: 2x2.*tpu7x: 2x2x1"):
         planner.check_topology("v5litepod-16")
 
 
@@ -124,7 +124,7 @@ def test_a_compiler_that_saves_memory_when_it_runs_short_is_followed():
 
 def test_nothing_fits_is_an_error():
     with pytest.raises(
-        UserError, match=r"batch of 4 fits v5e:2x2: b0 .* needs 20.00 GiB a device, of 16"
+        UserError, match=r"batch of 4 fits v5e:2x2: b0 .* needs 20.00 of 16.00 GiB per device"
     ):
         planner.largest_batch(lambda batch: fake(batch, batch * 5.0 * GIB), 64, 4)
 
@@ -147,13 +147,13 @@ def test_the_table_has_a_column_for_each_plan():
         if line.startswith("│")
     }
     assert rows["model.remat"] == ["chosen", "chosen"]
-    assert rows["batch"] == ["512, 128 a device", "4,096, 1,024 a device"]
-    used, missing = rows["memory a device"]
+    assert rows["batch"] == ["512, 128 per device", "4,096, 1,024 per device"]
+    used, missing = rows["memory per device"]
     assert used == "4.00 of 16.00 GiB, 25%"
     assert missing == "32.00 of 16.00 GiB, 200%: DOES NOT FIT"
-    assert rows["collectives a step"] == ["3 all-reduce, 21.0 MB", "-"]
-    assert rows["step, at best"][0] == "100.0 ms, by memory"
-    assert rows["images/s a chip, at best"][0] == "1,280"
+    assert rows["collectives per step"] == ["3 all-reduce, 21.0 MB", "-"]
+    assert rows["step, at best"][0] == "100.0 ms, limited by memory"
+    assert rows["images/s per chip, at best"][0] == "1,280"
     assert rows["350 epochs, at best"] == ["24.3 hours", "-"]
     plans = [fake(512, 17 * GIB), fake(512, GIB)]
     missing, made = json.loads(json.dumps([planner.to_json(each) for each in plans]))

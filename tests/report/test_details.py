@@ -64,11 +64,11 @@ def test_tables_and_a_page_of_mistakes_with_their_images(tmp_path):
     shapes = [cv2.imdecode(np.frombuffer(data, np.uint8), 1).shape for data in images]
     assert shapes == [(round(30 * 192 / 41), 192, 3), (round(30 * 192 / 40), 192, 3)]
     text = html.unescape(re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page)))
-    assert "7 mistakes; the 3 whose wrong class is most probable" in text
+    assert "7 mistakes, of which this page shows the 3 with the highest" in text
     assert "true tench predicted cat , 90.0% square1.png" in text
     assert "no image. true cat predicted tench , 50.0% square2.png" in text
     assert "top-1 41.7%, mean per class 50.0%, 12 images" in text
-    with pytest.raises(UserError, match=r"per_class\.csv is there already; choose another"):
+    with pytest.raises(UserError, match=r"per_class\.csv already exists; choose another"):
         details.check(tmp_path / "new")
     details.check(tmp_path / "other")
     with pytest.raises(UserError, match="can't write to --details="):

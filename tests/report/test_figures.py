@@ -41,7 +41,7 @@ def test_figure_8_has_the_real_costs_and_every_method_from_the_base(read):
     assert width["top1_mean"] == pytest.approx(0.76)
     assert width["top1_sd"] == pytest.approx(0.01)
     assert (width["n"], width["seeds"]) == (3, "0 1 2")
-    assert "3 seeds a point" in drawn.caption
+    assert "3 seeds per point" in drawn.caption
 
 
 def test_error_bars_are_one_sample_deviation_and_only_where_there_are_seeds(read):
@@ -115,9 +115,9 @@ def test_the_second_panel_of_figure_8_is_explained(read):
     rows = methods()
     low = [r | {"val/ema/top1": 0.4} if r["series"] == "depth" else r for r in rows]
     drawn = figures.figure8(read(low))
-    assert "Below, the same points without depth, which falls more than 10 points" in drawn.caption
+    assert "The lower panel shows the same points without depth, whose accuracy" in drawn.caption
     assert [axes.get_title() for axes in drawn.figure.axes] == ["", "without depth"]
-    assert "Below" not in figures.figure8(read(rows)).caption
+    assert "lower panel" not in figures.figure8(read(rows)).caption
 
 
 def test_transfer_takes_the_results_of_its_data_sets_side_by_side(read):
@@ -142,7 +142,7 @@ def test_a_sweep_is_drawn_over_the_key_that_it_changes(read):
     assert axes.get_title() == f"{key} on cluttered_digits/test"
     assert texts(drawn) == ["61.0"]  # The best.
     assert f"{key} on cluttered_digits/test: Top-1 of" in drawn.caption
-    assert "The best mean: learning_rate=0.001. The bars of 0 of the 2 others" in drawn.caption
+    assert "The best mean: learning_rate=0.001. The bars of 0 of the other 2" in drawn.caption
     assert [r[key] for r in drawn.rows] == ["0.1", "1", "0.001"]
     assert [r["top1_mean"] for r in drawn.rows] == pytest.approx([0.51, 0.56, 0.61])
 
@@ -201,7 +201,7 @@ def test_fine_tuning_is_drawn_over_both_costs_with_a_line_over_networks(read):
     assert [axes.get_xlabel() for axes in drawn.figure.axes] == ["multiply-adds", "parameters"]
     assert texts(drawn)[:2] == ["lite0", "lite1"]
     assert curves(drawn)[0] == ([400_000_000, 600_000_000], pytest.approx([87, 88]))
-    assert "2 seeds a point" in drawn.caption
+    assert "2 seeds per point" in drawn.caption
     assert [cells[:5] for cells in tables.table_fine_tuning(found).rows] == [
         ("fine-tuned", "lite1", "88.00", "1.42", "2"),
         ("fine-tuned", "lite0", "87.00", "1.42", "2"),
@@ -224,7 +224,7 @@ def test_the_grid_shows_every_candidate_with_its_cost_and_marks_the_best(read):
     names = [label.get_text() for label in drawn.figure.axes[0].get_yticklabels()]
     assert names == ["2, 1, 1  (5.5 M)", "1, 1, 1.4  (5 M)", "1.2, 1.1, 1.15  (6 M)"]
     assert "best mean: 1.2, 1.1, 1.15" in drawn.caption
-    assert "1 of the 2 others overlap" in drawn.caption
+    assert "1 of the other 2 overlap" in drawn.caption
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ def test_the_table_has_the_share_of_each_part_without_the_time_between_two_start
     shown = captured.get()
     assert "goodput 34.4%: 2 start(s), 1 roll-back(s)" in shown  # 43 of 125 s.
     assert "22.4%" in shown  # Rework.
-    assert "not running, between two starts" in shown
+    assert "not running, between starts" in shown
     assert "55.0" in shown
 
 

@@ -5,6 +5,7 @@ import html
 import pathlib
 import re
 import time
+import warnings
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from samples import EVALUATIONS, methods, row, swept, write
 from effnet_jax import weights
 from effnet_jax.errors import UserError
 from effnet_jax.explain import drawing as explained
-from effnet_jax.report import curves, figures, maps, page, paper, pictures, results, tables
+from effnet_jax.report import curves, drawing, figures, maps, page, paper, pictures, results, tables
 from effnet_jax.tools import report
 
 
@@ -69,6 +70,18 @@ def test_the_report_is_whole_and_stands_alone(run, tmp_path):
         assert {int(cells["multiply-adds"]) for cells in csv.DictReader(file)} == expected
 
 
+def test_a_small_report_is_drawn_without_a_warning(run, tmp_path, monkeypatch):
+    """Names wider than the figure left no room for its axes, which then were drawn over names."""
+    monkeypatch.setattr(drawing, "DPI", 30)  # The layout is the same, and made faster.
+    one = row(sweep="grid", series="grid", label="1.2, 1.1, 1.15")
+    networks = [{"model.base": f"a_base_network_with_a_long_name_{n}"} for n in range(2)]
+    keys = [each | {"data.data_dir": "/data/of/a/user/photographs"} for each in networks]
+    rows = [*methods(1)[:3], one, *swept("networks.py", *keys, {"model.base": "b"})]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(f"--results={write(tmp_path / 'a.csv', rows)}", draw=True)
+
+
 def test_a_new_report_leaves_nothing_of_the_old_and_spares_what_is_not_its_own(run, tmp_path):
     full = write(tmp_path / "a.csv", methods())
     out = run(f"--results={full}")
@@ -102,7 +115,9 @@ def test_a_sweep_of_the_user_s_own_is_on_the_page_before_the_paper_s(run, tmp_pa
     assert (out / "figure_sweeps.png").exists()
     assert f"{key},source" in (out / "figure_sweeps.csv").read_text()
     for text in (printed, page):
-        assert "other.csv (no column" in text and "repeated by newer ones of equal seed" in text
+        assert "other.csv (no column" in text
+    assert "repeated by newer ones of equal seed" in printed
+    assert "replaced by newer ones with the same seed" in page
     out = run(f"--results={write(tmp_path / 'b.csv', [])}")
     assert "Your sweeps" not in (out / "index.html").read_text()
 
@@ -117,7 +132,7 @@ def test_labels_can_not_break_the_page(run, tmp_path):
     page = (run(f"--results={write(tmp_path / 'a.csv', rows)}") / "index.html").read_text()
     assert "<script" not in page
     assert "&lt;b&gt;bold" in page
-    assert "1 runs, of older files" in " ".join(page.split())
+    assert "1 runs in older files" in " ".join(page.split())
 
 
 def test_dollar_signs_in_names_are_no_formulas(run, tmp_path):
@@ -203,7 +218,7 @@ def test_table_4_divides_only_what_one_machine_measured(tmp_path):
     rows = table(1)
     assert rows["EfficientNet-B1"][1:4:2] == ("50.1 ms (49.0 to 51.0)", "5.9x")
     assert rows["EfficientNet-B7"][1] == "not run"
-    assert rows["GPipe"][1] == "this network is not here"
+    assert rows["GPipe"][1] == "not implemented"
     assert table(2)["EfficientNet-B1"][3] == ""
     path = tmp_path / "latency.csv"
     good = path.read_text()
@@ -270,7 +285,7 @@ def test_figure_7_shows_networks_side_by_side_for_one_class_an_image(run, tmp_pa
     out = run(*flags, "--networks", str(copy), "--images", *[str(image)] * 4)
     assert len((out / "figure7.csv").read_text().splitlines()) == 5
     for arguments, message in (
-        (["--networks", str(copy)], "is no run, whose images could be shown"),
+        (["--networks", str(copy)], "is not the workdir of a run with images"),
         (["--networks", str(plain), "--layer=stage9"], "this network has: stem"),
         (["--networks", str(plain), f"--images={tmp_path / 'no.png'}"], "no.png"),
         (["--networks", str(plain), f"--images={tmp_path / 'none.csv'}"], "none.csv.*no image"),

@@ -186,9 +186,9 @@ def test_other_tables_are_passed_over_in_a_folder_alone(tmp_path):
     others = f"{other} {why}", f"{tmp_path / 'empty.csv'} {why}", f"{header} (no rows)"
     assert found.skipped == others
     assert results.read([header]).skipped == others[2:]
-    with pytest.raises(UserError, match=r"benchmark_model\.csv is no table of results"):
+    with pytest.raises(UserError, match=r"benchmark_model\.csv is not a results file"):
         results.read([tmp_path, other])
-    with pytest.raises(UserError, match="--results"):
+    with pytest.raises(UserError, match="check the path of the results"):
         results.read([tmp_path / "none"])
 
 

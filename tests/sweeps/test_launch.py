@@ -216,7 +216,7 @@ def test_lengths_in_steps_are_in_the_table(fake):
 
 def test_a_run_that_has_begun_keeps_its_config(fake):
     run(fake, "depth:1")
-    with pytest.raises(UserError, match=r"has begun with another config \(config.epochs"):
+    with pytest.raises(UserError, match=r"was started with another config \(config.epochs"):
         run(fake, "depth:1", epochs=9.0)
 
 
@@ -331,12 +331,12 @@ def test_slots_divide_cores_and_gpus(monkeypatch):
     assert [slot.cores for slot in launch.slots(2)] == [[0, 1], [2, 3]]
     assert len(launch.slots(None)) == 5
     assert launch.slots(2)[0].environment()["NPROC"] == "2"
-    with pytest.raises(UserError, match="--parallel=6, and there are 5 cores"):
+    with pytest.raises(UserError, match="--parallel=6 is more than the 5 available cores"):
         launch.slots(6)
     monkeypatch.setattr(launch, "visible_gpus", lambda: ["4", "5", "6", "7"])
     assert [slot.gpus for slot in launch.slots(2)] == ["4,5", "6,7"]
     assert launch.slots(None)[3].environment()["CUDA_VISIBLE_DEVICES"] == "7"
-    with pytest.raises(UserError, match="4 GPUs: one run each"):
+    with pytest.raises(UserError, match="--parallel=5 is more than the 4 GPUs"):
         launch.slots(5)
 
 

@@ -48,7 +48,7 @@ def test_candidates_are_those_found_by_hand():
 
 def test_a_grid_without_candidates_says_how_near_the_nearest_is():
     # 1 * 1 * 1.4^2 = 1.96 and 2 * 1 * 1 is off the grid's axis 1, 1.4, 1.8: 0.04 is the nearest.
-    with pytest.raises(UserError, match=r"step 0.4 .* within 0.01 of 2; the nearest.* 0.04 off"):
+    with pytest.raises(UserError, match=r"step=0.4 .* within 0.01 of 2; the nearest.* 0.04 off"):
         grid.candidates(step=0.4, tolerance=0.01)
     with pytest.raises(UserError, match="step > 0"):
         grid.candidates(step=0)
@@ -320,7 +320,7 @@ def test_bad_sweeps_are_one_message(monkeypatch, tmp_path):
         with_runs(Run("a", "", "", {"optimizer.name": "sdg"}))
     with pytest.raises(UserError, match="two runs with the name 'a'"):
         with_runs(Run("a", "", "", {}), Run("a", "", "", {"seed": 1}))
-    with pytest.raises(UserError, match="the same run twice, as 'seed=0' and 'seed=00'; give each"):
+    with pytest.raises(UserError, match="the same run twice, as 'seed=0' and 'seed=00'; list each"):
         with_runs(*product("seed=0,00"))
     with pytest.raises(UserError, match="can't be the name of a folder"):
         with_runs(Run("a/b", "", "", {}))
@@ -400,7 +400,7 @@ def test_values_have_the_type_of_the_config_s_own(sweep, values, name):
         ("checkpoint.best_metric=val/ema/top2", "unknown config.checkpoint.best_metric"),
         ("nonfinite.action=rollbak", "unknown config.nonfinite.action 'rollbak'"),
         ("processes.lost_seconds=1", "config.processes.lost_seconds must be at least 3"),
-        ("seed=0 seed=1", "'seed=1' should be KEY=VALUE,VALUE with a key of its own"),
+        ("seed=0 seed=1", "'seed=1' should be KEY=VALUE,VALUE, with each key once"),
         ("seed=0 epochs", "'epochs' should be KEY=VALUE,VALUE"),
         ("seed=0,0", "two runs with the name 'seed=0'"),
     ],
