@@ -14,8 +14,8 @@ SCALING := results/scaling_study/scaling.json
 BIN := .venv/bin
 
 .PHONY: train test soak soak-bucket launch parity export-check lint format benchmark
-.PHONY: benchmark-loop benchmark-data benchmark-freezing plan study study-small clean
-.PHONY: trackers-check transfer-steps transfer-peers transfer-study docs
+.PHONY: benchmark-loop benchmark-data benchmark-peers benchmark-waits benchmark-freezing plan
+.PHONY: study study-small clean trackers-check transfer-steps transfer-peers transfer-study docs
 
 train: .venv/ready
 	$(BIN)/python train.py --config=configs/digits.py --workdir=$(WORKDIR)
@@ -87,6 +87,17 @@ study: .venv/ready
 # The model's speed on this machine, with the operations made for it and with the plain ones.
 benchmark: .venv/ready
 	$(BIN)/python -m benchmarks model --csv=results/throughput.csv
+
+# B0, Lite0 and B4 next to timm in PyTorch, eager and compiled.
+PEERS := $(BIN)/python -m benchmarks model --csv=results/throughput.csv --operations auto \
+	--peers_python=.venv-parity/bin/python
+benchmark-peers: .venv/ready .venv-parity/ready
+	$(PEERS) --models b0 lite0
+	$(PEERS) --models b4 --batch 4
+
+# Whole commands, from --help to an evaluation; AGAINST=DIR compares them with another checkout's.
+benchmark-waits: .venv/ready
+	$(BIN)/python -m benchmarks waits --csv=results/waits.csv $(AGAINST:%=--against=%)
 
 # What the training loop costs beside the compiled step: on 1 device, on 8, and on 2 processes of 4.
 LOOP := $(BIN)/python -m benchmarks loop --csv=results/benchmark_loop.csv
