@@ -15,8 +15,9 @@ SCALING := results/scaling_study/scaling.json
 BIN := .venv/bin
 
 .PHONY: train test soak soak-bucket launch parity export-check lint format benchmark
-.PHONY: benchmark-loop benchmark-data benchmark-freezing plan study study-small clean
-.PHONY: trackers-check transfer-steps transfer-peers transfer-study docs lite0
+.PHONY: benchmark-loop benchmark-data benchmark-peers benchmark-waits benchmark-freezing plan
+.PHONY: study study-small clean trackers-check transfer-steps transfer-peers transfer-study docs
+.PHONY: lite0
 
 train: .venv/ready
 	$(BIN)/python train.py --config=configs/digits.py --workdir=$(WORKDIR)
@@ -96,6 +97,17 @@ study: .venv/ready
 # The speed of the model on this machine, with the operations chosen for it and with plain ones.
 benchmark: .venv/ready
 	$(BIN)/python -m benchmarks model --csv=results/throughput.csv
+
+# B0, Lite0 and B4 next to timm in PyTorch, eager and compiled.
+PEERS := $(BIN)/python -m benchmarks model --csv=results/throughput.csv --operations auto \
+	--peers_python=.venv-parity/bin/python
+benchmark-peers: .venv/ready .venv-parity/ready
+	$(PEERS) --models b0 lite0
+	$(PEERS) --models b4 --batch 4
+
+# Whole commands, from --help to an evaluation; AGAINST=DIR compares them with another checkout's.
+benchmark-waits: .venv/ready
+	$(BIN)/python -m benchmarks waits --csv=results/waits.csv $(AGAINST:%=--against=%)
 
 # The time that the training loop adds to the compiled step: 1 device, 8 devices, 2 processes of 4.
 LOOP := $(BIN)/python -m benchmarks loop --csv=results/benchmark_loop.csv

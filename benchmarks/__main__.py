@@ -6,6 +6,7 @@ loop      the time that the training loop adds to the compiled step, and that of
 latency   one image at a time on one core, for the models of the paper's Table 4
 maps      activation maps, compared with predictions of the same images
 freezing  training only the classifier, compared with training everything
+waits     whole commands, from --help to the evaluation of 100 images, cold and warm
 
 python -m benchmarks WHAT --help lists the flags.
 """
@@ -16,13 +17,13 @@ import json
 import pathlib
 import sys
 
-from benchmarks import freezing, latency, loading, looping, maps, throughput
+from benchmarks import freezing, latency, loading, looping, maps, throughput, waits
 from effnet_jax import cli, csv_rows
 from effnet_jax.tools import show
 
 # Each module has PARSER, `measure(args)`, which returns rows, and `show(rows)`, their table.
 BENCHMARKS = {"model": throughput, "latency": latency, "data": loading, "loop": looping}
-BENCHMARKS |= {"maps": maps, "freezing": freezing}
+BENCHMARKS |= {"maps": maps, "freezing": freezing, "waits": waits}
 for name, module in BENCHMARKS.items():
     module.PARSER.prog = f"python -m benchmarks {name}"
     module.PARSER.add_argument("--json", action="store_true", help="JSON instead of a table")

@@ -8,7 +8,7 @@ import pytest
 from conftest import ROOT
 
 from benchmarks import __main__ as benchmark
-from benchmarks import latency, loading, transfer_peers
+from benchmarks import latency, loading, transfer_peers, waits
 from effnet_jax.errors import UserError
 from effnet_jax.report import results
 from effnet_jax.run.processes import ALONE
@@ -141,3 +141,20 @@ def test_fine_tuning_beside_pytorch_goes_on_where_it_stopped(monkeypatch, tmp_pa
     assert transfer_peers.failures(worse) == ["top-1 of ours, 86.00% < 86.80%"]
     slower = [{**row, "seconds": 2 * (row["framework"] == "ours")} for row in measured]
     assert transfer_peers.failures(slower) == ["seconds of ours, 2 > 0"]
+
+
+def test_waits_compare_whole_commands_with_another_checkout(monkeypatch, capsys, tmp_path):
+    ran = []
+
+    def seconds(root, arguments, cache):
+        assert all(os.path.exists(word.partition("=")[2]) for word in arguments if "=/" in word)
+        ran.append((root, arguments[0], cache))
+        return 1.0 if root == waits.ROOT else 2.0
+
+    monkeypatch.setattr(waits, "seconds", seconds)
+    report("waits", f"--model={TINY}", f"--against={tmp_path}", "--turns=2", "--json")
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["cache"] for row in rows] == ["cold", "warm"] * 4
+    assert {row["ratio_median"] for row in rows} == {0.5}
+    assert ran[0][2] == ran[1][2] != ran[2][2], "a warm run finds the cache of its cold run"
+    assert len(ran) == 4 * 2 * 2 * 2
