@@ -197,8 +197,8 @@ def test_other_tables_are_passed_over_in_a_folder_alone(tmp_path):
     [
         ({"top1": 75.0}, "line 2: val/ema/top1 is 75.0; accuracies are fractions"),
         ({"top1": "nan"}, "line 2: val/ema/top1 is nan"),
-        ({"multiply_adds": "6M"}, "line 2: multiply_adds is '6M', not a number"),
-        ({"seed": ""}, "line 2: seed is '', not a number"),
+        ({"multiply_adds": "6M"}, "line 2: multiply_adds is '6M', not a whole number"),
+        ({"seed": ""}, "line 2: seed is '', not a whole number"),
         ({"parameters": "1.94E+06"}, r"line 2: parameters is '1.94E\+06', not a whole number"),
         ({"parameters": "304.000"}, "line 2: parameters is '304.000', not a whole number"),
         ({"train_minutes": "nan"}, "line 2: train_minutes is nan, which is not finite"),
