@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 __version__ = "0.1.0"
-# Each function imports what it needs, so that importing the package costs nothing.
+# Each function imports the modules that it needs, so that importing the package is fast.
 
 
 def load(
@@ -14,16 +14,17 @@ def load(
     classes: str | None = None,
     num_classes: int | None = None,
 ) -> tuple[Any, dict[str, Any], Any]:
-    """A network with its weights, ready to use.
+    """Loads a network with its weights, ready to use.
 
-    As in:
+    Example:
       model, variables, preprocess = effnet_jax.load("lite0.safetensors")
       logits, features = model.apply(variables, preprocess("cat.jpg"), train=False)
 
     Args:
       source: a file of weights, the workdir of a run, or hf://ORG/NAME; see `weights.load`.
       model, origin, classes: see `weights.load`, which also returns the classes.
-      num_classes: outputs of a new classifier, all 0, in place of the weights' own: for training.
+      num_classes: outputs of a new classifier for training, which is all 0 and replaces the
+        weights' own.
 
     Returns:
       A `models.network.Network`, its variables on the device, and a `data.preprocess.Preprocess`.
@@ -46,10 +47,11 @@ def load(
 
 
 def create_model(model: str, num_classes: int = 1000, **settings: Any) -> Any:
-    """A network by its name, as in `create_model("b0", num_classes=10)`; a Flax module.
+    """Returns the Flax module of a model by name, as in `create_model("b0", num_classes=10)`.
 
-    Its first arrays are `model.init_variables(jax.random.key(0))`. `settings` are other keys of
-    `config.model`, such as dtype="bfloat16". Raises UserError for an unknown name or a bad value.
+    `model.init_variables(jax.random.key(0))` returns its initial variables. `settings` are other
+    keys of `config.model`, such as dtype="bfloat16". Raises UserError for an unknown name or a bad
+    value.
     """
     from effnet_jax import config, models
 
@@ -63,10 +65,10 @@ def create_model(model: str, num_classes: int = 1000, **settings: Any) -> Any:
 
 
 def train(config: Any, workdir: str, **options: Any) -> tuple[Any, dict[str, Any]]:
-    """Trains in a workdir, from `config.init.weights` if they are set; resumes what is there.
+    """Trains in a workdir, from `config.init.weights` if set; resumes a run that is in the workdir.
 
-    Returns the final state and the last scores by name: see `train_and_evaluate` in
-    training/supervisor.py, which also has the `options` and what is raised.
+    Returns the final state and the last scores by name. See `train_and_evaluate` in
+    training/supervisor.py for the `options` and errors.
     """
     from effnet_jax.training.supervisor import train_and_evaluate
     from effnet_jax.weights import initial
@@ -84,30 +86,30 @@ def backbone(
     dtype: str = "float32",
     origin: str | None = None,
 ) -> Any:
-    """A Flax module that returns feature maps by stride, for other networks.
+    """Returns a Flax module that returns feature maps by stride, for other networks.
 
-    As in:
+    Example:
       backbone = effnet_jax.backbone("lite0", weights="lite0.safetensors")
       backbone.channels  # {4: 24, 8: 40, 16: 112, 32: 320}
       variables = backbone.init(jax.random.key(0), images)  # The weights of the file.
       features = backbone.apply(variables, images)  # {4: [N, H / 4, W / 4, 24], ...}
 
     Args:
-      model: its name, as "b0"; may be left out where `weights` is given.
-      weights: a source as for `weights.load`, or what that returned; None: random.
+      model: name of the model, such as "b0"; optional with `weights`.
+      weights: a source as for `weights.load`, or a `weights.Weights`; None: random.
       strides: the feature maps to return, each the output of the last block with that stride.
-      in_channels: of the images; other than 3, the first convolution is adapted as timm does.
-      frozen: keep the weights, with BatchNorm's statistics, in the collection "frozen" and not in
+      in_channels: channels of the images; if not 3, the first convolution is adapted as in timm.
+      frozen: keep the weights, with BatchNorm's statistics, in the collection "frozen" instead of
         "params" and "batch_stats".
-      dtype: of the computation, float32 or bfloat16; weights are float32.
-      origin: of the weights; see `weights.load`.
+      dtype: dtype of the computation, float32 or bfloat16; weights are float32.
+      origin: origin of the weights; see `weights.load`.
 
     Returns:
       A `models.backbone.Backbone`.
 
     Raises:
-      UserError: a stride that the network lacks, neither model nor weights, in_channels below 1, or
-        what `weights.load` raises.
+      UserError: the network does not have a stride, there is neither model nor weights,
+        in_channels is below 1, or `weights.load` raises it.
     """
     from effnet_jax import models
     from effnet_jax import weights as weights_lib

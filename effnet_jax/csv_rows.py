@@ -1,4 +1,4 @@
-"""Rows of the CSV files under results/."""
+"""Reads and writes the CSV files in results/."""
 
 import contextlib
 import csv
@@ -16,7 +16,7 @@ from effnet_jax.run import buckets, environment, files
 
 
 class NotWritten(UserError):
-    """Rows are missing in a results file; `result` is what was measured, to be printed."""
+    """Rows could not be written to a results file; `result` is the measurement, to be printed."""
 
     def __init__(self, message: str, result: Any):
         super().__init__(message)
@@ -24,19 +24,19 @@ class NotWritten(UserError):
 
 
 def describe_machine() -> dict[str, Any]:
-    """`environment.describe_run` in the flat columns that rows end with."""
+    """Returns `environment.describe_run` as the flat columns at the end of a row."""
     run = environment.describe_run()
     columns = ("jax", "jaxlib", "device", "devices", "cpus", "python", "commit", "time")
     return {key: (run | run["versions"])[key] for key in columns}
 
 
 def read(path: pathlib.Path) -> tuple[list[str], list[tuple[dict[str, str], str]]]:
-    """The columns of a CSV, and its rows, each with its file and line for messages.
+    """Returns the columns of a CSV, and its rows, each with its file and line for messages.
 
-    Semicolons or tabs instead of commas, a byte-order mark, and empty cells and lines at the end,
-    as spreadsheets write them, are read too, and so is a file to which others were appended with
-    their headers. Raises UserError if the file can't be read, a quote isn't closed, a column is
-    there twice, or a row has more cells than there are columns.
+    Also accepts the forms that spreadsheets write: semicolons or tabs instead of commas, a
+    byte-order mark, and empty cells and lines at the end; and a file to which others were appended
+    with their headers. Raises UserError if the file can't be read, a quote isn't closed, a column
+    occurs twice, or a row has more cells than there are columns.
     """
     try:
         data = files.read_bytes(path)
@@ -47,7 +47,7 @@ def read(path: pathlib.Path) -> tuple[list[str], list[tuple[dict[str, str], str]
 
 
 def _parse(data: bytes, path: pathlib.Path) -> tuple[list[str], list[tuple[dict[str, str], str]]]:
-    """What `read` returns, from the content of the file `path`."""
+    """Parses the content of the file `path`; returns the same as `read`."""
     try:
         file = io.StringIO(data.decode("utf-8-sig"), newline="")
         delimiter = max(",;\t", key=file.readline().count)
@@ -57,7 +57,7 @@ def _parse(data: bytes, path: pathlib.Path) -> tuple[list[str], list[tuple[dict[
         found = [(row, f"{path}, line {reader.line_num}") for row in reader]
     except UnicodeError:
         raise UserError(
-            f"can't read {path}: it is no text in UTF-8; save it in that form, or take the original"
+            f"can't read {path}: it is not UTF-8 text; save it as UTF-8, or use the original file"
         ) from None
     except csv.Error as error:
         raise UserError(f"can't read {path}: {error}; is a quotation mark missing?") from None
@@ -76,28 +76,28 @@ def _parse(data: bytes, path: pathlib.Path) -> tuple[list[str], list[tuple[dict[
 def number(
     cells: dict[str, str], name: str, place: str, zero: bool = False, whole: bool = False
 ) -> float | int:
-    """A cell as a finite number above 0, or `zero`; a `whole` one may be as in "2000.0".
+    """Converts a cell to a finite number above 0, or also 0 if `zero` is True.
 
-    Raises UserError, which names `place`, also for a whole number that a spreadsheet has rounded,
-    as 1.94E+06.
+    A `whole` number may be written as "2000.0", but not as a spreadsheet rounds it (1.94E+06).
+    Raises UserError, which names `place`.
     """
     text = cells[name]
     try:
         value = int(text.removesuffix(".0")) if whole else float(text)
     except ValueError:
-        kind = "no number that is whole" if whole else "no number"
+        kind = "not a whole number" if whole else "not a number"
         raise UserError(f"{place}: {name} is {text!r}, {kind}") from None
     if not math.isfinite(value):
         raise UserError(f"{place}: {name} is {value}, which is not finite")
     if value < 0 or not (value or zero):
         raise UserError(
-            f"{place}: {name} is {text}, and must be {'0 or more' if zero else 'above 0'}"
+            f"{place}: {name} is {text}, but must be {'0 or more' if zero else 'above 0'}"
         )
     return value
 
 
 def fraction(cells: dict[str, str], name: str, place: str) -> float:
-    """A cell as an accuracy; raises UserError, which names `place`, for one in percent."""
+    """Converts a cell to an accuracy; raises UserError, which names `place`, if it is above 1."""
     value = number(cells, name, place, zero=True)
     if value > 1:
         raise UserError(f"{place}: {name} is {value}; accuracies are fractions, 0 to 1")
@@ -105,19 +105,19 @@ def fraction(cells: dict[str, str], name: str, place: str) -> float:
 
 
 def moment(text: str, place: str) -> datetime.datetime:
-    """A row's time; UTC where it has no zone. Raises UserError, which names `place`."""
+    """Parses a row's time, in UTC if it has no zone; raises UserError, which names `place`."""
     try:
         time = datetime.datetime.fromisoformat(text)
     except ValueError:
         raise UserError(
-            f"{place}: time is {text!r}, not like 2026-11-22T10:00:00+00:00; if a spreadsheet "
-            "changed the file, take the original; a sweep that is run again writes its own"
+            f"{place}: time is {text!r}, not like 2026-11-22T10:00:00+00:00. If a spreadsheet "
+            "changed the file, use the original, or run the sweep again to write a new one"
         ) from None
     return time if time.tzinfo else time.replace(tzinfo=datetime.UTC)
 
 
 def encode(rows: Iterable[Iterable[Any]]) -> bytes:
-    """Rows of cells, the first with the names of the columns, as the bytes of a file."""
+    """Encodes rows of cells, the first with the column names, as the bytes of a CSV file."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue().encode()
@@ -142,7 +142,7 @@ def check_append(path: pathlib.Path, columns: Iterable[str]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _locked(path.parent):
             new = not path.exists()
-            with open(path, "ab+") as file:  # Makes an empty file where there is none.
+            with open(path, "ab+") as file:  # Creates an empty file if there is none.
                 file.seek(0)
                 check(file.read())
             if new:
@@ -150,15 +150,15 @@ def check_append(path: pathlib.Path, columns: Iterable[str]) -> None:
 
 
 def _check_header(before: bytes, path: pathlib.Path, columns: list[str]) -> None:
-    """Raises UserError for a file with other columns; `before` is its content."""
+    """Raises UserError if a file has other columns; `before` is its content."""
     if not before:
         return
-    found = [name for name in _parse(before, path)[0] if name]  # Also refuses an unclosed quote.
+    found = [name for name in _parse(before, path)[0] if name]  # Also rejects an unclosed quote.
     header = next(csv.reader(io.StringIO(before.decode(), newline="")))
     if header == columns:
         return
     if found == columns:
-        text = f"{path} has these columns as a spreadsheet writes them"
+        text = f"{path} has these columns, but in the form that a spreadsheet writes"
     else:
         differ = ", ".join(sorted({*header} ^ {*columns})[:3]) or "in another order"
         text = f"{path} has other columns than these rows ({differ})"
@@ -166,7 +166,7 @@ def _check_header(before: bytes, path: pathlib.Path, columns: list[str]) -> None
 
 
 def append_csv(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:
-    """Adds rows to a results file, local or in a bucket; a new file gets a header first."""
+    """Appends rows to a results file, local or in a bucket; a new file gets a header."""
 
     def added(before: bytes) -> str:
         _check_header(before, path, list(rows[0]))
@@ -184,7 +184,7 @@ def append_csv(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:
 
 
 def _append(path: pathlib.Path, added: Callable[[bytes], str]) -> None:
-    """Appends a text that is made from what is in the file; raises OSError."""
+    """Appends the text that `added` returns for the file's content; raises OSError."""
     if buckets.is_bucket(path):
         buckets.update(path, lambda before: before + added(before).encode())
         return
@@ -195,9 +195,9 @@ def _append(path: pathlib.Path, added: Callable[[bytes], str]) -> None:
 
 
 def merge_csv(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:
-    """Adds runs to a sweep's results file, which keeps its others; one run is a name and a time.
+    """Adds runs to a sweep's results file, or replaces those with the same name and time.
 
-    Raises UserError, and leaves the file as it is, if it has rows of another kind.
+    Raises UserError, and does not change the file, if it has rows of another kind.
     """
     with _writing(path):
         if buckets.is_bucket(path):
@@ -210,11 +210,11 @@ def merge_csv(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:
 
 
 def _merged(before: bytes, path: pathlib.Path, rows: list[dict[str, Any]]) -> str:
-    """The text of a sweep's results file, which was `before`, with `rows`."""
+    """Returns the content of a sweep's results file, which was `before`, with `rows` added."""
     runs = {(row["name"], moment(row["time"], row["name"])) for row in rows}
     columns, old = _parse(before, path)
     if columns and not {"name", "time"} <= set(columns):
-        raise UserError(f"{path} is no table of results of a sweep; choose another --csv")
+        raise UserError(f"{path} is not a results file of a sweep; choose another --csv")
     kept = [r for r, place in old if (r["name"], moment(r["time"], place)) not in runs]
     every, text = kept + rows, io.StringIO()
     header = dict.fromkeys(key for row in [*rows, *kept] for key in row)
@@ -227,7 +227,7 @@ def _merged(before: bytes, path: pathlib.Path, rows: list[dict[str, Any]]) -> st
 
 @contextlib.contextmanager
 def _writing(path: pathlib.Path, more: str = "") -> Iterator[None]:
-    """Raises an OSError as the UserError of --csv."""
+    """Converts an OSError to a UserError that names --csv."""
     try:
         yield
     except OSError as error:
@@ -237,7 +237,7 @@ def _writing(path: pathlib.Path, more: str = "") -> Iterator[None]:
 
 @contextlib.contextmanager
 def _locked(folder: pathlib.Path) -> Any:
-    """Keeps other programs of ours from writing to a folder's files at the same time."""
+    """Locks a folder, so that no other effnet_jax program writes to its files."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):  # Some network file systems have no locks.

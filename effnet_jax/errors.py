@@ -1,19 +1,19 @@
-"""Errors meant for the person at the keyboard: one message that names the thing and the remedy."""
+"""Errors for the user: each has one message that names the problem and the remedy."""
 
 import difflib
 import importlib.util
 from collections.abc import Iterable
 
-# Exit code: the same command goes on (EX_TEMPFAIL: a scheduler may queue it again).
+# Exit code: the same command continues (EX_TEMPFAIL: a scheduler may queue it again).
 RETRY = 75
 
 
 class UserError(ValueError):
-    """Bad input. The entry points print the message alone, without a traceback, and exit with 2."""
+    """Bad input. The entry points print only the message, without a traceback, and exit with 2."""
 
 
 class NonFiniteLossError(Exception):
-    """Loss, gradient or weights became NaN or infinite, as `step` is the first to show."""
+    """Loss, gradient or weights became NaN or infinite; `step` is the first with such a value."""
 
     def __init__(self, message: str, step: int):
         super().__init__(message)
@@ -21,11 +21,11 @@ class NonFiniteLossError(Exception):
 
 
 class Interrupted(Exception):
-    """The run saved and stopped because it was asked to; the same command goes on with it."""
+    """The run saved and stopped because it was asked to; the same command resumes it."""
 
 
 class StoppedEarly(Interrupted):
-    """SIGTERM came before there was anything to save; the same command starts the run again."""
+    """SIGTERM arrived before there was anything to save; the same command restarts the run."""
 
 
 class ProcessLost(Exception):
@@ -33,26 +33,26 @@ class ProcessLost(Exception):
 
 
 class SaveFailed(Exception):
-    """The last checkpoint of a run could not be saved; the message says which one is there."""
+    """The last checkpoint of a run could not be saved; the message names the last good one."""
 
 
 class RunsFailed(Exception):
-    """Some runs, or files of weights, failed and the others did not; the message lists them."""
+    """Some runs or files of weights failed, others did not; the message lists the failed ones."""
 
 
 class ImagesFailed(Exception):
-    """Some images could not be read, and the others were; the message says how many."""
+    """Some images could not be read, others were; the message says how many."""
 
 
 def near(name: str, options: Iterable[str], count: int = 4) -> str:
-    """The options most like `name`, or all of them where none is, as text for a message."""
+    """Returns the options most similar to `name`, or all if none is, as text for a message."""
     options = [str(option) for option in options]
     found = difflib.get_close_matches(str(name), options, n=count, cutoff=0.5)
     return ", ".join(found or sorted(options))
 
 
 def check_choice(what: str, name: str, options: Iterable[str]) -> str:
-    """Returns `name` if it is one of `options`; otherwise a UserError that lists the near ones."""
+    """Returns `name` if it is one of `options`; else raises UserError with the similar ones."""
     options = list(options)
     if name not in options:
         raise UserError(f"unknown {what} {name!r}; did you mean: {near(name, options)}?")
@@ -60,7 +60,7 @@ def check_choice(what: str, name: str, options: Iterable[str]) -> str:
 
 
 def check_packages(what: str, *names: str) -> None:
-    """Raises a UserError, with the command that installs them, where packages are missing."""
+    """Raises UserError, with the command that installs them, if packages are missing."""
     missing = [name for name in names if not importlib.util.find_spec(name.replace("-", "_"))]
     if missing:
         raise UserError(f"{what} needs {' and '.join(missing)}: pip install {' '.join(missing)}")

@@ -1,4 +1,4 @@
-"""The one evaluation, for the training loop and for eval.py: exact over every record."""
+"""Evaluation for the training loop and for eval.py, exact over all records."""
 
 import collections
 import os
@@ -39,10 +39,11 @@ Details = Callable[[str, Source, Outcomes | None], None]
 def make_eval_step(
     model: nn.Module, preprocess: ConfigDict, choices: np.ndarray | None = None
 ) -> Callable[..., dict[str, jax.Array]]:
-    """`(params, batch_stats, batch, outcomes, first) -> sums`, as from `metrics.metric_sums`.
+    """Returns `(params, batch_stats, batch, outcomes, first) -> sums`, see `metrics.metric_sums`.
 
-    With `outcomes` of what came before the batch's `first` record, sums also has those after it.
-    Its `infinite` are the images for which a logit is not finite.
+    With the `outcomes` of earlier batches, sums also has the outcomes including this batch, whose
+    first record has the number `first`. Its `infinite` is the number of images with a logit that is
+    not finite.
     """
 
     def eval_step(
@@ -67,8 +68,8 @@ def make_eval_step(
 class Evaluator:
     """Evaluates weights on one split, any number of times, with one compilation.
 
-    `outcomes` are those of the last evaluation; None where its images have sets of labels.
-    `infinite` is the number of its images for which the network's outputs were not finite.
+    `outcomes` are those of the last evaluation; None if its images have sets of labels.
+    `infinite` is the number of its images for which an output of the network was not finite.
     """
 
     def __init__(
@@ -87,7 +88,7 @@ class Evaluator:
         self.read(source)
 
     def read(self, source: Source) -> None:
-        """Makes the next calls evaluate on another split with the same classes."""
+        """Sets the split for the next calls; it must have the same classes."""
         self._examples = len(source)
         parallel.check_processes(len(source), "evaluation")
         place = jax.process_index(), jax.process_count()
@@ -96,13 +97,13 @@ class Evaluator:
     def __call__(
         self, params: PyTree, batch_stats: PyTree, should_stop: Callable[[], bool] = lambda: False
     ) -> Metrics:
-        """Top-1, top-5 and the mean of top-1 over classes as fractions, mean cross-entropy (no
-        smoothing), and the count.
+        """Evaluates weights on the split.
 
-        With sets of labels there are top-1, top-5 and the count of images with a label.
-        Raises Interrupted before a batch where `should_stop()` is True.
+        Returns top-1, top-5 and the mean of top-1 over classes as fractions, the mean cross-entropy
+        (no smoothing), and the count; for sets of labels, top-1, top-5 and the count of images with
+        a label. Raises Interrupted if `should_stop()` is True before a batch.
         """
-        # Weights of a sharded state are gathered once, not for every batch.
+        # Gathers the weights of a sharded state once, not for every batch.
         weights = jax.device_put((params, batch_stats), parallel.replicated(self._mesh))
         totals, outcomes = collections.Counter(), None
         for number, batch in enumerate(self._batches.read_ahead(self._config.data)):
@@ -138,10 +139,10 @@ def evaluate(
 ) -> Iterator[tuple[str, Metrics]]:
     """Evaluates weights on data sets, compiled once; yields the name and the metrics of each.
 
-    `weights` are a `weights.Weights`, whose classes have to include those of the data, by name; the
-    preprocessing in `config` is theirs. Each of `data` is closed after its evaluation: together
-    they may be too many open files. All processes give the same `label` of the weights. The first
-    process calls `details` after each evaluation.
+    `weights` is a `weights.Weights`. Its classes must include those of the data, by name, and
+    `config` must have its preprocessing. Each of `data` is closed after its evaluation, because
+    together they may have too many open files. `label` names the weights and must be the same in
+    all processes. The first process calls `details` after each evaluation.
     """
     processes.watch(config.processes)
     mesh, split = parallel.data_mesh(), config.data.eval_split
@@ -166,8 +167,8 @@ def evaluate(
         if evaluator.infinite:
             raise UserError(
                 f"{name}: the network's outputs are not finite for {evaluator.infinite:,} of "
-                f"{len(source):,} images: weights or statistics are far too large, as after "
-                "training diverged, or the preprocessing is another network's"
+                f"{len(source):,} images. Either weights or statistics are far too large, as after "
+                "diverged training, or the preprocessing belongs to another network"
             )
         if details is not None and processes.is_first:
             details(name, source, evaluator.outcomes)
@@ -183,7 +184,7 @@ def save_outcomes(path: pathlib.Path, outcomes: Outcomes, step: int) -> None:
 
 
 def read_outcomes(path: pathlib.Path) -> tuple[int, Outcomes] | None:
-    """The step and the outcomes in a file; None if there is none, or it can't be read."""
+    """Reads the step and the outcomes in a file; None if it is missing or can't be read."""
     try:
         with np.load(path) as arrays:
             return int(arrays["step"]), Outcomes(*(arrays[key] for key in Outcomes._fields))

@@ -1,4 +1,4 @@
-"""The loss, and what counts as correct: accuracy by one label or a set, by class, the mistakes."""
+"""The loss, accuracies for single labels and sets of labels, counts by class, and mistakes."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,30 +10,33 @@ import optax
 
 from effnet_jax.errors import UserError
 
-cross_entropy = optax.softmax_cross_entropy  # Of logits and target distributions; by example.
+cross_entropy = optax.softmax_cross_entropy  # (logits, target distributions), per example.
 
 
 def smooth_targets(labels: jax.Array, classes: int, smoothing: float = 0.0) -> jax.Array:
-    """Labels [N] as float32 distributions [N, classes], smoothed towards the uniform one."""
+    """Converts labels [N] to float32 distributions [N, classes], smoothed towards uniform."""
     return optax.smooth_labels(jax.nn.one_hot(labels, classes, dtype=jnp.float32), smoothing)
 
 
 def metric_sums(
     logits: jax.Array, labels: jax.Array, mask: jax.Array, choices: np.ndarray | None = None
 ) -> dict[str, jax.Array]:
-    """Sums over a batch, of logits float32 [N, classes] and mask float32 [N], 0 for padding.
+    """Computes the sums of metrics over a batch.
 
-    Labels are int32 [N]; or [N, K] where an image may show several classes, padded with -1: any of
-    them is correct, and images without a label are not counted, as in arXiv 2006.07159. `choices`,
-    bool [classes], are the classes that a prediction may be; None: all.
+    Args:
+      logits: float32 [N, classes].
+      labels: int32 [N]; or [N, K] if an image may show several classes, padded with -1. Any of them
+        is correct, and images without a label are not counted, as in arXiv 2006.07159.
+      mask: float32 [N], 0 for padding.
+      choices: bool [classes], the classes that may be predicted; None: all.
 
-    A label is among the best five if fewer than five logits are higher: ties are hits, as in
-    tf.nn.in_top_k of the references; but the best one is the first of those that tie, as tf.argmax.
+    A label is in the top five if fewer than five logits are higher: ties are hits, as in
+    tf.nn.in_top_k of the references. For top1, the first of equal logits counts, as in tf.argmax.
+    No prediction is correct if a logit of the image is not finite.
 
-    Nothing is correct where a logit is not finite.
-
-    Returns images, those not masked; count, those with a label; top1 and top5, correct predictions;
-    and, where labels are [N], loss, the cross-entropy over the choices.
+    Returns:
+      images, those not masked; count, those with a label; top1 and top5, correct predictions; and,
+      if labels are [N], loss, the cross-entropy over the choices.
     """
     logits, lowest = _among(logits, choices), jnp.finfo(logits.dtype).min
     sets = labels.reshape(len(labels), -1)
@@ -56,22 +59,23 @@ def metric_sums(
 
 
 def _among(logits: jax.Array, choices: np.ndarray | None) -> jax.Array:
-    """Logits whose highest is one of the choices; not -inf elsewhere: 0 * -inf would be NaN."""
+    """Sets the logits outside of the choices to the least float; 0 * -inf would be NaN."""
     lowest = jnp.finfo(logits.dtype).min
     return logits if choices is None else jnp.where(choices[None], logits, lowest)
 
 
-CONFUSED = 1000  # Most classes whose confusions are counted: their number is its square.
-MISTAKES = 100  # That are kept, of an evaluation.
+CONFUSED = 1000  # Largest number of classes with a confusion matrix.
+MISTAKES = 100  # Number of mistakes that an evaluation keeps.
 
 
 class Outcomes(NamedTuple):
-    """What an evaluation by one label an image counts by class, and its worst mistakes.
+    """Counts by class, and the worst mistakes, of an evaluation with one label per image.
 
-    `counts`, int32: [classes, classes], images by label and prediction; with more classes than
-    CONFUSED [classes, 2], images by label that are wrong and right. The others are [MISTAKES], of
-    the mistakes with the most probable predictions, worst first: the probability, -1 where there
-    are fewer mistakes, the record, its label, and what it was taken for.
+    Attributes:
+      counts: int32 [classes, classes], images by label and prediction; with more classes than
+        CONFUSED, [classes, 2], wrong and right images by label.
+      probability, record, label, predicted: [MISTAKES], for the mistakes with the most probable
+        predictions, worst first. Unused places have probability -1.
     """
 
     counts: jax.Array | np.ndarray
@@ -82,7 +86,7 @@ class Outcomes(NamedTuple):
 
 
 def no_outcomes(classes: int) -> Outcomes:
-    """The outcomes of no images."""
+    """Returns the outcomes of no images, to which `add_outcomes` adds."""
     numbers = (np.zeros(MISTAKES, np.int32) for _ in range(3))
     counts = np.zeros((classes, classes if classes <= CONFUSED else 2), np.int32)
     return Outcomes(counts, np.full(MISTAKES, -1, np.float32), *numbers)
@@ -96,7 +100,7 @@ def add_outcomes(
     first: jax.Array | int,
     choices: np.ndarray | None = None,
 ) -> Outcomes:
-    """Adds a batch as for `metric_sums`, with labels [N]; `first` is the number of its first."""
+    """Adds a batch as in `metric_sums`, with labels [N]; `first` is its first record's number."""
     logits = _among(logits, choices)
     predicted = logits.argmax(-1).astype(jnp.int32)
     wrong = (predicted != labels) & (mask > 0)
@@ -112,13 +116,13 @@ def add_outcomes(
 
 
 def class_counts(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Images and correct predictions of each class, [classes] each, from `Outcomes.counts`."""
+    """Returns images and correct predictions by class, [classes] each, from `Outcomes.counts`."""
     right = counts.diagonal() if counts.shape[0] == counts.shape[1] else counts[:, 1]
     return counts.sum(1), right
 
 
 def mean_per_class(counts: np.ndarray) -> float:
-    """The mean over the classes that have images of their fractions of correct predictions."""
+    """Returns the fraction of correct predictions, averaged over the classes that have images."""
     images, right = (each[counts.any(1)] for each in class_counts(counts))
     return float(np.mean(right / images))
 
@@ -126,10 +130,12 @@ def mean_per_class(counts: np.ndarray) -> float:
 def choose_classes(
     names: Sequence[str], classes: tuple[str, ...], outputs: int | None
 ) -> np.ndarray | None:
-    """Which of a model's `outputs` are classes in `names` (`config.data.eval_classes`), as bools.
+    """Returns bools for a model's outputs: whether their class is in `names`.
 
-    `classes` are the data's, by label. Without `outputs` there is one for each of them. Without
-    `names` the result is None, for all.
+    Args:
+      names: `config.data.eval_classes`; if empty, the result is None, for all classes.
+      classes: classes of the data, by label.
+      outputs: number of outputs; None: one for each of `classes`.
     """
     if not names:
         return None

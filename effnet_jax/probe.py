@@ -1,6 +1,6 @@
-"""Features of images, and what they are worth: logistic regression, and nearest neighbours.
+"""Features of images, and their accuracy with logistic regression and nearest neighbours.
 
-Nothing here trains a network: its weights stay as they are.
+The network is not trained: its weights do not change.
 """
 
 import dataclasses
@@ -24,17 +24,18 @@ from effnet_jax.metrics import mean_per_class
 
 PyTree = Any
 
-L2 = tuple(np.logspace(-6, 5, 45).tolist())  # As arXiv 1805.08974, section 3: 45 values.
+L2 = tuple(np.logspace(-6, 5, 45).tolist())  # As in arXiv 1805.08974, section 3.
 NEIGHBOURS = (1, 3, 5, 10, 20, 50)
-HELD_OUT = 0.2  # Of each class of the training set, to choose the l2 on.
-ITERATIONS = 300  # Of L-BFGS, at most, for each l2.
+HELD_OUT = 0.2  # Fraction of each training class on which the l2 is chosen.
+ITERATIONS = 300  # Most iterations of L-BFGS for each l2.
 
 
 @dataclasses.dataclass(frozen=True)
 class Features:
-    """Features of a split: float32 [n, size], labels int32 [n], names of classes, of files [n].
+    """Features of a split.
 
-    `weights`, `layer`, `data` and `identity` say what they are of.
+    `features` is float32 [n, size], `labels` int32 [n], and `files` has n names. `weights`,
+    `layer`, `data` and `identity` describe the origin of the features.
     """
 
     features: np.ndarray
@@ -47,14 +48,14 @@ class Features:
     identity: str
 
     def save(self, path: pathlib.Path) -> None:
-        """Writes an .npz, which needs no pickle to read, atomically; raises OSError."""
+        """Writes an .npz atomically, which can be read without pickle; raises OSError."""
         temporary = path.with_name(f"{path.name}.tmp.npz")
         np.savez(temporary, **{key: np.asarray(value) for key, value in vars(self).items()})
         os.replace(temporary, path)
 
 
 def load(path: pathlib.Path) -> Features:
-    """Reads what `Features.save` wrote; raises UserError for anything else."""
+    """Reads a file of `Features.save`; raises UserError for any other file."""
     names = [field.name for field in dataclasses.fields(Features)]
     try:
         with np.load(path, allow_pickle=False) as arrays:
@@ -69,7 +70,7 @@ def load(path: pathlib.Path) -> Features:
 
 
 def split(features: Features, share: float) -> tuple[Features, Features]:
-    """The features without a share of each class, and that share, as `held_out`."""
+    """Returns the features without a share of each class, and that share; see `held_out`."""
     out = held_out(features.labels, share)
 
     def part(chosen: np.ndarray, name: str) -> Features:
@@ -81,9 +82,9 @@ def split(features: Features, share: float) -> tuple[Features, Features]:
 
 
 def match(train: Features, test: Features) -> Features:
-    """Test features with the labels of the training set, whose classes are matched by name.
+    """Returns test features with the training set's labels; classes are matched by name.
 
-    Raises UserError where they are of other weights or another layer, or have other classes.
+    Raises UserError if the weights or layers differ, or the training data lacks a class.
     """
     for name in ("weights", "layer"):
         if (one := getattr(train, name)) != (other := getattr(test, name)):
@@ -105,20 +106,20 @@ def extract(
     track: Callable[[Iterator, int], Iterator] = lambda batches, count: batches,
     **names: str,
 ) -> Features:
-    """The features of a split's images, in order.
+    """Computes the features of a split's images, in order.
 
     Args:
-      variables: of the network, as `weights.Weights.variables`.
+      variables: variables of the network, as in `weights.Weights`.
       config: the whole config, as from `variants.choose_data`.
-      source: the split; its classes need not be the network's.
-      layer: one of the network's features. Those of [N, h, w, C] are averaged over h and w.
-      track: shows progress over the batches, whose number is its second argument.
-      names: `Features.weights`, `data` and `identity`.
+      source: the split; its classes may differ from the network's.
+      layer: one of the network's features; [N, h, w, C] is averaged over h and w.
+      track: called with the batches and their number, to show progress.
+      names: `weights`, `data` and `identity` of the result.
 
     Raises UserError for an unknown layer, sets of labels, or features that are not finite.
     """
     if np.ndim(pipeline.read(source, 0)["label"]):
-        raise UserError("images have sets of labels; a probe needs one label for each")
+        raise UserError("images have sets of labels; a probe needs one label per image")
     model, mesh = models.build(config.model), parallel.data_mesh()
     parallel.check_batch("eval_batch_size", config.eval_batch_size, parallel.data_shards(mesh))
     resolution = model.architecture.resolution
@@ -177,7 +178,7 @@ class Logistic:
         return np.pad(logits, ((0, 0), (1, 0))) if logits.shape[1] == 1 else logits
 
     def loss(self, flat: np.ndarray, l2: float) -> tuple[float, np.ndarray]:
-        """The loss and its gradient at weights, flattened."""
+        """Returns the loss and its gradient at the flattened weights."""
         weights = flat.reshape(self._weights.shape)
         logits = self._logits(self._x, weights)
         log_sum = _log_sum(logits)
@@ -189,7 +190,7 @@ class Logistic:
         return loss + l2 / 2 * (weights[:-1] ** 2).sum(), gradient.ravel()
 
     def fit(self, l2: float) -> float:
-        """Fits the weights, from those it has, by L-BFGS; returns the loss."""
+        """Fits the weights by L-BFGS, starting at the current ones; returns the loss."""
         import scipy.optimize
 
         options = {"maxiter": ITERATIONS, "maxcor": 20, "gtol": 1e-6, "ftol": 1e-9}
@@ -200,19 +201,19 @@ class Logistic:
         return float(found.fun)
 
     def log_probabilities(self, features: np.ndarray) -> np.ndarray:
-        """Of the classes, [n, classes]."""
+        """Returns the log probabilities of the classes, [n, classes]."""
         logits = self._logits(self._standardise(features), self._weights)
         return logits - _log_sum(logits)
 
 
 def _log_sum(logits: np.ndarray) -> np.ndarray:
-    """Of exponentials along the last axis, which is kept."""
+    """Log of the sum of exponentials along the last axis, which is kept."""
     most = logits.max(-1, keepdims=True)
     return most + np.log(np.exp(logits - most).sum(-1, keepdims=True))
 
 
 def held_out(labels: np.ndarray, share: float, seed: int = 0) -> np.ndarray:
-    """Which examples are held out, as bools: a share of each class, drawn, at least one of two."""
+    """Draws the share of each class to hold out, at least one example of two; returns bools."""
     chosen, rng = np.zeros(len(labels), bool), np.random.default_rng(seed)
     for label in np.unique(labels):
         of_class = rng.permutation(np.flatnonzero(labels == label))
@@ -225,8 +226,8 @@ def held_out(labels: np.ndarray, share: float, seed: int = 0) -> np.ndarray:
 class Score:
     """The accuracy of a method on test data; the metrics are those of `evaluation.evaluate`."""
 
-    method: str  # logistic, or neighbours.
-    setting: str  # Its l2, or its k.
+    method: str  # "logistic" or "neighbours".
+    setting: str  # The l2 or the k.
     top1: float
     mean_per_class: float
     loss: float | None
@@ -234,7 +235,7 @@ class Score:
 
 
 def score(labels: np.ndarray, predicted: np.ndarray, *method: str, loss: float | None = None):
-    """The `Score` of predictions by a `method` with a setting."""
+    """Returns the `Score` of predictions; `method` is the name of the method and its setting."""
     names, index = np.unique(np.concatenate([labels, predicted]), return_inverse=True)
     counts = np.zeros((len(names),) * 2, np.int64)
     np.add.at(counts, (index[: len(labels)], index[len(labels) :]), 1)
@@ -248,25 +249,25 @@ def fit_logistic(
     metric: str = "top1",
     track: Callable[[Sequence[float]], Iterable[float]] = lambda values: values,
 ) -> tuple[Score, list[str]]:
-    """Logistic regression, fitted to `train` and tested on `test`, which has the same classes.
+    """Fits a logistic regression to `train` and tests it on `test`, which has the same classes.
 
-    The l2 of L2 with the best `metric`, or of equal ones the least loss, on HELD_OUT of each class
-    of `train` is chosen, then the regression is fitted to all of it. Also returns what people
-    should know: that this l2 ends the range, or that its fit didn't converge.
+    HELD_OUT of each class of `train` is held out to choose the l2 with the best `metric`, and among
+    equal ones with the least loss. Then the regression is fitted to all of `train`. Also returns
+    notes, if this l2 is at the end of the range or its fit did not converge.
 
-    Raises UserError where `train` has fewer than two classes, or one image of each.
+    Raises UserError if `train` has fewer than two classes, or only one image of each.
     """
     present, labels = np.unique(train.labels, return_inverse=True)
     if len(present) < 2:
         raise UserError(
             f"all {len(train.labels)} training images are of one class, "
-            f"{train.classes[present[0]]!r}; a probe needs two at least"
+            f"{train.classes[present[0]]!r}; a probe needs at least two"
         )
     out = held_out(labels, HELD_OUT)
     if not out.any():
         raise UserError("each class has one training image, so none can be held out; add images")
     model, found = Logistic(train.features[~out], labels[~out], len(present)), []
-    for l2 in track(sorted(L2, reverse=True)):  # From no weights on, each close to the one before.
+    for l2 in track(sorted(L2, reverse=True)):  # Weights start at 0; each fit is close to the last.
         model.fit(l2)
         log_p = model.log_probabilities(train.features[out])
         loss = -float(log_p[np.arange(out.sum()), labels[out]].mean())
@@ -285,9 +286,10 @@ def fit_logistic(
 
 
 def nearest_neighbours(train: Features, test: Features) -> Iterator[Score]:
-    """The scores of k nearest neighbours by cosine, for each k of NEIGHBOURS that there are.
+    """Yields scores of the k nearest neighbours by cosine similarity, for each k in NEIGHBOURS.
 
-    Each neighbour has one vote; among classes with equal votes the nearest neighbour decides.
+    A k above the number of training images is skipped. Each neighbour has one vote; among classes
+    with equal votes the nearest neighbour decides.
     """
     reference, ks = _unit(train.features), [k for k in NEIGHBOURS if k <= len(train.labels)]
     predicted = {k: [] for k in ks}
@@ -298,7 +300,7 @@ def nearest_neighbours(train: Features, test: Features) -> Iterator[Score]:
         nearest = np.take_along_axis(nearest, order, 1)
         votes = np.zeros((len(nearest), len(train.classes)))
         for place in range(ks[-1]):
-            # Earlier votes are worth a little more: all together less than a whole one.
+            # Earlier votes count a little more; together this adds less than a whole vote.
             votes[np.arange(len(votes)), train.labels[nearest[:, place]]] += 1 + 2.0 ** -(place + 2)
             if place + 1 in predicted:
                 predicted[place + 1].append(votes.argmax(1))

@@ -1,4 +1,4 @@
-"""Compound scaling (arXiv 1905.11946, section 3): the law, the rounding, and a network's cost.
+"""Compound scaling (arXiv 1905.11946, section 3), rounding, and the cost of a network.
 
     depth      d = alpha ** phi
     width      w = beta ** phi
@@ -17,7 +17,7 @@ ALPHA, BETA, GAMMA = 1.2, 1.1, 1.15  # Depth, width, resolution: section 3.3, st
 
 @dataclasses.dataclass(frozen=True)
 class Coefficients:
-    """How a base network is scaled."""
+    """The scale of a network relative to its base network, and its resolution."""
 
     width: float  # Multiplies every filter count.
     depth: float  # Multiplies every stage's number of blocks.
@@ -33,18 +33,18 @@ def compound(
     base_width: float = 1.0,
     base_depth: float = 1.0,
 ) -> Coefficients:
-    """The paper's equation 3, for any real phi. B1 to B7 are published roundings of this law."""
+    """Applies the paper's equation 3 for any real phi. B1 to B7 are published roundings of it."""
     width, depth = base_width * beta**phi, base_depth * alpha**phi
     return Coefficients(width, depth, round(base_resolution * gamma**phi))
 
 
 def dropout_rate(phi: float) -> float:
-    """Classifier dropout: linear from 0.2 at B0 to 0.5 at B7 (section 5.2), within 0 and 0.5."""
+    """Classifier dropout: linear from 0.2 at B0 to 0.5 at B7 (section 5.2), limited to 0 to 0.5."""
     return min(max(0.2 + 0.3 * phi / 7, 0.0), 0.5)
 
 
 def round_filters(filters: int, width: float, least: float = 0.9) -> int:
-    """Scaled filters: the nearest multiple of 8, or the next one if that is below `least` of them.
+    """Scales filters and rounds to the nearest multiple of 8, or up if that is below `least` of it.
 
     Source: tensorflow/tpu models/official/efficientnet/efficientnet_model.py, round_filters.
     """
@@ -54,13 +54,13 @@ def round_filters(filters: int, width: float, least: float = 0.9) -> int:
 
 
 def round_repeats(repeats: int, depth: float) -> int:
-    """Scaled number of blocks, rounded up. Source: the same file, round_repeats."""
+    """Scales the number of blocks and rounds up. Source: the same file, round_repeats."""
     return math.ceil(depth * repeats)
 
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """One convolution or dense layer, with everything that its cost depends on."""
+    """One convolution or dense layer, with all values that determine its cost."""
 
     name: str  # Slash-joined module path, as in the parameter tree.
     kernel: int  # Side of the square kernel; 1 for a dense layer.
@@ -68,7 +68,7 @@ class Layer:
     inputs: int
     outputs: int
     size: int  # Side of the square output; 1 for a dense layer, or after pooling.
-    groups: int = 1  # Of channels; `inputs` for a depthwise convolution.
+    groups: int = 1  # Channel groups; `inputs` for a depthwise convolution.
     bias: bool = False
     norm: bool = False  # Whether a BatchNorm (scale, bias, running mean and variance) follows.
 
@@ -88,7 +88,7 @@ class Layer:
 
     @property
     def multiply_adds(self) -> int:
-        """For one image; normalisation, activations and biases are not counted, as in the paper."""
+        """Per image; as in the paper, without normalisation, activations and biases."""
         return self.weights * self.size**2
 
 
@@ -101,5 +101,5 @@ class Cost(NamedTuple):
 
 
 def cost(layers: Sequence[Layer]) -> Cost:
-    """Exact trainable parameters, BatchNorm statistics and multiply-adds; builds no arrays."""
+    """Counts trainable parameters, BatchNorm statistics and multiply-adds; creates no arrays."""
     return Cost(*(sum(getattr(layer, key) for layer in layers) for key in Cost._fields))

@@ -1,4 +1,4 @@
-"""Names of arrays: the slash-joined path in a tree is an array's address everywhere."""
+"""Names of arrays: everywhere, an array's name is its slash-joined path in a tree."""
 
 from typing import Any
 
@@ -8,11 +8,11 @@ PyTree = Any
 
 
 def path_name(path: tuple) -> str:
-    """A JAX key path as "stage3/block2/depthwise/kernel"."""
+    """Converts a JAX key path to a name such as "stage3/block2/depthwise/kernel"."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def shapes_by_name(tree: PyTree) -> dict[str, tuple[int, ...]]:
-    """Name -> shape, for every leaf that has a shape."""
+    """Returns the shape of every leaf by name."""
     leaves = jax.tree.leaves_with_path(tree)
     return {path_name(path): tuple(leaf.shape) for path, leaf in leaves}

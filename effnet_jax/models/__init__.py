@@ -1,4 +1,4 @@
-"""`build(config.model)`: from the compound coefficients in a config to a Flax module."""
+"""Builds a Flax module from `config.model`."""
 
 import dataclasses
 import re
@@ -19,24 +19,26 @@ NUMBER = r"[-+]?[0-9.]+(?:e[-+]?[0-9]+)?"
 SCALE = (
     f"phi=(?P<phi>{NUMBER})|w=(?P<width>{NUMBER}),d=(?P<depth>{NUMBER}),r=(?P<resolution>[0-9]+)"
 )
-# `base` accepts every other ResNet as well, of which there are too many to list.
+# `base` also accepts the other ResNets, which are too many to list.
 BASES = {**efficientnet.FAMILIES, **baselines.MOBILENETS}
 NAMES = (*BASES, *(f"resnet{depth}" for depth in baselines.RESNETS))
 
 
 def base(name: str) -> Base:
-    """The base network of a name; a UserError with the near ones where there is none."""
+    """Returns the base network `name`; raises UserError with similar names if it is unknown."""
     if match := re.fullmatch(RESNET, name):
         return baselines.resnet(int(match[1]))
     return BASES[check_choice("config.model.base", name, NAMES)]
 
 
 def parse_variant(text: str) -> dict[str, Any]:
-    """The values in `config.model` that a model's short name sets; None where the law decides.
+    """Returns the values of `config.model` for a model's short name.
 
-    `text` is one of `efficientnet.VARIANTS` ("b0", "lite4", "v2-m"); or a base network, a comma and
-    its scale: "phi=1.5" (any real number), or "w=1.2,d=1.4,r=291" (width and depth coefficients,
-    resolution in pixels). The base may be left out (EfficientNet), or the scale (1).
+    With phi, the width, depth, resolution and dropout are None: they are computed from phi.
+
+    `text` is a key of `efficientnet.VARIANTS` ("b0", "lite4", "v2-m"), or a base network, a comma
+    and a scale: "phi=1.5" (any real number), or "w=1.2,d=1.4,r=291" (width and depth coefficients,
+    resolution in pixels). The base defaults to EfficientNet, the scale to 1.
     """
     variant = efficientnet.VARIANTS.get(text)
     name, comma, scale = text.partition(",")
@@ -50,22 +52,22 @@ def parse_variant(text: str) -> dict[str, Any]:
         problem = "cannot read" if is_base or name in efficientnet.VARIANTS else "unknown"
         known = near(name, [*efficientnet.VARIANTS, *NAMES])
         raise UserError(
-            f"{problem} model {text!r}; did you mean {known}, phi=1.5, w=1.2,d=1.4,r=291, or one "
-            "of these two after a base network and a comma, as in resnet50,phi=1.5?"
+            f"{problem} model {text!r}; did you mean {known}? A model can also be named by its "
+            "scale, as in phi=1.5, w=1.2,d=1.4,r=291 or resnet50,phi=1.5"
         )
-    found = base(name)
+    network = base(name)
     values = {
         "base": name,
-        "base_resolution": found.resolution,
+        "base_resolution": network.resolution,
         **dict.fromkeys(("phi", "width", "depth", "resolution")),
-        "dropout": scaling.dropout_rate(0) if found.dropout is None else found.dropout,
-        "survival_probability": found.survival_probability,
-        "batch_norm_momentum": found.batch_norm_momentum,
+        "dropout": scaling.dropout_rate(0) if network.dropout is None else network.dropout,
+        "survival_probability": network.survival_probability,
+        "batch_norm_momentum": network.batch_norm_momentum,
     }
     if variant:
         return values | variant._asdict()
     if not match:
-        return values | {"width": 1.0, "depth": 1.0, "resolution": found.resolution}
+        return values | {"width": 1.0, "depth": 1.0, "resolution": network.resolution}
     kinds = {"phi": float, "width": float, "depth": float, "resolution": int}
     try:
         values |= {key: kinds[key](value) for key, value in match.groupdict().items() if value}
@@ -80,7 +82,7 @@ def _check(key: str, value: float | None, is_valid: bool, rule: str) -> None:
 
 
 def coefficients(config: ConfigDict) -> scaling.Coefficients:
-    """Width, depth and resolution of `config.model`: from phi, or from its own three keys."""
+    """Returns width, depth and resolution, from phi or from the three keys themselves."""
     phi, width, depth, resolution = config.phi, config.width, config.depth, config.resolution
     if phi is None and None in (width, depth, resolution):
         raise UserError(
@@ -89,8 +91,8 @@ def coefficients(config: ConfigDict) -> scaling.Coefficients:
         )
     if phi is not None and (width, depth) != (None, None):
         raise UserError(
-            "config.model has both phi and width or depth, which contradict each other; "
-            "choose the model as w=...,d=...,r=... to scale dimensions one by one"
+            "config.model sets both phi and width or depth, which contradict each other; to scale "
+            "the dimensions one by one, choose the model as w=...,d=...,r=..."
         )
     if phi is None:
         scaled = scaling.Coefficients(width, depth, resolution)
@@ -106,7 +108,7 @@ def coefficients(config: ConfigDict) -> scaling.Coefficients:
 
 
 def architecture(config: ConfigDict) -> Architecture:
-    """The scaled table of `config.model`, checked; builds no arrays."""
+    """Checks `config.model` and returns its scaled table; creates no arrays."""
     survival, stride, classes = config.survival_probability, config.stem_stride, config.num_classes
     _check("survival_probability", survival, 0 < survival <= 1, "above 0 and at most 1")
     _check("stem_stride", stride, stride in (1, 2), "1 or 2")
@@ -115,15 +117,15 @@ def architecture(config: ConfigDict) -> Architecture:
     if spec.resolution < spec.total_stride:
         raise UserError(
             f"resolution {spec.resolution} is below the network's total stride "
-            f"{spec.total_stride}: nothing would be left to pool. Raise the resolution to "
-            f"{spec.total_stride} or more (config.model.resolution, or r= in the model's name), or "
-            "use a stem stride of 1 for small images (config.model.stem_stride)"
+            f"{spec.total_stride}. Raise the resolution to {spec.total_stride} or more "
+            "(config.model.resolution, or r= in the model's name), or use a stem stride of 1 for "
+            "small images (config.model.stem_stride)"
         )
     return spec
 
 
 def dropout(config: ConfigDict) -> float:
-    """The rate before the classifier: the config's, else the base's own, else the law's by phi."""
+    """Returns the dropout rate: the config's, else the base network's, else the one for phi."""
     rate = base(config.base).dropout if config.dropout is None else config.dropout
     if rate is None and config.phi is not None:
         rate = scaling.dropout_rate(config.phi)
@@ -132,7 +134,7 @@ def dropout(config: ConfigDict) -> float:
 
 
 def build(config: ConfigDict) -> Network:
-    """The module of `config.model`; `apply(variables, images, train=...)` as in `Network`."""
+    """Returns the module of `config.model`; see `Network` for its inputs and outputs."""
     check_choice("config.model.dtype", config.dtype, ("float32", "bfloat16"))
     check_choice("config.model.remat", config.remat, ("none", "block"))
     check_choice("config.model.padding", config.padding, operations.PADDINGS)

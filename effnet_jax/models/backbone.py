@@ -1,4 +1,4 @@
-"""A network without head and classifier, for other networks that need feature maps."""
+"""Feature maps for other networks: a network without head and classifier."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -12,11 +12,11 @@ import numpy as np
 from effnet_jax.errors import UserError
 from effnet_jax.models.network import Network
 
-FROZEN = "frozen"  # The collection of weights that are not trained.
+FROZEN = "frozen"  # Collection of the weights that are not trained.
 
 
 class Backbone(nn.Module):
-    """Feature maps of a network by stride; `effnet_jax.backbone` makes it."""
+    """Returns a network's feature maps by stride; `effnet_jax.backbone` creates this module."""
 
     network: Network
     levels: tuple[tuple[int, str, int], ...]  # Stride, name of the feature, channels.
@@ -34,12 +34,12 @@ class Backbone(nn.Module):
         """Returns [N, ceil(H / stride), ceil(W / stride), channels] for each stride.
 
         `images` are normalised, [N, H, W, in_channels] of any size. Training needs the random
-        stream "stochastic_depth", and "batch_stats" mutable. Where the weights are frozen they are
-        in the collection "frozen", which no optimizer sees, and `train` changes nothing.
+        stream "stochastic_depth", and "batch_stats" mutable. Frozen weights are in the collection
+        "frozen", which no optimizer sees; `train` then has no effect.
         """
         if images.shape[-1] != self.in_channels:
             text = f"the backbone takes images of {self.in_channels} channels"
-            raise UserError(f"{text}, not {images.shape[-1]}; see in_channels")
+            raise UserError(f"{text}, not {images.shape[-1]}; set in_channels")
         if self.frozen:
             network = self.network.clone(parent=None)
 
@@ -59,13 +59,13 @@ class Backbone(nn.Module):
 
 
 def make(network: Network, strides: Sequence[int], **options: Any) -> Backbone:
-    """The backbone of a network, without the stages after the last stride.
+    """Returns the backbone of a network, without the stages after the largest stride.
 
-    Raises UserError for strides that the network lacks.
+    Raises UserError for strides that the network does not have.
     """
     spec = network.architecture
     stride = spec.stem.stride * (2 if spec.stem.pool else 1)
-    last = {stride: (0, "stem", spec.stem.filters)}  # Of each stride, the last that has it.
+    last = {stride: (0, "stem", spec.stem.filters)}  # The last feature map of each stride.
     for number, blocks in enumerate(spec.stages, 1):
         for block in blocks:
             stride *= block.stride
@@ -81,10 +81,10 @@ def make(network: Network, strides: Sequence[int], **options: Any) -> Backbone:
 
 
 def adapt(kernel: np.ndarray, channels: int) -> np.ndarray:
-    """A first convolution's kernel [k, k, 3, filters] for images of another number of channels.
+    """Adapts a first convolution's kernel [k, k, 3, filters] to images with `channels` channels.
 
-    One channel gets the sum over RGB, so that a grey image gives what it gives as RGB. More
-    channels get RGB's in turn, times 3 / channels. Source: timm/models/_manipulate.py,
+    One channel has the sum over RGB, so that a grey image gives the same output as in RGB. For
+    other numbers the RGB channels repeat, times 3 / channels. Source: timm/models/_manipulate.py,
     adapt_input_conv.
     """
     if channels == 1:
@@ -94,7 +94,7 @@ def adapt(kernel: np.ndarray, channels: int) -> np.ndarray:
 
 
 def trained(backbone: Backbone, variables: dict[str, Any]) -> Callable[[], dict[str, Any]]:
-    """A function that returns a network's variables as far as a backbone has them, adapted."""
+    """Returns a function that returns the `variables` of a backbone, for its number of channels."""
     stages = range(1, len(backbone.network.architecture.stages) + 1)
     names = ["stem", *(f"stage{number}" for number in stages)]
     kept = {key: {name: arrays[name] for name in names} for key, arrays in variables.items()}
@@ -102,4 +102,4 @@ def trained(backbone: Backbone, variables: dict[str, Any]) -> Callable[[], dict[
         stem = kept["params"]["stem"]
         kernel = adapt(np.asarray(stem["conv"]["kernel"]), backbone.in_channels)
         kept["params"]["stem"] = stem | {"conv": {"kernel": kernel}}
-    return lambda: jax.tree.map(jnp.array, kept)  # Copies, which a step may overwrite.
+    return lambda: jax.tree.map(jnp.array, kept)  # Copies, so that a step may donate them.

@@ -21,7 +21,7 @@ from effnet_jax.models.network import Base, Block, Function, LayerFactories, Sta
 from effnet_jax.scaling import Layer
 
 # MobileNetV1: 4,231,976 parameters and 569 M multiply-adds at 224 pixels. The paper prints stride 2
-# in its last row, whose sizes and counts are those of stride 1.
+# in its last row, but its sizes and counts are those of stride 1.
 V1 = (
     Stage(stride=1, filters=64, repeats=1),
     Stage(stride=2, filters=128, repeats=2),
@@ -29,8 +29,8 @@ V1 = (
     Stage(stride=2, filters=512, repeats=6),
     Stage(stride=2, filters=1024, repeats=2),
 )
-# MobileNetV2: 3,504,872 parameters and 301 M multiply-adds. EfficientNet's block comes from here;
-# squeeze-excitation is its addition.
+# MobileNetV2: 3,504,872 parameters and 301 M multiply-adds. EfficientNet uses the same block and
+# adds squeeze-excitation.
 V2 = (
     Stage(kernel=3, stride=1, expand=1, filters=16, repeats=1),
     Stage(kernel=3, stride=2, expand=6, filters=24, repeats=2),
@@ -60,14 +60,14 @@ class Separable(Block):
 
 
 def separable(row: Stage, rounded: Callable[[int], int], **block: Any) -> Separable:
-    """A block of `row`, without a skip; see `Base.block`."""
+    """Returns a block of `row` without a skip; see `Base.block`."""
     return Separable(outputs=rounded(row.filters), skip=False, **block)
 
 
 _mobilenet = functools.partial(Base, activation="relu6", dropout=0.2)
 MOBILENETS = {
     "mobilenet_v1": _mobilenet(stages=V1, block=separable),
-    # Its head is never narrower than the base's (section 5).
+    # The head is never narrower than in the unscaled network (section 5).
     "mobilenet_v2": _mobilenet(stages=V2, block=block_of, head_filters=1280, narrow_head=False),
 }
 
@@ -76,11 +76,11 @@ MOBILENETS = {
 class Residual(Block):
     """Convolutions with normalisation, added to the block's input; activations between and after.
 
-    Where the block changes size or channels, the input goes through a 1x1 convolution with
-    normalisation first.
+    If the block changes the size or the channels, its input first goes through a 1x1 convolution
+    with normalisation.
     """
 
-    branch: tuple[tuple[str, int, int, int], ...]  # Name, kernel, stride and filters of each.
+    branch: tuple[tuple[str, int, int, int], ...]  # Name, kernel, stride, filters.
 
     def layers(self, size: int) -> list[Layer]:
         rows, channels, end = [], self.inputs, -(-size // self.stride)
@@ -108,7 +108,7 @@ class Residual(Block):
 def residual(
     row: Stage, rounded: Callable[[int], int], bottleneck: bool, stride: int, **block: Any
 ) -> Residual:
-    """A block of `row`, whose width scales the inner filters; see `Base.block`."""
+    """Returns a block of `row`. The width scales its inner filters; see `Base.block`."""
     filters = rounded(row.filters)
     branch = ("conv1", 3, stride, filters), ("conv2", 3, 1, filters)
     if bottleneck:
@@ -118,9 +118,9 @@ def residual(
 
 
 def _resnet(*repeats: int, bottleneck: bool = False, small: bool = False) -> Base:
-    """A ResNet with these numbers of blocks, each stage with twice the filters of the one before.
+    """Returns a ResNet with `repeats` blocks by stage; the filters double from stage to stage.
 
-    `small`: for small images; the stem is one 3x3 convolution with stride 1, without pooling.
+    With `small`, for small images, the stem is a 3x3 convolution with stride 1, without pooling.
     """
     filters = 16 if small else 64
     return Base(
@@ -145,7 +145,8 @@ RESNETS = {
     152: _resnet(3, 8, 36, 3, bottleneck=True),  # 60,192,808; 11.514 G
     200: _resnet(3, 24, 36, 3, bottleneck=True),  # 64,673,832 (arXiv 1603.05027, section 5)
 }
-# The small forms have 3 stages of n blocks, of 2 convolutions each, or 3 from 164 layers on.
+# ResNets for small images have 3 stages of n blocks. With 2 convolutions in a block they have
+# 6n + 2 layers; with 3, from 164 layers on, 9n + 2.
 DEPTHS = {
     **{6 * n + 2: _resnet(n, n, n, small=True) for n in range(3, 167)},
     **{9 * n + 2: _resnet(n, n, n, small=True, bottleneck=True) for n in range(18, 112)},
@@ -154,12 +155,12 @@ DEPTHS = {
 
 
 def resnet(depth: int) -> Base:
-    """ResNet-`depth`; a UserError that names the nearest depths where there is none."""
+    """Returns ResNet-`depth`; raises UserError with the nearest depths if it does not exist."""
     if depth not in DEPTHS:
         nearest = sorted(sorted(DEPTHS), key=lambda other: abs(other - depth))[:4]
         near = ", ".join(f"resnet{other}" for other in sorted(nearest))
         raise UserError(
-            f"there is no ResNet with {depth} layers; the nearest are {near}. There are "
-            f"{', '.join(map(str, RESNETS))}, and for small images 6n + 2, and 9n + 2 from 164"
+            f"there is no ResNet with {depth} layers; the nearest are {near}. Depths are "
+            f"{', '.join(map(str, RESNETS))}, and for small images 6n + 2, or 9n + 2 from 164 on"
         )
     return DEPTHS[depth]

@@ -23,7 +23,7 @@ STAGES = (
     Stage(kernel=3, stride=1, expand=6, filters=320, repeats=1),
 )
 EDGETPU_STAGES = (
-    # The stem has 32 filters, but the reference expands the 24 inputs of its table.
+    # The stem has 32 filters, but the reference expands from the 24 inputs in its table.
     FusedStage(kernel=3, stride=1, expand=4, filters=24, repeats=1, expand_of=24, skip=False),
     FusedStage(kernel=3, stride=2, expand=8, filters=32, repeats=2),
     FusedStage(kernel=3, stride=2, expand=8, filters=48, repeats=4),
@@ -34,7 +34,7 @@ EDGETPU_STAGES = (
 
 
 def _v2_stages(filters: tuple[int, ...], repeats: tuple[int, ...]) -> tuple[Stage, ...]:
-    """A table of V2: all have the same strides and expansions, 3x3 kernels, and 3 fused stages."""
+    """Returns a table of V2. All have equal strides and expansions, and the same 3 fused stages."""
     rows = zip((1, 2, 2, 2, 1, 2, 1), filters, repeats, (1, 4, 4, 4, 6, 6, 6), strict=False)
     return tuple(Stage(*row[:3], expand=row[3], fused=n < 3) for n, row in enumerate(rows))
 
@@ -46,7 +46,7 @@ V2_L_STAGES = _v2_stages((32, 64, 96, 192, 224, 384, 640), (4, 7, 7, 10, 19, 25,
 V2_XL_STAGES = _v2_stages((32, 64, 96, 192, 256, 512, 640), (4, 8, 8, 16, 24, 32, 8))
 _squeezed = functools.partial(block_of, squeeze_ratio=0.25)
 _family = functools.partial(Base, head_filters=1280, survival_probability=0.8)
-# V2's rounding has no rule of 0.9, which changes B3 alone.
+# V2 rounds filters without the limit of 0.9. This affects only B3.
 _v2 = functools.partial(
     _family, block=_squeezed, activation="swish", least=0.0, batch_norm_momentum=0.9
 )
@@ -78,7 +78,7 @@ class Variant(NamedTuple):
 
 
 VARIANTS = {
-    # Parameters with 1000 classes; top-1 that its authors state.
+    # Parameters with 1000 classes; top-1 as stated by the authors.
     "b0": Variant("efficientnet", 1.0, 1.0, 224, 0.2),  # 5,288,548; 77.1 (AutoAugment)
     "b1": Variant("efficientnet", 1.0, 1.1, 240, 0.2),  # 7,794,184; 79.1
     "b2": Variant("efficientnet", 1.1, 1.2, 260, 0.3),  # 9,109,994; 80.1
@@ -92,10 +92,10 @@ VARIANTS = {
     "lite0": Variant("efficientnet_lite", 1.0, 1.0, 224, 0.2),  # 4,652,008; 75.1
     "lite1": Variant("efficientnet_lite", 1.0, 1.1, 240, 0.2),  # 5,416,680; 76.7
     "lite2": Variant("efficientnet_lite", 1.1, 1.2, 260, 0.3),  # 6,092,072; 77.6
-    # Other codes run lite3 at 300 pixels and lite4 at 380, and reach the stated top-1 there.
+    # Other implementations reach the stated top-1 with lite3 at 300 pixels and lite4 at 380.
     "lite3": Variant("efficientnet_lite", 1.2, 1.4, 280, 0.3),  # 8,197,096; 79.8
     "lite4": Variant("efficientnet_lite", 1.4, 1.8, 300, 0.3),  # 13,006,568; 81.5
-    # The reference's have 1001 classes, the first for background.
+    # The reference's models have 1001 classes; the first is the background.
     "edgetpu-s": Variant("efficientnet_edgetpu", 1.0, 1.0, 224, 0.2),  # 5,438,392; 77.23
     "edgetpu-m": Variant("efficientnet_edgetpu", 1.0, 1.1, 240, 0.2),  # 6,899,496; 78.69
     "edgetpu-l": Variant("efficientnet_edgetpu", 1.2, 1.4, 300, 0.3),  # 10,589,712; 80.62

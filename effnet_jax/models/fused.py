@@ -1,20 +1,20 @@
 """The inside of an MBConv for training on accelerators: the same function, fewer bytes moved.
 
 EfficientNet's step is bound by memory: each wide map [N, H, W, C] that is written and read again
-costs time. Three identities and a little ordering avoid most of that. Automatic differentiation of
-the forms below does the rest, so derivatives of every order and mode exist.
+costs time. Three identities and some barriers avoid most of this. The gradients come from automatic
+differentiation of the forms below, so derivatives of every order and mode exist.
 
 A. Statistics of an expansion from its narrow input. For y = xW, with x [n, Cin] and n = N * H * W:
    mean(y) = mean(x) W and var(y) = diag(W' cov(x) W), with cov(x) = x'x / n - mean(x)' mean(x).
    Both are known before y exists, and their gradients reach x through Cin x Cin matrices: no pass
    over a wide map.
-B. The gradient for the projection's input, (dp W'), is wide. The gate's gradient sums it over
-   pixels; BatchNorm's gradient reads it again. It is computed for each, from the narrow dp, and
-   never written (`gate_project`).
+B. The gradient of the projection's input, dp W', is wide. The gate's gradient sums it over pixels,
+   and BatchNorm's gradient reads it again. Each computes it from the narrow dp, so it is never
+   written (`gate_project`).
 C. Expansion, BatchNorm, activation and depthwise convolution run over strips of rows that fit into
-   on-chip memory. The wide map is computed again for its gradient and never stored
-   (`expand_depthwise`). Barriers keep the strips in order: without one, XLA postpones their sums
-   and writes every strip out.
+   on-chip memory. The wide map is recomputed for its gradient and never stored
+   (`expand_depthwise`). Barriers keep the strips in order: without them, XLA postpones the sums
+   over strips and writes every strip to memory.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ from jax import Array, lax
 
 from effnet_jax.models import layers, operations
 
-# Of a strip's wide map on one device. A v5e has 128 MiB on chip; see docs/performance.md.
+# Size of a strip's wide map on one device. A v5e has 128 MiB on chip; see docs/performance.md.
 STRIP_BYTES = 39 * 2**20
 
 Function = Callable[[Array], Array]
@@ -43,7 +43,7 @@ def pointwise(x: Array, kernel: Array) -> Array:
 
 
 def expansion_statistics(x: Array, kernel: Array, axis: str | None = None) -> tuple[Array, Array]:
-    """`plain_statistics(pointwise(x, kernel))`, from x [N, H, W, Cin] (A); float32 [Cout]."""
+    """`plain_statistics(pointwise(x, kernel))` in float32 [Cout], from x [N, H, W, Cin] (A)."""
     rows = ((0, 1, 2), (0, 1, 2)), ((), ())
     gram = lax.dot_general(x, x, rows, preferred_element_type=jnp.float32)
     gram = operations.over_devices(gram / (x.size // x.shape[-1]), axis)
@@ -58,8 +58,8 @@ def expansion_statistics(x: Array, kernel: Array, axis: str | None = None) -> tu
 def gate_project(x: Array, gate: Array, kernel: Array) -> Array:
     """`pointwise(x * gate, kernel)` for a gate [N, 1, 1, C] (B).
 
-    The barrier makes the kernel of the gate's derivative another array than that of x's, so XLA
-    does not compute their common product once and store it.
+    The derivatives of the gate and of x share a product with the kernel. The barrier hides this
+    from XLA, which would otherwise compute the product once and store it.
     """
     return pointwise(x * gate, kernel)
 
@@ -81,7 +81,7 @@ def strips(
 ) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
     """Splits the output rows of a convolution over `size` rows into strips of `rows` input rows.
 
-    Yields (first and last + 1 input row, zero rows above and below) for each.
+    Yields ((first input row, last input row + 1), (zero rows above, zero rows below)) for each.
     """
     top, _ = operations._zeros(size, kernel, stride, padding)
     outputs, step = -(-size // stride), max(rows // stride, 1)
@@ -109,8 +109,8 @@ def expand_depthwise(
       x: [N, H, W, Cin].
       expand: [Cin, C].
       norm: mean, var, scale and bias of the expansion's BatchNorm, [C].
-      kernel: [k, k, 1, C], of the depthwise convolution.
-      rows: of x in a strip; H for one.
+      kernel: kernel of the depthwise convolution, [k, k, 1, C].
+      rows: number of rows of x in a strip; H for a single strip.
     """
     columns = operations._zeros(x.shape[2], len(kernel), stride, padding)
 
@@ -140,12 +140,12 @@ def excite_project(
 ) -> Array:
     """Normalisation, activation, gate and projection of a depthwise output y (B).
 
-    Kept for the gradient are y and narrow arrays only.
+    Only y and narrow arrays are kept for the gradient.
 
     Args:
       y: [N, h, w, C].
       norm: mean, var, scale and bias, [C].
-      gate: pooled features [N, 1, 1, C] -> gate of the same shape; None: no gate.
+      gate: maps pooled features [N, 1, 1, C] to a gate of the same shape; None: no gate.
       project: [C, Cout].
     """
 
@@ -169,7 +169,7 @@ def excite_project(
 
 
 class Kernel(nn.Module):
-    """The kernel of `layers.Conv` or `layers.DepthwiseConv`, by itself."""
+    """The kernel of `layers.Conv` or `layers.DepthwiseConv`, without the convolution."""
 
     shape: tuple[int, int, int, int]
     initializer: nn.initializers.Initializer
@@ -181,11 +181,11 @@ class Kernel(nn.Module):
 
 
 class Moments(layers.BatchNorm):
-    """BatchNorm's arrays, without its operation."""
+    """The parameters and running statistics of BatchNorm, without the normalisation."""
 
     @nn.compact
     def __call__(self, statistics: Callable[..., tuple[Array, Array]], x: Array) -> Norm:
-        """The `Norm` of `statistics(x, axis)`, by group, with the running statistics updated."""
+        """Returns the `Norm` of `statistics(x, axis)` by group; updates the running statistics."""
         grouped = x.reshape(-1, self.group or x.shape[0], *x.shape[1:])
         of_groups = jax.vmap(lambda x: statistics(x, axis=self.axis))(grouped)
         scale, bias, running = self.arrays(of_groups[0].shape[-1])
@@ -198,11 +198,11 @@ class Moments(layers.BatchNorm):
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What the inside of a block depends on besides its table.
+    """Settings of a fused block that are not in the table of blocks.
 
     Attributes:
       norm: settings of `layers.BatchNorm`: momentum, epsilon, group, axis.
-      examples: images on a device at a time.
+      examples: images that a device processes at a time.
     """
 
     dtype: jnp.dtype
@@ -220,7 +220,7 @@ def rows_in_strip(shape: tuple[int, ...], channels: int, settings: Settings, str
 
 
 def inside(settings: Settings, act: Function, block: Any, gate: Function | None, x: Array) -> Array:
-    """From the input x [N, H, W, Cin] of an MBConv to the output of its projection, in training."""
+    """Applies an MBConv in training, from its input x [N, H, W, Cin] to the projection's output."""
     x, epsilon = x.astype(settings.dtype), settings.norm["epsilon"]
     stride, padding = block.stride, settings.padding
 

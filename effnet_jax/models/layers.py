@@ -22,7 +22,7 @@ def depthwise_init(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> 
 
 
 def stochastic_depth(x: jax.Array, survival: float, key: jax.Array) -> jax.Array:
-    """Drops whole samples of a residual branch, [N, H, W, C], and rescales those that stay.
+    """Drops whole samples of a residual branch, [N, H, W, C], and rescales the others.
 
     Source: tensorflow/tpu models/official/efficientnet/utils.py, drop_connect; arXiv 1603.09382.
     """
@@ -56,9 +56,9 @@ class Conv(nn.Module):
 
 
 class DepthwiseConv(nn.Module):
-    """One kernel a channel. Parameter: kernel [k, k, 1, C]."""
+    """Convolution with one kernel per channel. Parameter: kernel [k, k, 1, C]."""
 
-    operation: Callable[..., jax.Array]  # As `operations.lax_depthwise_conv`.
+    operation: Callable[..., jax.Array]  # Such as `operations.lax_depthwise_conv`.
     kernel: int
     stride: int = 1
     dtype: jnp.dtype = jnp.float32
@@ -78,7 +78,7 @@ class BatchNorm(nn.Module):
     Running statistics average over the groups; the variance is biased, as in the reference.
     """
 
-    operation: Callable[..., tuple[jax.Array, ...]]  # As `operations.plain_batch_norm`.
+    operation: Callable[..., tuple[jax.Array, ...]]  # Such as `operations.plain_batch_norm`.
     train: bool  # Normalise by the batch's statistics and update the running ones.
     momentum: float  # Fraction of the running value that is kept at each update.
     epsilon: float
@@ -87,7 +87,7 @@ class BatchNorm(nn.Module):
     scale_init: nn.initializers.Initializer = nn.initializers.ones
 
     def arrays(self, channels: int):
-        """Scale, bias, and the variables of the running mean and variance."""
+        """Returns scale, bias, and the variables of the running mean and variance."""
         shape = (channels,)
         scale = self.param("scale", self.scale_init, shape, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, shape, jnp.float32)
@@ -96,7 +96,7 @@ class BatchNorm(nn.Module):
         return scale, bias, (mean, var)
 
     def update(self, running, mean: jax.Array, var: jax.Array) -> None:
-        """Moves the running statistics towards a batch's."""
+        """Updates the running statistics with those of a batch."""
         if not self.is_initializing():
             for each, new in zip(running, (mean, var), strict=True):
                 each.value = self.momentum * each.value + (1 - self.momentum) * new

@@ -35,9 +35,9 @@ class Gate(nn.Module):
 class MBConv(Block):
     """Inverted bottleneck: expand 1x1, depthwise, squeeze-excite, project 1x1, identity skip."""
 
-    kernel: int  # Of the depthwise convolution.
-    expanded: int  # Channels inside; no expansion where they are the block's inputs.
-    squeezed: int  # Channels inside squeeze-excitation; 0: without it.
+    kernel: int  # Size of the depthwise kernel.
+    expanded: int  # Channels inside; if equal to `inputs`, there is no expansion.
+    squeezed: int  # Channels inside squeeze-excitation; 0: no squeeze-excitation.
 
     def layers(self, size: int) -> list[Layer]:
         name, kernel, inside, end = self.name, self.kernel, self.expanded, -(-size // self.stride)
@@ -62,7 +62,7 @@ class MBConv(Block):
         return drop(y) + x if self.has_skip else y
 
     def _inside(self, make: LayerFactories, gate: Function | None, x: jax.Array) -> jax.Array:
-        """From the input to the output of the projection."""
+        """Computes the block from its input to the output of the projection."""
         if self.expanded != self.inputs:
             x = make.act(make.conv_norm(x, "expand", 1, 1, self.expanded))
         x = make.depthwise(self.kernel, self.stride, name="depthwise")(x)
@@ -79,8 +79,8 @@ class FusedMBConv(Block):
     Without expansion it is a single kxk convolution, `project`, with an activation.
     """
 
-    kernel: int  # Of the convolution that has the stride.
-    expanded: int  # Channels inside; no expansion where they are the block's inputs.
+    kernel: int  # Kernel size of the convolution that has the stride.
+    expanded: int  # Channels inside; if equal to `inputs`, there is no expansion.
 
     def layers(self, size: int) -> list[Layer]:
         name, kernel, stride, inside = self.name, self.kernel, self.stride, self.expanded
@@ -93,7 +93,7 @@ class FusedMBConv(Block):
         ]
 
     def apply(self, make: LayerFactories, x: jax.Array, drop: Function) -> jax.Array:
-        if self.expanded == self.inputs:  # Never starts at 0: a ReLU would stay there.
+        if self.expanded == self.inputs:  # No scale of 0 here: behind a ReLU it would stay 0.
             y = make.act(make.conv_norm(x, "project", self.kernel, self.stride, self.outputs))
         else:
             y = make.act(make.conv_norm(x, "expand", self.kernel, self.stride, self.expanded))
@@ -104,9 +104,10 @@ class FusedMBConv(Block):
 def block_of(
     row: Stage, rounded: Callable[[int], int], inputs: int, squeeze_ratio: float = 0, **block: Any
 ) -> Block:
-    """The MBConv or FusedMBConv block of `row`; see `Base.block`.
+    """Returns the MBConv or FusedMBConv block of `row`; see `Base.block`.
 
-    `squeeze_ratio`: channels inside an MBConv's squeeze-excitation over `inputs`; 0: without it.
+    `squeeze_ratio` is the channels inside an MBConv's squeeze-excitation divided by `inputs`; 0
+    means no squeeze-excitation.
     """
     squeezed = max(1, int(inputs * squeeze_ratio)) if squeeze_ratio else 0
     kind = FusedMBConv if row.fused else functools.partial(MBConv, squeezed=squeezed)

@@ -1,7 +1,7 @@
-"""What all families share: a network is a table of blocks, and one module builds any such table.
+"""The parts that all families share. A network is a table of blocks; one module builds any table.
 
-A family's file holds its kinds of block, each a `Block`, and a `Base` for each base network: its
-table and settings. `Base.architecture` scales the table into an `Architecture`.
+A family's file defines its kinds of `Block`, and a `Base` for each base network, with its table and
+settings. `Base.architecture` scales the table into an `Architecture`.
 """
 
 from __future__ import annotations
@@ -26,29 +26,29 @@ Function = Callable[[jax.Array], jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class LayerFactories:
-    """The layers that blocks are made of, with their settings bound, and the activation."""
+    """Constructors of the layers in blocks, with their settings bound, and the activation."""
 
-    conv: Callable[..., nn.Module]  # Of (filters, kernel, stride=1, use_bias=False, name=...).
-    depthwise: Callable[..., nn.Module]  # Of (kernel, stride=1, name=...).
-    norm: Callable[..., nn.Module]  # Of (name=...).
+    conv: Callable[..., nn.Module]  # (filters, kernel, stride=1, use_bias=False, name=...)
+    depthwise: Callable[..., nn.Module]  # (kernel, stride=1, name=...)
+    norm: Callable[..., nn.Module]  # (name=...)
     act: Function
-    fused: fused.Settings | None = None  # Of MBConv's inside in training; None: layer by layer.
+    fused: fused.Settings | None = None  # For MBConv in training; None: layer by layer.
     zero_residual: bool = False
 
     def conv_norm(
         self, x: jax.Array, name: str, kernel: int, stride: int, filters: int, **norm: Any
     ) -> jax.Array:
-        """Convolution NAME, then normalisation NAME_norm with the options `norm`."""
+        """Applies the convolution NAME, then the normalisation NAME_norm with options `norm`."""
         x = self.conv(filters, kernel, stride, name=name)(x)
         return self.norm(name=f"{name}_norm", **norm)(x)
 
     def frozen(self) -> LayerFactories:
-        """With BatchNorms that use and keep their running statistics in training."""
+        """Returns a copy whose BatchNorms use the running statistics, unchanged, in training."""
         norm = functools.partial(self.norm, train=False)
         return dataclasses.replace(self, norm=norm, fused=None)
 
     def last_norm(self, block: Block) -> dict[str, Any]:
-        """Options of the last normalisation of a block's residual branch."""
+        """Returns the options of the last normalisation in a block's residual branch."""
         is_zero = self.zero_residual and block.has_skip
         return {"scale_init": nn.initializers.zeros} if is_zero else {}
 
@@ -66,24 +66,24 @@ class Block:
 
     @property
     def has_skip(self) -> bool:
-        """Whether the input is added to the output as it is."""
+        """Whether the block's input is added to its output."""
         return self.skip and self.stride == 1 and self.inputs == self.outputs
 
     def layers(self, size: int) -> list[Layer]:
-        """The convolutions in order, for an input of `size` pixels a side."""
+        """Returns the convolutions in order, for a square input of `size` pixels per side."""
         raise NotImplementedError
 
     def apply(self, make: LayerFactories, x: jax.Array, drop: Function) -> jax.Array:
-        """x [N, h, w, inputs] -> [N, h / stride, w / stride, outputs], with sizes rounded up.
+        """Maps x [N, h, w, inputs] to [N, h / stride, w / stride, outputs], sizes rounded up.
 
-        `drop` is the stochastic depth of a residual branch; see `BlockModule`.
+        `drop` applies stochastic depth to a residual branch; see `BlockModule`.
         """
         raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True)
 class Stem:
-    """The first convolution; `pool`: a 3x3 max pool with stride 2 follows."""
+    """The first convolution; with `pool`, followed by a 3x3 max pool with stride 2."""
 
     filters: int
     kernel: int = 3
@@ -93,14 +93,14 @@ class Stem:
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """The scaled network as a table, from which the module is built and its cost counted."""
+    """The scaled network as a table, from which the module is built and the cost is counted."""
 
     resolution: int  # Side of the square input image, in pixels.
     stem: Stem
     stages: tuple[tuple[Block, ...], ...]
-    head_filters: int  # Of the 1x1 convolution before the pooling; 0: without it.
+    head_filters: int  # Of the 1x1 convolution before the pooling; 0: no such convolution.
     num_classes: int
-    activation: str  # Of `jax.nn`; after normalisations, and inside the gate.
+    activation: str  # A name in `jax.nn`; used after normalisations and in the gate.
 
     @property
     def total_stride(self) -> int:
@@ -108,7 +108,7 @@ class Architecture:
         return self.stem.stride * (2 if self.stem.pool else 1) * math.prod(strides)
 
     def layers(self) -> list[Layer]:
-        """Every convolution and dense layer in order, named as in the parameter tree."""
+        """Returns all convolutions and dense layers in order, named as in the parameter tree."""
         stem, size = self.stem, -(-self.resolution // self.stem.stride)  # Either padding rounds up.
         rows = [Layer("stem/conv", stem.kernel, stem.stride, 3, stem.filters, size, norm=True)]
         if stem.pool:
@@ -129,31 +129,31 @@ class Stage(NamedTuple):
     filters: int  # Outputs of the blocks; in a ResNet, outputs of their 3x3 convolutions.
     repeats: int
     kernel: int = 3
-    expand: int = 1  # Channels inside a block over its inputs,
-    expand_of: int | None = None  # or over this.
+    expand: int = 1  # Channels inside a block divided by its input channels,
+    expand_of: int | None = None  # or by this number.
     fused: bool = False  # Whether the blocks are `mbconv.FusedMBConv`.
     skip: bool = True
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Base:
-    """A base network: its unscaled table, and the values in `config.model` that come with it."""
+    """A base network: its unscaled table, and its values for `config.model`."""
 
     stages: tuple[Stage, ...]
-    # `(row, round_filters, name=, stride=, inputs=, survival=)` -> a block of the row, where
+    # `(row, round_filters, name=, stride=, inputs=, survival=)` returns a block of the row;
     # `round_filters` scales and rounds the table's filters.
     block: Callable[..., Block]
-    activation: str  # Of `jax.nn`: swish, relu or relu6.
+    activation: str  # A name in `jax.nn`: swish, relu or relu6.
     stem: Stem = Stem(filters=32)
     head_filters: int = 0
     fixed_ends: bool = False  # Do not scale stem, head, and the first and last stage's repeats.
-    narrow_head: bool = True  # Scale the head by widths below 1 as well.
+    narrow_head: bool = True  # Scale the head by widths below 1 too.
     least: float = 0.9  # See scaling.round_filters.
     resolution: int = 224  # Of the unscaled network, in pixels.
     dropout: float | None = None  # Before the classifier; None: grows with phi.
     survival_probability: float = 1.0  # Of the last block; 1: no stochastic depth.
     batch_norm_momentum: float = 0.99  # Fraction of the running statistics that is kept.
-    normalization: str = "imagenet"  # Of the pixels, by its name in `config.NORMALIZATIONS`.
+    normalization: str = "imagenet"  # Of the pixels; a name in `config.NORMALIZATIONS`.
 
     def architecture(
         self,
@@ -164,7 +164,7 @@ class Base:
     ) -> Architecture:
         """Scales and rounds the table.
 
-        With a `stem_stride` of 1 the stem is a 3x3 convolution with stride 1, for small images;
+        With a `stem_stride` of 1, for small images, the stem is a 3x3 convolution with stride 1;
         with 2 it is the base network's own. Block i of n, counted from 0, survives with probability
         1 - (1 - survival_probability) * i / n.
         """
@@ -202,7 +202,7 @@ class Base:
 
 
 def init_variables(model: nn.Module, resolution: int, key: jax.Array) -> dict[str, Any]:
-    """Fresh params and batch_stats; under jit the forward pass is not computed."""
+    """Returns initial params and batch_stats; under jit the forward pass is not computed."""
     return model.init(key, jnp.zeros((1, resolution, resolution, 3)), train=False)
 
 
@@ -238,7 +238,7 @@ class BlockModule(nn.Module):
 
 
 class Blocks(nn.Module):
-    """One stage: its blocks in order; `remat`: each is computed again for its gradient."""
+    """The blocks of one stage in order; with `remat`, each is recomputed for its gradient."""
 
     factories: LayerFactories
     blocks: Sequence[Block]
@@ -262,36 +262,36 @@ class Network(nn.Module):
     dtype: jnp.dtype = jnp.float32  # Of the computation; parameters and statistics stay float32.
     padding: str = "same"  # Of every convolution and pooling; see `operations.PADDINGS`.
     operations: str = "auto"  # See `operations.choose`.
-    zero_classifier: bool = False  # Start the classifier at 0, not at the reference's values.
-    zero_residual: bool = False  # Start residual branches of MBConv at 0, as an identity.
-    remat: bool = False  # Compute the inside of a block again for its gradient.
+    zero_classifier: bool = False  # Initialise the classifier to 0, not as the reference does.
+    zero_residual: bool = False  # Initialise MBConv's residual branches to 0 (identity blocks).
+    remat: bool = False  # Recompute each block for its gradient.
     features_only: bool = False  # Stop after the last stage; the logits are None.
-    frozen_norms: tuple[str, ...] = ()  # Parts, as "stage1", whose statistics stay in training.
+    frozen_norms: tuple[str, ...] = ()  # Modules, such as "stage1"; see `LayerFactories.frozen`.
     batch_norm_group: int | None = None
     batch_norm_axis: str | None = None
-    examples: int | None = None  # On a device at a time, for the set "fused"; None: all.
+    examples: int | None = None  # Images per device at a time, for the set "fused"; None: all.
 
     def init_variables(self, key: jax.Array) -> dict[str, Any]:
-        """Fresh "params" and "batch_stats", for images of the network's own resolution."""
+        """Returns initial "params" and "batch_stats", for images of the network's resolution."""
         return init_variables(self, self.architecture.resolution, key)
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Returns logits [N, num_classes] in float32, and features, of images [N, H, W, 3].
 
-        The features are stem (after its pooling), stage1, stage2 and so on, and head where there is
-        one, [N, h, w, C], and pre_logits, [N, C]. Training needs the random streams "dropout" and
-        "stochastic_depth", and "batch_stats" mutable.
+        The features are stem (after its pooling), stage1, stage2 and so on, and head if the network
+        has one, [N, h, w, C], and pre_logits, [N, C]. Training needs the random streams "dropout"
+        and "stochastic_depth", and "batch_stats" mutable.
         """
         if not jnp.issubdtype(images.dtype, jnp.floating):
             raise ValueError(
-                f"the network takes normalised images in floats, not {images.dtype}: "
+                f"images must be normalised floats, not {images.dtype}; "
                 "see data.preprocess.normalize"
             )
         spec, settings = self.architecture, {"dtype": self.dtype, "padding": self.padding}
         train = train and images.size > 0  # An empty batch has no statistics.
         name = operations.choose(self.operations, jax.default_backend())
-        # The forms of "cpu" need the image's size, and the strips of "fused" the batch's too.
+        # "cpu" needs the size of the images, and "fused" also needs that of the batch.
         needed = images.shape[1:] if name == "cpu" else images.shape
         if not all(isinstance(each, int) for each in needed):  # Symbolic, in `jax.export`.
             name = "plain"
@@ -308,21 +308,21 @@ class Network(nn.Module):
             fused=inside if name == "fused" and train else None,
             zero_residual=self.zero_residual,
         )
-        parts = ("stem", *(f"stage{number + 1}" for number in range(len(spec.stages))), "head")
-        of_part = {part: make.frozen() if part in self.frozen_norms else make for part in parts}
+        names = ("stem", *(f"stage{number + 1}" for number in range(len(spec.stages))), "head")
+        factories = {name: make.frozen() if name in self.frozen_norms else make for name in names}
         features, stem, x = {}, spec.stem, images.astype(self.dtype)
-        x = ConvNormAct(of_part["stem"], stem.filters, stem.kernel, stem.stride, name="stem")(x)
+        x = ConvNormAct(factories["stem"], stem.filters, stem.kernel, stem.stride, name="stem")(x)
         if stem.pool:
             x = nn.max_pool(x, (3, 3), (2, 2), operations.lax_padding(3, self.padding))
         features["stem"] = x
         for number, blocks in enumerate(spec.stages, 1):
             stage = f"stage{number}"
-            x = Blocks(of_part[stage], blocks, self.remat, name=stage)(x, train)
+            x = Blocks(factories[stage], blocks, self.remat, name=stage)(x, train)
             features[stage] = x
         if self.features_only:
             return None, features
         if spec.head_filters:
-            x = ConvNormAct(of_part["head"], spec.head_filters, name="head")(x)
+            x = ConvNormAct(factories["head"], spec.head_filters, name="head")(x)
             features["head"] = x
         x = operations.spatial_mean(x).squeeze((1, 2))
         features["pre_logits"] = x

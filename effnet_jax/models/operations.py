@@ -1,10 +1,10 @@
-"""The layer arithmetic of EfficientNet, as sets of operations: one for each kind of platform.
+"""The operations of EfficientNet's layers, in one set for each kind of platform.
 
-`plain` is `lax` and automatic differentiation: right everywhere, in forward and reverse mode. `cpu`
-has forms of its own, because XLA's depthwise convolution on CPU is far slower than memory allows,
-its sums over N, H and W run one element at a time, and it writes out results that are cheaper to
-compute again. Its gradients are custom ones, in reverse mode only, and agree with the plain ones to
-second order. `fused` is plain, but trains MBConv's inside with fewer bytes moved: see fused.py.
+`plain` uses `lax` and automatic differentiation, in forward and reverse mode, on any platform. On
+CPUs, XLA's depthwise convolution is far slower than memory allows, its sums over N, H and W add one
+element at a time, and it stores results that are cheaper to recompute. `cpu` has other forms of
+these operations. Its custom gradients, in reverse mode only, agree with the plain ones to second
+order. `fused` is `plain`, except that it trains MBConv with fewer bytes moved; see fused.py.
 """
 
 import functools
@@ -21,14 +21,15 @@ from jax import Array, lax
 SUM_TERMS = 8
 PRODUCT_TERMS = 14
 
-# Zeros around an image. TensorFlow's "SAME": as few as are needed, an odd one at the bottom and
-# right. PyTorch's: (k - 1) // 2 on every side. With odd k both leave ceil(size / stride) pixels.
-# They differ where the stride is 2 and the size even, so weights fit only one of them.
+# "same" is TensorFlow's padding: as few zeros as needed, an odd one at the bottom and right.
+# "symmetric" is PyTorch's: (k - 1) // 2 zeros on every side. With odd k both give
+# ceil(size / stride) pixels. They differ if the stride is 2 and the size is even, so weights work
+# with only one of them.
 PADDINGS = ("same", "symmetric")
 
 
 def _zeros(size, k, stride, padding):
-    """Zeros before and after an axis of `size` pixels."""
+    """Returns the numbers of zeros before and after an axis of `size` pixels."""
     if padding == "symmetric":
         return (k - 1) // 2, (k - 1) // 2
     total = max((-(-size // stride) - 1) * stride + k - size, 0)
@@ -36,7 +37,7 @@ def _zeros(size, k, stride, padding):
 
 
 def lax_padding(k: int, padding: str) -> str | tuple[tuple[int, int], tuple[int, int]]:
-    """`padding` of a k x k window, as `lax` and `nn.max_pool` take it."""
+    """Returns the padding of a k x k window in the form that `lax` and `nn.max_pool` accept."""
     return "SAME" if padding == "same" else (_zeros(0, k, 1, padding),) * 2
 
 
@@ -44,7 +45,7 @@ def _fold_rows(rows, h, terms):
     """Sums h rows, from rows(start, stop) -> [N, stop - start, W, C], into ceil(h / terms).
 
     On CPU XLA vectorises this elementwise sum and fuses it with the computation of its terms. The
-    barrier keeps it out of the slow reduction that follows. N isn't summed, so a sharded batch
+    barrier keeps it out of the slow reduction that follows. N is not summed, so a sharded batch
     needs no communication.
     """
     size = -(-h // terms)
@@ -54,23 +55,23 @@ def _fold_rows(rows, h, terms):
 
 
 def _apart(compute, value):
-    """The arrays of `compute()`, none of which XLA fuses into what follows.
+    """Returns the arrays of `compute()`, which XLA does not fuse into later operations.
 
-    jax 0.10 on CPU drops optimization barriers before it fuses, 0.12 needs none. A condition that
-    XLA can't see through stays: one number of `value`, an array, is itself or NaN.
+    jax 0.10 on CPU drops optimization barriers before fusion; 0.12 needs none. A condition that
+    XLA cannot simplify is kept: the first number of the array `value` equals itself or is NaN.
     """
     if jax.__version_info__ >= (0, 11):
         return compute()
     first, shapes = value[(0,) * value.ndim], jax.eval_shape(compute)
 
-    def zeros():  # That differ between devices in `shard_map` as `value` does.
+    def zeros():  # In `shard_map` they vary over devices, like `value`.
         return jax.tree.map(lambda x: jnp.zeros_like(value, x.dtype, x.shape), shapes)
 
     return lax.cond((first == first) | jnp.isnan(first), compute, zeros)
 
 
 def along(values: Array, x: Array) -> Array:
-    """Values [C] with as many axes as x [..., C]: no rank is promoted silently."""
+    """Returns values [C] with as many axes as x [..., C], so that JAX promotes no rank silently."""
     return values if values.ndim == x.ndim else values.reshape((1,) * (x.ndim - 1) + values.shape)
 
 
@@ -115,8 +116,9 @@ def padded_depthwise_conv(
 ) -> Array:
     """`lax_depthwise_conv` with zeros ((above, below), (left, right)) around x.
 
-    Along an axis of one pixel the kernel has one tap, for the others see only zeros. With them
-    jaxlib 0.10 gets the derivative of the filter's gradient for x wrong on CPU, silently.
+    Along an axis of one pixel only one tap of the kernel is used, because the others see only
+    zeros. With all taps, jaxlib 0.10 on CPU silently computes a wrong derivative of the filter
+    gradient with respect to x.
     """
     for axis, size in enumerate(x.shape[1:3]):
         if size == 1:
@@ -136,18 +138,19 @@ def padded_depthwise_conv(
 def pointwise_conv(x: Array, kernel: Array) -> Array:
     """1x1 convolution: x [N, H, W, Cin], kernel [1, 1, Cin, Cout] -> [N, H, W, Cout].
 
-    A product of two matrices. In the four-dimensional form the filter gradient contracts three axes
-    of x at once, for which XLA CPU writes a transposed copy first: twice the time.
+    It is computed as a product of two matrices. In the four-dimensional form, the filter gradient
+    contracts three axes of x at once; XLA CPU first writes a transposed copy, which doubles the
+    time.
     """
     y = x.reshape(math.prod(x.shape[:-1]), x.shape[-1]) @ kernel[0, 0]
     return y.reshape(*x.shape[:-1], kernel.shape[-1])
 
 
 def _padded(x, k, stride, padding):
-    """x [N, H, W, C] with zeros around it.
+    """Returns x [N, H, W, C] padded with zeros.
 
     The forward pass and the filter gradient pad the same x, so XLA keeps only the padded array. The
-    barrier keeps x's producer (BatchNorm, swish) from being computed again for each of k*k taps.
+    barrier prevents XLA from recomputing x's producer (BatchNorm, swish) for each of the k*k taps.
     """
     h, w = (_zeros(size, k, stride, padding) for size in x.shape[1:3])
     return lax.optimization_barrier(jnp.pad(x, ((0, 0), h, w, (0, 0))))
@@ -172,10 +175,10 @@ def _shifted(x, kernel, stride, padding):
 
 
 def _shifted_input_grad(dy, kernel, stride, padding, h, w):
-    """Gradient for x [N, h, w, C], as shifted multiply-adds of dy.
+    """The gradient for x [N, h, w, C], as shifted multiply-adds of dy.
 
     With stride 2 the even and odd rows and columns of x see different taps, so each of the four
-    phases sums its own quarter of the taps. A dilated dy would multiply by 0 three times in four.
+    phases sums its own quarter of the taps. With a dilated dy, three of four products would be 0.
     """
     k = kernel.shape[0]
     (top, _), (left, _) = (_zeros(size, k, stride, padding) for size in (h, w))
@@ -199,7 +202,7 @@ def _shifted_input_grad(dy, kernel, stride, padding, h, w):
 
 
 def _shifted_filter_grad(x, dy, kernel, stride, padding):
-    """Gradient for the kernel: for every tap, the sum over N, H and W of dy times the shifted x."""
+    """The kernel's gradient: for each tap, the sum over N, H and W of dy times the shifted x."""
     k = kernel.shape[0]
     _, h, w, _ = dy.shape
     x, dy = _padded(x, k, stride, padding), lax.optimization_barrier(dy)
@@ -211,7 +214,7 @@ def _shifted_filter_grad(x, dy, kernel, stride, padding):
 
         return _fold_rows(rows, h, PRODUCT_TERMS)
 
-    # In one fusion with the sum of a small array, this would go one number at a time.
+    # Fused with the sum of a small array, this would process one number at a time.
     taps = _apart(lambda: [folded(i, j) for i in range(k) for j in range(k)], kernel)
     sums = [tap.sum((0, 1, 2)) for tap in taps]
     return jnp.stack(sums).reshape(kernel.shape).astype(kernel.dtype)
@@ -220,16 +223,17 @@ def _shifted_filter_grad(x, dy, kernel, stride, padding):
 def cpu_depthwise_conv(x: Array, kernel: Array, stride: int, padding: str = "same") -> Array:
     """The CPU form of `lax_depthwise_conv`.
 
-    The gradient is written out because automatic differentiation of the shifted form moves several
-    times the bytes.
+    The gradient is custom because automatic differentiation of the shifted form moves several times
+    the bytes.
     """
     return _depthwise(x, _varying_as(x, kernel), stride, padding)
 
 
 def _varying_as(x, value):
-    """`value`, which `shard_map` (with check_vma) then takes to differ between devices as x does.
+    """Returns `value`, marked as varying over devices like x for `shard_map` with check_vma.
 
-    A custom gradient differs so; automatic differentiation sums it over devices here, outside.
+    A custom gradient varies over devices. Outside of it, automatic differentiation of this function
+    sums the gradient over devices.
     """
     return value + jnp.zeros_like(x, value.dtype, shape=value.shape)
 
@@ -251,7 +255,7 @@ _depthwise.defvjp(lambda *args: (_depthwise(*args), args[:2]), _depthwise_bwd)
 def batch_norm_eval(
     x: Array, mean: Array, var: Array, scale: Array, bias: Array, epsilon: float
 ) -> Array:
-    """Normalises x [N, H, W, C] by statistics, [C] or [N, 1, 1, C]; in float32, returns x.dtype."""
+    """Normalises x [N, H, W, C] by statistics [C] or [N, 1, 1, C], in float32; returns x.dtype."""
     mean, var, scale, bias = (along(each, x) for each in (mean, var, scale, bias))
     factor = scale * lax.rsqrt(var + epsilon)
     return ((x.astype(jnp.float32) - mean) * factor + bias).astype(x.dtype)
@@ -265,7 +269,8 @@ def over_devices(mean: Array, axis: str | None) -> Array:
 def plain_statistics(x: Array, axis: str | None = None) -> tuple[Array, Array]:
     """Mean and biased variance of x [N, H, W, C] over N, H and W, and devices; float32 [C].
 
-    In one pass, as Flax's: E[x^2] - E[x]^2 loses digits where the mean is many times the deviation.
+    Computed in one pass, as in Flax: E[x^2] - E[x]^2 loses digits if the mean is many times the
+    standard deviation.
     """
     x = x.astype(jnp.float32)
     mean, square = x.mean((0, 1, 2)), jnp.square(x).mean((0, 1, 2))
@@ -290,8 +295,8 @@ def cpu_batch_norm(
 ) -> tuple[Array, Array, Array]:
     """The CPU form of `plain_batch_norm`.
 
-    The variance takes a second pass for the squared distance from the mean. It can't cancel, and
-    XLA on CPU does not compute E[x^2] - E[x]^2 in one pass either.
+    A second pass computes the variance from the squared distances to the mean, which avoids
+    cancellation. XLA on CPU needs two passes for E[x^2] - E[x]^2 too.
     """
     scale, bias = (_varying_as(x, value) for value in (scale, bias))
     y, mean, var = _cpu_batch_norm(x, scale, bias, epsilon, axis)
@@ -299,7 +304,7 @@ def cpu_batch_norm(
 
 
 def _normalized(x, scale, bias, epsilon, axis):
-    """The results of `_cpu_batch_norm`, and what its gradient needs."""
+    """Returns the results of `_cpu_batch_norm`, and the residuals for its gradient."""
     count = max(1, x.size // x.shape[-1])
     mean = over_devices(_channel_sums(x) / count, axis)
     centred = x.astype(jnp.float32) - along(mean, x)
@@ -321,8 +326,8 @@ def _batch_norm_bwd(epsilon, axis, residuals, cotangents):
     xhat = (x.astype(jnp.float32) - along(mean, x)) * along(inverse, x)
     dbias, dscale = _channel_sums(dy), _channel_sums(dy * xhat)
     factor = scale * inverse
-    # Means over all examples and devices of the gradients by mean and by var, both divided by what
-    # one value of x moves them.
+    # The parts of dx that come through mean and var, with opposite sign, the latter without its
+    # factor xhat. They are means over all examples and devices.
     by_mean, by_var = (over_devices(each / count, axis) for each in (dbias, dscale))
     dmean, dvar = of_statistics
     by_mean = factor * by_mean - over_devices(dmean, axis) / count
@@ -342,9 +347,9 @@ def batch_norm_groups(
     epsilon: float,
     group: int,
 ) -> tuple[Array, Array, Array]:
-    """`batch_norm` of each `group` consecutive examples; mean and var are means over groups.
+    """Applies `batch_norm` to every `group` consecutive examples; mean and var are group means.
 
-    Where x is sharded by examples and every group is on one device, the devices send nothing.
+    If x is sharded by examples and every group is on one device, no communication is needed.
     """
     each = jax.vmap(functools.partial(batch_norm, epsilon=epsilon), (0, None, None))
     y, mean, var = each(x.reshape(-1, group, *x.shape[1:]), scale, bias)
@@ -352,7 +357,7 @@ def batch_norm_groups(
 
 
 class Operations(NamedTuple):
-    """One set: the operations that have more than one form."""
+    """A set of the operations that have more than one form."""
 
     depthwise_conv: Callable[..., Array]
     batch_norm: Callable[..., tuple[Array, Array, Array]]
@@ -360,12 +365,12 @@ class Operations(NamedTuple):
 
 SETS = {
     "plain": Operations(lax_depthwise_conv, plain_batch_norm),
-    # In training, models/fused.py takes the place of whole blocks.
+    # In training, models/fused.py replaces the layers of MBConv.
     "fused": Operations(lax_depthwise_conv, plain_batch_norm),
     "cpu": Operations(cpu_depthwise_conv, cpu_batch_norm),
 }
 
 
 def choose(name: str, platform: str) -> str:
-    """The set of `config.model.operations`: "auto" is the one that is best on a platform."""
+    """Returns the name of a set in SETS; "auto" chooses the best one for the platform."""
     return {"cpu": "cpu", "tpu": "fused"}.get(platform, "plain") if name == "auto" else name

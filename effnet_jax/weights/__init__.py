@@ -1,7 +1,7 @@
-"""Weights of ours and of others: `load` reads them, `save` writes them; every array is checked.
+"""Reads and writes weights in our own and in other formats; every array is checked.
 
-Each outside format has one file here: its names for a network's arrays, the order of their axes,
-and the preprocessing that its weights go with.
+Each outside format has one file in this package. It defines the format's names for a network's
+arrays, the order of their axes, and the preprocessing of the weights.
 """
 
 import dataclasses
@@ -29,24 +29,24 @@ from effnet_jax.weights.files import Arrays
 from effnet_jax.weights.names import CLASSIFIER_BIAS, OUTPUTS, Array, Names, list_arrays, unwrap
 from effnet_jax.weights.origins import NAMES, ORIGINS, choose, detect
 
-MOST = 8  # Arrays of a kind in a message.
+MOST = 8  # Arrays of a kind that a message lists.
 MATCH = (0, "")  # No mismatches.
 WRITTEN = ("ours", "timm")  # Names that `save` writes.
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Weights:
-    """The weights of a network, and what belongs to them.
+    """The weights of a network, with its config, preprocessing and classes.
 
     Attributes:
       config: `config.model` of the network.
       variables: "params" and "batch_stats", NumPy arrays in float32.
       preprocess: values of a `data.preprocess.Preprocess`.
       classes: names of the outputs.
-      origin: whose weights they are, one of `origins.ORIGINS`.
-      step: of the run that they were read from; None for other weights.
+      origin: where the weights come from, one of `origins.ORIGINS`.
+      step: step of the run's checkpoint; None for other weights.
 
-    Raises UserError where these don't fit each other. `save` checks again: dicts can be changed.
+    Raises UserError if these are inconsistent. `save` checks again, because dicts can be changed.
     """
 
     config: ConfigDict
@@ -63,10 +63,10 @@ class Weights:
         self.check()
 
     def replace(self, **changes: Any) -> "Weights":
-        """A copy with other attributes, as in `found.replace(classes=["cat", "dog"])`.
+        """Returns a copy with other attributes, as in `weights.replace(classes=["cat", "dog"])`.
 
         Variables may be JAX arrays. The config gets the number of classes and the resolution of
-        `preprocess`; another number of classes needs variables with as many outputs.
+        `preprocess`; if the number of classes changes, the variables must have as many outputs.
         """
         config = changes.get("config", self.config).copy_and_resolve_references()
         preprocess = _complete(changes.get("preprocess", self.preprocess))
@@ -77,7 +77,7 @@ class Weights:
         return dataclasses.replace(self, **changes | {"config": config, "preprocess": preprocess})
 
     def check(self) -> None:
-        """Raises UserError where the attributes don't fit each other."""
+        """Raises UserError if the attributes are inconsistent."""
         outputs, names = self.config.num_classes, self.classes
         if not isinstance(names, tuple) or not all(isinstance(name, str) for name in names):
             raise UserError(f"classes must be a list of names, not {names!r:.60}")
@@ -91,7 +91,7 @@ class Weights:
         if (wrong := find_mismatches(wanted, NAMES["ours"], flat)) != MATCH:
             raise UserError(f"the variables don't fit the config of these weights:\n{wrong[1]}")
         if len(names) != outputs:
-            raise UserError(f"the network has {outputs} outputs, and classes {len(names)} names")
+            raise UserError(f"the network has {outputs} outputs, but {len(names)} class names")
         _complete(self.preprocess)
         check_choice("origin", self.origin, ORIGINS)
 
@@ -111,7 +111,7 @@ class Weights:
 
 
 def _complete(preprocess: dict[str, Any] | Preprocess) -> dict[str, Any]:
-    """The values of a `Preprocess`; raises UserError where one is missing, unknown or wrong."""
+    """Returns the values of a `Preprocess`; raises UserError for missing, unknown or wrong ones."""
     values = preprocess.to_dict() if isinstance(preprocess, Preprocess) else preprocess
     wanted = {field.name for field in dataclasses.fields(Preprocess)}
     if wrong := sorted(wanted ^ values.keys()):
@@ -122,7 +122,7 @@ def _complete(preprocess: dict[str, Any] | Preprocess) -> dict[str, Any]:
 
 
 def _settle(config: ConfigDict, outputs: int, preprocess: dict[str, Any]) -> None:
-    """Sets in the config what follows from the classes and the preprocessing."""
+    """Sets the number of classes and the resolution in the config."""
     with config.unlocked():
         config.num_classes = outputs
         if preprocess["resolution"] != models.coefficients(config).resolution:
@@ -138,20 +138,20 @@ def load(
     normalization: str | None = None,
     resolution: int | None = None,
 ) -> Weights:
-    """Reads weights of any origin. Nothing in a file is run.
+    """Loads weights of any origin. No code in a file is run.
 
     Args:
       source: a file of weights; the workdir of a run, a checkpoint in it, or a copy of a
         checkpoint; a TensorFlow checkpoint, by its prefix, its folder or one of its files; a folder
         with a file named as in repositories of the Hub; or hf://ORG/NAME.
-      model: its name; by default it follows from the source's metadata or its shapes. Also timm's,
-        as "tf_efficientnet_l2.ns_jft_in1k_475", with that tag's preprocessing.
-      origin: one of `origins.ORIGINS`; needed where names and metadata leave it open.
+      model: name of the model; by default it is detected from the source's metadata or shapes. A
+        name of timm's, such as "tf_efficientnet_l2.ns_jft_in1k_475", also sets the preprocessing.
+      origin: one of `origins.ORIGINS`; needed if names and metadata do not determine it.
       classes: names of the outputs; or "imagenet" (the first of 1001 outputs, for background, is
         dropped), "imagenet_background" (it is kept), "imagenet21k", or a file of names. None: the
         source's, else "class 0" and so on.
-      weights: "ema" or "raw", for a checkpoint of a training program that has both; or the key of
-        a state dict in a PyTorch file, as in "student" or "models/student".
+      weights: "ema" or "raw", for a checkpoint that has both; or the key of a state dict in a
+        PyTorch file, such as "student" or "models/student".
       normalization: one of `config.NORMALIZATIONS` instead of the origin's; AdvProp's weights need
         "inception".
       resolution: in pixels, instead of the model's own.
@@ -178,8 +178,8 @@ def load(
     model, config = _match(model or stated["model"], stated["config"], names, by_name, where)
     if key == "ours" and not is_known:
         raise UserError(
-            f"{where} has our names and not the metadata that `save` writes, so the preprocessing "
-            f"of its images can't be known. --model={model} takes that model's own preprocessing"
+            f"{where} has our names but not the metadata that `save` writes, so the preprocessing "
+            f"of its images is unknown; --model={model} uses that model's preprocessing"
         )
     if stated["config"] is None:
         preprocess = _preprocess(model, config, origin, stated["preprocess"])
@@ -209,7 +209,7 @@ def load(
 
 
 def _valid(array: Array, value: np.ndarray, epsilon: float, where: str) -> np.ndarray:
-    """A value of an array as float32; raises UserError for one that no network can have.
+    """Returns the value of an array as float32; raises UserError if no network can have it.
 
     `epsilon` is BatchNorm's; `where` names the source and the array.
     """
@@ -224,14 +224,14 @@ def _valid(array: Array, value: np.ndarray, epsilon: float, where: str) -> np.nd
     if is_zero or (array.leaf in ("conv", "depthwise") and _has_hole(value)):
         raise UserError(
             f"{where} is 0 {'everywhere' if is_zero else 'over a long part'}, as in a file whose "
-            "download was cut short, or whose weights were not gathered before it was saved; get "
-            "it again"
+            "download was incomplete, or that was saved before its weights were gathered; get a "
+            "complete file"
         )
     return value
 
 
 def _has_hole(value: np.ndarray, length: int = 8192) -> bool:
-    """Whether one of the blocks of `length` numbers in a kernel is 0: no training makes them so."""
+    """Whether a block of `length` numbers in a kernel is all 0, which training does not produce."""
     blocks = value.ravel()[: value.size // length * length].reshape(-1, length)
     return not blocks.any(1).all()
 
@@ -239,10 +239,10 @@ def _has_hole(value: np.ndarray, length: int = 8192) -> bool:
 def _match(
     model: str | None, stated: ConfigDict | None, names: Names, found: Arrays, where: str
 ) -> tuple[str | None, ConfigDict]:
-    """The model whose arrays are those that were found, by its name if it has one, and its config.
+    """Returns the name (None if unnamed) and the config of the model that has the arrays.
 
     Args:
-      model, stated: its name and its config, where the user or the source gave them.
+      model, stated: name and config, if the user or the source states them.
       names, found: the format's names, and the arrays by these names.
       where: the source, for messages.
     """
@@ -262,7 +262,7 @@ def _match(
         model = min(tried, key=tried.get)
         if tried[model] != MATCH:
             raise UserError(
-                f"{where} fits no model that is known; the closest is {model}:\n{tried[model][1]}"
+                f"{where} fits no known model; the closest is {model}:\n{tried[model][1]}"
             )
     candidates = {} if stated is None else {"the model in its metadata": stated}
     if model is not None:
@@ -274,7 +274,7 @@ def _match(
 
 
 def find_mismatches(wanted: Iterable[Array], names: Names, found: Arrays) -> tuple[int, str]:
-    """How many arrays are missing, left over or of another shape, and a text that lists them."""
+    """Returns the number of arrays that are missing, left over or misshapen, and a text of them."""
 
     def text(shape: tuple[int, ...]) -> str:
         return "x".join(map(str, shape)) or "one number"
@@ -285,7 +285,7 @@ def find_mismatches(wanted: Iterable[Array], names: Names, found: Arrays) -> tup
         "missing": [name for name in expected if name not in shapes],
         "left over": sorted(shapes.keys() - expected.keys()),
         "of another shape": [
-            f"{name} (there {shapes[name]}, in the model {shape})"
+            f"{name} (is {shapes[name]}, should be {shape})"
             for name, shape in expected.items()
             if shapes.get(name, shape) != shape
         ],
@@ -301,7 +301,7 @@ def find_mismatches(wanted: Iterable[Array], names: Names, found: Arrays) -> tup
 def _preprocess(
     model: str | None, config: ConfigDict, origin: str, stated: dict[str, Any] | None
 ) -> dict[str, Any]:
-    """The stated preprocessing, or else the origin's; sets padding and epsilon in the config."""
+    """Returns the stated or the origin's preprocessing; sets padding and epsilon in the config."""
     settings = ORIGINS[origin]
     known = settings.preprocess or {model: {}}
     if model not in known:
@@ -313,17 +313,17 @@ def _preprocess(
 
 
 def _name_classes(
-    given: str | Sequence[str] | None, own: str | Sequence[str] | None, outputs: int, where: str
+    requested: str | Sequence[str] | None, own: str | Sequence[str] | None, outputs: int, where: str
 ) -> tuple[str, ...]:
-    """The names of a classifier's outputs, without the first output where that is to be dropped.
+    """Returns the names of the outputs, `requested` or the source's `own`.
 
-    They are `given`, else the source's `own`.
+    If the background output is to be dropped, its name is left out.
     """
-    classes = own if given is None else given
+    classes = own if requested is None else requested
     kind = classes if isinstance(classes, str) and classes in OUTPUTS else None
     if kind and outputs not in OUTPUTS[kind]:
         known = " or ".join(map(str, OUTPUTS[kind]))
-        raise UserError(f"{where} has {outputs} outputs, and classes {kind!r} are {known}")
+        raise UserError(f"{where} has {outputs} outputs, but classes={kind!r} needs {known}")
     if classes is None or kind == "imagenet21k":
         return tuple(f"class {number}" for number in range(outputs))
     if kind:
@@ -336,20 +336,20 @@ def _name_classes(
         except (OSError, ValueError) as error:
             raise UserError(
                 f"can't read the names of the classes from {classes}: {error}. Give a file with "
-                f"one on each line, or one of: {', '.join(OUTPUTS)}"
+                f"one name per line, or one of: {', '.join(OUTPUTS)}"
             ) from None
     if not isinstance(classes, Sequence):
         raise UserError(f"classes must be a list of names, not {type(classes).__name__}")
     if len(classes) != outputs:
-        raise UserError(f"{where} has {outputs} outputs, and {len(classes)} classes were given")
-    if own == "imagenet":  # People name its classes by WordNet ids or by their titles.
+        raise UserError(f"{where} has {outputs} outputs, but {len(classes)} classes were given")
+    if own == "imagenet":  # Its classes may be named by WordNet ids or by titles.
         lists = imagenet.class_names(), tuple(imagenet.titles().values())
         own = next((each for each in lists if sorted(each) == sorted(classes)), None)
     own = () if own is None or isinstance(own, str) else tuple(own)
     if own != tuple(classes) and sorted(own) == sorted(classes):
         raise UserError(
-            f"the classes given are those of {where} in another order; its outputs are "
-            f"{', '.join(own[:3])} and so on. Leave --classes out"
+            f"the given classes are those of {where} in another order; its outputs are "
+            f"{', '.join(own[:3])} and so on. Omit --classes"
         )
     return tuple(classes)
 
@@ -357,17 +357,17 @@ def _name_classes(
 def save(
     path: str | pathlib.Path, weights: Weights, names: str = "ours", overwrite: bool = False
 ) -> None:
-    """Writes weights as .safetensors, with what belongs to them as metadata.
+    """Writes weights as .safetensors; the metadata has config, preprocessing, classes and origin.
 
     Args:
-      path: of the file; its folder is made.
-      weights: what to write.
+      path: the file; its folder is created if missing.
+      weights: the weights to write.
       names: "ours", slash-joined; or "timm", with its order of axes, for `load_state_dict`.
       overwrite: whether an existing file may be replaced.
 
     Raises:
-      UserError: the file exists, it can't be written, timm has no names for the network, or what
-        is to be written doesn't fit together, so that `load` would refuse it.
+      UserError: the file exists, it can't be written, timm has no names for the network, or the
+        weights are inconsistent, so that `load` would reject them.
     """
     import safetensors.numpy
 
@@ -376,9 +376,9 @@ def save(
     check_local("path", path)
     path = pathlib.Path(path).expanduser()
     if path.exists() and not overwrite:
-        raise UserError(f"{path} is there already; --overwrite replaces it")
+        raise UserError(f"{path} already exists; --overwrite replaces it")
     if names == "timm" and weights.config.base not in FAMILIES:
-        raise UserError(f"timm's names exist for EfficientNets alone, not {weights.config.base}")
+        raise UserError(f"timm's names exist only for EfficientNets, not {weights.config.base}")
     flat, format = flax.traverse_util.flatten_dict(weights.variables, sep="/"), NAMES[names]
     arrays = {
         format.of(array): np.ascontiguousarray(

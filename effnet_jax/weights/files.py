@@ -1,4 +1,4 @@
-"""Reads any source of weights: its arrays by name, and what it states about them."""
+"""Reads any source of weights: its arrays by name, and the facts that it states about them."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from effnet_jax.weights import hub, keras, ours, pth, tf_checkpoint, timm, torch
 from effnet_jax.weights.names import WHICH
 
 HDF5 = b"\x89HDF\r\n\x1a\n"
-INDEX = ".safetensors.index.json"  # Names the shards of one set of weights.
+INDEX = ".safetensors.index.json"  # Lists the shards of one set of weights.
 Arrays = dict[str, np.ndarray]
 Stated = dict[str, Any]  # A value for each of STATED that the source has.
 STATED = ("config", "model", "origin", "preprocess", "classes", "step")
@@ -30,7 +30,8 @@ def read(source: str | pathlib.Path, weights: str) -> tuple[Arrays, Stated]:
       weights: "ema" or "raw", for sources that have both; or a key in a PyTorch file.
 
     Raises:
-      UserError: it is missing, damaged or of an unknown format, or a package to read it is missing.
+      UserError: the source is missing, damaged or of an unknown format, or needs a package that is
+        not installed.
     """
     if not isinstance(source, str | os.PathLike):
         raise UserError(f"weights come from a path or hf://ORG/NAME, not {type(source).__name__}")
@@ -44,7 +45,7 @@ def read(source: str | pathlib.Path, weights: str) -> tuple[Arrays, Stated]:
     if not is_hub and re.match(r"\w{2,}://", str(source)):
         raise UserError(f"{source} is a URL; download the file, or give hf://ORG/NAME")
     path = pathlib.Path(hub.fetch(source) if is_hub else source)
-    # Links are followed for runs alone: the Hub's cache has links to files without their names.
+    # Links are resolved only for runs: in the Hub's cache they lead to files with other names.
     path = pathlib.Path(os.path.abspath(path.expanduser()))
     if shard := re.fullmatch(r"(.+)-\d{5}-of-\d{5}\.safetensors", path.name):
         path = path.with_name(shard[1] + INDEX)
@@ -57,7 +58,7 @@ def read(source: str | pathlib.Path, weights: str) -> tuple[Arrays, Stated]:
         return tf_checkpoint.read(prefix), {}
     if path.is_dir():
         raise UserError(
-            f"no weights in {path}: it is no workdir of a run, no checkpoint, and has neither "
+            f"no weights in {path}: it is not a run's workdir or a checkpoint, and has neither "
             f"{' nor '.join(hub.FILES)}"
         )
     if not path.is_file():
@@ -66,11 +67,11 @@ def read(source: str | pathlib.Path, weights: str) -> tuple[Arrays, Stated]:
 
 
 def _read_file(path: pathlib.Path, weights: str) -> tuple[Arrays, Stated]:
-    # Next to a file from the Hub; the config.json of another program states nothing.
+    # The Hub has it next to the weights; the config.json of another program states nothing.
     stated = timm.read_config(path.with_name("config.json"))
     own = timm.by_name(re.sub(r"\.(safetensors|bin|pth|pt)$", "", path.name))
     if own and stated and any(own[key] != stated[key] for key in ("model", "origin")):
-        stated = {}  # By the file's name it is that of another download.
+        stated = {}  # By the file's name, config.json belongs to another download.
     stated = stated or torchvision.by_file(path.name)
     try:
         with open(path, "rb") as file:
@@ -83,7 +84,7 @@ def _read_file(path: pathlib.Path, weights: str) -> tuple[Arrays, Stated]:
         check_choice("weights", weights, WHICH)
     if path.name.endswith(INDEX):
         return _read_shards(path, stated)
-    if start[8:9] == b"{":  # Before the others: the length before it may be any bytes.
+    if start[8:9] == b"{":  # Checked first: the eight bytes of length may look like another format.
         return _read_safetensors(path, stated)
     if start.startswith(HDF5):
         return keras.read(path), {}
@@ -92,27 +93,27 @@ def _read_file(path: pathlib.Path, weights: str) -> tuple[Arrays, Stated]:
     if start.startswith(b"\x80"):
         return pth.read(path, weights), stated
     if path.suffix in (".onnx", ".stablehlo"):
-        raise UserError(f"{path} is an exported network, which predict alone runs; give weights")
+        raise UserError(f"{path} is an exported network, which only predict runs; give weights")
     raise UserError(
-        f"{path} is no file of weights that is known: .safetensors, .npz, .pth of PyTorch, or .h5 "
-        f"of Keras; it starts with {start[:9]!r}"
+        f"{path} is not a known format of weights (.safetensors, .npz, .pth of PyTorch, or .h5 of "
+        f"Keras); it starts with {start[:9]!r}"
     )
 
 
 def _read_shards(index: pathlib.Path, stated: Stated) -> tuple[Arrays, Stated]:
-    """The arrays of all files that an index names, next to it."""
+    """Reads the arrays of all files that an index lists; the files are next to it."""
     try:
         shards = json.loads(index.read_text())["weight_map"]
         names = sorted({pathlib.PurePath(name).name for name in shards.values()})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{index} is no index of .safetensors files: {error!r}") from None
+        raise UserError(f"{index} is not an index of .safetensors files: {error!r}") from None
     if missing := [name for name in names if not index.with_name(name).is_file()]:
-        raise UserError(f"{index} names files that are not next to it: {', '.join(missing)}")
+        raise UserError(f"{index} lists files that are not next to it: {', '.join(missing)}")
     found = {name: _read_safetensors(index.with_name(name), stated)[0] for name in names}
     places = {array: name for name, arrays in found.items() for array in arrays}
     if places != shards or sum(map(len, found.values())) != len(shards):
         wrong = sorted(name for name in places | shards if places.get(name) != shards.get(name))
-        raise UserError(f"{index} and its files differ in where arrays are: {', '.join(wrong[:8])}")
+        raise UserError(f"{index} and its files disagree about the arrays {', '.join(wrong[:8])}")
     return {name: array for arrays in found.values() for name, array in arrays.items()}, stated
 
 
@@ -125,15 +126,15 @@ def _read_safetensors(path: pathlib.Path, stated: Stated) -> tuple[Arrays, State
             metadata = file.metadata() or {}
     except (safetensors.SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path} is a damaged .safetensors file: {error}") from None
-    except AttributeError as error:  # Of NumPy, as float8_e4m3fn.
-        raise UserError(f"{path} has a type of numbers that can't be read: {error}") from None
+    except AttributeError as error:  # NumPy lacks the dtype, such as float8_e4m3fn.
+        raise UserError(f"{path} has a dtype that can't be read: {error}") from None
     if _ends_in_zeros(path):
-        raise UserError(f"{path} ends in zeros, as a download that was cut short; get it again")
+        raise UserError(f"{path} ends in zeros, like an incomplete download; download it again")
     return arrays, ours.from_metadata(metadata, str(path)) or stated
 
 
 def _ends_in_zeros(path: pathlib.Path, size: int = 1024) -> bool:
-    """Whether the last `size` bytes are 0: the last array is a kernel or a scale in all formats."""
+    """Whether the last `size` bytes are 0; in all formats the last array is a kernel or a scale."""
     with open(path, "rb") as file:
         file.seek(max(0, path.stat().st_size - size))
         return not any(file.read())

@@ -14,9 +14,9 @@ ENDINGS = (INDEX, ".safetensors", ".npz", ".pth", ".pt", ".bin", ".h5", ".index"
 
 
 def list_files(folder: pathlib.Path) -> list[pathlib.Path]:
-    """The files of weights in a folder, one for each set of weights; raises UserError for none.
+    """Returns the weight files in a folder, one per set of weights; raises UserError if none.
 
-    What is hidden is passed over, as the caches of downloads.
+    Hidden files and folders, such as the caches of downloads, are skipped.
     """
     found = [
         path
@@ -30,9 +30,10 @@ def list_files(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def names(path: pathlib.Path) -> list[str]:
-    """What the weights of a file may be called: itself, or its folder where all are called alike.
+    """Returns the names that the weights of a file may have.
 
-    The last eight digits of PyTorch's names, a part of the checksum, may be left out.
+    They come from the file's name, or from its folder if all such files have the same name. The
+    last eight digits of PyTorch's file names, a part of the checksum, are optional.
     """
     ending = next(ending for ending in ENDINGS if path.name.endswith(ending))
     stem, folder = path.name.removesuffix(ending), path.absolute().parent
@@ -42,15 +43,15 @@ def names(path: pathlib.Path) -> list[str]:
 
 
 def checksum(path: pathlib.Path) -> str:
-    """SHA-256 of a file; of a checkpoint's files or of shards, the SHA-256 of theirs together."""
-    parts, stem = [path], path.name.removesuffix(INDEX)
+    """Returns a file's SHA-256; for checkpoints and shards, the SHA-256 of all files' digests."""
+    paths, stem = [path], path.name.removesuffix(INDEX)
     if stem != path.name:
-        parts += [p for p in path.parent.glob("*.safetensors") if p.name.startswith(f"{stem}-")]
+        paths += [p for p in path.parent.glob("*.safetensors") if p.name.startswith(f"{stem}-")]
     elif path.suffix == ".index":
-        parts += [p for p in path.parent.iterdir() if p.name.startswith(f"{path.stem}.data-")]
+        paths += [p for p in path.parent.iterdir() if p.name.startswith(f"{path.stem}.data-")]
     digests = []
-    for part in sorted(parts):
-        with open(part, "rb") as file:
+    for each in sorted(paths):
+        with open(each, "rb") as file:
             digests.append(hashlib.file_digest(file, "sha256"))
     if len(digests) == 1:
         return digests[0].hexdigest()
@@ -58,9 +59,9 @@ def checksum(path: pathlib.Path) -> str:
 
 
 def load_named(path: pathlib.Path, classes: str, **options: Any) -> Weights:
-    """`weights.load`, with timm's name of a file where that alone leaves something open.
+    """Calls `weights.load`; if that fails, calls it with the file's name in timm as the model.
 
-    `classes` are those of a file that doesn't state them.
+    `classes` are used if the file does not state its classes.
     """
     try:
         found = load(path, **options)

@@ -7,13 +7,13 @@ import types
 from effnet_jax.errors import UserError
 
 PREFIX = "hf://"
-# Files of weights in a repository; the second names shards.
+# Files of weights in a repository; the second lists shards.
 FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 SHARDS = "model-?????-of-?????.safetensors"
 
 
 def library(what: str) -> types.ModuleType:
-    """The package huggingface_hub; raises UserError, which says what needs it, without it."""
+    """Returns the package huggingface_hub; raises UserError, which names `what`, without it."""
     try:
         import huggingface_hub
     except ImportError:
@@ -22,12 +22,12 @@ def library(what: str) -> types.ModuleType:
 
 
 def reason(error: Exception) -> str:
-    """The first line of an error of the Hub, HTTP or the disk, which raise a dozen kinds."""
+    """Returns the first line of an error; the Hub, HTTP and the disk raise a dozen types."""
     return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
 
 
 def parse(source: str) -> tuple[str, str | None]:
-    """ORG/NAME and the revision of hf://ORG/NAME@REVISION; raises UserError for another text."""
+    """Returns ORG/NAME and the revision of hf://ORG/NAME@REVISION; raises UserError otherwise."""
     match = re.fullmatch(r"hf://([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", source)
     if not match:
         raise UserError(f"can't read {source!r}; write hf://ORG/NAME or hf://ORG/NAME@REVISION")
@@ -35,7 +35,7 @@ def parse(source: str) -> tuple[str, str | None]:
 
 
 def fetch(source: str) -> pathlib.Path:
-    """The folder with a repository's weights, and its config.json if it has one.
+    """Downloads a repository's weights, and its config.json if it has one; returns the folder.
 
     Args:
       source: hf://ORG/NAME, or hf://ORG/NAME@REVISION.
@@ -53,7 +53,7 @@ def fetch(source: str) -> pathlib.Path:
         raise
     except Exception as error:
         raise UserError(
-            f"can't fetch {source}: {reason(error)}. Offline, only repositories fetched before are "
-            "there"
+            f"can't fetch {source}: {reason(error)}. Offline, only repositories that were fetched "
+            "before can be read"
         ) from None
     return pathlib.Path(folder)

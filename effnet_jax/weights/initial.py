@@ -1,4 +1,4 @@
-"""Weights that a run starts from, and the config that goes with them: `config.init`."""
+"""The initial weights of a run, and the config values that depend on them: `config.init`."""
 
 import functools
 import hashlib
@@ -17,7 +17,7 @@ from effnet_jax.models.efficientnet import VARIANTS
 from effnet_jax.run.writers import say
 from effnet_jax.weights import Weights
 
-# Of config.model: what makes a network's arrays, and what they were trained with.
+# Keys of config.model that determine a network's arrays, and those that weights were trained with.
 SHAPE = ("base", "phi", "alpha", "beta", "gamma", "base_width", "base_depth", "width", "depth")
 SHAPE += ("base_resolution", "stem_stride")
 SETTINGS = ("padding", "batch_norm_epsilon")
@@ -27,11 +27,13 @@ IMAGE = ("mean", "std", "interpolation", "crop_rule", "crop_padding", "crop_frac
 def prepare(
     config: ConfigDict, workdir: str | pathlib.Path
 ) -> tuple[ConfigDict, Callable[[], Weights] | None]:
-    """The config of a run as its `init.weights` make it, and what loads them; None without.
+    """Returns the config of a run, adapted to `init.weights`, and a function that loads them.
 
-    A run that is in the workdir already keeps its own model and preprocessing, and its weights are
-    loaded only if it has no checkpoint. Raises UserError where the weights can't be read, or don't
-    fit the experiment's model.
+    The function is None if `init.weights` is not set.
+
+    A run that already exists in the workdir keeps its model and preprocessing, and its weights are
+    loaded only if it has no checkpoint. Raises UserError if the weights can't be read or don't fit
+    the experiment's model.
     """
     source, config = config.init.weights, config.copy_and_resolve_references()
     if source is None:
@@ -58,7 +60,7 @@ def _load(config: ConfigDict) -> Weights:
 
 
 def checksum(found: Weights) -> str:
-    """A digest of all arrays, by name."""
+    """Returns a digest of all arrays and their names."""
     digest = hashlib.sha256()
     for name, array in sorted(flax.traverse_util.flatten_dict(found.variables, sep="/").items()):
         digest.update(name.encode() + np.ascontiguousarray(array).tobytes())
@@ -66,7 +68,7 @@ def checksum(found: Weights) -> str:
 
 
 def _name(model: ConfigDict) -> str | None:
-    """The name of a published model with this base and these coefficients."""
+    """Returns the name of the published model with this base, width and depth, or None."""
     scale = models.coefficients(model)
     for name in VARIANTS:
         known = config_lib.get_config(name).model
@@ -77,14 +79,14 @@ def _name(model: ConfigDict) -> str | None:
 
 
 def _follow(config: ConfigDict, found: Weights) -> None:
-    """Sets in the config what follows from the weights, and says it."""
+    """Sets the config values that depend on the weights, and logs them."""
     own, theirs, defaults = config.model, found.config, config_lib.get_config("phi=0")
     if config.init.model == "weights":
         chosen = [key for key in SHAPE if own[key] != defaults.model[key]]
         if chosen:
             raise UserError(
-                f"config.init.model='weights' takes the network from {config.init.weights}, and "
-                f"config.model.{chosen[0]} is set as well; leave one of them out"
+                f"config.init.model='weights' takes the network from {config.init.weights}, but "
+                f"config.model.{chosen[0]} is set too; remove one of them"
             )
         resolution = own.resolution or found.preprocess["resolution"]
         own.update({key: theirs[key] for key in SHAPE} | {"resolution": resolution})
@@ -125,7 +127,7 @@ def _check_shape(config: ConfigDict, found: Weights) -> None:
         raise UserError(
             f"config.init.weights={config.init.weights} has the weights of another model: {known}"
             f"{found.config.base} with {text}. Give --config=EXPERIMENT:{name or text}, or "
-            "--config.init.model=weights for an experiment that leaves the model open"
+            "--config.init.model=weights if the experiment does not choose the model"
         )
 
 
@@ -143,11 +145,11 @@ def _say(config: ConfigDict, found: Weights, kept: list[str]) -> None:
     mean = ", ".join(f"{value:.3g}" for value in config.preprocess.mean)
     say(f"preprocessing is {whose}{but}: {values}, mean {mean}")
     if (size := models.coefficients(config.model).resolution) != found.preprocess["resolution"]:
-        say(f"images have {size} px; those of the weights, {found.preprocess['resolution']}")
+        say(f"images have {size} px; the weights are for {found.preprocess['resolution']} px")
 
 
 def _copy(config: ConfigDict, model: dict[str, Any], preprocess: dict[str, Any]) -> None:
-    """Takes what followed from the weights when the run began."""
+    """Copies the values that were set from the weights when the run started."""
     for section, values, keys in (
         (config.model, model, (*SHAPE, "resolution", "dropout", *SETTINGS)),
         (config.preprocess, preprocess, IMAGE),

@@ -1,7 +1,7 @@
 """keras.applications: EfficientNetB0 to B7 and EfficientNetV2B0 to L, as .h5 files.
 
-The files have a group for each layer: those of `save_weights`, of `save`, and those that Keras
-downloads. Keras 3's .weights.h5 names layers by their kind and number, and is refused.
+Files of `save_weights` and `save`, and those that Keras downloads, have a group for each layer.
+Keras 3's .weights.h5 names layers only by kind and number, and is rejected.
 """
 
 import pathlib
@@ -14,7 +14,7 @@ from effnet_jax.config import NORMALIZATIONS
 from effnet_jax.errors import UserError
 from effnet_jax.weights.names import TENSORFLOW, Array, Names, by_plain_name
 
-# A layer and its normalisation, by role.
+# Names of a layer and its normalisation, by role.
 PARTS = {
     "stem/conv": ("stem_conv", "stem_bn"),
     "expand": ("expand_conv", "expand_bn"),
@@ -26,12 +26,12 @@ PARTS = {
     "classifier": ("predictions", ""),
 }
 UNNAMED = (
-    "Keras 3's form doesn't name its layers. Where Keras is installed, load it (weights alone: "
-    "build the model, then model.load_weights) and write model.save('FILE.h5'), as in:\n"
+    "Keras 3's format doesn't name the layers. Where Keras is installed, load it (weights only: "
+    "build the model, then model.load_weights) and call model.save('FILE.h5'), as in:\n"
     "  python -c \"import keras; model = keras.saving.load_model('FILE.keras', compile=False); "
     "model.save('FILE.h5')\""
 )
-NOT_WEIGHTS = ("optimizer_weights", "top_level_model_weights")  # First groups of a path.
+NOT_WEIGHTS = ("optimizer_weights", "top_level_model_weights")  # First group of a path.
 
 
 def _parts(array: Array) -> tuple[str, str]:
@@ -39,7 +39,7 @@ def _parts(array: Array) -> tuple[str, str]:
 
 
 def _path(name: str) -> list[str]:
-    """Layer and weight: the end of a path that may go through the model's own group."""
+    """Returns layer and weight, the last two names of a path; the model's group may come before."""
     return name.removesuffix(":0").split("/")[-2:]
 
 
@@ -62,11 +62,11 @@ NAMES = Names(
 
 
 def normalization(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """mean and std of a Preprocess from the file's Normalization layer; empty without that layer.
+    """Returns mean and std of a Preprocess from the Normalization layer; empty without that layer.
 
-    V1's files for ImageNet hold the standard deviation where the layer takes the variance, and the
-    model divides by the root once more (keras/applications/efficientnet.py, tensorflow issue
-    49930): the product is a division by the standard deviation. Other files hold the variance.
+    V1's files for ImageNet have the standard deviation in place of the variance. The model divides
+    by its root twice (keras/applications/efficientnet.py, tensorflow issue 49930), that is, by the
+    standard deviation. Other files have the variance.
     """
     found = {}
     for name, value in arrays.items():
@@ -82,7 +82,7 @@ def normalization(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 
 def read(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """The arrays of a file by path."""
+    """Reads the arrays of a file, by path."""
     try:
         import h5py
     except ImportError:
@@ -96,7 +96,7 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
     try:
         with h5py.File(path, "r") as file:
             file.visititems(visit)
-    except Exception as error:  # A damaged file raises half a dozen kinds of error.
+    except Exception as error:  # A damaged file raises half a dozen types of error.
         raise UserError(f"{path} is a damaged HDF5 file: {error}") from None
     if any("/vars/" in f"/{name}" for name in arrays):
         raise UserError(f"{path} is a .weights.h5 file. {UNNAMED}")

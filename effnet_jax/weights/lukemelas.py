@@ -1,11 +1,11 @@
-"""lukemelas/EfficientNet-PyTorch, and projects derived from it, as efficientnet-lite-pytorch.
+"""lukemelas/EfficientNet-PyTorch and projects derived from it, such as efficientnet-lite-pytorch.
 
-The weights are TensorFlow's, and so are padding and epsilon.
+The weights, padding and epsilon are TensorFlow's.
 """
 
 from effnet_jax.weights.names import TORCH, Names
 
-# A layer and its normalisation, by role. A block without expansion starts with _bn1.
+# Names of a layer and its normalisation, by role. A block without expansion starts with _bn1.
 PARTS = {
     "stem/conv": ("_conv_stem", "_bn0"),
     "expand": ("_expand_conv", "_bn0"),

@@ -1,4 +1,4 @@
-"""The arrays of a network, and the name and the order of axes that a format has for each."""
+"""The arrays of a network, with each format's name and order of axes for them."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -10,7 +10,7 @@ from effnet_jax.errors import UserError
 from effnet_jax.models.network import Architecture
 from effnet_jax.scaling import Layer
 
-# Leaves of a normalisation, and the collection that each is in; all others belong to a layer.
+# Collection and name of each leaf of a normalisation; all other leaves belong to a layer.
 NORM = {
     "scale": ("params", "scale"),
     "shift": ("params", "bias"),
@@ -18,22 +18,22 @@ NORM = {
     "var": ("batch_stats", "var"),
 }
 WHICH = ("ema", "raw")  # Averages of weights, or the weights themselves.
-# Numbers of outputs that each name for a set of classes can have; google/automl's heads for
-# ImageNet-21k have the larger number.
+# Possible numbers of outputs for each named set of classes; google/automl's heads for ImageNet-21k
+# have the larger number.
 OUTPUTS = {
     "imagenet": (1000, 1001),
     "imagenet_background": (1001,),
     "imagenet21k": (21841, 21843),
 }
-# What programs of PyTorch put before every name: torch.compile, DistributedDataParallel, the
-# attribute of a Lightning module or of a user's own, and transformers' wrapper of timm.
+# Prefixes that PyTorch programs put before every name: torch.compile, DistributedDataParallel, the
+# attribute of a Lightning module or a user's module, and transformers' wrapper of timm.
 WRAPPERS = ("_orig_mod.", "module.", "model.", "net.", "network.", "backbone.", "timm_model.")
-# Counts of BatchNorm and of torch.optim.swa_utils.AveragedModel, which are no weights.
+# Counts of BatchNorm and of torch.optim.swa_utils.AveragedModel, which are not weights.
 COUNTS = re.compile(r"(.+\.)?(num_batches_tracked|n_averaged)")
 
 
 class Array(NamedTuple):
-    """One array of a network, and the position of its layer, from which other formats name it.
+    """One array of a network, and the position of its layer, which other formats put in its name.
 
     Attributes:
       name: ours, as in "params/stage1/block1/depthwise/kernel".
@@ -44,8 +44,8 @@ class Array(NamedTuple):
         squeeze_excite/expand or project; outside of blocks stem/conv, head/conv or classifier.
       stage, block: numbers of the stage, and of the block in the stage, from 0.
       index: number of the block in the network, from 0.
-      roles: of all layers of the block, in order; empty outside of blocks.
-      stages: how many stages the network has.
+      roles: roles of all layers of the block, in order; empty outside of blocks.
+      stages: number of stages of the network.
       v2: whether the network has fused blocks.
     """
 
@@ -86,12 +86,12 @@ class Names(NamedTuple):
 
     Attributes:
       pattern: matches some names of the format, and no name of another format.
-      block: gives the start of all names in a block.
-      parts: gives the names of a layer and of its normalisation after that; None: ours.
-      leaves: ends of the names, by leaf.
+      block: returns the prefix of all names in an array's block.
+      parts: returns the names of a layer and of its normalisation, without prefix; None: ours.
+      leaves: suffixes of the names, by leaf.
       axes: our axes in the format's order, by leaf; leaves that are not listed keep their order.
-      clean: `(names in a file, "ema" or "raw")` -> name as `of` gives it -> name in the file. It
-        leaves out what is known not to be a weight.
+      clean: `(names in a file, "ema" or "raw")` returns a dict from names as of `of` to names in
+        the file, without those that are known not to be weights.
     """
 
     pattern: str
@@ -102,7 +102,7 @@ class Names(NamedTuple):
     clean: Callable[[Iterable[str], str], dict[str, str]] = _keep_all
 
     def of(self, array: Array) -> str:
-        """The name of an array."""
+        """Returns the format's name for an array."""
         if self.parts is None:
             return array.name
         start = self.block(array) if array.roles else ""
@@ -114,18 +114,18 @@ class Names(NamedTuple):
         return self.theirs(array, np.broadcast_to(0, array.shape)).shape
 
     def ours(self, array: Array, value: np.ndarray) -> np.ndarray:
-        """A value in our order of axes, from the format's."""
+        """Transposes a value from the format's order of axes to ours."""
         axes = self.axes.get(array.leaf)
         return value if axes is None else value.transpose(np.argsort(axes))
 
     def theirs(self, array: Array, value: np.ndarray) -> np.ndarray:
-        """A value in the format's order of axes, from ours."""
+        """Transposes a value from our order of axes to the format's."""
         axes = self.axes.get(array.leaf)
         return value if axes is None else value.transpose(axes)
 
 
 def list_arrays(architecture: Architecture) -> list[Array]:
-    """Every array of a network, in the order of its layers."""
+    """Returns all arrays of a network, in the order of its layers."""
     blocks = [(s, b, x) for s, stage in enumerate(architecture.stages) for b, x in enumerate(stage)]
     places = {}
     for index, (stage, number, block) in enumerate(blocks):
@@ -143,7 +143,7 @@ def list_arrays(architecture: Architecture) -> list[Array]:
 
 
 def _leaves(layer: Layer) -> Iterator[tuple[str, str, tuple[int, ...]]]:
-    """Name, leaf and shape of each array of a layer and of its normalisation."""
+    """Yields name, leaf and shape of each array of a layer and of its normalisation."""
     ins, outs = layer.inputs // layer.groups, layer.outputs
     if layer.name == "classifier":
         yield f"params/{layer.name}/kernel", "dense", (ins, outs)
@@ -160,7 +160,7 @@ def _leaves(layer: Layer) -> Iterator[tuple[str, str, tuple[int, ...]]]:
 
 
 def unwrap(found: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Arrays without COUNTS, and without each of WRAPPERS that all names start with."""
+    """Removes COUNTS, and removes from the names each of WRAPPERS that all names start with."""
     found = {name: array for name, array in found.items() if not COUNTS.fullmatch(name)}
     while found and (shared := [w for w in WRAPPERS if all(n.startswith(w) for n in found)]):
         found = {name.removeprefix(shared[0]): array for name, array in found.items()}
@@ -168,21 +168,21 @@ def unwrap(found: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def by_plain_name(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """A dict of pairs of a name as `Names.of` gives it and the name in the file.
+    """Returns a dict from plain names, as returned by `Names.of`, to names in the file.
 
-    Raises UserError if two names in the file have the same plain name, as of two networks.
+    Raises UserError if two names in the file have the same plain name, as with two networks.
     """
     kept = {}
     for plain, name in pairs:
         if plain in kept:
             raise UserError(
-                f"both {kept[plain]} and {name} are {plain} of a network; save one network alone"
+                f"both {kept[plain]} and {name} are {plain} of a network; save only one network"
             )
         kept[plain] = name
     return kept
 
 
-# Attributes of Names that all modules of PyTorch, and all models of TensorFlow, share.
+# Attributes of Names that are common to PyTorch's formats, and to TensorFlow's.
 TORCH = {
     "leaves": {
         **dict.fromkeys(("conv", "depthwise", "dense", "scale"), ".weight"),

@@ -1,4 +1,4 @@
-"""Whose weights they are decides their names, padding, epsilon and preprocessing."""
+"""Origins of weights, which determine their names, padding, epsilon and preprocessing."""
 
 import re
 from collections.abc import Container, Iterable, Mapping
@@ -20,12 +20,12 @@ NAMES = {
 
 
 class Origin(NamedTuple):
-    """Whose weights they are.
+    """An origin of weights.
 
     Attributes:
       names: key of NAMES.
-      preprocess: keys of a Preprocess that differ from our default for the family, by model; None:
-        any model, as it is by default.
+      preprocess: values of a Preprocess that differ from our default for the family, by model;
+        None: the default, for any model.
       padding: of the convolutions, "same" or "symmetric".
       torch_epsilon: models whose BatchNorm has PyTorch's epsilon, not TensorFlow's.
     """
@@ -36,14 +36,14 @@ class Origin(NamedTuple):
     torch_epsilon: Container[str] = ()
 
     def epsilon(self, model: str) -> float:
-        """Epsilon of BatchNorm."""
+        """Returns the epsilon of BatchNorm."""
         return 1e-5 if model in self.torch_epsilon else 1e-3
 
 
 ORIGINS = {
     "ours": Origin("ours", None),
     "tf": Origin("tf", tf_checkpoint.PREPROCESS),
-    # Both have TensorFlow's weights, and so its preprocessing.
+    # Both have TensorFlow's weights and therefore its preprocessing.
     "keras": Origin("keras", tf_checkpoint.PREPROCESS),
     "lukemelas": Origin("lukemelas", tf_checkpoint.PREPROCESS),
     "timm_tf": Origin("timm", timm.TENSORFLOW),
@@ -55,7 +55,7 @@ ORIGINS = {
 
 
 def detect(found: Iterable[str], where: str) -> str:
-    """The key of NAMES whose format has the names that were found; `where` is for messages."""
+    """Returns the key of NAMES for the format with names `found`; `where` is for messages."""
     for key, names in NAMES.items():
         if any(re.fullmatch(names.pattern, name) for name in found):
             return key
@@ -66,21 +66,23 @@ def detect(found: Iterable[str], where: str) -> str:
             others = sorted(name for name in found if not name.startswith(wrapper))
             raise UserError(
                 f"{where} has a network in the names that start with {wrapper!r}, and other names: "
-                f"{', '.join(others[:8])}. Save the network's state dict alone"
+                f"{', '.join(others[:8])}. Save only the network's state dict"
             )
     raise UserError(
-        f"{where} has the names of no format that is known ({', '.join(NAMES)}); its first names: "
-        f"{shown}"
+        f"{where} has names of no known format ({', '.join(NAMES)}); its first names: {shown}"
     )
 
 
 def choose(key: str, stated: str | None, where: str) -> str:
-    """The origin of weights with the names of `key`, where that agrees with the stated origin."""
+    """Returns the origin of weights with the names of `key`.
+
+    Raises UserError if the stated origin has other names, or if none is stated and several fit.
+    """
     if stated is not None:
         check_choice("origin", stated, ORIGINS)
         if ORIGINS[stated].names != key:
             raise UserError(
-                f"{where} has the names of {key}, and origin {stated} has the names of "
+                f"{where} has the names of {key}, but origin {stated} has the names of "
                 f"{ORIGINS[stated].names}"
             )
         return stated

@@ -15,44 +15,44 @@ from effnet_jax.errors import UserError, check_choice
 from effnet_jax.run import buckets, manifest
 from effnet_jax.weights.names import WHICH, Names
 
-KEY, VERSION = "effnet_jax", 1  # Of the metadata in a file.
+KEY, VERSION = "effnet_jax", 1  # Key and version of the metadata in a file.
 FOLDER = "checkpoints"  # In a workdir.
 NAMES = Names(r"(params|batch_stats)/.+")
 
 
 def config_of(model: str) -> ConfigDict:
-    """`config.model` of a model by name, for ImageNet's 1000 classes."""
+    """Returns `config.model` for a model's name, with ImageNet's 1000 classes."""
     config = default.get_config(model).model.unlock()
     config.num_classes = 1000
     return config
 
 
 def to_metadata(weights: Any) -> dict[str, str]:
-    """The metadata of a file. It is one text, because several are written in a random order."""
+    """Returns a file's metadata, as one text because several are written in a random order."""
     content = {"format_version": VERSION, "architecture": weights.config.to_dict()}
     content |= {key: getattr(weights, key) for key in ("preprocess", "classes", "origin")}
     return {KEY: json.dumps(content)}
 
 
 def from_metadata(metadata: dict[str, str], where: str) -> dict[str, Any] | None:
-    """config, origin, preprocess and classes; None where the metadata isn't from `to_metadata`."""
+    """Returns config, origin, preprocess and classes; None for metadata of other programs."""
     if KEY not in metadata:
         return None
     try:
         content = json.loads(metadata[KEY])
         if content["format_version"] > VERSION:
             raise UserError(
-                f"{where} has format version {content['format_version']}, and this release knows "
-                f"{VERSION}; update effnet_jax"
+                f"{where} has format version {content['format_version']}, but this release reads "
+                f"at most {VERSION}; update effnet_jax"
             )
-        config = default.get_config().model  # A key that is newer than the file has its default.
+        config = default.get_config().model  # Keys that are newer than the file keep their default.
         config.update(content["architecture"])
         kept = {key: content[key] for key in ("origin", "preprocess")}
         return {**kept, "config": config, "classes": tuple(content["classes"])}
     except UserError:
         raise
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"{where} has metadata that this program didn't write: {error}") from None
+        raise UserError(f"{where} has damaged or foreign metadata: {error}") from None
 
 
 def is_run(path: pathlib.Path) -> bool:
@@ -65,14 +65,14 @@ def is_run(path: pathlib.Path) -> bool:
 
 
 def read_run(path: pathlib.Path, weights: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The arrays of a checkpoint by name, and what is known about them.
+    """Returns the arrays of a checkpoint by name, and the facts about them, as `files.read` does.
 
     Args:
-      path: see `is_run`; the newest checkpoint of a workdir is taken.
+      path: see `is_run`; of a workdir the newest checkpoint is read.
       weights: "ema" or "raw".
     """
     check_choice("weights", weights, WHICH)
-    # Imported here: Orbax takes seconds, which a file of weights must not cost.
+    # Imported here because Orbax takes seconds, and files of weights do not need it.
     from effnet_jax import checkpoint
 
     workdir, step = path, None

@@ -1,7 +1,7 @@
 """Reads PyTorch's files without PyTorch, and without running anything in them.
 
-A pickle is a program: it can call any function by name. Here it can name only a few, which do
-nothing but say where a tensor is in the file.
+A pickle is a program that can call any function by name. Here it can call only a few functions,
+which only record where a tensor is in the file.
 """
 
 import pathlib
@@ -30,7 +30,7 @@ STORAGES = {
     "ByteStorage": np.uint8,
     "BoolStorage": np.bool_,
 }
-# What training programs save next to weights; all versions of NumPy and of Python's pickle.
+# Types that training programs save next to weights, in all versions of NumPy and Python's pickle.
 BUILTINS = "bool bytearray complex dict float frozenset int list object set slice str tuple"
 BESIDE = {
     "argparse": "Namespace",
@@ -44,11 +44,11 @@ BESIDE = {
     **dict.fromkeys(("numpy.core.multiarray", "numpy._core.multiarray"), "_reconstruct scalar"),
 }
 AVERAGED = {"ema", "swa", "avg", "average", "averaged", "averages"}  # Words in a key.
-NESTED = 3  # Levels of dicts around a state dict.
+NESTED = 3  # Maximum number of dicts around a state dict.
 
 
 class Storage(NamedTuple):
-    """The memory of a tensor in the file: its key, and how many numbers it has."""
+    """The memory of a tensor in the file: its key, dtype and number of elements."""
 
     key: str
     dtype: np.dtype
@@ -56,7 +56,7 @@ class Storage(NamedTuple):
 
 
 class Tensor(NamedTuple):
-    """A view of a storage; offset and strides count numbers, not bytes."""
+    """A view of a storage; offset and strides are in elements, not bytes."""
 
     storage: Storage
     offset: int
@@ -64,7 +64,7 @@ class Tensor(NamedTuple):
     strides: tuple[int, ...]
 
     def read(self, memory: bytes) -> np.ndarray:
-        """The array; raises ValueError where it isn't within the memory."""
+        """Returns the array; raises ValueError if it is not within the memory."""
         values = np.frombuffer(memory, self.storage.dtype)
         if len(self.shape) != len(self.strides) or min((0, *self.shape, *self.strides)) < 0:
             raise ValueError(f"a tensor has shape {self.shape} and strides {self.strides}")
@@ -85,7 +85,7 @@ class _Dict(dict):
 
 
 class _Inert(dict):
-    """Stands for what is saved next to weights: takes whatever a pickle gives it; does nothing."""
+    """Replaces objects saved next to weights: accepts all arguments and state, and does nothing."""
 
     def __new__(cls, *_: Any, **__: Any) -> "_Inert":
         return super().__new__(cls)
@@ -109,8 +109,8 @@ def _tensor(
     hooks: Any = None,
     metadata: Any = None,
 ) -> Tensor:
-    """Stands for torch._utils._rebuild_tensor_v2."""
-    if metadata:  # Its numbers count as negated, or conjugate.
+    """Replaces torch._utils._rebuild_tensor_v2."""
+    if metadata:  # PyTorch reads the numbers as negated or conjugate.
         raise ValueError(f"a tensor is a view ({', '.join(map(str, metadata))}); save clones")
     return Tensor(storage, int(offset), tuple(map(int, shape)), tuple(map(int, strides)))
 
@@ -135,50 +135,50 @@ class _Unpickler(pickle.Unpickler):
             return lambda data, *_: data
         if module == "torch._utils" and name.startswith("_rebuild"):
             raise UserError(
-                f"{self._path} has a kind of tensor that can't be read ({name}), as quantised, "
-                "sparse or meta tensors; save it with plain ones, of float32, float16 or bfloat16"
+                f"{self._path} has a kind of tensor that can't be read ({name}), for example "
+                "quantised, sparse or meta; save plain ones of float32, float16 or bfloat16"
             )
         raise UserError(
-            f"{self._path} wants to run code: it names {module}.{name}, where weights need only "
-            "tensors. Nothing in it was run. If you trust its source, save only the weights there: "
+            f"{self._path} wants to run code: it names {module}.{name}, but weights need only "
+            "tensors. Nothing in it was run. If you trust its source, save only the weights with "
             "torch.save(model.state_dict(), FILE), or as .safetensors"
         )
 
     def persistent_load(self, pid: Any) -> Storage:
         kind, storage, key, _, count, *view = pid
         if kind != "storage" or any(part is not None for part in view):
-            raise ValueError(f"{kind!r} is no storage that is understood")
+            raise ValueError(f"{kind!r} is not a known storage")
         storage = Storage(str(key), np.dtype(STORAGES[storage]), int(count))
         return self.storages.setdefault(storage.key, storage)
 
 
 def read(path: pathlib.Path, weights: str) -> dict[str, np.ndarray]:
-    """The tensors of a state dict by name.
+    """Reads the tensors of a state dict, by name.
 
     Args:
-      path: a file of `torch.save`, in PyTorch's form since 1.6 (zip) or the form before.
-      weights: "ema" or "raw", where a training program has saved both; or the key of a dict.
+      path: a file of `torch.save`, in the zip format since PyTorch 1.6 or the older format.
+      weights: "ema" or "raw", if a training program has saved both; or the key of a dict.
 
     Raises:
-      UserError: the file is damaged, holds no state dict or several, or wants to run code.
+      UserError: the file is damaged, has no state dict or several, or wants to run code.
     """
     try:
         state, memory = _read_zip(path) if zipfile.is_zipfile(path) else _read_legacy(path)
         tensors = _choose(dict(_state_dicts(state)), weights, path)
         if not tensors:
             raise UserError(
-                f"{path} holds no dict of tensors by name; write torch.save(model.state_dict(), "
-                "FILE)"
+                f"{path} has no dict of tensors by name; save one with "
+                "torch.save(model.state_dict(), FILE)"
             )
         return {name: tensor.read(memory(tensor.storage)) for name, tensor in tensors.items()}
     except UserError:
         raise
-    except Exception as error:  # A damaged pickle raises a dozen kinds of error.
-        raise UserError(f"{path} is a damaged or foreign PyTorch file: {error}") from None
+    except Exception as error:  # A damaged pickle raises a dozen types of error.
+        raise UserError(f"{path} is a damaged or unsupported PyTorch file: {error}") from None
 
 
 def _state_dicts(state: Any, key: str = "", depth: int = NESTED) -> Iterator[tuple[str, Any]]:
-    """Every dict that has tensors, by its key: "", "state_dict" or "state/model"."""
+    """Yields the key ("", "state_dict", "state/model") and tensors of every dict with tensors."""
     items = state.items() if isinstance(state, dict) else ()
     if tensors := {str(name): value for name, value in items if isinstance(value, Tensor)}:
         yield key, tensors
@@ -189,9 +189,9 @@ def _state_dicts(state: Any, key: str = "", depth: int = NESTED) -> Iterator[tup
 def _choose(
     dicts: dict[str, dict[str, Tensor]], weights: str, path: pathlib.Path
 ) -> dict[str, Tensor]:
-    """The state dict that `weights` stands for; a UserError where it could be several or is none.
+    """Returns the state dict that `weights` selects; raises UserError if none or several fit.
 
-    State of an optimizer or of random numbers, which has no names of weights, doesn't count.
+    Dicts without names of weights, such as an optimizer's state or random state, are ignored.
     """
     if weights in dicts:
         return dicts[weights]
@@ -231,10 +231,10 @@ def _read_zip(path: pathlib.Path) -> tuple[Any, Callable[[Storage], bytes]]:
 def _read_legacy(path: pathlib.Path) -> tuple[Any, Callable[[Storage], bytes]]:
     with open(path, "rb") as file:
         if _Unpickler(file, path).load() != MAGIC:
-            raise ValueError("it is a pickle of something else")
+            raise ValueError("it is a pickle of something else than tensors")
         protocol, system = (_Unpickler(file, path).load() for _ in range(2))
         if protocol != PROTOCOL or not system["little_endian"]:
-            raise ValueError("it doesn't start as one")
+            raise ValueError("its protocol or byte order is not supported")
         unpickler = _Unpickler(file, path)
         state, memory = unpickler.load(), {}
         for key in _Unpickler(file, path).load():
@@ -244,5 +244,5 @@ def _read_legacy(path: pathlib.Path) -> tuple[Any, Callable[[Storage], bytes]]:
                 raise ValueError(f"storage {key} has {count} numbers, not {storage.count}")
             memory[key] = file.read(min(count * storage.dtype.itemsize, path.stat().st_size))
             if len(memory[key]) != count * storage.dtype.itemsize:
-                raise ValueError("it is cut short")
+                raise ValueError("it is truncated")
     return state, lambda storage: memory[storage.key]

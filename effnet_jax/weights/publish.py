@@ -1,4 +1,4 @@
-"""Weights as a repository of the Hugging Face Hub: safetensors, config.json and a model card."""
+"""Publishes weights on the Hugging Face Hub, as safetensors, config.json and a model card."""
 
 import json
 import pathlib
@@ -15,7 +15,7 @@ from effnet_jax.weights import WRITTEN, Weights, hub, ours, save, timm
 
 CARD = pathlib.Path(__file__).with_name("card.md")
 CONFIG = "config.json"
-# Values that are places on the machine of a run.
+# Values that are paths on the machine of a run.
 PLACES = re.compile(r"config\.(data\.data_dir|init\.weights|evaluations)\b")
 
 
@@ -29,28 +29,28 @@ def write(
     names: str | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Writes what a repository has into a folder, which `weights.load` reads.
+    """Writes the files of a repository into a folder, which `weights.load` can read.
 
     Args:
-      folder: made where it is missing.
-      weights: what to publish.
+      folder: created if missing.
+      weights: the weights to publish.
       repository: ORG/NAME.
-      license: as the Hub names it, such as "apache-2.0".
-      source: what the weights were loaded from; of a run the card has data, recipe and scores.
-      which: of a run, "ema" or "raw".
-      names: "timm" with its config.json, or "ours"; None: timm's where timm has the network.
+      license: the Hub's name of it, such as "apache-2.0".
+      source: the source of the weights; for a run, the card has its data, recipe and scores.
+      which: for a run, "ema" or "raw".
+      names: "timm" with its config.json, or "ours"; None: "timm" if timm has the network.
       overwrite: whether existing files may be replaced.
 
-    Raises UserError where a file exists or can't be written, or timm has no such network.
+    Raises UserError if a file exists or can't be written, or if timm does not have the network.
     """
     check_choice("names", names or "ours", WRITTEN)
     name = timm.name_of(weights)
     if names == "timm" and name is None:
-        raise UserError("timm has no network like these weights; --names=ours publishes them")
+        raise UserError("timm has no network for these weights; --names=ours publishes them")
     name = None if names == "ours" else name
     paths = [folder / each for each in (hub.FILES[0], CONFIG, "README.md")]
-    if not overwrite and (there := [each for each in paths if each.exists()]):
-        raise UserError(f"{there[0]} is there already; --overwrite replaces it")
+    if not overwrite and (existing := [each for each in paths if each.exists()]):
+        raise UserError(f"{existing[0]} already exists; --overwrite replaces it")
     save(paths[0], weights, "timm" if name else "ours", overwrite)
     config = (
         timm.to_config(weights, name) if name else json.loads(ours.to_metadata(weights)[ours.KEY])
@@ -83,7 +83,7 @@ def _card(
 
 
 def _describe_run(source: pathlib.Path, step: int | None, which: str) -> dict[str, Any] | None:
-    """Data, recipe, scores and commit; None where the source is no workdir nor in one."""
+    """Returns data, recipe, scores and commit; None if the source is not a run."""
     workdir = source.parent.parent if source.parent.name == ours.FOLDER else source
     starts = files.read_rows(workdir / "runs.jsonl")
     if step is None or not starts:
@@ -109,9 +109,9 @@ def _describe_run(source: pathlib.Path, step: int | None, which: str) -> dict[st
 
 
 def push(folder: pathlib.Path, repository: str, overwrite: bool) -> str:
-    """Uploads a folder, and returns the address; raises UserError where the Hub refuses.
+    """Uploads a folder and returns its URL; raises UserError if the Hub refuses.
 
-    A repository that exists gets a new version if `overwrite` is set.
+    An existing repository gets a new version if `overwrite` is set.
     """
     api = hub.library(f"hf://{repository}").HfApi()
     try:

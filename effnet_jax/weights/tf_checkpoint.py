@@ -16,7 +16,7 @@ from effnet_jax.models.efficientnet import VARIANTS
 from effnet_jax.weights.names import TENSORFLOW, WHICH, Array, Names, by_plain_name
 
 EMA = "/ExponentialMovingAverage"
-# A layer and its normalisation, by role, where no number follows.
+# Names of a layer and its normalisation, by role, if no number follows.
 PARTS = {
     "stem/conv": ("stem/conv2d", "stem/tpu_batch_normalization"),
     "squeeze_excite/reduce": ("se/conv2d", ""),
@@ -24,19 +24,19 @@ PARTS = {
     "head/conv": ("head/conv2d", "head/tpu_batch_normalization"),
     "classifier": ("head/dense", ""),
 }
-# The model's own name before these is dropped: efficientnet-b0, efficientnetv2-s.
+# The model's name before these (efficientnet-b0, efficientnetv2-s) is dropped.
 VARIABLE = re.compile(
     r"(?:[^/]+/)?((?:stem|head|blocks_\d+)/(?:se/)?(?:conv2d|depthwise_conv2d|dense|"
     rf"tpu_batch_normalization|batch_normalization)(?:_\d+)?/\w+)({EMA})?"
 )
-# State of the optimizer, and the step.
+# Names of the optimizer's state and of the step.
 SLOT = re.compile(r".*/(RMSProp|Momentum|Adam)(_\d+)?|(.*/)?global_step|.*_CHECKPOINTABLE.*")
 
 
 def _parts(array: Array) -> tuple[str, str]:
     if array.role in PARTS:
         return PARTS[array.role]
-    # TensorFlow numbers layers of a kind from the second on.
+    # TensorFlow numbers layers of the same kind, starting with the second.
     norm = "tpu_batch_normalization" + (f"_{array.norm}" if array.norm else "")
     if array.role == "depthwise":
         return "depthwise_conv2d", norm
@@ -48,7 +48,7 @@ def clean(found: Iterable[str], weights: str) -> dict[str, str]:
     found, weights = list(found), check_choice("weights", weights, WHICH)
     if weights == "ema" and not any(name.endswith(EMA) for name in found):
         raise UserError(
-            "the checkpoint has no averages (.../ExponentialMovingAverage); --weights=raw takes "
+            "the checkpoint has no averages (.../ExponentialMovingAverage); --weights=raw reads "
             "the variables themselves"
         )
     kept = []
@@ -73,11 +73,11 @@ NAMES = Names(
 
 
 def _preprocess(model: str) -> dict[str, Any]:
-    """The keys of a Preprocess in which the reference's evaluation differs from the family.
+    """Returns the values of a Preprocess that differ in the reference's evaluation.
 
-    Released checkpoints go with a margin of 32 pixels, which tensorflow/tpu had until 2021. Lite's
-    published accuracy is reached with bilinear resizing, which its present code doesn't choose.
-    V2 from S on has its own preprocessing (google/automl efficientnetv2/preprocessing.py).
+    Released checkpoints need a margin of 32 pixels, which tensorflow/tpu had until 2021. Lite
+    reaches its published accuracy with bilinear resizing, which the current code does not choose.
+    V2 S to XL have their own preprocessing (google/automl efficientnetv2/preprocessing.py).
     """
     base = VARIANTS[model].base
     if re.fullmatch("efficientnet_v2_.+", base):
@@ -91,7 +91,7 @@ PREPROCESS = {model: _preprocess(model) for model in VARIANTS}
 
 
 def find(path: pathlib.Path) -> str | None:
-    """The prefix of a checkpoint's files, given that, one of them, or their folder; else None."""
+    """Returns a checkpoint's prefix, for the prefix, one of its files or its folder; else None."""
     if path.is_dir():
         state, found = path / "checkpoint", [*path.glob("*.index")]
         if state.is_file() and (match := re.search(r'"(.+?)"', state.read_text(errors="replace"))):
@@ -102,7 +102,7 @@ def find(path: pathlib.Path) -> str | None:
 
 
 def read(prefix: str) -> dict[str, np.ndarray]:
-    """The variables and their averages, by name."""
+    """Reads the variables and their averages, by name."""
     try:
         import tensorflow as tf
     except ImportError:
@@ -114,5 +114,5 @@ def read(prefix: str) -> dict[str, np.ndarray]:
         reader = tf.train.load_checkpoint(prefix)
         found = [name for name in reader.get_variable_to_shape_map() if not SLOT.fullmatch(name)]
         return {name: np.asarray(reader.get_tensor(name)) for name in found}
-    except Exception as error:  # TensorFlow's own kinds.
+    except Exception as error:  # TensorFlow's own types of error.
         raise UserError(f"can't read the checkpoint {prefix}: {error}") from None

@@ -1,7 +1,7 @@
 """timm and geffnet (huggingface/pytorch-image-models, rwightman/gen-efficientnet-pytorch).
 
-One set of names has two kinds of weights, which the names do not distinguish: TensorFlow's (models
-called tf_efficientnet...) and timm's own. Settings: timm/models/efficientnet.py at aa4b585.
+Two kinds of weights have the same names for their arrays: TensorFlow's (models called
+tf_efficientnet...) and timm's own. Settings: timm/models/efficientnet.py at aa4b585.
 """
 
 import json
@@ -16,7 +16,7 @@ from effnet_jax.models.efficientnet import VARIANTS
 from effnet_jax.weights.names import OUTPUTS, TORCH, Array, Names
 
 NORMALIZED = {name: {"mean": mean, "std": std} for name, (mean, std) in NORMALIZATIONS.items()}
-# A layer and its normalisation, by role, where the block doesn't matter.
+# Names of a layer and its normalisation, by role, if they do not depend on the block.
 PARTS = {
     "stem/conv": ("conv_stem", "bn1"),
     "squeeze_excite/reduce": ("se.conv_reduce", ""),
@@ -55,13 +55,13 @@ def recipe(
     interpolation: str = "bicubic",
     squash: bool = False,
 ) -> dict[str, Any]:
-    """The keys of a `Preprocess` that a model's settings stand for, in timm or torchvision.
+    """Returns the values of a `Preprocess` for a model's settings in timm or torchvision.
 
     Args:
-      crop: side of the central square over the resized shorter side.
+      crop: side of the central square divided by the resized shorter side.
       size: side of the square in pixels; None: the model's own.
       normalization: a name in `config.NORMALIZATIONS`.
-      interpolation: Pillow's.
+      interpolation: one of Pillow's.
       squash: whether both sides are resized to one length; with crop 1 that is the whole image.
     """
     return {
@@ -77,7 +77,7 @@ def _numbered(family: str, crops: tuple[float, ...], **others: Any) -> dict[str,
     return {f"{family}{number}": recipe(crop, **others) for number, crop in enumerate(crops)}
 
 
-# For tf_efficientnet..., all tags but AdvProp's and ImageNet-21k's, which normalise as "inception".
+# For tf_efficientnet..., except AdvProp's and ImageNet-21k's tags, which normalise as "inception".
 TENSORFLOW = {
     **_numbered("b", (0.875, 0.882, 0.890, 0.904, 0.922, 0.934, 0.942, 0.949, 0.954)),
     "l2": recipe(0.96),
@@ -91,13 +91,13 @@ TENSORFLOW = {
     "v2-s": recipe(1.0, None, "inception"),
     **dict.fromkeys(("v2-m", "v2-l", "v2-xl"), recipe(1.0, None, "inception", squash=True)),
 }
-# By timm's name, where the tag has other settings than the model.
+# By timm's name, if the tag's settings differ from the model's.
 TAGGED = {
     "tf_efficientnet_l2.ns_jft_in1k_475": recipe(0.936, 475),
     "tf_efficientnetv2_b3.in21k_ft_in1k": recipe(0.9, None, "inception", squash=True),
     "tf_efficientnetv2_b3.in21k": recipe(0.904, None, "inception"),
 }
-# For timm's own: the tag that create_model loads, or the settings of a model without weights.
+# timm's own weights: the tag that create_model loads, or the settings of a model without weights.
 OWN = {
     **{model: values | NORMALIZED["imagenet"] for model, values in TENSORFLOW.items()},
     "b1": recipe(1.0, 288, "inception"),
@@ -116,7 +116,7 @@ TAGS = {"in1k": "imagenet", "in21k": "imagenet21k"}
 
 
 def model_of(architecture: str) -> str | None:
-    """Our name of a model by timm's, as in "tf_efficientnetv2_b0.in1k"; None: we don't have it."""
+    """Returns our name for timm's, such as "tf_efficientnetv2_b0.in1k"; None if we have no such."""
     match = re.fullmatch(r"(?:tf_)?efficientnet(v2)?_(\w+?)(?:\..*)?", architecture)
     if not match:
         return None
@@ -128,7 +128,7 @@ def model_of(architecture: str) -> str | None:
 
 
 def name_of(weights: Any) -> str | None:
-    """timm's name of the network of `weights.Weights`; None: timm has no such network."""
+    """Returns timm's name for the network of `weights.Weights`; None if timm does not have it."""
     config = weights.config
     scaled = models.coefficients(config)
     scale = config.base, scaled.width, scaled.depth
@@ -144,9 +144,9 @@ def name_of(weights: Any) -> str | None:
 
 
 def to_config(weights: Any, name: str) -> dict[str, Any]:
-    """The config.json of weights of a network that timm calls `name`, which `read_config` reads.
+    """Returns a config.json, as read by `read_config`, for a network that timm calls `name`.
 
-    timm has fewer rules for the crop and for resizing: the nearest that it has are written.
+    timm has fewer rules for crops and resizing; the nearest ones are written.
     """
     made = weights.preprocess
     side, rule = made["resolution"], made["crop_rule"]
@@ -173,8 +173,9 @@ def to_config(weights: Any, name: str) -> dict[str, Any]:
 
 
 def by_name(architecture: str) -> dict[str, Any]:
-    """What timm's name of a model states, as "tf_efficientnet_b0.ap_in1k": model, origin and
-    preprocess; empty where it is no name of a model that we have.
+    """Returns model, origin and preprocess for timm's name, such as "tf_efficientnet_b0.ap_in1k".
+
+    The dict is empty if we do not have the model.
     """
     model, is_ported = model_of(architecture), architecture.startswith("tf_")
     if model is None:
@@ -187,13 +188,13 @@ def by_name(architecture: str) -> dict[str, Any]:
 
 
 def read_config(path: pathlib.Path) -> dict[str, Any]:
-    """What a config.json as in timm's repositories states about the weights next to it.
+    """Reads the facts that a config.json of timm states about the weights next to it.
 
     Returns:
-      model, origin, preprocess and classes; empty where the file is missing, or another program's.
+      model, origin, preprocess and classes; empty if the file is missing or not timm's.
 
     Raises:
-      UserError: the file is damaged, or lacks a value of timm's.
+      UserError: the file is damaged, or lacks a value that timm writes.
     """
     try:
         content = json.loads(path.read_text())
@@ -202,16 +203,16 @@ def read_config(path: pathlib.Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UserError(
             f"can't read {path}, which may state the preprocessing of the weights next to it: "
-            f"{error}; get it again, or remove it"
+            f"{error}; download it again, or remove it"
         ) from None
     if not isinstance(content, dict) or not {"architecture", "pretrained_cfg"} <= content.keys():
         return {}
     try:
         name, settings = content["architecture"], content["pretrained_cfg"]
-        # Optional keys, in a file that isn't ours.
+        # The file is not ours, so some keys are optional.
         *_, height, width = settings.get("test_input_size") or settings["input_size"]
         if height != width:
-            raise ValueError(f"images of {height} x {width} pixels, which are no squares")
+            raise ValueError(f"images of {height} x {width} pixels are not square")
         preprocess = recipe(
             float(settings.get("test_crop_pct") or settings["crop_pct"]),
             width,
@@ -223,21 +224,21 @@ def read_config(path: pathlib.Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         why = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise UserError(
-            f"{path} doesn't state the preprocessing of the weights next to it: {why}. Mend it, or "
-            "remove it"
+            f"{path} doesn't state the preprocessing of the weights next to it: {why}. Correct it, "
+            "or remove it"
         ) from None
     origin = "timm_tf" if name.startswith("tf_") else "timm"
     return {"model": model, "origin": origin, "preprocess": preprocess, "classes": classes}
 
 
 def _classes(content: dict[str, Any], tag: str) -> str | list[str] | None:
-    """The label names of a config.json; or what its tag stands for, with that many outputs.
+    """Returns the label names of a config.json, or the tag's set of classes if its size fits.
 
     A fine-tuned model keeps the tag of the weights that it started from.
     """
     outputs, settings = content.get("num_classes"), content.get("pretrained_cfg", {})
     names = content.get("label_names") or settings.get("label_names")
-    if isinstance(names, dict):  # By the number of the output, with gaps.
+    if isinstance(names, dict):  # The keys are numbers of outputs; some may be missing.
         names = [names.get(str(number), f"class {number}") for number in range(outputs)]
     if names:
         return [str(name) for name in names]

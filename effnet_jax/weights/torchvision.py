@@ -1,6 +1,6 @@
 """torchvision (pytorch/vision, torchvision/models/efficientnet.py).
 
-Its B5 to B7 are TensorFlow's weights, and it runs them with PyTorch's padding all the same.
+Its B5 to B7 have TensorFlow's weights, although torchvision runs them with PyTorch's padding.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ def _parts(array: Array) -> tuple[str, str]:
         return "classifier.1", ""
     if array.role in ("stem/conv", "head/conv"):
         path = f"features.{0 if array.role == 'stem/conv' else array.stages + 1}"
-    else:  # By number in the block; the two layers of squeeze-excitation have one.
+    else:  # Numbered in the block; the two layers of squeeze-excitation share a number.
         modules = list(dict.fromkeys(role.partition("/")[0] for role in array.roles))
         path = str(modules.index(array.role.partition("/")[0]))
     return f"{path}.{SQUEEZE.get(array.role, '0')}", f"{path}.1"
@@ -29,8 +29,7 @@ NAMES = Names(
     **TORCH,
 )
 TORCH_EPSILON = ("b0", "b1", "b2", "b3", "b4")  # Models with PyTorch's epsilon of BatchNorm.
-# For each model's DEFAULT weights; the crop is from the sides of the square and of what it is cut
-# from.
+# For each model's DEFAULT weights; the crop is the square's side divided by the resized side.
 RECIPES = {
     "b0": recipe(224 / 256, 224),
     "b1": recipe(240 / 255, 240, interpolation="bilinear"),
@@ -44,11 +43,11 @@ RECIPES = {
     "v2-m": recipe(480 / 480, 480, interpolation="bilinear"),
     "v2-l": recipe(480 / 480, 480, "inception"),
 }
-# By the start of a file's name, as it is downloaded: IMAGENET1K_V1 of B1, before its DEFAULT.
+# By the start of a downloaded file's name: B1's IMAGENET1K_V1, which is older than its DEFAULT.
 OLDER = {"efficientnet_b1_rwightman": recipe(240 / 256, 240)}
 
 
 def by_file(name: str) -> dict[str, Any]:
-    """What a file's name states: origin and preprocess; empty where that is nothing."""
+    """Returns the origin and preprocess that a file's name implies; empty if it implies none."""
     found = [each for start, each in OLDER.items() if name.startswith(start)]
     return {"origin": "torchvision", "preprocess": found[0]} if found else {}

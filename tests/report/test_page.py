@@ -259,7 +259,7 @@ def test_table_5_takes_rows_of_evaluations_by_data_set_split_and_metric(tmp_path
     (point,) = results.read([path]).transfer("here", paper.transfer()["Flowers"])
     assert "after 2,000 steps at batch 256" in results.describe([point])
     path.write_text(EVALUATIONS.replace("28549782", "many"))
-    with pytest.raises(UserError, match="no number"):
+    with pytest.raises(UserError, match="not a whole number"):
         results.read([path])
 
 

@@ -141,11 +141,11 @@ def test_what_a_spreadsheet_saves_is_read_or_refused_by_name(tmp_path):
     path.write_text(text * 2)  # One file after the other, with its header.
     assert results.read([tmp_path]).runs == expected
     path.write_text(text, encoding="utf-16")
-    with pytest.raises(UserError, match=r"can't read .*a\.csv: it is no text in UTF-8; save it"):
+    with pytest.raises(UserError, match=r"can't read .*a\.csv: it is not UTF-8 text; save it"):
         results.read([tmp_path])
     for old, new, message in (
         ("2026-11-22T10:00:00+00:00", "22/11/2026 10:00", r"a.csv, line 2: time is '22/11/2026 1"),
-        (",0.75,", ',"0,75",', r"a.csv, line 2: val/ema/top1 is '0,75', no number"),
+        (",0.75,", ',"0,75",', r"a.csv, line 2: val/ema/top1 is '0,75', not a number"),
         ("sweep,name", "seed,name", r"a.csv has the column 'seed' twice"),
         (",0.75,", ",0,75,", r"a.csv, line 2 has more cells than the file has columns"),
     ):
@@ -197,18 +197,18 @@ def test_other_tables_are_passed_over_in_a_folder_alone(tmp_path):
     [
         ({"top1": 75.0}, "line 2: val/ema/top1 is 75.0; accuracies are fractions"),
         ({"top1": "nan"}, "line 2: val/ema/top1 is nan"),
-        ({"multiply_adds": "6M"}, "line 2: multiply_adds is '6M', no number"),
-        ({"seed": ""}, "line 2: seed is '', no number"),
-        ({"parameters": "1.94E+06"}, r"line 2: parameters is '1.94E\+06', no number that is whole"),
-        ({"parameters": "304.000"}, "line 2: parameters is '304.000', no number that is whole"),
+        ({"multiply_adds": "6M"}, "line 2: multiply_adds is '6M', not a whole number"),
+        ({"seed": ""}, "line 2: seed is '', not a whole number"),
+        ({"parameters": "1.94E+06"}, r"line 2: parameters is '1.94E\+06', not a whole number"),
+        ({"parameters": "304.000"}, "line 2: parameters is '304.000', not a whole number"),
         ({"train_minutes": "nan"}, "line 2: train_minutes is nan, which is not finite"),
-        ({"train_minutes": "-3"}, "line 2: train_minutes is -3, and must be 0 or more"),
+        ({"train_minutes": "-3"}, "line 2: train_minutes is -3, but must be 0 or more"),
         ({"epochs": "inf"}, "line 2: epochs is inf, which is not finite"),
         ({"epochs": ""}, "line 2 has neither epochs nor steps"),
-        ({"multiply_adds": 0}, "line 2: multiply_adds is 0, and must be above 0"),
-        ({"val/ema/count": 0}, "line 2: val/ema/count is 0, and must be above 0"),
+        ({"multiply_adds": 0}, "line 2: multiply_adds is 0, but must be above 0"),
+        ({"val/ema/count": 0}, "line 2: val/ema/count is 0, but must be above 0"),
         ({"alpha": "nan"}, "line 2: alpha is nan"),
-        ({"val/ema/count": 0.5}, "line 2: val/ema/count is '0.5', no number"),
+        ({"val/ema/count": 0.5}, "line 2: val/ema/count is '0.5', not a whole number"),
     ],
 )
 def test_a_wrong_value_is_told_with_its_line(tmp_path, changes, message):

@@ -398,7 +398,7 @@ def test_rows_and_results_in_a_bucket(bucket):
         csv_rows.merge_csv(table, rows)
     found = {cells["name"]: cells["top1"] for cells, _ in csv_rows.read(table)[1]}
     assert found == {"a": "0.2", "b": "0.1"}
-    with pytest.raises(UserError, match="no table of results"):
+    with pytest.raises(UserError, match="not a results file"):
         csv_rows.merge_csv(path, [run])
 
 

@@ -68,7 +68,7 @@ def test_a_file_that_a_spreadsheet_saved_is_named(tmp_path, change):
     path = tmp_path / "rows.csv"
     rows = "a;b\n1;2\n" if ";" in change else "a,b\n1,2\n"
     path.write_text("\n".join(change.format(line) for line in rows.splitlines()), "utf-8")
-    with pytest.raises(UserError, match=r"rows\.csv has these columns as a spreadsheet writes"):
+    with pytest.raises(UserError, match=r"rows\.csv has these columns, but in the form"):
         csv_rows.check_append(path, ["a", "b"])
 
 
@@ -76,7 +76,7 @@ def test_a_file_that_a_spreadsheet_saved_is_named(tmp_path, change):
     ("data", "message"),
     [
         (b'a,b\n1,"2\n', "unexpected end of data; is a quotation mark missing"),
-        ("a,b\n1,2\n".encode("utf-16"), "it is no text in UTF-8"),
+        ("a,b\n1,2\n".encode("utf-16"), "it is not UTF-8 text"),
     ],
 )
 def test_a_file_that_would_swallow_a_row_is_refused(tmp_path, data, message):

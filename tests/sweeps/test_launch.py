@@ -173,7 +173,7 @@ def test_a_table_keeps_the_rows_of_runs_that_this_sweep_has_not(fake, tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("data,top1\ndigits/test,0.9\n", "is no table of results of a sweep"),
+        ("data,top1\ndigits/test,0.9\n", "is not a results file of a sweep"),
         ("name;time\ndepth_1;22/11/2026 10:00\n", "line 2: time is '22/11/2026 10:00'"),
         ("name,time\ndepth_1,2026-01-01,3\n", "line 2 has more cells than"),
     ],

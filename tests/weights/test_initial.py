@@ -54,7 +54,7 @@ def test_network_and_preprocessing_are_those_of_the_weights(experiment, tmp_path
     config, _ = initial.prepare(experiment, tmp_path)
     assert (config.model.resolution, config.preprocess.interpolation) == (24, "area")
     assert "except for interpolation=area, which the experiment sets" in said[0]
-    assert said[1] == "images have 24 px; those of the weights, 16"
+    assert said[1] == "images have 24 px; the weights are for 16 px"
     experiment.init.preprocess = "own"
     config, _ = initial.prepare(experiment, tmp_path)
     assert config.preprocess.crop_padding == 32
@@ -69,7 +69,7 @@ def test_weights_of_another_network_are_refused_by_name(tmp_path):
     experiment = folder.get_config()
     experiment.model.beta = 1.3
     experiment.init.weights = str(RUN)
-    with pytest.raises(UserError, match=r"and config\.model\.beta is set as well"):
+    with pytest.raises(UserError, match=r"but config\.model\.beta is set too"):
         initial.prepare(experiment, tmp_path)
     experiment = folder.get_config()
     with pytest.raises(UserError, match=r"config\.init\.weights is not set.*EXPERIMENT:b0"):

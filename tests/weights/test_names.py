@@ -51,7 +51,7 @@ def test_each_formats_names_are_told_from_the_others(key):
 
 
 def test_unknown_names_are_shown():
-    with pytest.raises(UserError, match=r"names of no format .* layer1\.0\.conv1\.weight"):
+    with pytest.raises(UserError, match=r"names of no known format .* layer1\.0\.conv1\.weight"):
         origins.detect(["layer1.0.conv1.weight"], "file")
 
 

@@ -82,7 +82,7 @@ def test_tensors_that_are_not_their_numbers_are_refused(tmp_path):
 def test_a_tensor_that_lies_outside_of_its_storage_is_refused(tmp_path, zipped, strides):
     path = tmp_path / "weights.pth"
     write_pth(path, {"a": np.ones((4, 3), np.float32)}, zipped, strides={"a": strides})
-    with pytest.raises(UserError, match="damaged or foreign"):
+    with pytest.raises(UserError, match="damaged or unsupported"):
         pth.read(path, "ema")
 
 
@@ -93,7 +93,7 @@ def test_a_truncated_file_is_refused_wherever_it_ends(tmp_path, zipped):
     whole = path.read_bytes()
     for length in range(3, len(whole), len(whole) // 50):
         path.write_bytes(whole[:length])
-        with pytest.raises(UserError, match="damaged or foreign"):
+        with pytest.raises(UserError, match="damaged or unsupported"):
             pth.read(path, "ema")
 
 
@@ -104,7 +104,7 @@ def test_a_flipped_bit_of_a_zip_is_noticed(tmp_path):
     whole = bytearray(path.read_bytes())
     whole[whole.find(array.tobytes()) + 1000] ^= 1
     path.write_bytes(whole)
-    with pytest.raises(UserError, match="damaged or foreign"):
+    with pytest.raises(UserError, match="damaged or unsupported"):
         pth.read(path, "ema")
 
 
@@ -115,10 +115,10 @@ def test_a_file_without_tensors_says_so(tmp_path):
         pth.read(path, "ema")
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("word/document.xml", "")
-    with pytest.raises(UserError, match=r"damaged or foreign .* an archive of word/document\.xml"):
+    with pytest.raises(UserError, match=r"damaged or uns.* an archive of word/document\.xml"):
         pth.read(path, "ema")
     path.write_bytes(pickle.dumps({"a": [1.0]}))
-    with pytest.raises(UserError, match=r"damaged or foreign .* a pickle of something else"):
+    with pytest.raises(UserError, match=r"damaged or unsupported .* a pickle of something else"):
         pth.read(path, "ema")
 
 
