@@ -13,12 +13,13 @@ from effnet_jax.errors import UserError, check_packages
 from effnet_jax.export.stablehlo import files
 from effnet_jax.run.files import read_json
 
+CONVERTER = "litert-converter==0.5.0"  # Its API differs between minor releases.
 FOLDED = True  # Whether the function to convert should have BatchNorm folded.
 
 
 def check_installed() -> None:
     """Raises UserError where a package is missing to write a file."""
-    check_packages("writing TFLite", "litert-converter", "ai-edge-litert")
+    check_packages("writing TFLite", CONVERTER, "ai-edge-litert")
 
 
 def convert(

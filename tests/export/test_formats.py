@@ -208,6 +208,9 @@ def test_what_cannot_be_written_or_read_is_reported(tmp_path, monkeypatch):
     onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=8), tmp_path / "o.onnx")
     with pytest.raises(UserError, match="not exported by this program"):
         export.read(tmp_path / "o.onnx")
+    monkeypatch.setitem(sys.modules, "litert_converter", None)
+    with pytest.raises(UserError, match=r"pip install litert-converter==0\.5\.0"):
+        export.write(tmp_path / "new.tflite", weights)
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(UserError, match="needs onnxruntime: pip install onnxruntime"):
         export.write(tmp_path / "new.onnx", weights)
