@@ -1,4 +1,4 @@
-"""Maps drawn over the images that they explain."""
+"""Pictures of maps over the images that they explain."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from effnet_jax.data.preprocess import Preprocess
 
 DPI = 110
 TEXT = 9
-TALLEST = 3  # Of a cell, relative to its width; taller images are drawn narrower.
+TALLEST = 3  # Maximum height of a cell over its width. Taller images are drawn narrower.
 
 
 def draw(

@@ -377,7 +377,7 @@ def save(
     check_local("path", path)
     path = pathlib.Path(path).expanduser()
     if path.exists() and not overwrite:
-        raise UserError(f"{path} is there already; --overwrite replaces it")
+        raise UserError(f"{path} already exists; --overwrite replaces it")
     if names == "timm" and weights.config.base not in FAMILIES:
         raise UserError(f"timm's names exist for EfficientNets alone, not {weights.config.base}")
     flat, format = flax.traverse_util.flatten_dict(weights.variables, sep="/"), NAMES[names]

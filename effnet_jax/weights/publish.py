@@ -1,4 +1,4 @@
-"""Weights as a repository of the Hugging Face Hub: safetensors, config.json and a model card."""
+"""Publishes weights on the Hugging Face Hub: safetensors, config.json and a model card."""
 
 import json
 import pathlib
@@ -15,7 +15,7 @@ from effnet_jax.weights import WRITTEN, Weights, hub, ours, save, timm
 
 CARD = pathlib.Path(__file__).with_name("card.md")
 CONFIG = "config.json"
-# Values that are places on the machine of a run.
+# Config keys whose values are paths on the machine of a run.
 PLACES = re.compile(r"config\.(data\.data_dir|init\.weights|evaluations)\b")
 
 
@@ -29,28 +29,29 @@ def write(
     names: str | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Writes what a repository has into a folder, which `weights.load` reads.
+    """Writes the files of a repository to a folder, which `weights.load` reads.
 
     Args:
-      folder: made where it is missing.
-      weights: what to publish.
+      folder: the folder; created if it is missing.
+      weights: the weights to publish.
       repository: ORG/NAME.
-      license: as the Hub names it, such as "apache-2.0".
-      source: what the weights were loaded from; of a run the card has data, recipe and scores.
-      which: of a run, "ema" or "raw".
-      names: "timm" with its config.json, or "ours"; None: timm's where timm has the network.
-      overwrite: whether existing files may be replaced.
+      license: name of the licence on the Hub, such as "apache-2.0".
+      source: what the weights were loaded from; for a run, the card has data, recipe and scores.
+      which: "ema" or "raw", the weights of a run.
+      names: names of the arrays: "timm", with timm's config.json, or "ours"; None means timm's if
+        timm has the network.
+      overwrite: replace existing files.
 
-    Raises UserError where a file exists or can't be written, or timm has no such network.
+    Raises UserError if a file exists or can't be written, or if timm lacks the network.
     """
     check_choice("names", names or "ours", WRITTEN)
     name = timm.name_of(weights)
     if names == "timm" and name is None:
-        raise UserError("timm has no network like these weights; --names=ours publishes them")
+        raise UserError("timm has no network for these weights; --names=ours publishes them")
     name = None if names == "ours" else name
     paths = [folder / each for each in (hub.FILES[0], CONFIG, "README.md")]
-    if not overwrite and (there := [each for each in paths if each.exists()]):
-        raise UserError(f"{there[0]} is there already; --overwrite replaces it")
+    if not overwrite and (existing := [each for each in paths if each.exists()]):
+        raise UserError(f"{existing[0]} already exists; --overwrite replaces it")
     save(paths[0], weights, "timm" if name else "ours", overwrite)
     config = (
         timm.to_config(weights, name) if name else json.loads(ours.to_metadata(weights)[ours.KEY])
@@ -65,6 +66,7 @@ def write(
 def _card(
     weights: Weights, repository: str, license: str, source: str, which: str, name: str | None
 ) -> str:
+    """Returns the text of the model card."""
     options = {"trim_blocks": True, "lstrip_blocks": True, "undefined": jinja2.StrictUndefined}
     return jinja2.Template(CARD.read_text(), **options, keep_trailing_newline=True).render(
         repository=repository,
@@ -83,7 +85,7 @@ def _card(
 
 
 def _describe_run(source: pathlib.Path, step: int | None, which: str) -> dict[str, Any] | None:
-    """Data, recipe, scores and commit; None where the source is no workdir nor in one."""
+    """Returns data, recipe, scores and commit of a run; None if the source is not from a run."""
     workdir = source.parent.parent if source.parent.name == ours.FOLDER else source
     starts = files.read_rows(workdir / "runs.jsonl")
     if step is None or not starts:
@@ -109,9 +111,9 @@ def _describe_run(source: pathlib.Path, step: int | None, which: str) -> dict[st
 
 
 def push(folder: pathlib.Path, repository: str, overwrite: bool) -> str:
-    """Uploads a folder, and returns the address; raises UserError where the Hub refuses.
+    """Uploads a folder and returns its address; raises UserError if the Hub refuses it.
 
-    A repository that exists gets a new version if `overwrite` is set.
+    With `overwrite`, an existing repository gets a new version.
     """
     api = hub.library(f"hf://{repository}").HfApi()
     try:

@@ -134,14 +134,17 @@ def test_what_has_no_map_is_refused(small):
     model, variables, images, classes, _ = small
     for method, layer, message in (
         ("gradcam", "stage9", "this network has: stem, stage1, .*, head$"),
-        ("cam", "stage1", "cam needs the features .* layer head; for stage1 choose layercam"),
-        ("occlusion", "head", "has no layer"),
+        ("cam", "stage1", "only the last layer, head, .*; for stage1 choose layercam"),
+        ("occlusion", "head", "leave out layer head"),
         ("gradcm", None, "did you mean: gradcam"),
     ):
         with pytest.raises(UserError, match=message):
             explain.maps(model, variables, images, classes, method, layer)
     with pytest.raises(UserError, match=r"of shape \[2\] or \[2, K\]; got \[1, 2\]"):
         explain.maps(model, variables, images, classes[:1])
+    for wrong in (10, -1):  # JAX would take the nearest, or count from the end.
+        with pytest.raises(UserError, match=rf"classes must be 0 to 9; got \[0, {wrong}\]"):
+            explain.maps(model, variables, images, [0, wrong])
 
 
 def test_a_network_without_a_head_is_explained_at_its_last_stage():

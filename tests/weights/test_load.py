@@ -123,7 +123,7 @@ def test_metadata_that_was_edited_is_named(tmp_path):
 def test_nothing_is_overwritten_unasked(tmp_path):
     path = tmp_path / "w.safetensors"
     path.write_text("precious")
-    with pytest.raises(UserError, match="there already"):
+    with pytest.raises(UserError, match="already exists"):
         weights.save(path, random_weights())
     assert path.read_text() == "precious"
     mode = path.stat().st_mode

@@ -121,7 +121,7 @@ def test_an_upload_is_asked_for_once_and_refusals_are_told(tmp_path, workdir, mo
         (["--to=hf://org/net", LICENSE], "pip install huggingface_hub"),
         (["--to=hf://org/net"], "needs --license"),
         (["--to=hf://org", LICENSE, dry], "write hf://ORG/NAME"),
-        (["--to=hf://org/net", LICENSE, dry], "is there already; --overwrite replaces it"),
+        (["--to=hf://org/net", LICENSE, dry], "already exists; --overwrite replaces it"),
         (["--to=hf://org/net", LICENSE, dry, "--overwrite", "--names=timm"], "timm has no network"),
         (["--to=hf://org/net", LICENSE, dry, "--names=keras"], "unknown names 'keras'"),
         ([f"--to={tmp_path / 'x.safetensors'}", LICENSE], "go with --to=hf://ORG/NAME"),
