@@ -5,6 +5,7 @@ import functools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from effnet_jax.errors import UserError, check_choice
 from effnet_jax.models.network import Network
@@ -81,8 +82,9 @@ def maps(
         wanted = f"[{images.shape[0]}] or [{images.shape[0]}, K]"
         raise UserError(f"classes must be of shape {wanted}; got {list(classes.shape)}")
     outputs = variables["params"]["classifier"]["kernel"].shape[-1]
-    known = isinstance(classes, jax.core.Tracer) or ((classes >= 0) & (classes < outputs)).all()
-    if not known:
+    # NumPy, because inside jit JAX also traces operations on arrays that are known.
+    numbers = () if isinstance(classes, jax.core.Tracer) else np.asarray(classes).ravel()
+    if not all(0 <= number < outputs for number in numbers):
         raise UserError(f"classes must be 0 to {outputs - 1}; got {classes.tolist()}")
     result = _maps(model, variables, images, jnp.atleast_2d(classes.T).T, method, layer)
     return result if classes.ndim == 2 else result[:, 0]

@@ -92,9 +92,13 @@ def test_gradients_of_an_early_layer_are_those_of_finite_differences(small):
     model, variables, images, classes, _ = small
     layer = "stage2"
     arguments = model, variables, images, classes
-    (features, slopes), found = jax.jit(
-        lambda: (explain._slopes(*arguments, layer), explain.maps(*arguments, "layercam", layer))
-    )()
+
+    @jax.jit
+    def compute():
+        kinds = [explain.maps(*arguments, kind, layer) for kind in ("layercam", "gradcam")]
+        return explain._slopes(*arguments, layer), *kinds
+
+    (features, slopes), found, gradcam = compute()
     channel = int(jnp.argmax(jnp.abs(slopes.mean((2, 3)))[0, 0]))
 
     @jax.jit
@@ -112,6 +116,8 @@ def test_gradients_of_an_early_layer_are_those_of_finite_differences(small):
     assert found.shape == (2, 2, *features.shape[1:3]) and (found >= 0).all()
     wanted = (features[:, None] * jnp.maximum(slopes, 0)).sum(-1)
     np.testing.assert_allclose(found, jnp.maximum(wanted, 0), rtol=1e-4, atol=1e-6)
+    wanted = (features[:, None] * slopes.mean((2, 3), keepdims=True)).sum(-1)
+    np.testing.assert_allclose(gradcam, jnp.maximum(wanted, 0), rtol=1e-4, atol=1e-6)
 
 
 def test_occlusion_is_the_loss_of_probability_where_the_window_is(small):
