@@ -86,7 +86,8 @@ def explainer(model: Any, preprocess: Any, args: argparse.Namespace, fixed: int 
         probabilities = jax.nn.softmax(model.apply(variables, images, train=False)[0][0])
         order = jnp.argsort(-probabilities)
         if fixed is not None:
-            order = jnp.concatenate([jnp.array([fixed]), order[jnp.argsort(order == fixed)]])
+            others = order[jnp.argsort(order == fixed)][:-1]
+            order = jnp.concatenate([jnp.array([fixed]), others])
         chosen = order[: args.top + (fixed is not None)]
         found = explain.maps(model, variables, images, chosen[None], args.method, args.layer)
         return chosen, probabilities[chosen], found[0]

@@ -58,13 +58,14 @@ def test_the_crop_is_drawn_in_the_original_s_proportions(tmp_path, monkeypatch, 
     Image.new("RGB", (60, 20), "red").save(tmp_path / "wide.png")
     drawn = []
     draw = drawing.draw
-    monkeypatch.setattr(drawing, "draw", lambda rows: drawn.extend(*rows) or draw(rows))
-    flags = [f"--weights={file}", f"--out={tmp_path / 'out'}", "--class=7", "--top=1"]
+    monkeypatch.setattr(drawing, "draw", lambda rows: [drawn.extend(row) for row in rows] and draw(rows))
+    flags = [f"--weights={file}", f"--out={tmp_path / 'out'}", "--class=7", "--top=10"]
     run(tmp_path / "wide.png", *flags, "--method=layercam", "--layer=stage2")
     (image, none, _), *rest = drawn
     assert image.shape == (20, 60, 3) and none is None
-    assert rest[0][2].startswith("7 ") and len(rest) == 2
+    assert rest[0][2].startswith("7 ")
     assert rest[0][1].shape == (8, 8)
+    assert sorted(title[0] for *_, title in rest) == [*"0123456789"]  # Each class once.
 
 
 @pytest.mark.parametrize(
