@@ -58,7 +58,12 @@ def test_the_crop_is_drawn_in_the_original_s_proportions(tmp_path, monkeypatch, 
     Image.new("RGB", (60, 20), "red").save(tmp_path / "wide.png")
     drawn = []
     draw = drawing.draw
-    monkeypatch.setattr(drawing, "draw", lambda rows: [drawn.extend(row) for row in rows] and draw(rows))
+
+    def watch(rows):
+        drawn.extend(cell for row in rows for cell in row)
+        return draw(rows)
+
+    monkeypatch.setattr(drawing, "draw", watch)
     flags = [f"--weights={file}", f"--out={tmp_path / 'out'}", "--class=7", "--top=10"]
     run(tmp_path / "wide.png", *flags, "--method=layercam", "--layer=stage2")
     (image, none, _), *rest = drawn
