@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 # Exit code: the same command continues (EX_TEMPFAIL: a scheduler may queue it again).
 RETRY = 75
+LISTED = 50  # Options in a message, at most.
 
 
 class UserError(ValueError):
@@ -48,7 +49,9 @@ def near(name: str, options: Iterable[str], count: int = 4) -> str:
     """Returns the options most similar to `name`, or all if none is, as text for a message."""
     options = [str(option) for option in options]
     found = difflib.get_close_matches(str(name), options, n=count, cutoff=0.5)
-    return ", ".join(found or sorted(options))
+    listed = found or sorted(options)
+    more = [f"... ({len(listed)} in all)"] if len(listed) > LISTED else []
+    return ", ".join([*listed[:LISTED], *more])
 
 
 def check_choice(what: str, name: str, options: Iterable[str]) -> str:
@@ -60,7 +63,11 @@ def check_choice(what: str, name: str, options: Iterable[str]) -> str:
 
 
 def check_packages(what: str, *names: str) -> None:
-    """Raises UserError, with the command that installs them, if packages are missing."""
-    missing = [name for name in names if not importlib.util.find_spec(name.replace("-", "_"))]
+    """Raises UserError, with the command that installs them, if packages are missing.
+
+    A name may have a version, as in "package==1.2".
+    """
+    modules = {name: name.partition("==")[0].replace("-", "_") for name in names}
+    missing = [name for name, module in modules.items() if not importlib.util.find_spec(module)]
     if missing:
         raise UserError(f"{what} needs {' and '.join(missing)}: pip install {' '.join(missing)}")

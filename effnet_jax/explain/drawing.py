@@ -1,4 +1,4 @@
-"""Maps drawn over the images that they explain."""
+"""Pictures of maps over the images that they explain."""
 
 from collections.abc import Sequence
 
@@ -11,37 +11,40 @@ from effnet_jax.data.preprocess import Preprocess
 
 DPI = 110
 TEXT = 9
+TALLEST = 3  # Maximum height of a cell over its width. Taller images are drawn narrower.
 
 
 def draw(
     rows: Sequence[Sequence[tuple[np.ndarray, np.ndarray | None, str]]], width: float = 2.0
 ) -> matplotlib.figure.Figure:
-    """A figure with a grid of cells, each `width` inches: an image, the map over it, and a title.
+    """Draws a grid of cells, each an image, the map over the image, and a title.
 
-    An image is uint8 [H, W, 3]; its map [h, w] covers it whole, whatever its proportions, or is
-    None. What is negative in a map is not drawn, and the rest is relative to the map's largest.
+    An image is uint8 [H, W, 3]. Its map [h, w] covers the whole image whatever h and w are, or is
+    None. Each map is drawn relative to its largest value; negative values are drawn as 0. Cells are
+    `width` inches wide.
     """
-    tallest = [max(image.shape[0] / image.shape[1] for image, *_ in row) for row in rows]
+    columns = max(map(len, rows))
+    heights = [min(max(x.shape[0] / x.shape[1] for x, *_ in row), TALLEST) for row in rows]
     lines = max(title.count("\n") + 1 for row in rows for *_, title in row)
-    size = width * max(map(len, rows)), sum(width * each + 0.2 + 0.15 * lines for each in tallest)
+    size = width * columns, sum(width * each + 0.2 + 0.15 * lines for each in heights)
     figure = matplotlib.figure.Figure(size, dpi=DPI, layout="constrained")
-    grid = figure.subplots(len(rows), max(map(len, rows)), squeeze=False, height_ratios=tallest)
+    grid = figure.subplots(len(rows), columns, squeeze=False, height_ratios=heights)
     for axes in grid.flat:
         axes.axis("off")
-    for row, cells in enumerate(rows):
-        for axes, (image, found, title) in zip(grid[row], cells, strict=False):
+    for row, cells in zip(grid, rows, strict=True):
+        for axes, (image, values, title) in zip(row, cells, strict=False):
             axes.set_title(title, fontsize=TEXT, parse_math=False)
-            axes.imshow(image)
-            if found is not None:
-                height, width = image.shape[:2]
-                shown = np.maximum(found, 0) / max(found.max(), np.finfo(np.float32).tiny)
-                options = {"extent": (0, width, height, 0), "interpolation": "bilinear"}
-                axes.imshow(shown, cmap="turbo", vmin=0, vmax=1, alpha=0.5, **options)
-                axes.set(xlim=(0, width), ylim=(height, 0))
+            # By default the first pixel's centre is at 0; a map of other cells needs the edges.
+            extent = (0, image.shape[1], image.shape[0], 0)
+            axes.imshow(image, extent=extent)
+            if values is not None:
+                shown = np.maximum(values, 0) / max(values.max(), np.finfo(np.float32).tiny)
+                options = {"cmap": "turbo", "alpha": 0.5, "interpolation": "bilinear"}
+                axes.imshow(shown, vmin=0, vmax=1, extent=extent, **options)
     return figure
 
 
 def see(preprocess: Preprocess, data: bytes) -> tuple[np.ndarray, np.ndarray]:
-    """What a network gets of an image, uint8 [r, r, 3], and the same part of it as it is."""
+    """Returns the pixels that a network takes, uint8 [r, r, 3], and that crop of the image."""
     image = decode_image(data, "apply")
     return preprocess.pixels(data), crop.crop(image, preprocess.box(*image.shape[:2]))

@@ -1,7 +1,7 @@
-"""Trained networks as files that run without this package: StableHLO for JAX, ONNX, and TFLite.
+"""Exports trained networks to files that run without this package: StableHLO, ONNX and TFLite.
 
-Every file takes RGB images [N, resolution, resolution, 3], and states its preprocessing and its
-classes: ONNX in its metadata, the others in a file of JSON next to it.
+The network in a file takes RGB images [N, resolution, resolution, 3]. An ONNX file has the
+preprocessing and the class names in its metadata; the others have them in a JSON file next to them.
 """
 
 import dataclasses
@@ -23,21 +23,21 @@ from effnet_jax.run.files import check_local, make_folder
 from effnet_jax.weights import Weights
 
 FORMATS = {".stablehlo": stablehlo, ".onnx": onnx, ".tflite": tflite}
-VERSION = 1  # Of what a file states.
+VERSION = 1  # Of the metadata.
 
 
 def check(path: pathlib.Path, overwrite: bool = False, int8: bool = False) -> None:
-    """Raises UserError where `write` can't write a file of this name."""
+    """Raises UserError if `write` can't write this file."""
     check_local("--to", path)
     if path.suffix not in FORMATS:
-        endings = " or ".join(FORMATS)
-        raise UserError(f"--to={path}: the ending chooses the format; give a file with {endings}")
+        *others, last = FORMATS
+        raise UserError(f"--to={path} must end in {', '.join(others)} or {last}")
     if int8 and path.suffix != ".onnx":
-        raise UserError(f"--int8 needs a file that ends in .onnx, not {path.name}")
+        raise UserError(f"--int8 applies to files that end in .onnx, not to {path.name}")
     FORMATS[path.suffix].check_installed()
-    there = [each for each in FORMATS[path.suffix].files(path) if each.exists()]
-    if there and not overwrite:
-        raise UserError(f"{there[0]} is there already; --overwrite replaces it")
+    existing = [each for each in FORMATS[path.suffix].files(path) if each.exists()]
+    if existing and not overwrite:
+        raise UserError(f"{existing[0]} already exists; --overwrite replaces it")
     make_folder("--to", path.parent)
 
 
@@ -50,31 +50,31 @@ def write(
     calibration: Iterable[np.ndarray] | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Writes a network as a file, in float32.
+    """Writes a network to a file that computes in float32, or in int8 if calibrated.
 
     Args:
-      path: of the file, whose ending is one of `FORMATS`.
-      weights: of the network, with what belongs to them.
-      batch: how many images it takes; None: any number.
-      pixels: whether it takes uint8 and normalises, or takes normalised float32.
-      softmax: whether it returns probabilities, or logits.
-      calibration: batches of uint8 images, with which an ONNX file is quantised to int8.
-      overwrite: whether existing files may be replaced.
+      path: path of the file; its suffix is one of `FORMATS`.
+      weights: the network with its weights, preprocessing and class names.
+      batch: number of images that a call takes; None means any number.
+      pixels: take uint8 images and normalise them, instead of normalised float32 images.
+      softmax: return probabilities instead of logits.
+      calibration: batches of uint8 images; an ONNX file is then quantised to int8.
+      overwrite: replace existing files.
 
     Raises:
-      UserError: an unknown ending, a missing package, an existing file, an operation that ONNX does
-        not have, no image for calibration, or a file that can't be written.
+      UserError: unknown suffix, missing package, existing file, an operation that can't be
+        translated to ONNX, no image for calibration, or a file that can't be written.
     """
     path = pathlib.Path(path).expanduser()
     check(path, overwrite, calibration is not None)
     config, side = weights.config.copy_and_resolve_references(), weights.preprocess["resolution"]
     with config.unlocked():
         config.update(operations="plain", dtype="float32")
-    model, found = models.build(config), FORMATS[path.suffix]
+    model, file_format = models.build(config), FORMATS[path.suffix]
     normalized = functools.partial(
         normalize, mean=weights.preprocess["mean"], std=weights.preprocess["std"]
     )
-    if found.FOLDED:
+    if file_format.FOLDED:
         network = folding.logits(model, weights.variables)
     else:
 
@@ -87,7 +87,7 @@ def write(
     size = batch or symbolic_shape("batch")[0]
     images = jax.ShapeDtypeStruct((size, side, side, 3), np.uint8 if pixels else np.float32)
     numbers = "uint8" if pixels else "float32, (pixel / 255 - mean) / std"
-    about = {
+    metadata = {
         "format_version": VERSION,
         "images": f"[{size}, {side}, {side}, 3] RGB, {numbers}",
         "output": "probabilities" if softmax else "logits",
@@ -97,8 +97,8 @@ def write(
     options = {}
     if calibration is not None:
         options["calibration"] = calibration if pixels else map(normalized, calibration)
-    contents = found.convert(logits, images, softmax, about, **options)
-    for file, content in zip(found.files(path), contents, strict=True):
+    contents = file_format.convert(logits, images, softmax, metadata, **options)
+    for file, content in zip(file_format.files(path), contents, strict=True):
         _write(file, content)
 
 
@@ -118,11 +118,12 @@ class Exported:
     """A file that `write` wrote, ready to run.
 
     Attributes:
-      preprocess: of its images.
-      classes: names of its outputs.
-      softmax: whether its outputs are probabilities, or logits.
-      images: shape and dtype of its images; N is an int where it takes no other number of them.
-      function: images -> outputs [N, classes].
+      preprocess: preprocessing of the images.
+      classes: names of the outputs.
+      softmax: whether the outputs are probabilities; otherwise they are logits.
+      images: shape [N, resolution, resolution, 3] and dtype of the images; N is an int if a call
+        takes exactly N images.
+      function: maps images to outputs [N, classes].
     """
 
     preprocess: Preprocess
@@ -132,7 +133,7 @@ class Exported:
     function: Callable[[np.ndarray], Any]
 
     def outputs(self, pixels: np.ndarray) -> np.ndarray:
-        """What the file returns, [N, classes], for any number of uint8 images."""
+        """Returns the file's outputs [N, classes] for any number of uint8 images."""
         (size, *sides), dtype = self.images
         images = pixels
         if dtype != np.uint8:
@@ -143,7 +144,7 @@ class Exported:
         return np.concatenate([self.function(each) for each in chunks])[: len(images)]
 
     def probabilities(self, pixels: np.ndarray) -> np.ndarray:
-        """Probabilities [N, classes] for any number of uint8 images."""
+        """Returns probabilities [N, classes] for any number of uint8 images."""
         outputs = self.outputs(pixels)
         if self.softmax:
             return outputs
@@ -152,19 +153,19 @@ class Exported:
 
 
 def read(path: str | pathlib.Path) -> Exported:
-    """Opens a file that `write` wrote; raises UserError where it can't be read, or is another's."""
+    """Opens a file that `write` wrote; raises UserError for a damaged file or any other file."""
     path = pathlib.Path(path).expanduser()
     if not path.is_file():
         raise UserError(f"no file {path}")
-    about, *images, function = FORMATS[path.suffix].read(path)
+    metadata, *images, function = FORMATS[path.suffix].read(path)
     try:
-        if about["format_version"] > VERSION:
+        if metadata["format_version"] > VERSION:
             raise UserError(
-                f"{path} has format version {about['format_version']}, and this release knows "
-                f"{VERSION}; update effnet_jax"
+                f"{path} has format version {metadata['format_version']}, and this release reads "
+                f"versions up to {VERSION}; update effnet_jax"
             )
-        preprocess, classes = Preprocess(**about["preprocess"]), tuple(about["classes"])
-        softmax = about["output"] == "probabilities"
+        preprocess, classes = Preprocess(**metadata["preprocess"]), tuple(metadata["classes"])
+        softmax = metadata["output"] == "probabilities"
     except (KeyError, TypeError) as error:
-        raise UserError(f"{path} was not exported by this program: {error!r} is missing") from None
+        raise UserError(f"{path} was not exported by effnet_jax: {error!r} is missing") from None
     return Exported(preprocess, classes, softmax, tuple(images), function)

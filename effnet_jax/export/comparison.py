@@ -1,4 +1,4 @@
-"""Images to calibrate an exported file with, and to compare it with its network on."""
+"""Images for calibrating an exported file and for comparing it with its network."""
 
 import pathlib
 from collections.abc import Iterator, Sequence
@@ -15,18 +15,20 @@ from effnet_jax.data.sources import Source
 from effnet_jax.export import Exported
 from effnet_jax.weights import Weights, ours
 
-BATCH = 16  # Images at a time.
+BATCH = 16  # Images.
 
 
 def open_images(data: str, training: bool) -> Source:
-    """The images that a flag names; the class of one is its folder's name, if it is in no run.
+    """Opens the images that a flag names.
+
+    The class of an image is the name of its folder, except in the data of a run.
 
     Args:
-      data: an image, a folder, whose images are taken at any depth, or a pattern; or the workdir of
-        a run, for the images of its config.
-      training: whether those to train on are taken from a run, or those to evaluate on.
+      data: an image, a folder whose images are taken at any depth, or a pattern; or the workdir of
+        a run, which stands for the images of its config.
+      training: take the training images of a run, instead of those it is evaluated on.
 
-    Raises UserError where there are none.
+    Raises UserError if there is no image.
     """
     path = pathlib.Path(data).expanduser()
     if ours.is_run(path):
@@ -41,7 +43,7 @@ def open_images(data: str, training: bool) -> Source:
 
 
 def choose(source: Source, most: int, multiple: int = 1) -> np.ndarray:
-    """At most `most` indices, evenly spaced; some twice, to have a multiple of `multiple`."""
+    """Returns at most `most` evenly spaced indices, some repeated for a multiple of `multiple`."""
     count = min(most, len(source))
     indices = np.linspace(0, len(source) - 1, count, dtype=int)
     return np.resize(indices, -(-count // multiple) * multiple)
@@ -50,25 +52,26 @@ def choose(source: Source, most: int, multiple: int = 1) -> np.ndarray:
 def read_batches(
     source: Source, preprocess: dict[str, Any], indices: Sequence[int], size: int = BATCH
 ) -> Iterator[tuple[np.ndarray, list[str]]]:
-    """Batches of uint8 images [N, resolution, resolution, 3], and the names of their classes."""
-    made = Preprocess(**preprocess)
+    """Yields batches of uint8 images [N, resolution, resolution, 3], and names of their classes."""
+    to_pixels = Preprocess(**preprocess).pixels
     for start in range(0, len(indices), size):
         pixels, names = [], []
         for index in map(int, indices[start : start + size]):
             with pipeline.error_for(source, index):
                 record = source[index]
-                pixels.append(made.pixels(record["image"]))
+                pixels.append(to_pixels(record["image"]))
             names.append(source.classes[record["label"]])
         yield np.stack(pixels), names
 
 
 def compare(exported: Exported, weights: Weights, source: Source) -> dict[str, float | int]:
-    """How well a file agrees with its network, in float32, on all images of a source.
+    """Compares a file with its network, in float32, on all images of a source.
 
     Returns:
-      images, how many; same_top1, the fraction for which both choose one class; difference, the
-      largest of outputs relative to the largest output. If folders have the names of classes also
-      labelled, how many images have one; and top1 of the network and exported_top1 on these.
+      "images", the number of images; "same_top1", the fraction for which both choose the same
+      class; "difference", the largest difference of outputs relative to the largest output. If some
+      images have a class of the network, also "labelled", their number, and the accuracy on them:
+      "top1" of the network and "exported_top1" of the file.
     """
     config = weights.config.copy_and_resolve_references()
     with config.unlocked():
@@ -87,13 +90,13 @@ def compare(exported: Exported, weights: Weights, source: Source) -> dict[str, f
         largest = max(largest, float(np.abs(expected).max()))
         labels = [numbers.get(name, -1) for name in names]
         choices += zip(labels, expected.argmax(-1), found.argmax(-1), strict=True)
-    labels, expected, found = np.array(choices).T
+    labels, *chosen = np.array(choices).T
     result = {
         "images": len(labels),
-        "same_top1": float(np.mean(expected == found)),
+        "same_top1": float(np.mean(np.equal(*chosen))),
         "difference": difference / largest,
     }
     if count := int((labels >= 0).sum()):
-        top1 = [float(((each == labels).sum()) / count) for each in (expected, found)]
+        top1 = [float(((each == labels).sum()) / count) for each in chosen]
         result |= {"labelled": count, "top1": top1[0], "exported_top1": top1[1]}
     return result

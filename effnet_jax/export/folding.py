@@ -1,4 +1,4 @@
-"""A network's evaluation with BatchNorm folded into the convolutions before it."""
+"""Inference with BatchNorm folded into the convolution before it."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +14,7 @@ from effnet_jax.weights.names import list_arrays
 
 
 def fold(model: Network, variables: dict[str, Any]) -> dict[str, Any]:
-    """Variables in which a kernel includes BatchNorm's factor, so that its bias alone is left."""
+    """Returns variables whose kernels include BatchNorm's factors; only its bias is left."""
     flat = flatten_dict(variables, sep="/")
     for array in list_arrays(model.architecture):
         if array.name.endswith("/kernel"):
@@ -31,7 +31,7 @@ def fold(model: Network, variables: dict[str, Any]) -> dict[str, Any]:
 
 
 def _replace(call: Callable, args: tuple, kwargs: dict, context: Any) -> jax.Array:
-    """What stands for a layer: a bias for BatchNorm, and lax's convolution for a 1x1 one."""
+    """Evaluates BatchNorm as its bias, and a 1x1 convolution as lax's convolution."""
     module = context.module
     if context.method_name != "__call__":
         return call(*args, **kwargs)
@@ -47,7 +47,7 @@ def _replace(call: Callable, args: tuple, kwargs: dict, context: Any) -> jax.Arr
 
 
 def logits(model: Network, variables: dict[str, Any]) -> Callable[[jax.Array], jax.Array]:
-    """A function of normalised images [N, h, w, 3], whose only layers are convolutions."""
+    """Returns a function from normalised images [N, h, w, 3] to logits, with BatchNorm folded."""
     folded = fold(model, variables)
 
     def function(images: jax.Array) -> jax.Array:

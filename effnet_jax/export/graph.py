@@ -1,7 +1,7 @@
-"""A network's evaluation as an ONNX graph, translated from JAX's trace of it.
+"""Translation of a network's jaxpr to an ONNX graph.
 
-Tensors of the graph are [N, C, h, w], as ONNX has its convolutions, where JAX has [N, h, w, C].
-Products of matrices become 1x1 convolutions, and reshapes between [N, 1, 1, C] and [N, C] vanish.
+ONNX's convolutions need tensors [N, C, h, w], where JAX has [N, h, w, C]. So matrix products become
+1x1 convolutions, and reshapes between [N, 1, 1, C] and [N, C] disappear.
 """
 
 import collections
@@ -17,12 +17,12 @@ from jax.extend import core
 from effnet_jax.errors import UserError
 
 CALLS = {"jit": "jaxpr", "closed_call": "call_jaxpr", "custom_jvp_call": "call_jaxpr"}
-CHANNELS_LAST = ((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))  # JAX's NHWC, HWIO and NHWC.
+CHANNELS_LAST = ((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))  # NHWC, HWIO and NHWC in JAX.
 
 
 @dataclasses.dataclass
 class Node:
-    """An operation of ONNX; constants among its inputs are in `Graph.constants`."""
+    """An ONNX operation; inputs that are constants are in `Graph.constants`."""
 
     op: str
     inputs: list[str]
@@ -32,25 +32,25 @@ class Node:
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """A tensor [N, C, h, w] of the graph; `shape` is (N, h, w, C), where N may be symbolic."""
+    """A tensor [N, C, h, w] of the graph; its `shape` is (N, h, w, C), where N may be symbolic."""
 
     name: str
     shape: tuple
 
     def stands_for(self, shape: tuple) -> bool:
-        """Whether an array of this shape in JAX has the tensor's numbers in the same order."""
+        """Whether a JAX array of this shape has the same values in the same order."""
         *places, channels = self.shape
         return shape in (self.shape, (math.prod(places), channels))
 
 
 class Graph:
-    """Nodes in order, and constants by name."""
+    """An ONNX graph: nodes in order of execution, and constants by name."""
 
     def __init__(self):
         self.nodes: list[Node] = []
         self.constants: dict[str, np.ndarray] = {}
         self._names = collections.Counter()
-        self._areas = {}  # How many positions a sum is over, by its name.
+        self._areas = {}  # Number of positions that a sum is over, by its name.
 
     def _name(self, base: str) -> str:
         self._names[base] += 1
@@ -69,7 +69,7 @@ class Graph:
         return Tensor(output, shape)
 
     def convolve(self, where: str, x: Tensor, kernel: np.ndarray, shape: tuple, **attributes):
-        """Adds a convolution by a kernel [h, w, inputs, outputs], with a bias of 0."""
+        """Adds a convolution with a kernel [h, w, inputs, outputs] and a bias of 0."""
         kernel = np.asarray(kernel).transpose(3, 2, 0, 1)
         inputs = [x.name, self.constant(f"{where}/kernel", kernel)]
         inputs.append(self.constant(f"{where}/bias", np.zeros(len(kernel), np.float32)))
@@ -86,7 +86,7 @@ class Graph:
     def translate(self, jaxpr: core.Jaxpr, constants: Sequence, arguments: Sequence, place: str):
         """Adds the equations of a jaxpr, and returns its outputs.
 
-        Values are tensors and arrays. What depends on arrays alone is computed.
+        Constants and arguments are tensors or arrays. Equations of arrays alone are evaluated.
         Raises UserError for an operation that has no translation.
         """
         values = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*constants, *arguments), strict=True))
@@ -110,17 +110,17 @@ class Graph:
 
     def _translate(self, equation: core.JaxprEqn, inputs: list, where: str) -> Tensor:
         rule = RULES.get(equation.primitive.name)
-        found = rule and rule(self, where, equation, *inputs)
-        if not found or not found.stands_for(equation.outvars[0].aval.shape):
+        output = rule and rule(self, where, equation, *inputs)
+        if not output or not output.stands_for(equation.outvars[0].aval.shape):
             shapes = ", ".join(str(atom.aval) for atom in equation.invars)
             raise UserError(
-                f"ONNX: no translation of JAX's operation {equation.primitive.name!r} of {shapes}, "
-                f"which this network has in {where}. A file .stablehlo can have any operation"
+                f"ONNX: no translation of JAX's operation {equation.primitive.name!r} of {shapes} "
+                f"in {where}; export to a .stablehlo file, which can have any operation"
             )
-        return found
+        return output
 
     def merge(self) -> None:
-        """Merges nodes into those before them where that leaves the outputs as they are."""
+        """Merges nodes into their predecessors where this does not change the outputs."""
         uses = collections.Counter(name for node in self.nodes for name in node.inputs)
         producers, renamed, kept = {}, {}, []
         for node in self.nodes:
@@ -135,7 +135,7 @@ class Graph:
         self.nodes = kept
 
     def _merge(self, before: Node, node: Node) -> bool:
-        """Makes `before` give what `node` makes of its output, if that is possible."""
+        """Makes `before` compute `node` as well; returns whether this is possible."""
         constant = self.constants.get(node.inputs[-1])
         if constant is None:
             return False
@@ -154,7 +154,8 @@ class Graph:
         return True
 
 
-# Rules: (graph, where in the network, equation, inputs) -> output; None: no translation.
+# Each rule takes a graph, the place in the network, an equation and its inputs, and returns the
+# output, or None if there is no translation.
 
 
 def convolution(graph: Graph, where: str, equation, x: Tensor, kernel: Any) -> Tensor | None:
@@ -190,7 +191,7 @@ def product(graph: Graph, where: str, equation, x: Tensor, kernel: Any) -> Tenso
 
 
 def elementwise(op: str, graph: Graph, where: str, equation, *inputs: Any) -> Tensor | None:
-    """Of two tensors, or of a tensor and a constant with one number or one for each channel."""
+    """Translates to `op`; constants are scalars or have one value per channel."""
     tensors = [each for each in inputs if isinstance(each, Tensor)]
     shape, names = tensors[0].shape, []
     if len(tensors) == 2:
@@ -206,7 +207,7 @@ def elementwise(op: str, graph: Graph, where: str, equation, *inputs: Any) -> Te
         by_channel = each.reshape(() if each.size == 1 else (1, -1, 1, 1))
         names.append(graph.constant(f"{where}/constant", by_channel))
     if op in ("Add", "Mul", "Max", "Min") and inputs[0] is not tensors[0]:
-        names.reverse()  # The constant is second.
+        names.reverse()  # Puts the constant second.
     if op == "Max" and names[1] in graph.constants and not graph.constants[names[1]].any():
         op, names = "Relu", names[:1]
     return graph.add(where, op, names, shape)

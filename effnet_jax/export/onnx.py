@@ -1,4 +1,4 @@
-"""ONNX files: written from a network's evaluation, quantised to int8, and run by onnxruntime."""
+"""ONNX files: written from a function, quantised to int8, and run by onnxruntime."""
 
 import itertools
 import json
@@ -13,19 +13,19 @@ import numpy as np
 from effnet_jax.errors import UserError, check_packages
 from effnet_jax.export.graph import Graph
 
-# Versions of the operations and of the file, which onnxruntime reads since 1.14, of February 2023.
+# Versions of operations and file format; onnxruntime reads both since 1.14, of February 2023.
 OPSET, IR_VERSION = 18, 8
 INPUT = "images"
-FOLDED = True  # Whether the function to convert should have BatchNorm folded.
+FOLDED = True  # `convert` takes a function with BatchNorm folded.
 
 
 def check_installed() -> None:
-    """Raises UserError where a package is missing to write a file."""
+    """Raises UserError if a package for writing a file is missing."""
     check_packages("writing ONNX", "onnx", "onnxruntime")
 
 
 def files(path: pathlib.Path) -> tuple[pathlib.Path, ...]:
-    """The file itself, which also has what it states."""
+    """Returns the file, which includes the metadata."""
     return (path,)
 
 
@@ -33,13 +33,13 @@ def convert(
     logits: Callable,
     images: jax.ShapeDtypeStruct,
     softmax: bool,
-    about: dict[str, Any],
+    metadata: dict[str, Any],
     calibration: Iterable[np.ndarray] | None = None,
 ) -> tuple[bytes, ...]:
-    """The contents of `files`, for a function of images [N, h, w, 3], where N may be symbolic.
+    """Returns the contents of `files` for a function of images [N, h, w, 3]; N may be symbolic.
 
-    With `calibration`, batches of such images, weights and activations are int8.
-    Raises UserError where the function has an operation without translation.
+    With `calibration`, batches of such images, weights and activations are quantised to 8 bits.
+    Raises UserError for an operation that has no translation.
     """
     import onnx
 
@@ -47,19 +47,19 @@ def convert(
     if calibration is not None:
         model = _quantize(model, calibration)
     model.producer_name = "effnet_jax"
-    del model.metadata_props[:]  # The quantiser's.
-    onnx.helper.set_model_props(model, {key: json.dumps(each) for key, each in about.items()})
+    del model.metadata_props[:]  # Those of the quantiser.
+    onnx.helper.set_model_props(model, {key: json.dumps(each) for key, each in metadata.items()})
     return (model.SerializeToString(),)
 
 
 def _model(logits: Callable, images: jax.ShapeDtypeStruct, softmax: bool) -> Any:
-    """The `onnx.ModelProto` of a function."""
+    """Returns the `onnx.ModelProto` of a function."""
     import onnx
     from onnx import helper
 
     traced, graph = jax.make_jaxpr(logits)(images), Graph()
-    turned = graph.add("Network", "Transpose", [INPUT], images.shape, perm=[0, 3, 1, 2])
-    (last,) = graph.translate(traced.jaxpr, traced.consts, [turned], "")
+    transposed = graph.add("Network", "Transpose", [INPUT], images.shape, perm=[0, 3, 1, 2])
+    (last,) = graph.translate(traced.jaxpr, traced.consts, [transposed], "")
     for operation in ["Flatten", "Softmax"][: 1 + softmax]:
         last = graph.add("Network", operation, [last.name], last.shape)
     graph.merge()
@@ -77,35 +77,35 @@ def _model(logits: Callable, images: jax.ShapeDtypeStruct, softmax: bool) -> Any
     batch, *sides = images.shape
     batch = batch if isinstance(batch, int) else "batch"
     dtype = helper.np_dtype_to_tensor_dtype(np.dtype(images.dtype))
-    taken = helper.make_tensor_value_info(INPUT, dtype, [batch, *sides])
+    inputs = helper.make_tensor_value_info(INPUT, dtype, [batch, *sides])
     shape = [batch, last.shape[-1]]
-    returned = helper.make_tensor_value_info(output, onnx.TensorProto.FLOAT, shape)
-    made = helper.make_graph(nodes, "network", [taken], [returned], constants)
+    outputs = helper.make_tensor_value_info(output, onnx.TensorProto.FLOAT, shape)
+    network = helper.make_graph(nodes, "network", [inputs], [outputs], constants)
     opsets = [helper.make_opsetid("", OPSET)]
-    model = helper.make_model(made, opset_imports=opsets, ir_version=IR_VERSION)
+    model = helper.make_model(network, opset_imports=opsets, ir_version=IR_VERSION)
     onnx.checker.check_model(model, full_check=True)
     return model
 
 
 def _quantize(model: Any, calibration: Iterable[np.ndarray]) -> Any:
-    """The model with weights in int8, one scale a channel, and activations in uint8."""
+    """Returns the model with int8 weights, one scale per channel, and uint8 activations."""
     import onnx
     from onnxruntime import quantization
 
     batches = iter(calibration)
     if (first := next(batches, None)) is None:
-        raise UserError("no image to calibrate int8 with")
+        raise UserError("int8 needs at least one image for calibration")
     batches = itertools.chain([first], batches)
 
     class Reader(quantization.CalibrationDataReader):
-        """Hands out the batches, and None after the last."""
+        """Returns the batches one by one, and None after the last."""
 
         def get_next(self) -> dict[str, np.ndarray] | None:
             return next(({INPUT: images} for images in batches), None)
 
     with tempfile.TemporaryDirectory() as folder:
         plain, result = (pathlib.Path(folder, f"{name}.onnx") for name in ("plain", "int8"))
-        # This only infers shapes: there is nothing left to optimise.
+        # This only infers shapes; nothing is left to optimise.
         quantization.quant_pre_process(
             model, plain, skip_optimization=True, skip_symbolic_shape=True
         )
@@ -120,18 +120,18 @@ def _quantize(model: Any, calibration: Iterable[np.ndarray]) -> Any:
 
 
 def read(path: pathlib.Path) -> tuple[dict[str, Any], tuple, np.dtype, Callable]:
-    """What a file states, the shape and dtype of its images, and the function of them.
+    """Returns a file's metadata, the shape and dtype of its images, and its function.
 
-    Raises UserError where the file can't be read.
+    Raises UserError if the file can't be read.
     """
     check_packages(str(path), "onnxruntime")
     import onnxruntime
 
     try:
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-        stated = session.get_modelmeta().custom_metadata_map
-        about = {key: json.loads(value) for key, value in stated.items()}
-    except Exception as error:  # onnxruntime raises a dozen kinds of error.
+        stored = session.get_modelmeta().custom_metadata_map
+        metadata = {key: json.loads(value) for key, value in stored.items()}
+    except Exception as error:  # onnxruntime has a dozen types of error.
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise UserError(f"can't read {path}: {reason}") from None
     images = session.get_inputs()[0]
@@ -140,4 +140,4 @@ def read(path: pathlib.Path) -> tuple[dict[str, Any], tuple, np.dtype, Callable]
     def run(images: np.ndarray) -> np.ndarray:
         return session.run(None, {INPUT: images})[0]
 
-    return about, tuple(images.shape), np.dtype(dtype), run
+    return metadata, tuple(images.shape), np.dtype(dtype), run

@@ -1,4 +1,4 @@
-"""StableHLO files, as `jax.export` serialises them: JAX alone runs them."""
+"""StableHLO files, serialised by `jax.export`; they run with JAX alone."""
 
 import json
 import pathlib
@@ -13,41 +13,41 @@ from effnet_jax.errors import UserError
 from effnet_jax.run.files import read_json
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-FOLDED = False  # Whether the function to convert should have BatchNorm folded.
+FOLDED = False  # `convert` takes a function with BatchNorm as it is.
 
 
 def check_installed() -> None:
-    """JAX is all that is needed."""
+    """Does nothing: JAX is the only package needed."""
 
 
 def files(path: pathlib.Path) -> tuple[pathlib.Path, ...]:
-    """The file itself, and the JSON with what it states."""
+    """Returns the file and the JSON file with its metadata."""
     return path, path.with_name(f"{path.name}.json")
 
 
 def convert(
-    logits: Callable, images: jax.ShapeDtypeStruct, softmax: bool, about: dict[str, Any]
+    logits: Callable, images: jax.ShapeDtypeStruct, softmax: bool, metadata: dict[str, Any]
 ) -> tuple[bytes, ...]:
-    """The contents of `files`, for a function of images [N, h, w, 3], where N may be symbolic."""
+    """Returns the contents of `files` for a function of images [N, h, w, 3]; N may be symbolic."""
 
     def function(images: jax.Array) -> jax.Array:
         return jax.nn.softmax(logits(images)) if softmax else logits(images)
 
     exported = export.export(jax.jit(function), platforms=PLATFORMS)(images)
-    return bytes(exported.serialize()), (json.dumps(about, indent=2) + "\n").encode()
+    return bytes(exported.serialize()), (json.dumps(metadata, indent=2) + "\n").encode()
 
 
 def read(path: pathlib.Path) -> tuple[dict[str, Any], tuple, np.dtype, Callable]:
-    """What a file states, the shape and dtype of its images, and the function of them.
+    """Returns a file's metadata, the shape and dtype of its images, and its function.
 
-    Raises UserError where the file, or the one next to it, can't be read.
+    Raises UserError if the file or its JSON file can't be read.
     """
-    path, beside = files(path)
+    path, json_path = files(path)
     try:
-        about = read_json(beside)
+        metadata = read_json(json_path)
         exported = export.deserialize(bytearray(path.read_bytes()))
-    except Exception as error:  # A damaged file raises several kinds of error.
+    except Exception as error:  # Damaged files raise several types of error.
         reason = str(error).partition("\n")[0] or type(error).__name__
-        raise UserError(f"can't read {path} with {beside.name}: {reason}") from None
+        raise UserError(f"can't read {path} with {json_path.name}: {reason}") from None
     (images,) = exported.in_avals
-    return about, images.shape, images.dtype, jax.jit(exported.call)
+    return metadata, images.shape, images.dtype, jax.jit(exported.call)

@@ -1,4 +1,4 @@
-"""LiteRT's files (.tflite): converted from StableHLO by litert-converter, run by ai-edge-litert."""
+"""TFLite files: converted from StableHLO by litert-converter, run by ai-edge-litert."""
 
 import json
 import pathlib
@@ -13,20 +13,21 @@ from effnet_jax.errors import UserError, check_packages
 from effnet_jax.export.stablehlo import files
 from effnet_jax.run.files import read_json
 
-FOLDED = True  # Whether the function to convert should have BatchNorm folded.
+CONVERTER = "litert-converter==0.5.0"  # Its API differs between minor releases.
+FOLDED = True  # `convert` takes a function with BatchNorm folded.
 
 
 def check_installed() -> None:
-    """Raises UserError where a package is missing to write a file."""
-    check_packages("writing TFLite", "litert-converter", "ai-edge-litert")
+    """Raises UserError if a package for writing a file is missing."""
+    check_packages("writing TFLite", CONVERTER, "ai-edge-litert")
 
 
 def convert(
-    logits: Callable, images: jax.ShapeDtypeStruct, softmax: bool, about: dict[str, Any]
+    logits: Callable, images: jax.ShapeDtypeStruct, softmax: bool, metadata: dict[str, Any]
 ) -> tuple[bytes, ...]:
-    """The contents of `files`, for a function of images [N, h, w, 3].
+    """Returns the contents of `files` for a function of images [N, h, w, 3].
 
-    Where N is symbolic, the file has 1, and a program that runs it may set another size.
+    If N is symbolic, the file has a batch of 1, which a program that runs it can resize.
     """
     from litert_converter.mlir import ir, passmanager
     from litert_converter.mlir._mlir_libs import converter_api_ext as converter
@@ -36,36 +37,38 @@ def convert(
 
     batch, *sides = images.shape
     shape = (batch if isinstance(batch, int) else 1, *sides)
-    taken = jax.ShapeDtypeStruct(shape, images.dtype)
-    exported = export.export(jax.jit(function), platforms=("cpu",))(taken)
+    inputs = jax.ShapeDtypeStruct(shape, images.dtype)
+    exported = export.export(jax.jit(function), platforms=("cpu",))(inputs)
     context = ir.Context()
     converter.prepare_mlir_context(context)
     with context:
         module = ir.Module.parse(exported.mlir_module())
-        converter.set_signature(module.operation, "serving_default", ["images"], [about["output"]])
+        converter.set_signature(
+            module.operation, "serving_default", ["images"], [metadata["output"]]
+        )
         converter.run_convert_to_tfl_passes(
             module, passmanager.PassManager(), converter.ConvertToTFLConfig()
         )
         content = converter.export_flatbuffer_to_bytes(module.operation)
-    return content, (json.dumps(about, indent=2) + "\n").encode()
+    return content, (json.dumps(metadata, indent=2) + "\n").encode()
 
 
 def read(path: pathlib.Path) -> tuple[dict[str, Any], tuple, np.dtype, Callable]:
-    """What a file states, the shape and dtype of its images, and the function of them.
+    """Returns a file's metadata, the shape and dtype of its images, and its function.
 
-    Raises UserError where the file, or the one next to it, can't be read.
+    Raises UserError if the file or its JSON file can't be read.
     """
     check_packages(str(path), "ai-edge-litert")
     from ai_edge_litert.interpreter import Interpreter
 
-    path, beside = files(path)
+    path, json_path = files(path)
     try:
-        about, interpreter = read_json(beside), Interpreter(str(path))
+        metadata, interpreter = read_json(json_path), Interpreter(str(path))
         interpreter.allocate_tensors()
         (images,), (outputs,) = interpreter.get_input_details(), interpreter.get_output_details()
-    except Exception as error:  # A damaged file raises several kinds of error.
+    except Exception as error:  # Damaged files raise several types of error.
         reason = str(error).partition("\n")[0] or type(error).__name__
-        raise UserError(f"can't read {path} with {beside.name}: {reason}") from None
+        raise UserError(f"can't read {path} with {json_path.name}: {reason}") from None
 
     def run(batch: np.ndarray) -> np.ndarray:
         if batch.shape != tuple(interpreter.get_input_details()[0]["shape"]):
@@ -75,4 +78,4 @@ def read(path: pathlib.Path) -> tuple[dict[str, Any], tuple, np.dtype, Callable]
         interpreter.invoke()
         return interpreter.get_tensor(outputs["index"])
 
-    return about, (None, *images["shape"][1:].tolist()), np.dtype(images["dtype"]), run
+    return metadata, (None, *images["shape"][1:].tolist()), np.dtype(images["dtype"]), run

@@ -23,6 +23,8 @@ from effnet_jax import flags
 from effnet_jax.errors import ImagesFailed, UserError, near
 from effnet_jax.tools import predict
 
+COLUMNS, MOST = 8, 50  # Of a picture: cells in a row, and classes.
+SUGGESTED = 8  # Names of classes, in a message.
 PARSER = flags.Parser(__doc__)
 add = PARSER.add_argument
 add("images", nargs="+", metavar="IMAGE")
@@ -41,8 +43,12 @@ def find_class(name: str, classes: Sequence[str], titles: dict[str, str]) -> int
     """The number of a class by its name or title; raises UserError where there is not one."""
     found = [n for n, each in enumerate(classes) if name in (each, titles.get(each))]
     if not found:
-        known = near(name, [*classes, *(titles[each] for each in classes if each in titles)])
-        raise UserError(f"unknown --class={name}; did you mean: {known}?")
+        known = [*classes, *(titles[each] for each in classes if each in titles)]
+        close = [each for each in known if name.lower() in each.lower()][:SUGGESTED]
+        if name.isdecimal() and int(name) < len(classes):
+            close = [classes[int(name)]]
+        meant = ", ".join(close) or near(name, known)
+        raise UserError(f"unknown --class={name}; did you mean: {meant}?")
     if len(found) > 1:
         raise UserError(
             f"--class={name} is {len(found)} classes: {', '.join(classes[n] for n in found)}"
@@ -80,7 +86,8 @@ def explainer(model: Any, preprocess: Any, args: argparse.Namespace, fixed: int 
         probabilities = jax.nn.softmax(model.apply(variables, images, train=False)[0][0])
         order = jnp.argsort(-probabilities)
         if fixed is not None:
-            order = jnp.concatenate([jnp.array([fixed]), order[jnp.argsort(order == fixed)]])
+            others = order[jnp.argsort(order == fixed)][:-1]
+            order = jnp.concatenate([jnp.array([fixed]), others])
         chosen = order[: args.top + (fixed is not None)]
         found = explain.maps(model, variables, images, chosen[None], args.method, args.layer)
         return chosen, probabilities[chosen], found[0]
@@ -96,7 +103,10 @@ def main(args: argparse.Namespace) -> None:
     from effnet_jax.data.preprocess import Preprocess
     from effnet_jax.explain import drawing
     from effnet_jax.imagenet.dataset import titles
+    from effnet_jax.run.files import make_folder
 
+    if args.top > MOST:
+        raise UserError(f"--top={args.top}: a picture has the maps of at most {MOST} classes")
     paths = list(dict.fromkeys(folders.list_images(args.images)))
     files = dict(zip(paths, outputs(paths, args.out, args.overwrite), strict=True))
     found = weights.load(args.weights, args.model, args.origin, args.classes)
@@ -104,21 +114,21 @@ def main(args: argparse.Namespace) -> None:
     explain.check(model, args.method, args.layer)
     fixed = None if args.shown is None else find_class(args.shown, found.classes, titles())
     run, variables = explainer(model, preprocess, args, fixed), jax.device_put(found.variables)
-    try:
-        args.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"can't write to --out={args.out}: {error.strerror}") from None
+    make_folder("--out", args.out)
 
     see = functools.partial(drawing.see, preprocess)
     bad = []
     for path, (pixels, seen) in predict.readable(paths, see, bad):
         labels, probabilities, each = jax.device_get(run(variables, pixels[None]))
+        if not np.isfinite(probabilities).all():
+            raise UserError("the network's outputs are not finite, as after training diverged")
         names = [titles().get(found.classes[n], found.classes[n]) for n in labels]
         cells = [(seen, None, files[path].stem)]
         for name, probability, one in zip(names, probabilities, each, strict=True):
             cells.append((seen, one, f"{name} {probability:.1%}"))
         try:
-            drawing.draw([cells]).savefig(files[path])
+            rows = [cells[start : start + COLUMNS] for start in range(0, len(cells), COLUMNS)]
+            drawing.draw(rows).savefig(files[path])
             np.save(files[path].with_suffix(".npy"), each)
         except OSError as error:
             raise UserError(f"can't write {files[path]}: {error.strerror}") from None

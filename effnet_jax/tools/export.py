@@ -24,6 +24,7 @@ from effnet_jax import flags
 from effnet_jax.errors import UserError
 
 CALIBRATION = 128  # Images, at most.
+FEW = 16  # Images.
 
 
 def any_or_count(text: str) -> int | None:
@@ -68,7 +69,9 @@ def main(args: argparse.Namespace) -> None:
     if args.int8:
         source, size = opened["calibrate"], args.batch or comparison.BATCH
         chosen = comparison.choose(source, CALIBRATION, args.batch or 1)
-        say(f"calibrating with {len(chosen)} of {len(source):,} images")
+        say(f"calibrating with {len(set(chosen))} of {len(source):,} images")
+        if len(source) < FEW:
+            say(f"fewer than {FEW} images may not show the range of every activation: see --check")
         batches = comparison.read_batches(source, found.preprocess, chosen, size)
         calibration = (pixels for pixels, _ in batches)
     start = time.perf_counter()

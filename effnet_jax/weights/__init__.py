@@ -4,6 +4,7 @@ Each outside format has one file in this package. It defines the format's names 
 arrays, the order of their axes, and the preprocessing of the weights.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -389,9 +390,13 @@ def save(
     temporary = path.with_name(path.name + ".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()
+        mode = temporary.stat().st_mode
         safetensors.numpy.save_file(arrays, temporary, ours.to_metadata(weights))
+        temporary.chmod(mode)  # safetensors lets only the owner read its files.
         os.replace(temporary, path)
     except OSError as error:
         raise UserError(f"can't write {path}: {error.strerror or error}") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)

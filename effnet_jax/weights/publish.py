@@ -1,4 +1,4 @@
-"""Publishes weights on the Hugging Face Hub, as safetensors, config.json and a model card."""
+"""Publishes weights on the Hugging Face Hub: safetensors, config.json and a model card."""
 
 import json
 import pathlib
@@ -15,7 +15,7 @@ from effnet_jax.weights import WRITTEN, Weights, hub, ours, save, timm
 
 CARD = pathlib.Path(__file__).with_name("card.md")
 CONFIG = "config.json"
-# Values that are paths on the machine of a run.
+# Config keys whose values are paths on the machine of a run.
 PLACES = re.compile(r"config\.(data\.data_dir|init\.weights|evaluations)\b")
 
 
@@ -29,19 +29,20 @@ def write(
     names: str | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Writes the files of a repository into a folder, which `weights.load` can read.
+    """Writes the files of a repository to a folder, which `weights.load` reads.
 
     Args:
-      folder: created if missing.
+      folder: the folder; created if it is missing.
       weights: the weights to publish.
       repository: ORG/NAME.
-      license: the Hub's name of it, such as "apache-2.0".
-      source: the source of the weights; for a run, the card has its data, recipe and scores.
-      which: for a run, "ema" or "raw".
-      names: "timm" with its config.json, or "ours"; None: "timm" if timm has the network.
-      overwrite: whether existing files may be replaced.
+      license: name of the licence on the Hub, such as "apache-2.0".
+      source: what the weights were loaded from; for a run, the card has data, recipe and scores.
+      which: "ema" or "raw", the weights of a run.
+      names: names of the arrays: "timm", with timm's config.json, or "ours"; None means timm's if
+        timm has the network.
+      overwrite: replace existing files.
 
-    Raises UserError if a file exists or can't be written, or if timm does not have the network.
+    Raises UserError if a file exists or can't be written, or if timm lacks the network.
     """
     check_choice("names", names or "ours", WRITTEN)
     name = timm.name_of(weights)
@@ -65,6 +66,7 @@ def write(
 def _card(
     weights: Weights, repository: str, license: str, source: str, which: str, name: str | None
 ) -> str:
+    """Returns the text of the model card."""
     options = {"trim_blocks": True, "lstrip_blocks": True, "undefined": jinja2.StrictUndefined}
     return jinja2.Template(CARD.read_text(), **options, keep_trailing_newline=True).render(
         repository=repository,
@@ -83,7 +85,7 @@ def _card(
 
 
 def _describe_run(source: pathlib.Path, step: int | None, which: str) -> dict[str, Any] | None:
-    """Returns data, recipe, scores and commit; None if the source is not a run."""
+    """Returns data, recipe, scores and commit of a run; None if the source is not from a run."""
     workdir = source.parent.parent if source.parent.name == ours.FOLDER else source
     starts = files.read_rows(workdir / "runs.jsonl")
     if step is None or not starts:
@@ -109,9 +111,9 @@ def _describe_run(source: pathlib.Path, step: int | None, which: str) -> dict[st
 
 
 def push(folder: pathlib.Path, repository: str, overwrite: bool) -> str:
-    """Uploads a folder and returns its URL; raises UserError if the Hub refuses.
+    """Uploads a folder and returns its address; raises UserError if the Hub refuses it.
 
-    An existing repository gets a new version if `overwrite` is set.
+    With `overwrite`, an existing repository gets a new version.
     """
     api = hub.library(f"hf://{repository}").HfApi()
     try:

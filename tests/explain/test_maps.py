@@ -92,9 +92,13 @@ def test_gradients_of_an_early_layer_are_those_of_finite_differences(small):
     model, variables, images, classes, _ = small
     layer = "stage2"
     arguments = model, variables, images, classes
-    (features, slopes), found = jax.jit(
-        lambda: (explain._slopes(*arguments, layer), explain.maps(*arguments, "layercam", layer))
-    )()
+
+    @jax.jit
+    def compute():
+        kinds = [explain.maps(*arguments, kind, layer) for kind in ("layercam", "gradcam")]
+        return explain._slopes(*arguments, layer), *kinds
+
+    (features, slopes), found, gradcam = compute()
     channel = int(jnp.argmax(jnp.abs(slopes.mean((2, 3)))[0, 0]))
 
     @jax.jit
@@ -112,6 +116,8 @@ def test_gradients_of_an_early_layer_are_those_of_finite_differences(small):
     assert found.shape == (2, 2, *features.shape[1:3]) and (found >= 0).all()
     wanted = (features[:, None] * jnp.maximum(slopes, 0)).sum(-1)
     np.testing.assert_allclose(found, jnp.maximum(wanted, 0), rtol=1e-4, atol=1e-6)
+    wanted = (features[:, None] * slopes.mean((2, 3), keepdims=True)).sum(-1)
+    np.testing.assert_allclose(gradcam, jnp.maximum(wanted, 0), rtol=1e-4, atol=1e-6)
 
 
 def test_occlusion_is_the_loss_of_probability_where_the_window_is(small):
@@ -134,14 +140,17 @@ def test_what_has_no_map_is_refused(small):
     model, variables, images, classes, _ = small
     for method, layer, message in (
         ("gradcam", "stage9", "this network has: stem, stage1, .*, head$"),
-        ("cam", "stage1", "cam needs the features .* layer head; for stage1 choose layercam"),
-        ("occlusion", "head", "has no layer"),
+        ("cam", "stage1", "only the last layer, head, .*; for stage1 choose layercam"),
+        ("occlusion", "head", "leave out layer head"),
         ("gradcm", None, "did you mean: gradcam"),
     ):
         with pytest.raises(UserError, match=message):
             explain.maps(model, variables, images, classes, method, layer)
     with pytest.raises(UserError, match=r"of shape \[2\] or \[2, K\]; got \[1, 2\]"):
         explain.maps(model, variables, images, classes[:1])
+    for wrong in (10, -1):  # JAX would take the nearest, or count from the end.
+        with pytest.raises(UserError, match=rf"classes must be 0 to 9; got \[0, {wrong}\]"):
+            explain.maps(model, variables, images, [0, wrong])
 
 
 def test_a_network_without_a_head_is_explained_at_its_last_stage():

@@ -182,17 +182,17 @@ def test_an_operation_without_translation_is_named():
 def test_what_cannot_be_written_or_read_is_reported(tmp_path, monkeypatch):
     weights, path = make_weights(TINY), tmp_path / "net.stablehlo"
     for wrong, text in (
-        (tmp_path / "net.pb", r"give a file with \.stablehlo"),
-        (tmp_path / "net", r"give a file with \.stablehlo"),
+        (tmp_path / "net.pb", r"net\.pb must end in \.stablehlo, \.onnx or \.tflite"),
+        (tmp_path / "net", r"net must end in \.stablehlo, \.onnx or \.tflite"),
     ):
         with pytest.raises(UserError, match=text):
             export.write(wrong, weights)
-    with pytest.raises(UserError, match=r"--int8 needs a file that ends in \.onnx"):
+    with pytest.raises(UserError, match=r"--int8 applies to files that end in \.onnx"):
         export.write(path, weights, calibration=[])
-    with pytest.raises(UserError, match="no image to calibrate"):
+    with pytest.raises(UserError, match="int8 needs at least one image"):
         export.write(tmp_path / "int8.onnx", weights, calibration=[])
     path.with_name("net.stablehlo.json").write_text("{}")
-    with pytest.raises(UserError, match=r"net\.stablehlo\.json is there already"):
+    with pytest.raises(UserError, match=r"net\.stablehlo\.json already exists"):
         export.write(path, weights)
     with pytest.raises(UserError, match="no file"):
         export.read(tmp_path / "nowhere.onnx")
@@ -206,8 +206,11 @@ def test_what_cannot_be_written_or_read_is_reported(tmp_path, monkeypatch):
     graph = onnx.helper.make_graph([identity], "other", [images], [out])
     opset = [onnx.helper.make_opsetid("", 18)]
     onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=8), tmp_path / "o.onnx")
-    with pytest.raises(UserError, match="not exported by this program"):
+    with pytest.raises(UserError, match="not exported by effnet_jax"):
         export.read(tmp_path / "o.onnx")
+    monkeypatch.setitem(sys.modules, "litert_converter", None)
+    with pytest.raises(UserError, match=r"pip install litert-converter==0\.5\.0"):
+        export.write(tmp_path / "new.tflite", weights)
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(UserError, match="needs onnxruntime: pip install onnxruntime"):
         export.write(tmp_path / "new.onnx", weights)

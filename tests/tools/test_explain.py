@@ -58,13 +58,19 @@ def test_the_crop_is_drawn_in_the_original_s_proportions(tmp_path, monkeypatch, 
     Image.new("RGB", (60, 20), "red").save(tmp_path / "wide.png")
     drawn = []
     draw = drawing.draw
-    monkeypatch.setattr(drawing, "draw", lambda rows: drawn.extend(*rows) or draw(rows))
-    flags = [f"--weights={file}", f"--out={tmp_path / 'out'}", "--class=7", "--top=1"]
+
+    def watch(rows):
+        drawn.extend(cell for row in rows for cell in row)
+        return draw(rows)
+
+    monkeypatch.setattr(drawing, "draw", watch)
+    flags = [f"--weights={file}", f"--out={tmp_path / 'out'}", "--class=7", "--top=10"]
     run(tmp_path / "wide.png", *flags, "--method=layercam", "--layer=stage2")
     (image, none, _), *rest = drawn
     assert image.shape == (20, 60, 3) and none is None
-    assert rest[0][2].startswith("7 ") and len(rest) == 2
+    assert rest[0][2].startswith("7 ")
     assert rest[0][1].shape == (8, 8)
+    assert sorted(title[0] for *_, title in rest) == [*"0123456789"]  # Each class once.
 
 
 @pytest.mark.parametrize(
@@ -74,7 +80,8 @@ def test_the_crop_is_drawn_in_the_original_s_proportions(tmp_path, monkeypatch, 
         (["--layer=stage1"], "for stage1 choose layercam or gradcam"),
         (["--method=camm"], "did you mean: cam"),
         (["--class=eleven"], "unknown --class=eleven; did you mean: "),
-        (["--class=1", "--top=0"], "whole number, 1 or more"),
+        (["--class=1", "--top=51"], "--top=51: a picture has the maps of at most 50 classes"),
+        (["--class="], r"unknown --class=; did you mean: 0, 1, 2, 3, 4, 5, 6, 7\?"),
     ],
 )
 def test_what_cannot_be_explained_is_told_before_anything_is_written(
@@ -93,5 +100,18 @@ def test_a_class_goes_by_its_name_or_title_and_not_by_one_of_two():
     assert explain.find_class("mine", classes, titles) == 3
     with pytest.raises(errors.UserError, match=r"--class=crane is 2 classes: n1, n2"):
         explain.find_class("crane", classes, titles)
-    with pytest.raises(errors.UserError, match="did you mean: lynx"):
-        explain.find_class("linx", classes, titles)
+    for name, meant in (("linx", "lynx"), ("2", "n3"), ("YN", "lynx"), ("9", "crane, crane, lynx")):
+        with pytest.raises(errors.UserError, match=f"--class={name}; did you mean: {meant}"):
+            explain.find_class(name, classes, titles)
+
+
+def test_a_map_and_its_image_have_the_same_edges_and_tall_images_fit():
+    image, values = np.zeros((5000, 1, 3), np.uint8), np.ones((2, 2))
+    figure = drawing.draw([[(image, None, "a"), (image, values, "b")], [(image[:8], values, "c")]])
+    for axes in figure.axes[:3]:
+        (first, *others) = axes.get_images()
+        height = 8 if axes.get_title() == "c" else 5000
+        assert first.get_extent() == [0, 1, height, 0]
+        assert all(each.get_extent() == first.get_extent() for each in others)
+        assert axes.get_xlim() == (0, 1) and axes.get_ylim() == (height, 0)
+    assert figure.get_figheight() < 20

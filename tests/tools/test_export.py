@@ -55,7 +55,7 @@ def test_a_run_is_exported_quantised_checked_and_predicts(tmp_path, run, photos)
     assert export.read(path).images[0][0] == 3
 
 
-def test_resolution_and_bad_input(tmp_path, run, photos):
+def test_resolution_and_bad_input(tmp_path, run, photos, capsys):
     to = f"--to={tmp_path / 'run.stablehlo'}"
     run(tool, f"--weights={RUN}", to, "--resolution=24", "--preprocess", "--softmax")
     exported = export.read(tmp_path / "run.stablehlo")
@@ -67,11 +67,11 @@ def test_resolution_and_bad_input(tmp_path, run, photos):
         weights.load(tmp_path / "run.stablehlo")
     (tmp_path / "empty").mkdir()
     for flags, text in (
-        ([], "is there already; --overwrite replaces it"),
+        ([], "already exists; --overwrite replaces it"),
         (["--int8"], "--int8 and --calibrate=DATA go together"),
         ([f"--calibrate={photos}"], "--int8 and --calibrate=DATA go together"),
         (["--overwrite", f"--check={tmp_path / 'empty'}"], "no image in"),
-        (["--overwrite", "--int8", f"--calibrate={photos}"], r"ends in \.onnx"),
+        (["--overwrite", "--int8", f"--calibrate={photos}"], r"files that end in \.onnx"),
         (["--batch=0"], "1 or more"),
     ):
         with pytest.raises(UserError, match=text):
@@ -82,3 +82,7 @@ def test_resolution_and_bad_input(tmp_path, run, photos):
     (tmp_path / "bad.png").write_text("no image")
     with pytest.raises(UserError, match=r"cannot read .*bad\.png"):
         run(tool, f"--weights={RUN}", to, "--overwrite", f"--check={tmp_path / 'bad.png'}")
+    with pytest.raises(UserError, match=r"cannot read .*bad\.png"):
+        flags = ["--int8", f"--calibrate={tmp_path / 'bad.png'}", f"--to={tmp_path / 'x.onnx'}"]
+        run(tool, f"--weights={RUN}", *flags)
+    assert "fewer than 16 images" in capsys.readouterr().err

@@ -126,8 +126,12 @@ def test_nothing_is_overwritten_unasked(tmp_path):
     with pytest.raises(UserError, match="already exists; --overwrite"):
         weights.save(path, random_weights())
     assert path.read_text() == "precious"
+    mode = path.stat().st_mode
     weights.save(path, random_weights(), overwrite=True)
     check_equal(weights.load(path), random_weights())
+    assert path.stat().st_mode == mode  # Others may read it, as any file that is written.
+    with pytest.raises(UserError, match=r"can't write .*safetensors/w\.safetensors"):
+        weights.save(path / "w.safetensors", random_weights())
 
 
 @pytest.mark.parametrize("key", ["timm", "torchvision", "lukemelas", "tf", "keras"])
