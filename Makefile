@@ -72,9 +72,9 @@ SEARCH := $(BIN)/python -m effnet_jax search_scaling --seeds=3
 study: .venv/ready
 	$(BIN)/python -m effnet_jax sweep $(PAIRS) $(HELD_OUT) \
 		--sweep=$(RATES),grid:step=0.15,tolerance=0.09,equal=1 --workdir=$(STUDY)/grid_rates
-	$(SEARCH) $(PAIRS) --step=0.15 --tolerance=0.09 --rates=$(STUDY)/grid_rates/results.csv \
+	$(SEARCH) $(PAIRS) --grid_step=0.15 --tolerance=0.09 --rates=$(STUDY)/grid_rates/results.csv \
 		--workdir=$(STUDY)/grid
-	$(SEARCH) --config=$(STUDY)/grid/scaling.json --near --step=0.05 --tolerance=0.03 \
+	$(SEARCH) --config=$(STUDY)/grid/scaling.json --near --grid_step=0.05 --tolerance=0.03 \
 		--workdir=$(STUDY)/finer
 	$(BIN)/python -m effnet_jax sweep --config=$(STUDY)/finer/scaling.json $(HELD_OUT) \
 		--sweep=$(RATES),methods:2,4,8,tolerance=0.06 --workdir=$(STUDY)/method_rates

@@ -1,4 +1,8 @@
-"""Time of one image on one core, as in the paper's Table 4: `python -m benchmarks latency`.
+"""Measures the time of one image on one core, as in the paper's Table 4.
+
+Examples:
+  python -m benchmarks latency --csv=results/benchmark_latency.csv
+  python -m benchmarks latency --models b0 lite0 --repeats=50
 
 Each model runs alone: batch 1, float32, a few runs to warm up, then the mean of the timed runs.
 """
@@ -22,8 +26,9 @@ from effnet_jax.run.workers import available_cores
 MODELS = "b1,resnet152,b7"
 WARM_UP = 3
 PARSER = flags.Parser(__doc__)
-PARSER.add_argument("--models", nargs="+", default=[MODELS], help="as for the summary, or b0,b1")
-PARSER.add_argument("--repeats", type=flags.count, default=20, help="timed runs of each model")
+add = PARSER.group("measurement")
+add("--models", nargs="+", default=[MODELS], help=", or several with commas")
+add("--repeats", type=flags.count, default=20)
 
 
 def pin() -> None:
