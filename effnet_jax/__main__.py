@@ -5,8 +5,8 @@ Examples:
   effnet-jax predict cat.jpg --weights=lite0.safetensors
 
 `effnet-jax TOOL --help` explains a tool. `python -m effnet_jax` is the same command without an
-installation. For tab completion, install argcomplete and add this line to ~/.bashrc or ~/.zshrc:
-  eval "$(register-python-argcomplete effnet-jax)"
+installation. For tab completion, `pip install argcomplete`, and add to ~/.bashrc or ~/.zshrc:
+eval "$(register-python-argcomplete effnet-jax)"
 """
 
 import argparse

@@ -212,7 +212,7 @@ def path(text: str) -> pathlib.Path:
 def count(text: str) -> int:
     """The type of a flag that takes a whole number of at least 1."""
     if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
+        raise argparse.ArgumentTypeError(f"must be a whole number, 1 or more; got {text!r}")
     return int(text)
 
 
