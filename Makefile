@@ -5,6 +5,7 @@
 #   make transfer-study  all of docs/transfer.md that was run: released weights on solar cells
 #   make transfer-peers  fine-tuning Lite0 beside PyTorch (benchmarks/README.md)
 #   make docs         these pages as a site with a reference, in build/docs
+#   make tour         runs docs/tour.ipynb and writes its outputs; takes 5 minutes on two cores
 #   make plan         what B0 and B7 need on TPUs (docs/plan.md); takes hours on two cores
 PYTHON ?= python3
 WORKDIR ?= runs/digits
@@ -216,6 +217,12 @@ plan: .venv-plan/ready
 docs: .venv-docs/ready
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build
 	@echo "open build/docs/index.html"
+
+# The notebook, without the warnings of the compiler.
+.PHONY: tour
+tour: .venv-docs/ready
+	PYTHONPATH=$(CURDIR) TF_CPP_MIN_LOG_LEVEL=3 .venv-docs/bin/jupyter execute --inplace \
+		--NotebookClient.record_timing=False docs/tour.ipynb
 
 .venv-docs/ready: requirements.txt docs/requirements.txt
 	$(PYTHON) -m venv .venv-docs

@@ -55,8 +55,8 @@ def launch(args: argparse.Namespace, sweep: str) -> pathlib.Path | None:
     shares = launching.slots(args.parallel) if local else []
     show(folder.table(schedule))
     if minutes := folder.estimate(schedule):
-        left = minutes / max(1, len(shares))
-        writers.say(f"about {left:.0f} min left, judging by the finished runs")
+        minutes /= max(1, len(shares))
+        writers.say(f"about {minutes:.0f} min left, judging by the finished runs")
     if args.dry_run:
         return None
     csv = args.csv or folder.root / "results.csv"

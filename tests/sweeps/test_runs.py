@@ -137,7 +137,7 @@ def test_phi_scales_other_bases_by_number_alone():
     runs = make_schedule(config, "phi")
     assert len(runs) == 8 and {each.config.model.base for each in runs} == {"resnet50"}
     assert runs[0].cost.parameters == 25_557_032
-    with pytest.raises(UserError, match="b0 is no resnet50"):
+    with pytest.raises(UserError, match="b0 is not based on resnet50"):
         make_schedule(config, "phi:b0,1")
 
 
