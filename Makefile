@@ -6,6 +6,7 @@
 #   make transfer-study  the study of docs/transfer.md: released weights on solar cells
 #   make transfer-peers  fine-tuning Lite0 compared with PyTorch (benchmarks/README.md)
 #   make docs         these pages as a site with a reference, in build/docs
+#   make tour         runs docs/tour.ipynb and writes its outputs; takes 5 minutes on two cores
 #   make plan         memory and speed of B0 and B7 on TPUs (docs/plan.md); takes hours on two cores
 PYTHON ?= python3
 WORKDIR ?= runs/digits
@@ -82,9 +83,9 @@ SEARCH := $(BIN)/python -m effnet_jax search_scaling --seeds=3
 study: .venv/ready
 	$(BIN)/python -m effnet_jax sweep $(PAIRS) $(HELD_OUT) \
 		--sweep=$(RATES),grid:step=0.15,tolerance=0.09,equal=1 --workdir=$(STUDY)/grid_rates
-	$(SEARCH) $(PAIRS) --step=0.15 --tolerance=0.09 --rates=$(STUDY)/grid_rates/results.csv \
+	$(SEARCH) $(PAIRS) --grid_step=0.15 --tolerance=0.09 --rates=$(STUDY)/grid_rates/results.csv \
 		--workdir=$(STUDY)/grid
-	$(SEARCH) --config=$(STUDY)/grid/scaling.json --near --step=0.05 --tolerance=0.03 \
+	$(SEARCH) --config=$(STUDY)/grid/scaling.json --near --grid_step=0.05 --tolerance=0.03 \
 		--workdir=$(STUDY)/finer
 	$(BIN)/python -m effnet_jax sweep --config=$(STUDY)/finer/scaling.json $(HELD_OUT) \
 		--sweep=$(RATES),methods:2,4,8,tolerance=0.06 --workdir=$(STUDY)/method_rates
@@ -237,6 +238,12 @@ plan: .venv-plan/ready
 docs: .venv-docs/ready
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build
 	@echo "open build/docs/index.html, or with search: python3 -m http.server -d build/docs"
+
+# The notebook, without the warnings of the compiler.
+.PHONY: tour
+tour: .venv-docs/ready
+	PYTHONPATH=$(CURDIR) TF_CPP_MIN_LOG_LEVEL=3 .venv-docs/bin/jupyter execute --inplace \
+		--NotebookClient.record_timing=False docs/tour.ipynb
 
 .venv-docs/ready: requirements.txt docs/requirements.txt
 	$(PYTHON) -m venv .venv-docs

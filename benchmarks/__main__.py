@@ -1,14 +1,18 @@
-"""Measure speed on this machine: python -m benchmarks WHAT [--csv=FILE] [--json].
+"""Measures how fast this machine trains, evaluates, loads images and explains.
 
-model     training and evaluation in images/s, and with the depthwise convolutions of jax.lax
-data      the training pipeline of --config=FILE without a model, and the time of each of its parts
-loop      the time that the training loop adds to the compiled step, and that of a save
+Examples:
+  python -m benchmarks model --models b0 lite0 --csv=results/throughput.csv
+  python -m benchmarks data --config=digits --json
+
+model     training and evaluation in images/s, next to the same model with lax's depthwise layers
+data      the training pipeline of --config=FILE, without a model, and where its time goes
+loop      what the training loop adds to the compiled step, and the time of a save
 latency   one image at a time on one core, for the models of the paper's Table 4
 maps      activation maps, compared with predictions of the same images
 freezing  training only the classifier, compared with training everything
 waits     whole commands, from --help to the evaluation of 100 images, cold and warm
 
-python -m benchmarks WHAT --help lists the flags.
+`python -m benchmarks NAME --help` lists the flags of a benchmark.
 """
 
 import argparse
@@ -26,12 +30,13 @@ BENCHMARKS = {"model": throughput, "latency": latency, "data": loading, "loop": 
 BENCHMARKS |= {"maps": maps, "freezing": freezing, "waits": waits}
 for name, module in BENCHMARKS.items():
     module.PARSER.prog = f"python -m benchmarks {name}"
-    module.PARSER.add_argument("--json", action="store_true", help="JSON instead of a table")
-    module.PARSER.add_argument("--csv", type=pathlib.Path, help="add the rows to this file")
+    add = module.PARSER.group("output")
+    add("--json", action="store_true", help=" instead of a table")
+    add("--csv", type=pathlib.Path)
 
 
 def report(name: str, args: argparse.Namespace) -> None:
-    """Run a benchmark, print its rows, and append them to --csv."""
+    """Measures, prints the rows, and adds them to --csv."""
     rows = BENCHMARKS[name].measure(args)
     if not rows:  # Of several processes, only the first has rows.
         return
@@ -46,7 +51,7 @@ def report(name: str, args: argparse.Namespace) -> None:
 def main() -> None:
     what, *arguments = sys.argv[1:] or ["--help"]
     if what not in BENCHMARKS:
-        print(__doc__)
+        print(f"usage: python -m benchmarks NAME ...\n\n{__doc__.rstrip()}")
         sys.exit(cli.DONE if what in ("-h", "--help") else cli.BAD_INPUT)
     cli.run(functools.partial(report, what), BENCHMARKS[what].PARSER, arguments)
 

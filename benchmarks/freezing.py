@@ -1,7 +1,11 @@
-"""Measure what freezing saves: `python -m benchmarks freezing`.
+"""Measures what freezing saves: training with a frozen network, next to training everything.
 
-Compares the training step of all parameters with one in which all but the classifier, including
-BatchNorm, is frozen. The two take turns in blocks of batches.
+Examples:
+  python -m benchmarks freezing --csv=results/freezing.csv
+  python -m benchmarks freezing --model=b0 --batch=16
+
+Times the training step with all parameters, and with everything but the classifier frozen,
+including BatchNorm. The two take turns in blocks of batches.
 """
 
 import argparse
@@ -21,9 +25,10 @@ from effnet_jax.training.step import lower_train_step
 
 EXAMPLES, BLOCK, DROPPED = 10_000, 5, 2  # Batches in a block; the first DROPPED don't count.
 PARSER = flags.Parser(__doc__)
-PARSER.add_argument("--model", default="lite0", help="as for effnet-jax summary")
-PARSER.add_argument("--batch", type=flags.count, default=32, help="images per batch")
-PARSER.add_argument("--turns", type=flags.count, default=5, help="blocks of each kind")
+add = PARSER.group("measurement")
+add("--model", default="lite0")
+add("--batch", type=flags.count, default=32)
+add("--turns", type=flags.count, default=5)
 
 
 def _settings(args: argparse.Namespace, freeze: str) -> Any:

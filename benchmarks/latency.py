@@ -1,4 +1,8 @@
-"""Measure the time for one image on one core, as in Table 4: `python -m benchmarks latency`.
+"""Measures the time of one image on one core, as in the paper's Table 4.
+
+Examples:
+  python -m benchmarks latency --csv=results/benchmark_latency.csv
+  python -m benchmarks latency --models b0 lite0 --repeats=50
 
 Each model runs alone at batch 1 in float32. After a few runs to warm up, the mean is measured.
 """
@@ -22,8 +26,9 @@ from effnet_jax.run.workers import available_cores
 MODELS = "b1,resnet152,b7"
 WARM_UP = 3
 PARSER = flags.Parser(__doc__)
-PARSER.add_argument("--models", nargs="+", default=[MODELS], help="as in effnet-jax summary")
-PARSER.add_argument("--repeats", type=flags.count, default=20, help="timed runs of each model")
+add = PARSER.group("measurement")
+add("--models", nargs="+", default=[MODELS], help=", or several with commas")
+add("--repeats", type=flags.count, default=20)
 
 
 def pin() -> None:

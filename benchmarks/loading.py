@@ -1,8 +1,11 @@
-"""Measure images per second and per CPU-second of a training pipeline: `python -m benchmarks data`.
+"""Measures a training pipeline without a model: images per second and per CPU-second.
 
-Example: python -m benchmarks data --config=configs/imagenet.py:b0 --config.data.data_dir=DIR. Also
-shows the time per image in one thread for reading, decoding the crop, augmenting (resize, flip,
-policy) and assembling batches. The remaining time is the cost of reading ahead.
+Examples:
+  python -m benchmarks data --config=digits --num_images=1024
+  python -m benchmarks data --config=configs/imagenet.py:b0 --config.data.data_dir=DIR
+
+Also shows where the time of an image goes, measured in one thread: reading, decoding the crop,
+augmenting (resize, flip, policy) and batching. The remainder is the cost of prefetching.
 """
 
 import argparse
@@ -32,9 +35,11 @@ PARTS = ("read", "decode", "augment", "batch")
 WARM_UP = 4096  # Images.
 SAMPLE = 256  # Images for which each part is timed.
 PARSER = flags.Parser(__doc__, config="imagenet:b0")
-PARSER.add_argument("--images", type=flags.count, default=4096, help="per repeat, in whole batches")
-PARSER.add_argument("--repeats", type=flags.count, default=3)
-PARSER.add_argument("--picture", type=pathlib.Path, default="runs/benchmark_data.png")
+add = PARSER.group("measurement")
+add("--num_images", type=flags.count, default=4096, help=" in a repeat, rounded to whole batches")
+add("--repeats", type=flags.count, default=3)
+picture = "picture of the categories of time"
+add("--picture", type=pathlib.Path, default="runs/benchmark_data.png", metavar="FILE", help=picture)
 
 
 def cpu_seconds() -> float:
@@ -85,7 +90,7 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
     batches = pipeline.train_batches(source, config, resolution)
     parts = time_parts(source, pipeline.TrainImages(source, config), resolution)
 
-    steps = max(1, round(args.images / config.batch_size))
+    steps = max(1, round(args.num_images / config.batch_size))
     counted = steps * config.batch_size
     writers.say(f"{args.repeats} times {counted:,} images of {len(source):,}, {resolution} px")
     started = time.perf_counter()

@@ -1,4 +1,8 @@
-"""Measure the time that the training loop adds to the compiled step: `python -m benchmarks loop`.
+"""Measures what the training loop adds to the compiled step, and the time of a save.
+
+Examples:
+  python -m benchmarks loop --csv=results/benchmark_loop.csv
+  python -m benchmarks loop --model=lite0 --batch=8 --repeats=20
 
 A run on one synthetic batch is compared with the shortest loop around the same program. A hook
 waits for each step of both, so that the device hides no work of the loop; in a real run, most of
@@ -39,11 +43,12 @@ WARM_UP = 2  # Steps that are not counted, since memory is still being faulted i
 SAVE_EVERY = 100  # Steps between saves for which the share of a save is reported.
 COMPILED = "/jax/core/compile/backend_compile_duration"
 PARSER = flags.Parser(__doc__, joins=True)
-PARSER.add_argument("--model", default="b0", help="as for effnet-jax summary")
-PARSER.add_argument("--batch", type=flags.count, default=16)
-PARSER.add_argument("--resolution", type=flags.count, help="by default the model's own")
-PARSER.add_argument("--dtype", default="float32")
-PARSER.add_argument("--repeats", type=flags.count, default=10, help="steps")
+add = PARSER.group("measurement")
+add("--model", default="b0")
+add("--batch", type=flags.count, default=16)
+add("--resolution", type=flags.count, help=" (default: the model's own)")
+add("--dtype", default="float32")
+add("--repeats", type=flags.count, default=10, help=" of the step")
 
 
 class WaitForStep:

@@ -1,4 +1,8 @@
-"""Compare the time of activation maps with that of predictions: `python -m benchmarks maps`.
+"""Measures the time of activation maps, next to that of predicting the same images.
+
+Examples:
+  python -m benchmarks maps --csv=results/benchmark_maps.csv
+  python -m benchmarks maps --model=b0 --batch=8
 
 Rows have the CPU seconds of a call. Predictions and maps of the same images take turns.
 """
@@ -18,9 +22,10 @@ from effnet_jax.run import writers
 
 CASES = (("cam", None), ("gradcam", None), ("gradcam", "stage2"), ("layercam", "stage3"))
 PARSER = flags.Parser(__doc__)
-PARSER.add_argument("--model", default="lite0", help="as for effnet-jax summary")
-PARSER.add_argument("--batch", type=flags.count, default=32, help="images per call")
-PARSER.add_argument("--repeats", type=flags.count, default=5, help="timed calls of each kind")
+add = PARSER.group("measurement")
+add("--model", default="lite0")
+add("--batch", type=flags.count, default=32)
+add("--repeats", type=flags.count, default=5)
 
 
 def measure(args: argparse.Namespace) -> list[dict[str, Any]]:

@@ -1,4 +1,8 @@
-"""Measure images per second in training and inference: `python -m benchmarks model`.
+"""Measures images per second of training and inference, next to other implementations.
+
+Examples:
+  python -m benchmarks model --csv=results/throughput.csv
+  python -m benchmarks model --models lite0 --modes infer --peers_python=.venv-benchmarks/bin/python
 
 Contenders are ours with each set of --operations and, with --peers_python, timm's network in
 PyTorch, channels last, eager and compiled. Each contender is a separate process with the same
@@ -27,15 +31,19 @@ UNCOUNTED = 2  # Batches at the start of each block.
 SETTINGS = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 
 PARSER = flags.Parser(__doc__)
-PARSER.add_argument("--models", nargs="+", default=["b0"], help="as in effnet-jax summary")
-PARSER.add_argument("--modes", nargs="+", default=["train", "infer"], choices=("train", "infer"))
-PARSER.add_argument("--operations", nargs="+", default=["auto", "plain"], choices=SETS)
-PARSER.add_argument("--peers_python", help="interpreter with torch and timm")
-PARSER.add_argument("--batch", type=flags.count, default=16)
-PARSER.add_argument("--resolution", type=flags.count, help="by default the model's own")
-PARSER.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-PARSER.add_argument("--turns", type=flags.count, default=7)
-PARSER.add_argument("--block", type=flags.count, default=5, help="batches in a turn, 2 not counted")
+add, modes = PARSER.group("measurement"), ("train", "infer")
+add("--models", nargs="+", default=["b0"])
+add("--modes", nargs="+", default=list(modes), choices=modes, help="training, inference or both")
+operations = "sets of operations: those made for this machine, or plain ones"
+add("--operations", nargs="+", default=["auto", "plain"], choices=SETS, help=operations)
+peers = "interpreter that has torch and timm, to measure timm too"
+add("--peers_python", metavar="FILE", help=peers)
+add("--batch", type=flags.count, default=16)
+add("--resolution", type=flags.count, help=" (default: the model's own)")
+add("--dtype", default="float32", choices=("float32", "bfloat16"))
+add("--turns", type=flags.count, default=7)
+block = f"batches in a turn, of which the first {UNCOUNTED} are not counted"
+add("--block", type=flags.count, default=5, metavar="N", help=block)
 
 
 class Contender(NamedTuple):

@@ -1,9 +1,13 @@
-"""How long commands take: `python -m benchmarks waits`.
+"""Measures how long whole commands take, from --help to an evaluation.
 
-Each command is a process of its own: --help, summary, predict of one image and eval of 100 images,
-with made-up weights. "cold" starts with an empty compilation
-cache, "warm" finds the programs of the run before. With --against=DIR, another checkout of this
-package, the two take turns, and a ratio holds within a turn.
+Examples:
+  python -m benchmarks waits --csv=results/waits.csv
+  python -m benchmarks waits --model=lite0 --against=../older
+
+Each command is a separate process: --help, summary, predict of one image and eval of 100 images,
+with random weights. "cold" starts with an empty compilation cache, and "warm" finds the programs of
+the cold run in it. With --against=DIR the two checkouts take turns, and ratios are taken within a
+turn.
 """
 
 import argparse
@@ -29,9 +33,10 @@ from effnet_jax.run import writers
 ROOT = pathlib.Path(__file__).parents[1]
 IMAGES, CLASSES = 100, 10
 PARSER = flags.Parser(__doc__)
-PARSER.add_argument("--model", default="b0", help="as for the summary")
-PARSER.add_argument("--against", type=pathlib.Path, help="another checkout of this package")
-PARSER.add_argument("--turns", type=flags.count, default=5, help="runs of each command")
+add = PARSER.group("measurement")
+add("--model", default="b0")
+add("--against", type=pathlib.Path, metavar="DIR", help="another checkout of this package")
+add("--turns", type=flags.count, default=5)
 
 
 def make_inputs(model: str, folder: pathlib.Path) -> dict[str, list[str]]:

@@ -1,1 +1,1 @@
-"""One file for each experiment; effnet_jax/config.py has every key with its meaning."""
+"""Experiments, one file each; effnet_jax/config.py explains every key."""

@@ -1,7 +1,10 @@
 """A very small EfficientNet (phi = -9) on cluttered digits: the base network of the scaling study.
 
 Command:   python train.py --config=configs/cluttered_digits.py --workdir=runs/cluttered_digits
-Argument:  the model, as in configs/imagenet.py. At phi=-9: 36 px.
+Argument:  the model, as in configs/imagenet.py. At phi=-9: 303,824 parameters, 36 px.
+Hardware:  one core of an AMD EPYC: 1 to 2 minutes.
+Expect:    top-1 of 84.3 to 87.6 % on 2,000 images with averaged weights (three seeds, base of
+           results/scaling_study/methods.csv).
 """
 
 from effnet_jax import config as default
@@ -16,9 +19,9 @@ def get_config(model: str = "phi=-9"):
     config.eval_epochs = 5.0
 
     config.model.base_resolution = 127  # 36 px at phi = -9.
-    config.model.survival_probability = 1.0  # Nothing here trains long enough to overfit.
+    config.model.survival_probability = 1.0  # Runs are too short to overfit.
     config.model.batch_norm_momentum = 0.9
-    # Without it wide networks spent most of the run unlearning their first logits.
+    # With a random classifier, wide networks spent most of the run correcting their first logits.
     config.model.zero_classifier = True
 
     config.data.source = "digits"

@@ -1,30 +1,30 @@
-"""EfficientNet on ImageNet by the reference's recipe.
+"""EfficientNet on ImageNet with the reference's recipe.
 
 Command:   python train.py --config=configs/imagenet.py:b0 --workdir=runs/b0
            --config.data.data_dir=DIR [--config.batch_size=4096]
-Argument:  a model, and with a comma one of four recipes, as in b0,baseline or b5,randaugment:
-             autoaugment   AutoAugment v0; where none is named
-             randaugment   2 operations an image, magnitude 17 for b5, 28 for b7 and b8, else 10
-             baseline      crop and flip alone
-             progressive   EfficientNetV2's own, of which the others leave out the stages; for
-                           v2-s, v2-m, v2-l, v2-xl and v2-b0 to v2-b3, where none is named
+Argument:  a model, or a model, a comma and one of four recipes, as in b0,baseline:
+             autoaugment   AutoAugment v0; the default, except for V2
+             randaugment   2 operations per image, magnitude 17 for b5, 28 for b7 and b8, else 10
+             baseline      crop and flip only
+             progressive   EfficientNetV2's recipe, with its stages; the default for v2-s, v2-m,
+                           v2-l, v2-xl and v2-b0 to v2-b3, which the others train without stages
            Models are b0 to b8, l2, phi=1.5, or w=1.4,d=1.8,r=380; lite0 to lite4, edgetpu-s, -m
-           and -l; those of V2; or another base network, scaled or not: mobilenet_v1, mobilenet_v2,
+           and -l; V2's; or another base network, scaled or not: mobilenet_v1, mobilenet_v2,
            resnet18 to resnet1001, as in resnet50,phi=1.5.
-Data:      imagenet2012 in DIR, written by effnet-jax prepare_imagenet, or by TFDS
-           as ArrayRecord. With the former, the reference's hold-out instead of the validation
+Data:      imagenet2012 in DIR, from `effnet-jax prepare_imagenet`, or from TFDS as ArrayRecord. The
+           former also has the reference's hold-out, to evaluate on instead of the validation
            images: --config.data.train_split='train[25022:]' --config.data.eval_split=minival
-           V2's models leave the hold-out out of training in any case, as their reference does:
-           1,256,145 images, and 306 steps an epoch at batch 4096.
-Fidelity:  docs/fidelity.md lists what differs from the reference.
-Hardware:  the reference trained on 32 or more TPU cores, batch 2048 or 4096; V2 on 32 TPUv3 cores,
-           v2-s in 7.1 hours, v2-m in 13, v2-l in 24.
-Expect:    the reference's published top-1, of which this repository has run none yet:
+           V2's models never train on the hold-out, as in their reference: they train on 1,256,145
+           images, 306 steps per epoch at batch 4096.
+Fidelity:  docs/fidelity.md lists the differences from the reference.
+Hardware:  the reference trained on 32 or more TPU cores with batch 2048 or 4096; V2 on 32 TPUv3
+           cores, v2-s in 7.1 hours, v2-m in 13 and v2-l in 24.
+Expect:    the reference's published top-1. None of these runs has been repeated here yet:
              baseline      b0 76.7, b1 78.7, b2 79.8, b3 81.1, b4 82.5, b5 83.1
              autoaugment   b0 77.1, b1 79.1, b2 80.1, b3 81.6, b4 82.9, b5 83.6, b6 84.0, b7 84.3
              randaugment   b5 83.7, b7 84.7
              progressive   v2-s 83.9, v2-m 85.2, v2-l 85.7, v2-b0 78.7, v2-b1 79.8, v2-b2 80.5,
-                           v2-b3 82.1; for v2-xl, published from ImageNet-21k alone, there is none
+                           v2-b3 82.1; none for v2-xl, which is published from ImageNet-21k only
 """
 
 from typing import NamedTuple
@@ -40,12 +40,12 @@ MAGNITUDES = {"b5": 17.0, "b7": 28.0, "b8": 28.0}
 
 
 class Last(NamedTuple):
-    """What a V2 is trained with in its last stage.
+    """The settings of the last stage in which a V2 model is trained.
 
     Attributes:
-      resolution: in pixels.
-      magnitude: of RandAugment; None: AutoAugment in all stages.
-      alpha: of mixup, and of cutmix.
+      resolution: side of the images in pixels.
+      magnitude: magnitude of RandAugment; None: AutoAugment in all stages.
+      alpha: alpha of mixup and of cutmix.
     """
 
     resolution: int
@@ -53,8 +53,8 @@ class Last(NamedTuple):
     alpha: float
 
 
-# google/automl efficientnetv2 (6a54c87), effnetv2_configs.py. The paper has other maxima, and has
-# dropout grow as well (2104.00298, Table 6); in the code it is the model's throughout.
+# google/automl efficientnetv2 (6a54c87), effnetv2_configs.py. The paper (2104.00298, Table 6) has
+# other maxima, and its dropout grows too; in the code all stages have the dropout of the model.
 V2 = {
     "v2-s": Last(300, 10.0, 0.0),
     "v2-m": Last(384, 15.0, 0.2),
@@ -66,7 +66,7 @@ V2 = {
     "v2-b3": Last(240, None, 0.0),
 }
 STAGES = 4
-BEFORE = 128  # Pixels; the first stage is one step above.
+BEFORE = 128  # Pixels; the first stage is one step larger.
 
 
 def get_config(argument: str = "b0"):
@@ -74,7 +74,7 @@ def get_config(argument: str = "b0"):
     if recipe not in (*RECIPES, "progressive"):
         model, recipe = argument, "progressive" if argument in V2 else "autoaugment"
     elif not model:
-        raise UserError(f"{argument!r} names no model; write one before it, as in b0,{recipe}")
+        raise UserError(f"{argument!r} names no model; put one before it, as in b0,{recipe}")
     if recipe == "progressive" and model not in V2:
         raise UserError(f"{argument!r}: the recipe progressive is for {', '.join(V2)}")
     try:
@@ -84,16 +84,16 @@ def get_config(argument: str = "b0"):
         raise UserError(f"{error} After a comma: {names}.") from None
     config.model.dtype = "bfloat16"
     if model in V2:
-        # Of google/automl efficientnetv2 (6a54c87), hparams.py, datasets.py, main_tf2.py and
-        # utils.py: the hold-out is no part of training, 25,023 images there and 25,022 here, and
-        # no bias has weight decay.
+        # As in google/automl efficientnetv2 (6a54c87), hparams.py, datasets.py, main_tf2.py and
+        # utils.py: training leaves out the hold-out (25,023 images there, 25,022 here), and biases
+        # have no weight decay.
         config.batch_size, config.epoch_steps = 4096, "whole"
         config.data.train_split = "train[25022:]"
         config.optimizer.rmsprop.accumulator = 0.0
         config.model.batch_norm_scope = "reference_v2"
         config.augment.rounding = "truncate"
         config.optimizer.weight_decay_rules = ((r".*/(scale|bias)", 0.0), (r".*", 1.0))
-        if V2[model].magnitude is not None:  # preprocessing.py; the B's keep V1's.
+        if V2[model].magnitude is not None:  # preprocessing.py; v2-b0 to v2-b3 keep V1's.
             config.preprocess.interpolation = "bilinear"
             config.preprocess.crop_rule = "whole"
             config.preprocess.crop_area = (0.05, 1.0)
@@ -111,9 +111,10 @@ def get_config(argument: str = "b0"):
 
 
 def in_stages(config, last: Last) -> None:
-    """Fills `config.progressive` as google/automl efficientnetv2/main_tf2.py does, and `augment`.
+    """Sets `config.progressive` and `config.augment` as google/automl's main_tf2.py does.
 
-    Resolution grows from BEFORE by equal steps, rounded down; the rest from the first stage on.
+    The resolution grows from BEFORE by equal steps, rounded down. Magnitude and alphas grow from
+    the first stage on.
     """
     shares = np.arange(1, STAGES + 1) / STAGES
     sizes = BEFORE + (last.resolution - BEFORE) * shares
@@ -124,7 +125,7 @@ def in_stages(config, last: Last) -> None:
         magnitudes = np.linspace(5, last.magnitude, STAGES)
         config.progressive.randaugment_magnitude = tuple(magnitudes.tolist())
     if last.alpha:
-        # datasets.py; a group is the share that each of 32 cores has of 4096 images.
+        # datasets.py; a group is the part of 4096 images that each of 32 cores has.
         config.augment.mixing, config.augment.cutmix_labels = "halves", "mean_area"
         config.augment.mix_group = 128
         config.augment.mixup_alpha = config.augment.cutmix_alpha = last.alpha

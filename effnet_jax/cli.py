@@ -1,14 +1,18 @@
 """How every command starts and ends: quiet logs, the compilation cache, exit codes.
 
-Exit codes: 0 done; 1 some runs or files of weights failed, some images could not be read, or a
-run's last checkpoint could not be saved; 2 bad input, explained in one message; 3 the loss was not
-finite; 75 interrupted after saving a checkpoint, or by SIGTERM before the first step: the same
-command resumes (EX_TEMPFAIL: a scheduler may requeue); 130 Ctrl-C with nothing to save yet, or
-pressed again; 141 nobody reads the output any more, as after `| head` (what SIGPIPE gives other
-commands).
+Exit codes:
+  0: done.
+  1: some runs or weight files failed, some images could not be read, or the last checkpoint of a
+    run could not be saved.
+  2: bad input, explained in one message.
+  3: the loss was not finite.
+  75: interrupted after saving a checkpoint, or by SIGTERM before the first step; the same command
+    resumes (EX_TEMPFAIL: a scheduler may requeue it).
+  130: Ctrl-C with nothing to save yet, or pressed twice.
+  141: the output is no longer read, as after `| head`; SIGPIPE gives other commands the same code.
 
-In a run of several processes, 75 also means that one was lost or stuck; if that was process 0, JAX
-may abort the others (134, SIGABRT). An error of one process ends the others with the same code.
+In a run of several processes, 75 also means that a process was lost or stuck; if it was process 0,
+JAX may abort the others (134, SIGABRT). An error in one process ends the others with its code.
 """
 
 import contextlib
@@ -29,7 +33,7 @@ from effnet_jax.run.workers import has_abandoned
 
 DONE, FAILED, BAD_INPUT, NOT_FINITE, INTERRUPTED, STOPPED = 0, 1, 2, 3, errors.RETRY, 130
 NO_READER = 141
-# The code of each error, and whether it comes to one process of a run and not to all by themselves.
+# The exit code of each error, and whether only one process of a run gets it and ends the others.
 ENDS = {
     UserError: (BAD_INPUT, True),
     errors.SaveFailed: (FAILED, True),
@@ -42,19 +46,19 @@ ENDS = {
 
 
 def tune_process() -> None:
-    """Starts this process again with settings for computing on a CPU, unless it has them.
+    """Restarts this process with settings for computing on a CPU, unless it has them already.
 
-    Glibc and JAX read them when a process starts. An accelerator needs none of them.
+    Glibc and JAX read the settings when a process starts. Accelerators do not need them.
     """
     if any(map(importlib.util.find_spec, ("jax_cuda12_plugin", "jax_cuda13_plugin", "libtpu"))):
         return
-    # XLA allocates a program's temporary memory, a gigabyte for B0 at batch 16, at every call: with
-    # small pages, faulting it in takes a third of a training step.
+    # XLA allocates the temporary memory of a program at every call, a gigabyte for B0 at batch 16.
+    # With small pages, page faults take a third of a training step.
     tunables = os.environ.get("GLIBC_TUNABLES", "")
     if sys.platform == "linux" and "glibc.malloc.hugetlb" not in tunables:
         settings = {"GLIBC_TUNABLES": f"{tunables}:glibc.malloc.hugetlb=1".removeprefix(":")}
-        # When a program comes out of the compilation cache, XLA's CPU backend logs kilobytes about
-        # two tuning flags that no processor "supports"; real failures are raised. JAX sets 1.
+        # XLA's CPU backend logs kilobytes about two tuning flags for every program from the
+        # compilation cache. Real failures are raised. 1 is the value that JAX sets.
         if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":
             settings["TF_CPP_MIN_LOG_LEVEL"] = "3"
         sys.stdout.flush()
@@ -62,7 +66,7 @@ def tune_process() -> None:
 
 
 def use_compilation_cache() -> None:
-    """Keeps compiled programs between runs, by default in ~/.cache/effnet_jax/compiled."""
+    """Enables JAX's compilation cache, by default in ~/.cache/effnet_jax/compiled."""
     import jax
 
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
@@ -73,7 +77,10 @@ def use_compilation_cache() -> None:
 
 @contextlib.contextmanager
 def _exit_codes(processes: Any = None) -> Iterator[None]:
-    """Ends with a message and a code; `processes` are the run's, None for a command on its own."""
+    """Turns errors into a message and an exit code.
+
+    `processes` are those of the run; None for a command that does not join a run.
+    """
     code, message, alone = DONE, "", False
     try:
         yield
@@ -82,12 +89,12 @@ def _exit_codes(processes: Any = None) -> Iterator[None]:
         message = str(error) if code == INTERRUPTED else f"error: {error}"
     except KeyboardInterrupt:
         code, alone = STOPPED, True
-        message = "stopped at once, by Ctrl-C; checkpoints are as they were"
+        message = "stopped at once by Ctrl-C; the checkpoints are unchanged"
     except Exception as error:
         if processes is None or processes.count == 1:
             raise
         code, message, alone = FAILED, f"error: {error}", True
-        # A collective fails in many ways where another process is gone.
+        # A collective fails with various errors when another process is gone.
         if lost := processes.who_is_lost(error):
             code = INTERRUPTED
             message = f"error: {lost}. Run the same command on every machine to resume"
@@ -95,7 +102,7 @@ def _exit_codes(processes: Any = None) -> Iterator[None]:
             traceback.print_exc()
     if code:
         print(f"{processes.prefix if processes else ''}{message}", file=sys.stderr)
-    # After a signal or a bad loss, all processes come to the same end by themselves.
+    # After a signal or a bad loss, every process ends by itself.
     if processes:
         processes.leave(code if alone else DONE, message)
     if code and has_abandoned():
@@ -108,13 +115,13 @@ def _exit_codes(processes: Any = None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def output() -> Iterator[None]:
-    """Ends a command quietly where nobody reads its output; opens what was closed at its start."""
+    """Ends a command quietly if its output is no longer read; opens streams that were closed."""
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:
-            descriptor = os.open(os.devnull, os.O_RDWR)  # The lowest that is free: its own.
+            descriptor = os.open(os.devnull, os.O_RDWR)  # The lowest free one: that of the stream.
             os.set_inheritable(descriptor, True)
             setattr(sys, name, open(descriptor, "r" if name == "stdin" else "w"))  # noqa: SIM115
-    if hasattr(sys.stdout, "reconfigure"):  # Names of files may be in any encoding.
+    if hasattr(sys.stdout, "reconfigure"):  # File names can have any encoding.
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         try:
@@ -128,11 +135,11 @@ def output() -> Iterator[None]:
 
 
 def _silence() -> bool:
-    """Whether output has no reader any more; from now on such output goes nowhere."""
+    """Returns whether stdout or stderr has lost its reader; sends such a stream to /dev/null."""
     poll = select.poll()
     for file in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError):  # One that is no file, as in tests and notebooks.
-            poll.register(file.fileno(), 0)  # Errors alone.
+        with contextlib.suppress(OSError):  # Tests and notebooks replace the streams by objects.
+            poll.register(file.fileno(), 0)  # Reports errors only.
     gone = [descriptor for descriptor, _ in poll.poll(0)]
     for descriptor in gone:
         os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
@@ -140,9 +147,9 @@ def _silence() -> bool:
 
 
 def run(main: Callable[[Any], None], parser: Any, arguments: list[str] | None = None) -> None:
-    """Runs a command, and turns the errors meant for people into a message and a code.
+    """Runs a command, and turns its errors into a message and an exit code.
 
-    `parser` is a `flags.Parser`; `arguments` are those of the command line unless given.
+    `parser` is a `flags.Parser`; `arguments` are those of the command line by default.
     """
     with output():
         _run(main, parser, arguments)
@@ -152,7 +159,7 @@ def _run(main: Callable[[Any], None], parser: Any, arguments: list[str] | None) 
     if parser.computes:
         tune_process()
     logging.set_verbosity(logging.ERROR)
-    # What Orbax can't do it raises, and logs with its traceback as well.
+    # Orbax raises its errors, and also logs them with a traceback.
     logging.get_absl_logger().addFilter(lambda record: "orbax" not in record.pathname)
     processes = None
     with _exit_codes():

@@ -1,4 +1,4 @@
-"""Experiments by name: the files of configs/, wherever they are, and configs that were saved."""
+"""Finds experiments by name: the files in configs/, and saved configs."""
 
 import importlib.util
 import inspect
@@ -16,13 +16,14 @@ from effnet_jax.run import buckets
 
 
 def read(experiment: str) -> ConfigDict:
-    """The config of an experiment, or one that was saved.
+    """Returns the config of an experiment, or a saved config.
 
     Args:
-      experiment: NAME (of configs/) or FILE.py, with :ARGUMENT for its `get_config`; FILE.json or
-        a workdir, with :MODEL to scale the base network in it, as in scaling.json:phi=2.
+      experiment: NAME in configs/ or FILE.py, with an optional :ARGUMENT for its `get_config`; or
+        FILE.json or a workdir, with an optional :MODEL that scales its base network, as in
+        scaling.json:phi=2.
     """
-    # A path may have a colon itself.
+    # A path can contain a colon, so the whole text is tried first.
     for name, _, argument in ((experiment, "", ""), experiment.rpartition(":")):
         if name.endswith(".json"):
             config = config_lib.load(name)
@@ -45,26 +46,26 @@ def get_config(folder: str, what: str, name: str) -> ConfigDict:
 
 
 def _rescale(config: ConfigDict, model: str) -> ConfigDict:
-    """The config with another scale of its own base network: a model's name, phi=2 or w=1.2,..."""
+    """Scales the base network of a config to a model: a name, phi=2 or w=1.2,d=1.4,r=291."""
     chosen = models.parse_variant(model)
     if not re.match(r"(phi|[wdr])=", model) and chosen["base"] != config.model.base:
-        raise UserError(f"{model} is no {config.model.base}, which this config scales")
+        raise UserError(f"{model} is not based on {config.model.base}, which this config scales")
     config.model.update({key: chosen[key] for key in ("phi", "width", "depth", "resolution")})
     return config
 
 
 def experiments() -> list[pathlib.Path]:
-    """Folders called configs where experiments are looked for by name: here, and in a checkout."""
+    """The folders named configs that are searched: in the current directory and in the checkout."""
     checkout = pathlib.Path(__file__).resolve().parents[1]
     roots = [pathlib.Path.cwd(), *([checkout] if (checkout / "train.py").is_file() else [])]
     return [root / "configs" for root in roots if (root / "configs").is_dir()]
 
 
 def find(folder: str, what: str, name: str, function: str) -> Callable[..., Any]:
-    """`function` of the file configs/FOLDER/NAME.py, or of the file NAME where that ends in .py.
+    """Returns a function of the file configs/FOLDER/NAME.py, or of the file NAME if it is a path.
 
-    Raises UserError, which calls the file a `what`, if it is missing, doesn't load, or lacks the
-    function.
+    Raises UserError if the file is missing, can't be loaded, or lacks the function. The message
+    calls the file a `what`.
     """
     path = pathlib.Path(name).expanduser()
     if path.suffix != ".py":
@@ -72,8 +73,8 @@ def find(folder: str, what: str, name: str, function: str) -> Callable[..., Any]
         known = {p.stem: p for root in reversed(roots) for p in root.glob("[!_]*.py")}
         if not known:
             raise UserError(
-                f"no {what} {name!r}: there is no folder configs/{folder} here; give a file, "
-                "NAME.py, or run in a checkout of effnet_jax"
+                f"no {what} {name!r}: the current directory has no folder configs/{folder}; give a "
+                "file, NAME.py, or run in a checkout of effnet_jax"
             )
         path = known[check_choice(what, name, known)]
     elif not path.is_file():

@@ -1,10 +1,11 @@
-"""The flags of commands, with `--config` and its overrides."""
+"""Command-line flags: their help, and `--config` with its overrides."""
 
 import argparse
 import contextlib
+import functools
 import os
 import pathlib
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 from absl import flags
@@ -14,19 +15,77 @@ from effnet_jax.errors import UserError
 from effnet_jax.run.buckets import is_bucket, to_path
 from effnet_jax.run.files import check_local
 
+PROCESSES = "several processes (not needed where a cluster starts them)"
+# Flags of several commands: a metavar, and how the help begins in each of them.
+SHARED = {
+    "--batch": ("N", "images in a batch"),
+    "--classes": ("CLASSES", "names of the outputs"),
+    "--csv": ("FILE", "CSV file to add the rows to"),
+    "--data": ("SET", "data set"),
+    "--data_dir": ("DIR", "folder of the data"),
+    "--dtype": ("DTYPE", "dtype of the computation: float32 or bfloat16"),
+    "--evaluation": ("NAME/WEIGHTS", "evaluation and weights whose top-1 counts"),
+    "--json": (None, "print JSON"),
+    "--layer": ("LAYER", "layer of the network"),
+    "--method": ("METHOD", "kind of activation map"),
+    "--model": ("MODEL", "model, such as b0 or v2-s"),
+    "--models": ("MODEL", "models, such as b0 or v2-s"),
+    "--num_images": ("N", "number of images"),
+    "--origin": ("ORIGIN", "program that wrote the weights"),
+    "--out": ("DIR", "where to write"),
+    "--overwrite": (None, "replace existing files"),
+    "--repeats": ("N", "timed repeats"),
+    "--resolution": ("PIXELS", "side of the images in pixels"),
+    "--to": ("FILE", "file to write"),
+    "--top": ("N", "number of most probable classes"),
+    "--turns": ("N", "turns that each takes"),
+    "--weights": ("FILE|WORKDIR", "weights to use"),
+    "--workdir": ("DIR", "folder of the run or sweep"),
+    "images": (
+        "IMAGE",
+        "images: files, folders, patterns with *, ** or ?, or - for stdin",
+    ),
+}
+
 
 def _expand_home(value: Any) -> Any:
-    """A path with the home directory in place of ~: a shell leaves the one in --csv=~/rows.csv."""
+    """Replaces a leading ~ in a path: shells do not expand the one in --csv=~/rows.csv."""
     is_path = isinstance(value, str | pathlib.Path) and str(value).startswith("~")
     return type(value)(os.path.expanduser(value)) if is_path else value
 
 
-class Parser(argparse.ArgumentParser):
-    """The flags of a command, whose docstring is `doc`.
+def _add(group: Any, name: str, help: str = "", **options: Any) -> None:
+    """Adds a flag to a group; if it is in SHARED, `help` continues the help that is there."""
+    metavar, begin = SHARED.get(name, (None, ""))
+    if metavar:
+        options.setdefault("metavar", metavar)
+    group.add_argument(name, help=begin + help, **options)
 
-    `config` is the experiment without --config; None: the command takes no config. A command that
-    `computes` runs something on a device; one that `joins` can be one of several processes, which
-    `cli.run` adds as `args.processes`. `buckets` are the flags that may be addresses in buckets.
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Keeps the lines of the description, and shows the default of each flag that has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        value, text = action.default, action.help or ""
+        if value is None or value is False or value in ("", [], argparse.SUPPRESS):
+            return text
+        if "(default" in text:
+            return text
+        shown = " ".join(map(str, value)) if isinstance(value, list) else str(value)
+        return f"{text} (default: {shown})"
+
+
+class Parser(argparse.ArgumentParser):
+    """The flags of a command. `group` adds a group of them.
+
+    Args:
+      doc: the command's docstring: a line that states the purpose, examples, and what else a user
+        has to know.
+      config: the experiment that is used without --config; None: the command takes no config.
+      computes: whether the command runs something on a device.
+      joins: whether the command can be one of several processes. `cli.run` joins them and sets
+        `args.processes`.
+      buckets: the flags that accept an address in a bucket.
     """
 
     def __init__(
@@ -37,87 +96,128 @@ class Parser(argparse.ArgumentParser):
         joins: bool = False,
         buckets: Collection[str] = (),
     ):
-        formatter = argparse.RawDescriptionHelpFormatter
-        super().__init__(description=doc, formatter_class=formatter, allow_abbrev=False)
+        super().__init__(description=doc, formatter_class=_Formatter, allow_abbrev=False)
         self.config, self.computes, self.joins = config, computes, joins
         self._buckets = buckets
         if config:
-            text = "NAME of configs/, FILE.py, FILE.py:ARGUMENT, FILE.json or a workdir; by default"
+            text = "NAME in configs/, FILE.py, FILE.py:ARGUMENT, FILE.json or a workdir"
             change = "--config.KEY=VALUE changes a value"
-            self.add_argument("--config", metavar="EXPERIMENT", help=f"{text} {config}. {change}")
+            add = self.group("experiment")
+            add("--config", metavar="EXPERIMENT", help=f"{text}; {change} (default: {config})")
         if joins:
-            self.add_argument("--coordinator_address", metavar="HOST:PORT", help="of process 0")
-            self.add_argument("--num_processes", type=int, metavar="N", help="in this run")
-            self.add_argument("--process_id", type=int, metavar="I", help="of this one, from 0")
+            add = self.group(PROCESSES)
+            add("--coordinator_address", metavar="HOST:PORT", help="address of process 0")
+            add("--num_processes", type=int, metavar="N", help="number of processes in the run")
+            add("--process_id", type=int, metavar="I", help="number of this process, from 0")
 
-    def format_help(self) -> str:
-        """What argparse shows, and the keys of a config with their defaults."""
+    def group(self, title: str, exclusive: bool = False) -> Callable[..., None]:
+        """Starts a group of flags, of which only one can be given if it is `exclusive`.
+
+        Returns a function like `add_argument` that adds a flag to the group. Its `help` continues
+        the help in SHARED.
+        """
+        group = self.add_argument_group(title)
+        return functools.partial(_add, group.add_mutually_exclusive_group() if exclusive else group)
+
+    def config_keys(self) -> dict[str, Any]:
+        """The keys of a config with their defaults; none if the command takes no config."""
         if not self.config:
-            return super().format_help()
+            return {}
         from flax.traverse_util import flatten_dict
 
         from effnet_jax import config
 
-        values = flatten_dict(config.get_config().to_dict(), sep=".")
-        lines = (f"  --config.{key}={value}" for key, value in values.items())
-        title = "config keys with their defaults; effnet_jax/config.py explains each:"
+        return flatten_dict(config.get_config().to_dict(), sep=".")
+
+    def format_help(self) -> str:
+        """The help of argparse with the general flags at the end, and the keys of a config."""
+        self._action_groups.sort(key=lambda g: (g is self._optionals, g.title == PROCESSES))
+        if not self.config:
+            return super().format_help()
+        lines = (f"  --config.{key}={value}" for key, value in self.config_keys().items())
+        title = (
+            "config keys with their defaults, some of which the experiment changes; "
+            "effnet_jax/config.py explains each:"
+        )
         return "\n".join([super().format_help(), title, *lines, ""])
 
     def error(self, message: str) -> None:
         raise UserError(f"{message}. Try --help")
 
     def parse_args(self, args: list[str] | None = None, namespace: Any = None) -> Any:
-        """The flags; `config` is the config itself, and `experiment` the text that chose it."""
+        """Parses the flags. `config` is the config, and `experiment` the text that chose it."""
         args, rest = self.parse_known_args(args, namespace)
         for key, value in vars(args).items():
             several = isinstance(value, list)
             expanded = [_expand_home(each) for each in (value if several else [value])]
             setattr(args, key, expanded if several else expanded[0])
             for each in expanded:
-                # An image that can't be read does not stop the others; predict reports it.
+                # predict and explain report an image that can't be read, and go on with the others.
                 is_path = key not in ("coordinator_address", "images")
                 in_bucket = key in self._buckets and is_bucket(each)
                 if is_path and not in_bucket and not str(each).startswith("hf://"):
                     check_local(key, each)
         if not self.config:
             return self.error(f"unexpected argument {rest[0]!r}") if rest else args
-        from effnet_jax import experiments  # With JAX, for a process that has its settings.
+        from effnet_jax import experiments  # Imports JAX, after cli.tune_process.
 
         if not args.config and not experiments.experiments():
-            self.error("give --config=FILE; there is no folder configs here")
+            self.error("give --config=FILE: the current directory has no folder configs")
         args.experiment = args.config or self.config
         args.config = override(experiments.read(args.experiment), rest)
         return args
 
     def start_seconds(self, args: Any) -> float:
-        """How long to wait for other processes, by the config or that of the run in --workdir."""
+        """Seconds to wait for other processes, from the config or that of the run in --workdir."""
         from effnet_jax import config as config_lib
 
         if self.config:
-            config_lib.validate(args.config)  # A mistake is reported before the wait.
+            config_lib.validate(args.config)  # Reports a mistake before the wait.
             return args.config.processes.start_seconds
         workdir = getattr(args, "workdir", None) or ""
         config = config_lib.load_if_any(workdir) or config_lib.get_config()
         return config.processes.start_seconds
 
 
+def add_weights(add: Callable[..., None], note: str = "", **options: Any) -> None:
+    """Adds --weights, and the flags that state what a weight file lacks."""
+    source = ": a file, the workdir of a run, or hf://ORG/NAME"
+    add("--weights", help=f"{source}{note}", **options)
+    add_stated(add)
+
+
+def add_stated(add: Callable[..., None]) -> None:
+    """Adds the flags that state what a weight file lacks."""
+    lists = "imagenet (drops the background of 1001 outputs), imagenet_background, imagenet21k"
+    add("--model", help=" (default: detected from the shapes)")
+    origins = "tf, keras, timm, timm_tf, torchvision or lukemelas"
+    add("--origin", help=f": {origins} (default: detected from the names)")
+    add("--classes", help=f": {lists}, or a file of names (default: those in the weight file)")
+
+
+def add_data(add: Callable[..., None], **options: Any) -> None:
+    """Adds the flags that choose the images to evaluate."""
+    add("--data", help=": NAME or NAME:ARGUMENT in configs/evaluation, or FILE.py", **options)
+    add("--data_dir", help=", or a folder of images: DIR/SPLIT/CLASS/*.jpg or DIR/CLASS/*.jpg")
+
+
 def path(text: str) -> pathlib.Path:
-    """The type of a flag that is a path, local or in a bucket."""
+    """The type of a flag that takes a path, local or in a bucket."""
     try:
         return to_path(text)
-    except UserError as error:  # A ValueError, whose text argparse would drop.
+    except UserError as error:  # A ValueError: argparse drops its message.
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def count(text: str) -> int:
-    """The type of a flag that takes a whole number from 1 on."""
+    """The type of a flag that takes a whole number of at least 1."""
     if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} should be a whole number, 1 or more")
+        raise argparse.ArgumentTypeError(f"must be a whole number, 1 or more; got {text!r}")
     return int(text)
 
 
 class _OrNone(flags.ArgumentParser):
-    """Reads None, which unsets a value, and values of one type."""
+    """Parses None, which unsets a key, and values of one type."""
 
     def __init__(self, kind: type):
         self._kind = kind
@@ -128,8 +228,8 @@ class _OrNone(flags.ArgumentParser):
 
 @contextlib.contextmanager
 def _none_unsets() -> Iterator[None]:
-    """Makes ml_collections read None for a number or a text, until the context is left."""
-    parsers = config_flags.config_flags._FIELD_TYPE_TO_PARSER  # Of the whole process.
+    """Makes ml_collections accept None for numbers and strings within the context."""
+    parsers = config_flags.config_flags._FIELD_TYPE_TO_PARSER  # Shared by the whole process.
     before = dict(parsers)
     for kind in (int, float, str):
         config_flags.register_flag_parser_for_type(kind, _OrNone(kind))
@@ -140,10 +240,10 @@ def _none_unsets() -> Iterator[None]:
 
 
 def override(config: ConfigDict, arguments: list[str]) -> ConfigDict:
-    """Locks a config after changing it by arguments like --config.optimizer.name=sgd.
+    """Changes a config by arguments like --config.optimizer.name=sgd, and locks it.
 
-    A value is read by the type of the one that it replaces; None unsets it. Raises UserError for an
-    unknown key, a value of another type, or any other argument.
+    A value is parsed as the type of the value that it replaces; None unsets it. Raises UserError
+    for an unknown key, a value of another type, or any other argument.
     """
     from effnet_jax import config as config_lib
 
@@ -154,7 +254,7 @@ def override(config: ConfigDict, arguments: list[str]) -> ConfigDict:
         with _none_unsets():
             config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
         left = values(argv)[1:]
-    except Exception as error:  # Of many kinds.
+    except Exception as error:  # absl and ml_collections raise many types.
         while error.args and isinstance(error.args[0], Exception):
             error = error.args[0]
         text = str(error.args[0] if error.args else error).strip()

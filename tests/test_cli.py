@@ -66,7 +66,7 @@ def test_flags_that_a_tool_does_not_have_are_one_message():
     for given, message in (
         (["surplus"], "unexpected argument 'surplus'. Try --help"),
         (["--coun=3"], "unexpected argument '--coun=3'"),
-        (["--count=0"], "argument --count: '0' should be a whole number, 1 or more"),
+        (["--count=0"], "argument --count: must be a whole number, 1 or more; got '0'"),
     ):
         with pytest.raises(UserError, match=message):
             plain.parse_args(given)

@@ -193,7 +193,7 @@ def test_stages_are_averaged_and_other_layers_refused(images, tmp_path):
     np.testing.assert_allclose(head.features, pooled.features, rtol=1e-5, atol=1e-6)
     with pytest.raises(UserError, match=r"unknown --layer 'stage9'.*stage6.*stage3\?$"):
         call(features_tool, *flags, "--layer=stage9", f"--out={tmp_path / 'no.npz'}")
-    with pytest.raises(UserError, match=r"head\.npz is there already"):
+    with pytest.raises(UserError, match=r"head\.npz already exists"):
         call(features_tool, *flags, f"--out={tmp_path / 'head.npz'}")
     with pytest.raises(UserError, match=r"features are of layer pre_logits"):
         call(probe_tool, tmp_path / "pooled.npz", f"--test={tmp_path / 'head.npz'}")

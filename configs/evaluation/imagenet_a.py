@@ -2,8 +2,8 @@
 
 Command:   python eval.py --workdir=runs/b0 --data=imagenet_a [--data_dir=DIR]
 Data:      TFDS imagenet_a, split test: 7,500 images of 200 classes.
-Metric:    top-1 and top-5 among these 200 classes: a network's other outputs are left out, as by
-           the authors (github.com/hendrycks/natural-adv-examples, eval.py at 0777070, where
+Metric:    top-1 and top-5 among these 200 classes: other outputs of the network are ignored, as
+           the authors do (github.com/hendrycks/natural-adv-examples, eval.py at 0777070, where
            imagenet_a_classes.txt comes from; github.com/LAION-AI/CLIP_benchmark has the same).
 """
 

@@ -1,14 +1,14 @@
 """ImageNet-C: the validation images under 15 corruptions of 5 severities (arXiv 1903.12261).
 
 Command:   python eval.py --workdir=runs/b0 --data=imagenet_c [--data_dir=DIR]
-Data:      TFDS imagenet2012_corrupted/CORRUPTION_SEVERITY, split validation: 75 x 50,000 images,
-           which TFDS makes itself, as JPEG: results on the authors' own files, which are read from
-           --data_dir=FOLDER, may differ a little.
-           They are cropped already, to 224 pixels, so all of each is taken, as by the authors
-           (github.com/hendrycks/robustness, ImageNet-C/test.py), and resized for the run.
-Metric:    mCE: for each corruption the top-1 errors over those of AlexNet, both summed over the
-           severities; the mean over corruptions. 1.0 is AlexNet's; the paper prints 100. Beside it
-           the mean top-1, and the mean error of each corruption. With --csv a row for each of 75.
+Data:      TFDS imagenet2012_corrupted/CORRUPTION_SEVERITY, split validation: 75 x 50,000 images.
+           TFDS computes them and stores them as JPEG, so results may differ a little from those on
+           the authors' files, which --data_dir=FOLDER reads.
+           The images are already cropped to 224 pixels. They are not cropped again, as in the
+           authors' github.com/hendrycks/robustness, ImageNet-C/test.py, but resized for the run.
+Metric:    mCE: for each corruption the sum of the top-1 errors over the severities, divided by
+           that of AlexNet; then the mean over corruptions. AlexNet has 1.0, which the paper prints
+           as 100. Also the mean top-1, and the mean error of each corruption. --csv adds 75 rows.
 """
 
 from effnet_jax.imagenet.variants import evaluation_set

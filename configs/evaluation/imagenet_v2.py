@@ -1,9 +1,9 @@
-"""ImageNet-V2: new images, collected as ImageNet's validation images were (arXiv 1902.10811).
+"""ImageNet-V2: new images, collected like ImageNet's validation images (arXiv 1902.10811).
 
 Command:   python eval.py --workdir=runs/b0 --data=imagenet_v2 [--data_dir=DIR]
-Argument:  how the 10 images of a class were chosen, by how many people found the class in them:
-           matched-frequency (as often as in ImageNet, the default), threshold-0.7 (at least 70 %)
-           or topimages (the most); as in --data=imagenet_v2:topimages.
+Argument:  how the 10 images of each class were chosen, by the fraction of people who recognised
+           the class: matched-frequency (as in ImageNet, the default), threshold-0.7 (at least 70 %)
+           or topimages (the highest), as in --data=imagenet_v2:topimages.
 Data:      TFDS imagenet_v2/ARGUMENT, split test: 10,000 images.
 Metric:    top-1 and top-5.
 """

@@ -1,5 +1,5 @@
-"""Sets of runs for `effnet-jax sweep`, each file a function that yields them.
+"""Sweeps for `effnet-jax sweep`, one file each.
 
-`get_sweep(config, argument)` takes the experiment's config and what follows the sweep's name and a
-colon ("" where nothing does), and yields `effnet_jax.sweeps.runs.Run`.
+`get_sweep(config, argument)` gets the config of the experiment and the text after NAME and a colon,
+by default "". It yields runs, `effnet_jax.sweeps.runs.Run`.
 """

@@ -1,9 +1,9 @@
 """Ways of fine-tuning, for the weights in a folder: `fine_tuning:FOLDER`.
 
 FOLDER has MODEL.safetensors for one or more models, with names such as b0 or lite2. All models are
-fine-tuned. The first by name is also trained with its head first for a quarter of the run
-(2202.10054), with frozen BatchNorm, as a classifier on frozen features, and from scratch. The
-config is one of fine-tuning, such as configs/elpv.py; all runs have its length.
+fine-tuned. The first one by name is also trained in other ways: only its head for the first quarter
+of the run (2202.10054), with frozen BatchNorm, as a classifier on frozen features, and from
+scratch. The config must fine-tune, as configs/elpv.py does; all runs have its length.
 """
 
 import pathlib
@@ -12,9 +12,9 @@ from effnet_jax import models
 from effnet_jax.errors import UserError
 from effnet_jax.sweeps.runs import Run
 
-# The name of a model decides these keys of config.model; the config keeps its regularisation.
+# The keys of config.model that the name of a model sets; regularisation is that of the config.
 NETWORK = ("base", "base_resolution", "phi", "width", "depth", "resolution", "dropout")
-METHODS = {  # What differs from training all parameters all the time.
+METHODS = {  # The difference from training all parameters all the time.
     "head-first": lambda config: {"fine_tune.head_epochs": config.epochs / 4},
     "frozen-norms": lambda config: {"fine_tune.batch_norm": "frozen"},
     "frozen-features": lambda config: {
@@ -43,7 +43,7 @@ def get_sweep(config, argument):
 
 
 def network(config, path):
-    """The overrides that choose a model and its weights."""
+    """Returns the overrides that choose a model and its weights."""
     values = models.parse_variant(path.stem)
     overrides = {f"model.{key}": values[key] for key in NETWORK}
     return overrides | {"init.weights": str(path)}

@@ -3,12 +3,12 @@
 `grid`, or `grid:step=0.1,tolerance=0.15,phi=1`: every point of the grid with
 |alpha * beta^2 * gamma^2 - 2| <= tolerance, as the base scaled by alpha^phi, beta^phi, gamma^phi.
 
-Rounding moves the multiply-adds of a small network far from 2^phi times the base's, and the search
-would then find whatever rounding favours. With `equal=1` each candidate goes as far in its own
-direction as brings its real multiply-adds nearest to 2^phi times the base's.
+Rounding moves the multiply-adds of a small network far from 2^phi times those of the base, and the
+search would find the candidates that rounding favours. With `equal=1` each candidate gets the phi
+that brings its real multiply-adds closest to 2^phi times those of the base.
 
-`alpha=1.15,beta=1,gamma=1.3` with `within=0.1` is a finer search: this point, and candidates that
-are at most so far from it on each axis.
+`alpha=1.15,beta=1,gamma=1.3,within=0.1` is a finer search: this point, and the candidates whose
+distance from it is at most 0.1 on each axis.
 """
 
 from operator import itemgetter, sub
@@ -21,7 +21,7 @@ AXES = ("alpha", "beta", "gamma")
 
 
 def settings(argument: str) -> dict[str, float]:
-    """The grid's settings by name, from a text like "step=0.1,tolerance=0.2"."""
+    """Parses the settings of the grid, such as "step=0.1,tolerance=0.2"."""
     given = {"step": 0.05, "tolerance": 0.1, "phi": 1.0, "equal": 0.0}
     given |= {"alpha": 0.0, "beta": 0.0, "gamma": 0.0, "within": 0.0}
     for part in filter(None, argument.split(",")):
@@ -30,7 +30,7 @@ def settings(argument: str) -> dict[str, float]:
         try:
             given[key] = float(value)
         except ValueError:
-            raise UserError(f"{part!r} should be a name and a number, as in step=0.1") from None
+            raise UserError(f"{part!r} must be a name and a number, as in step=0.1") from None
         if not abs(given[key]) <= 100:
             raise UserError(f"the grid's {key} must be a number between -100 and 100; got {value}")
     return given

@@ -1,9 +1,9 @@
 """The grid of arXiv 1805.08974 for fine-tuning: 7 learning rates by 7 weight decays and none.
 
-Learning rates are 1e-4 to 1e-1, weight decays 1e-6 to 1e-3, both in equal steps of their logarithm.
-The weight decays are divided by the learning rate, as 2002.05709, appendix B.8.2, says of the same
-grid. Takes a config that is evaluated on validation images, as
-configs/transfer.py:SET,MODEL,kornblith_grid; refuses one that is evaluated on test images.
+Learning rates are 1e-4 to 1e-1 and weight decays 1e-6 to 1e-3, both logarithmically spaced. The
+weight decays are divided by the learning rate, as 2002.05709, appendix B.8.2, states for the same
+grid. The config must be evaluated on validation images, such as
+configs/transfer.py:SET,MODEL,kornblith_grid; one that is evaluated on test images is refused.
 """
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 from effnet_jax.errors import UserError
 from effnet_jax.sweeps.runs import Run
 
-TEST = {"food101": "validation"}  # By data set; the others' is test.
+TEST = {"food101": "validation"}  # The test split by data set; test by default.
 
 
 def get_sweep(config, argument):

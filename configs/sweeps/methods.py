@@ -1,12 +1,13 @@
 """Width, depth or resolution alone against all three (paper, figure 8), at equal multiply-adds.
 
-`methods`, or `methods:2,4` for other multiples of the base's multiply-adds, with the names of
-methods for some of them: `methods:2,width,compound`. Compound scaling is by the config's own alpha,
-beta and gamma; where they are not the paper's 1.2, 1.1 and 1.15, these are run as well, as
-compound_paper. Rounding makes costs go by steps, so that a multiple may not be possible for all:
-the nearest cost that all come within 5 % of is taken, at most a tenth away, and where there is
-none, that is an error; `methods:8,tolerance=0.06` allows 6 %. Labels have the multiple that was
-asked for, costs are the real ones.
+`methods`, or `methods:2,4` for other multiples of the base's multiply-adds; names of methods choose
+some of them: `methods:2,width,compound`. Compound scaling uses the alpha, beta and gamma of the
+config; if they are not the paper's 1.2, 1.1 and 1.15, those are run too, as compound_paper.
+
+Rounding makes costs change in steps, so that not all methods may reach a multiple. The sweep then
+takes the nearest cost, at most a tenth away, that all methods reach within 5 %; if there is none,
+that is an error. `methods:8,tolerance=0.06` allows 6 %. Labels have the requested multiple; costs
+are the real ones.
 """
 
 from effnet_jax.errors import UserError, check_choice
@@ -15,15 +16,15 @@ from effnet_jax.sweeps.grid import solve
 from effnet_jax.sweeps.runs import Run, compound, multiply_adds, numbers, scaled
 
 MULTIPLES = (2.0, 4.0)
-TOLERANCE = 0.05  # By default; of the multiply-adds that all aim at.
-NEAR = [1 + step / 40 for step in (0, -1, 1, -2, 2, -3, 3, -4, 4)]  # Where to look, nearest first.
+TOLERANCE = 0.05  # Default, relative to the target multiply-adds.
+NEAR = [1 + step / 40 for step in (0, -1, 1, -2, 2, -3, 3, -4, 4)]  # To try, nearest first.
 
 
 def get_sweep(config, argument):
     model = config.model
     own, paper = (model.alpha, model.beta, model.gamma), (ALPHA, BETA, GAMMA)
 
-    methods = {  # Overrides at a coefficient, and the coefficient's name.
+    methods = {  # A function from a coefficient to overrides, and the name of the coefficient.
         "width": (lambda w: scaled(config, width=w), "w"),
         "depth": (lambda d: scaled(config, depth=d), "d"),
         "resolution": (lambda r: scaled(config, resolution=r), "r"),
@@ -44,7 +45,7 @@ def get_sweep(config, argument):
     base = multiply_adds(config, scaled(config))
 
     def solved(multiple):
-        """A coefficient for each method, and how far off the worst of them is."""
+        """Returns the largest relative error of the methods, and the coefficient of each."""
         found, worst = {}, 0.0
         for method, (overrides_at, _) in methods.items():
             target = multiple * base
@@ -56,7 +57,7 @@ def get_sweep(config, argument):
     yield Run("base", "base", "1x", scaled(config))
     for multiple in multiples:
         tried = []
-        for near in NEAR:  # Somewhere near it the stairs of all methods may meet.
+        for near in NEAR:  # Costs change in steps: look for one that all reach.
             worst, found = solved(multiple * near)
             tried.append(worst)
             if worst <= tolerance:
@@ -64,8 +65,8 @@ def get_sweep(config, argument):
         else:
             raise UserError(
                 f"{', '.join(methods)} can't all come within {tolerance:.0%} of one cost near "
-                f"{multiple:g} times the base's, the best is {min(tried):.1%}: rounding is coarse "
-                "in so small a network. Try another multiple, another base or a larger tolerance="
+                f"{multiple:g} times the base's; the best is {min(tried):.1%}, because rounding is "
+                "coarse in a small network. Try another multiple, base or a larger tolerance="
             )
         for method, coefficient in found.items():
             overrides_at, symbol = methods[method]

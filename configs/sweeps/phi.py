@@ -1,7 +1,8 @@
 """Compound scaling by phi (paper, figure 1 and table 2): `phi`, or `phi:b0,b1,1.5` or `phi:-1,0,1`.
 
-A name is a published model of the config's own base, a number that phi by its own alpha, beta,
-gamma and base. Without an argument: B0 to B7 and phi=8 for EfficientNet, phi 0 to 7 for others.
+A name is a published model with the base network of the config. A number is a phi, with the alpha,
+beta, gamma and base network of the config. The default is B0 to B7 and phi=8 for EfficientNet, and
+phi 0 to 7 for other base networks.
 """
 
 from effnet_jax.errors import UserError
@@ -19,7 +20,7 @@ def get_sweep(config, argument):
         values = parse_variant(name if published else f"phi={name}")
         if published and values["base"] != config.model.base:
             raise UserError(
-                f"{name} is no {config.model.base}; name its scales by number, as in phi:0,1,2"
+                f"{name} is not based on {config.model.base}; give numbers, as in phi:0,1,2"
             )
         kept = ["batch_norm_momentum"]
         if not published:

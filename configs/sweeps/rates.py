@@ -1,6 +1,6 @@
-"""Another sweep once for each learning rate: `rates:0.2,0.4,0.8,methods:2,4`.
+"""Runs another sweep once for each learning rate: `rates:0.2,0.4,0.8,methods:2,4`.
 
-`tuned` reads its results. Its config should be evaluated on a part of the training images, as with
+The sweep `tuned` reads its results. The config should be evaluated on held-out training images:
 --config.data.train_split="train[:90%]" --config.data.eval_split="train[90%:]".
 """
 
@@ -14,7 +14,7 @@ def get_sweep(config, argument):
     rates, inner = re.fullmatch(r"((?:[\d.e+-]+,)*)(.*)", argument).groups()
     if not (rates and inner):
         raise UserError(
-            f"rates needs rates and a sweep, as in rates:0.2,0.4,methods; got {argument!r}"
+            f"rates needs learning rates and a sweep, as in rates:0.2,0.4,methods; got {argument!r}"
         )
     key = f"optimizer.{config.optimizer.name}.learning_rate"
     for rate in numbers(rates, ()):

@@ -1,4 +1,4 @@
-"""Resolution alone (paper, figure 3 right): `resolution`, or `resolution:1,1.5,2`."""
+"""Resolution alone (paper, figure 3 right): `resolution`, or `resolution:1,1.5,2` for multiples."""
 
 from effnet_jax.sweeps.runs import Run, numbers, scaled
 

@@ -1,6 +1,6 @@
-"""Another sweep once for each seed: `seeds:3,methods:2,4` is methods:2,4 with seeds 0, 1 and 2.
+"""Runs another sweep once for each seed: `seeds:3,methods:2,4` is methods:2,4 with seeds 0 to 2.
 
-All runs of one seed come first: those of the next then find most programs compiled.
+Runs are ordered by seed, so that those of later seeds find most programs in the compilation cache.
 """
 
 from effnet_jax.errors import UserError

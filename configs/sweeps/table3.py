@@ -1,7 +1,7 @@
-"""Scaling MobileNetV1, MobileNetV2 and ResNet-50 (paper, table 3); `table3:mobilenet_v2` for some.
+"""MobileNetV1, MobileNetV2 and ResNet-50 scaled (paper, table 3); `table3:mobilenet_v2` for one.
 
-The paper doesn't state the compound coefficients of MobileNetV2 and ResNet-50; MobileNetV1's,
-d=1.4, w=1.2, r=1.3, are taken for all three.
+The paper doesn't state the compound coefficients of MobileNetV2 and ResNet-50. All three use those
+of MobileNetV1: d=1.4, w=1.2, r=1.3.
 """
 
 from effnet_jax import config as default

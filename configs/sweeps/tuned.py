@@ -1,8 +1,8 @@
-"""Another sweep with each network's best learning rate: `tuned:FILE.csv,seeds:3,methods:2,4`.
+"""Runs another sweep with each network's best learning rate: `tuned:FILE.csv,seeds:3,methods:2,4`.
 
-FILE.csv has the results of a `rates` sweep of the same networks, on other images than those that
-this sweep is evaluated on. Of each network (width, depth and resolution) the rate with the best
-mean top-1 of the averaged weights is taken.
+FILE.csv has the results of a `rates` sweep of the same networks, which must have been evaluated on
+other images than this sweep. Each network (width, depth and resolution) gets the learning rate with
+the best mean top-1 of the averaged weights.
 """
 
 import collections
@@ -16,7 +16,7 @@ from effnet_jax.sweeps.runs import apply, expand
 
 
 def best_rates(path: pathlib.Path, key: str) -> dict[tuple, float]:
-    """The best value of `key`, a learning rate, for each network in a file of results."""
+    """Returns the best value of `key`, a learning rate, for each network in a file of results."""
     scores = collections.defaultdict(lambda: collections.defaultdict(list))
     for run in results.read([path]).runs:
         if rate := dict(run.swept).get(key):
@@ -43,6 +43,6 @@ def get_sweep(config, argument):
         if network not in best:
             raise UserError(
                 f"{file}.csv has no run of {run.name!r} with {key}; first run "
-                f"--sweep=rates:RATES,{inner} on a part of the training images"
+                f"--sweep=rates:RATES,{inner} and evaluate it on held-out training images"
             )
         yield run._replace(overrides={**run.overrides, key: best[network]})

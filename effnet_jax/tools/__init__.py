@@ -9,7 +9,7 @@ from effnet_jax.run.quiet import Console
 
 
 def show(table: rich.table.Table) -> None:
-    """Prints a table, within the width of a terminal; a pipe or a file gets every cell whole."""
+    """Prints a table; it is fitted to the width of a terminal, but not of a pipe or a file."""
     console = Console()
     if not console.is_terminal:
         console.width = 1000
@@ -17,7 +17,7 @@ def show(table: rich.table.Table) -> None:
 
 
 def track(items: Iterable, total: int, what: str) -> Iterable:
-    """The items, with a progress bar on stderr if that is a terminal."""
+    """Iterates over items, with a progress bar on stderr if that is a terminal."""
     console = Console(stderr=True)
     options = {"console": console, "disable": not console.is_terminal, "transient": True}
     return rich.progress.track(items, what, total, **options)

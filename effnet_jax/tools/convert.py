@@ -1,20 +1,19 @@
-"""Writes weights of any origin as .safetensors, with architecture, preprocessing and classes.
+"""Converts weights of any origin to .safetensors, or publishes them on the Hugging Face Hub.
 
-As in: effnet-jax convert efficientnet-lite0.pth --to lite0.safetensors --classes=imagenet
+Examples:
+  effnet-jax convert efficientnet-lite0.pth --to=lite0.safetensors --classes=imagenet
+  effnet-jax convert runs/mine --to=hf://ORG/NAME --license=apache-2.0 --preview=hub
 
 SRC is a .safetensors, .npz, .pth or .h5 file, a TensorFlow checkpoint, the workdir or a checkpoint
-of a run, or hf://ORG/NAME. --to is a file, or a folder for model.safetensors. Nothing in SRC is
-run. An array that is missing, left over or of another shape is an error.
+of a run, or hf://ORG/NAME. No code in SRC is executed. An array that is missing, left over or of
+another shape is an error. The result contains the architecture, preprocessing and class names.
 
---to=hf://ORG/NAME publishes the weights with a config.json and a model card, which states what is
-known of their run; --dry_run=DIR writes these files and uploads nothing. It needs --license.
+--to=hf://ORG/NAME uploads the weights with a config.json and a model card, which states what is
+known about the training run. It needs --license.
 
---names=timm writes timm's names and order of axes, for its load_state_dict; hf:// has them by
-default where timm has the network. --classes names the
-outputs: imagenet (the first of 1001 outputs, for background, is dropped), imagenet_background,
-imagenet21k, or a file of names. --origin is needed where names don't distinguish, as between timm's
-own weights (timm) and TensorFlow's in its names (timm_tf). AdvProp's weights need
---normalization=inception. --json prints an object instead of lines.
+--origin is needed where the names of the arrays are ambiguous: timm's own weights are timm, and
+TensorFlow's under timm's names are timm_tf. Weights trained with AdvProp need
+--normalization=inception.
 """
 
 import argparse
@@ -28,52 +27,55 @@ from effnet_jax.trees import shapes_by_name
 from effnet_jax.weights import hub
 
 PARSER = flags.Parser(__doc__, computes=False)
-PARSER.add_argument("source", metavar="SRC")
-PARSER.add_argument("--to", required=True, metavar="DIR|FILE|hf://ORG/NAME")
-PARSER.add_argument("--model", help="as in b0, lite2, v2-s; by default detected by its shapes")
-PARSER.add_argument("--names", help="ours or timm")
-PARSER.add_argument("--origin", help="tf, keras, timm, timm_tf, torchvision or lukemelas")
-PARSER.add_argument("--classes", help="what the outputs are")
-PARSER.add_argument("--weights", default="ema", help="ema, raw, or a state dict's key in a .pth")
-PARSER.add_argument("--normalization", help="of pixels: imagenet, inception, 127 or 128")
-PARSER.add_argument("--resolution", type=int, help="of images, in pixels")
-PARSER.add_argument("--license", help="of the weights, for hf://ORG/NAME, such as apache-2.0")
-PARSER.add_argument(
-    "--dry_run", type=pathlib.Path, metavar="DIR", help="write hf://ORG/NAME here; upload nothing"
-)
-PARSER.add_argument("--overwrite", action="store_true", help="replace an existing file")
-PARSER.add_argument("--json", action="store_true", help="JSON instead of lines")
+add = PARSER.group("input")
+add("source", metavar="SRC", help="weights to convert")
+kinds = ": ema or raw, or the key of a state dict in a .pth file"
+add("--weights", default="ema", metavar="ema|raw|KEY", help=kinds)
+flags.add_stated(add)
+kinds = "normalisation of the pixels: imagenet, inception, 127 or 128 (default: the origin's)"
+add("--normalization", metavar="NAME", help=kinds)
+add("--resolution", type=int, help=" (default: the model's own)")
+add = PARSER.group("output")
+folder = "; or a folder for model.safetensors, or a repository of the Hub"
+add("--to", required=True, metavar="FILE|DIR|hf://ORG/NAME", help=folder)
+names = "names of the arrays: ours or timm (default: ours; on the Hub timm if it has the model)"
+add("--names", help=names)
+add("--license", help="license of the weights, such as apache-2.0; for hf://ORG/NAME")
+preview = "write the files of hf://ORG/NAME to this folder, and upload nothing"
+add("--preview", type=pathlib.Path, metavar="DIR", help=preview)
+add("--overwrite", action="store_true")
+add("--json", action="store_true", help=" instead of lines of text")
 
 
 def check(args: argparse.Namespace) -> tuple[pathlib.Path | None, str | None]:
-    """The file to write, or the repository to publish; raises UserError for neither."""
+    """Returns the file to write or the repository to publish; raises UserError for a bad --to."""
     if args.to.startswith(hub.PREFIX):
         repository, revision = hub.parse(args.to)
         if revision:
-            raise UserError(f"--to={args.to} names a revision; give hf://{repository}")
+            raise UserError(f"--to={args.to} names a revision; leave it out: hf://{repository}")
         if not args.license:
             raise UserError(f"--to={args.to} needs --license, as in --license=apache-2.0")
-        if not args.dry_run:
+        if not args.preview:
             hub.library(args.to)
         return None, repository
-    if args.license or args.dry_run:
-        raise UserError("--license and --dry_run go with --to=hf://ORG/NAME")
+    if args.license or args.preview:
+        raise UserError("--license and --preview apply to --to=hf://ORG/NAME")
     path = pathlib.Path(args.to).expanduser()
     if path.suffix == ".safetensors":
         return path, None
     if path.suffix and not path.is_dir():
-        raise UserError(f"--to={path}: give a folder, or a file that ends in .safetensors")
+        raise UserError(f"--to={path} must be a folder, or a file that ends in .safetensors")
     return path / "model.safetensors", None
 
 
 def publish(args: argparse.Namespace, found: weights.Weights, repository: str) -> str:
-    """Writes a repository's folder, and uploads it unless --dry_run names the folder."""
+    """Writes the files of a repository and uploads them, unless --preview is set."""
     from effnet_jax.weights import publish as lib
 
     about = (found, repository, args.license, args.source, args.weights, args.names)
-    if args.dry_run:
-        lib.write(args.dry_run.expanduser(), *about, overwrite=args.overwrite)
-        return str(args.dry_run)
+    if args.preview:
+        lib.write(args.preview.expanduser(), *about, overwrite=args.overwrite)
+        return str(args.preview)
     with tempfile.TemporaryDirectory() as folder:
         lib.write(pathlib.Path(folder), *about)
         return lib.push(pathlib.Path(folder), repository, args.overwrite)

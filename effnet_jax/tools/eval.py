@@ -1,15 +1,17 @@
-"""Evaluates a run, or any weights, on a data set.
+"""Evaluates a run, or weights from anywhere, on a data set.
 
-As in: effnet-jax eval --workdir=DIR [--data=SET] [--step=N] [--weights=ema|raw]
-       effnet-jax eval --weights=FILE --data=SET (or --data_dir=FOLDER of images)
+Examples:
+  effnet-jax eval --workdir=runs/b0 --data=imagenet_v2:topimages --csv=results/b0.csv
+  effnet-jax eval --weights=lite0.safetensors --data_dir=photos --details=mistakes
 
-Without --data, a run is evaluated on its own evaluation split. SET is in configs/evaluation:
---data=imagenet_a, --data=imagenet_v2:topimages or --data=configs/evaluation/imagenet_a.py. Crop,
-resizing and normalisation are the weights' own; --model, --origin and --classes are as for convert,
-for a FILE that doesn't state them.
-The last line is a JSON object: top1, top5, loss, mean_per_class, count, step, weights; for
-imagenet_c mce as well. --details=DIR writes per_class.csv, confusion.csv, confusion.png and
-mistakes.html, for imagenet_c in a folder for each of its parts.
+Without --data, a run is evaluated on its own evaluation split, and a weight file on the folder of
+images in --data_dir: DIR/val/CLASS/*.jpg or DIR/CLASS/*.jpg. Crop, resizing and normalisation are
+those of the weights.
+
+The last line of the output is a JSON object: top1, top5, loss, mean_per_class, count, step and
+weights; for imagenet_c also mce. --details=DIR writes per_class.csv, confusion.csv, confusion.png
+and mistakes.html; for imagenet_c each part has a folder in DIR. In a checkout, `python eval.py` is
+the same command.
 """
 
 import argparse
@@ -20,27 +22,29 @@ from effnet_jax import flags
 from effnet_jax.errors import UserError
 
 PARSER = flags.Parser(__doc__, joins=True, buckets=("workdir", "weights", "csv"))
-add = PARSER.add_argument
-add("--workdir", metavar="DIR", help="workdir of the run; its config is read from there")
-add("--step", type=int, help="of the checkpoint; by default the newest")
-add("--weights", default="ema", help="ema or raw, of a run; or a file, or hf://ORG/NAME")
-add("--data", metavar="SET", help="NAME or NAME:ARGUMENT of configs/evaluation, or FILE.py")
-add("--data_dir", metavar="DIR", help="where the data is; or a folder of images")
-add("--csv", type=flags.path, metavar="FILE", help="add a row with the result to this file")
-add("--details", type=pathlib.Path, metavar="DIR", help="write accuracy by class and mistakes here")
-for name in ("model", "origin", "classes"):
-    add(f"--{name}", help="of a FILE that doesn't state it")
+add = PARSER.group("weights")
+add("--workdir", help="; its config is used")
+add("--step", type=int, metavar="N", help="step of the checkpoint (default: the newest)")
+kinds = ": ema or raw, of the run; or a file, or hf://ORG/NAME"
+add("--weights", default="ema", metavar="ema|raw|FILE", help=kinds)
+flags.add_stated(add)
+add = PARSER.group("data")
+flags.add_data(add)
+add = PARSER.group("output")
+add("--csv", type=flags.path)
+details = "write the accuracy of each class and the worst mistakes to this folder"
+add("--details", type=pathlib.Path, metavar="DIR", help=details)
 
 
 def main(args: argparse.Namespace) -> None:
     of_run = args.weights in ("ema", "raw")
     if of_run and args.workdir is None:
-        raise UserError("give --workdir=DIR, the folder of a run, or --weights=FILE of weights")
+        raise UserError("give --workdir=DIR, the folder of a run, or --weights=FILE")
     of_file = (args.model, args.origin, args.classes)
     if args.workdir is not None and not of_run:
         raise UserError(
-            f"--weights={args.weights} is neither ema nor raw, of the run in --workdir, but a file "
-            "or a repository of weights; leave one of the two out"
+            f"--weights={args.weights} is neither ema nor raw, which are the weights of the run in "
+            "--workdir; to evaluate a file or a repository, leave out --workdir"
         )
     if any(value is not None for value in (of_file if of_run else (args.workdir, args.step))):
         raise UserError(

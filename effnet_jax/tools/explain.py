@@ -1,13 +1,16 @@
-"""Why a network sees what it sees: the parts of images that speak for a class.
+"""Draws activation maps: the parts of an image that support a class.
 
-As in: effnet-jax explain cat.jpg photos/ --weights=lite0.safetensors --out=maps
+Examples:
+  effnet-jax explain cat.jpg photos/ --weights=lite0.safetensors --out=maps
+  effnet-jax explain cat.jpg --weights=lite0.safetensors --out=maps --method=layercam --layer=stage5
 
-IMAGE, --weights, --model, --origin and --classes are as for predict. For each image, DIR/NAME.png
-shows the crop that the network sees, and over it the maps of the --top most probable classes, first
-that of --class; DIR/NAME.npy has the maps, float32 [classes, h, w] in the same order. Methods: cam
-(default), gradcam, layercam, and occlusion, which takes 196 predictions. --layer is head (default),
-stem, or stage1, stage2 and so on; of layers before the last only gradcam and layercam have maps. An
-image that can't be read is reported on stderr, the others are explained, and the exit code is 1.
+For each image, DIR/NAME.png shows the crop that the network sees, and over it the maps of the most
+probable classes, after that of --class. DIR/NAME.npy has the maps, float32 [classes, h, w] in the
+same order.
+
+cam has maps of the last layer only, gradcam and layercam of every layer. occlusion has no layer,
+and costs 196 predictions per image. An image that can't be read is reported on stderr; the others
+are explained, and the exit code is 1.
 """
 
 import argparse
@@ -26,21 +29,22 @@ from effnet_jax.tools import predict
 COLUMNS, MOST = 8, 50  # Of a picture: cells in a row, and classes.
 SUGGESTED = 8  # Names of classes, in a message.
 PARSER = flags.Parser(__doc__)
-add = PARSER.add_argument
-add("images", nargs="+", metavar="IMAGE")
-add("--weights", required=True, metavar="FILE|WORKDIR")
-for name in ("model", "origin", "classes"):
-    add(f"--{name}", help="of weights that don't state it; see convert")
-add("--out", required=True, type=pathlib.Path, metavar="DIR", help="folder of the maps")
-add("--class", dest="shown", metavar="NAME", help="a class to explain, by its name or ImageNet's")
-add("--top", type=flags.count, default=3, help="most probable classes to explain")
-add("--method", default="cam", help="cam, gradcam, layercam or occlusion")
-add("--layer", help="of the network; by default the last")
-add("--overwrite", action="store_true", help="replace maps in DIR")
+add = PARSER.group("input")
+add("images", nargs="+")
+flags.add_weights(add, required=True)
+add = PARSER.group("maps")
+name = "first class to explain, by its own name or ImageNet's English one"
+add("--class", dest="shown", metavar="NAME", help=name)
+add("--top", type=flags.count, default=3, help=" to explain")
+add("--method", default="cam", help=": cam, gradcam, layercam or occlusion")
+add("--layer", help=": stem, stage1, stage2 ... or head (default: the last)")
+add = PARSER.group("output")
+add("--out", required=True, type=pathlib.Path, help=": a folder for a PNG and a .npy per image")
+add("--overwrite", action="store_true")
 
 
 def find_class(name: str, classes: Sequence[str], titles: dict[str, str]) -> int:
-    """The number of a class by its name or title; raises UserError where there is not one."""
+    """The label of the class with a name or title; raises UserError for none or several."""
     found = [n for n, each in enumerate(classes) if name in (each, titles.get(each))]
     if not found:
         known = [*classes, *(titles[each] for each in classes if each in titles)]
@@ -51,13 +55,14 @@ def find_class(name: str, classes: Sequence[str], titles: dict[str, str]) -> int
         raise UserError(f"unknown --class={name}; did you mean: {meant}?")
     if len(found) > 1:
         raise UserError(
-            f"--class={name} is {len(found)} classes: {', '.join(classes[n] for n in found)}"
+            f"--class={name} names {len(found)} classes; give one of "
+            f"{', '.join(classes[n] for n in found)}"
         )
     return found[0]
 
 
 def outputs(paths: Sequence[str], out: pathlib.Path, overwrite: bool) -> list[pathlib.Path]:
-    """The PNG of each image, named as the image; raises UserError where one is there already."""
+    """The PNG file for each image, named like the image; raises UserError if a file exists."""
     files, taken = [], collections.Counter()
     for path in paths:
         name = "stdin" if path == "-" else pathlib.PurePath(path).stem
@@ -66,21 +71,25 @@ def outputs(paths: Sequence[str], out: pathlib.Path, overwrite: bool) -> list[pa
             name = f"{name}-{taken[name]}"
         taken[name] += 1
         files.append(out / f"{name}.png")
-    there = [each for file in files for each in (file, file.with_suffix(".npy")) if each.exists()]
-    if there and not overwrite:
-        raise UserError(f"{there[0]} is there already; --overwrite replaces it")
+    existing = [each for png in files for each in (png, png.with_suffix(".npy")) if each.exists()]
+    if existing and not overwrite:
+        raise UserError(f"{existing[0]} already exists; --overwrite replaces it")
     return files
 
 
 def explainer(model: Any, preprocess: Any, args: argparse.Namespace, fixed: int | None):
-    """A function of variables and uint8 [1, r, r, 3]: classes, probabilities, maps [k, h, w]."""
+    """Returns a function of variables and pixels, uint8 [1, r, r, 3].
+
+    It returns the labels [k] of the classes that are explained, `fixed` first if it is not None,
+    their probabilities [k], and their maps [k, h, w].
+    """
     import jax
     import jax.numpy as jnp
 
     from effnet_jax import explain
     from effnet_jax.data.preprocess import normalize
 
-    @jax.jit  # As one program: what maps and probabilities share is computed once.
+    @jax.jit  # One program, so that maps and probabilities share their computations.
     def run(variables, pixels):
         images = normalize(pixels, preprocess.mean, preprocess.std)
         probabilities = jax.nn.softmax(model.apply(variables, images, train=False)[0][0])

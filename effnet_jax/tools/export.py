@@ -1,18 +1,20 @@
-"""Exports a network as a file that runs without this program: .onnx, .stablehlo or .tflite.
+"""Exports a network to a file that runs without this package: .onnx, .stablehlo or .tflite.
 
-As in: effnet-jax export --weights=lite0.safetensors --to=lite0.onnx
+Examples:
+  effnet-jax export --weights=lite0.safetensors --to=lite0.onnx --check=photos
+  effnet-jax export --weights=runs/mine --to=mine.onnx --int8 --calibrate=photos --preprocess
 
---weights, --model, --origin and --classes are as for predict, which also runs the file. The file
-takes normalised images, float32 [N, resolution, resolution, 3] in RGB, and returns logits. With
---preprocess it takes uint8 and normalises by itself; --softmax returns probabilities. ONNX has
-preprocessing and classes in its metadata; the others, .stablehlo for JAX and .tflite for LiteRT,
-have them in FILE.json next to them.
+The network in the file takes normalised images, float32 [N, resolution, resolution, 3] in RGB, and
+returns logits. With --preprocess it takes uint8 images and normalises them; with --softmax it
+returns probabilities. An ONNX file has the preprocessing and the classes in its metadata. Files for
+JAX (.stablehlo) and LiteRT (.tflite) have them in FILE.json next to the file. `effnet-jax predict`
+runs all three.
 
---int8 --calibrate=DATA quantises an ONNX file, with up to 128 of the images. --check=DATA compares
-the file with its network on all images, and prints a line of JSON: images; same_top1, the fraction
-on which both choose one class; difference, the largest relative to the largest output; and top1 and
-exported_top1 on images whose class is known. DATA is an image, a folder, whose images are taken at
-any depth and whose folders name their classes, or a pattern; or the workdir of a run.
+DATA is an image, a pattern, a folder whose images are taken at any depth and whose subfolders name
+their classes, or the workdir of a run. --int8 uses at most 128 of the images. --check compares the
+file with its network on all images, and prints a line of JSON: images; same_top1, the fraction for
+which both choose the same class; difference, the largest difference relative to the largest output;
+and for images with a known class top1 and exported_top1.
 """
 
 import argparse
@@ -23,34 +25,35 @@ import time
 from effnet_jax import flags
 from effnet_jax.errors import UserError
 
-CALIBRATION = 128  # Images, at most.
+CALIBRATION = 128  # Maximum number of images.
 FEW = 16  # Images.
 
 
 def any_or_count(text: str) -> int | None:
-    """The type of --batch; None for any."""
+    """The type of --batch; returns None for "any"."""
     return None if text == "any" else flags.count(text)
 
 
 PARSER = flags.Parser(__doc__)
-add = PARSER.add_argument
-add("--weights", required=True, metavar="FILE|WORKDIR")
-for name in ("model", "origin", "classes"):
-    add(f"--{name}", help="of weights that don't state it; see convert")
-add("--to", required=True, type=pathlib.Path, metavar="FILE", help="its ending chooses the format")
-add("--batch", type=any_or_count, default="any", metavar="N|any", help="images that a call takes")
-add("--resolution", type=flags.count, help="of images, in pixels; by default the weights' own")
-add("--preprocess", action="store_true", help="take uint8, and normalise in the file")
-add("--softmax", action="store_true", help="return probabilities")
-add("--int8", action="store_true", help="quantise to 8 bits; needs --calibrate")
-add("--calibrate", metavar="DATA", help="images that are like those to come")
+flags.add_weights(PARSER.group("weights"), required=True)
+add = PARSER.group("exported network")
+add("--batch", type=any_or_count, default="any", metavar="N|any")
+add("--resolution", type=flags.count, help=" (default: that of the weights)")
+add("--preprocess", action="store_true", help="take uint8 images, and normalise them")
+add("--softmax", action="store_true", help="return probabilities instead of logits")
+add("--int8", action="store_true", help="quantise an ONNX file to 8 bits; needs --calibrate")
+add("--calibrate", metavar="DATA", help="images similar to those that the network will see")
+add = PARSER.group("output")
+add("--to", required=True, type=pathlib.Path, help="; its suffix chooses the format")
 add("--check", metavar="DATA", help="compare the file with its network on these images")
-add("--overwrite", action="store_true", help="replace an existing file")
+add("--overwrite", action="store_true")
 
 
 def main(args: argparse.Namespace) -> None:
     if args.int8 != (args.calibrate is not None):
-        raise UserError("--int8 and --calibrate=DATA go together: DATA are images to quantise with")
+        raise UserError(
+            "--int8 and --calibrate=DATA go together: DATA are images to calibrate with"
+        )
     from effnet_jax import export, weights
     from effnet_jax.export import comparison
     from effnet_jax.run.writers import say

@@ -1,13 +1,13 @@
-"""Writes the features of a data set's images, as a network has them, to a file.
+"""Writes the features that a network computes for the images of a data set to a file.
 
-As in: effnet-jax features --weights=lite0.safetensors --data_dir=DIR --split=train --out=train.npz
+Examples:
+  effnet-jax features --weights=lite0.safetensors --data_dir=DIR --split=train --out=train.npz
+  effnet-jax features --weights=runs/mine --data=imagenet_v2 --layer=stage5 --out=v2.npz
 
---weights is a file of weights, the workdir of a run, or hf://ORG/NAME. --data and --data_dir are as
-for eval: a set of configs/evaluation, or a folder of images, DIR/SPLIT/CLASS/*.jpg or DIR/CLASS.
-Crop, resizing and normalisation are the weights' own, and nothing is augmented. --layer is
-pre_logits, the average over positions before the classifier; or stem, stage1, stage2 and so on, or
-head, which are averaged over positions too. The .npz has features float32 [images, size], labels,
-classes and files, and texts that say what they are of; effnet_jax.probe.load reads it.
+Crop, resizing and normalisation are those of the weights; nothing is augmented. The default layer,
+pre_logits, is the average over positions before the classifier. Other layers are averaged over
+positions too. FILE.npz has the features, float32 [images, size], with labels, classes and files,
+and the names of the data, the weights and the layer. effnet_jax.probe.load reads it.
 """
 
 import argparse
@@ -19,26 +19,24 @@ from effnet_jax.errors import UserError
 from effnet_jax.tools import track
 
 PARSER = flags.Parser(__doc__)
-add = PARSER.add_argument
 
 
-def add_source(add) -> None:
-    """The flags that `read` takes."""
-    add("--data", metavar="SET", help="NAME or NAME:ARGUMENT of configs/evaluation, or FILE.py")
-    add("--data_dir", metavar="DIR", help="where the data is; or a folder of images")
-    add("--layer", default="pre_logits", help="pre_logits, stem, stage1, stage2 ... or head")
-    for name in ("model", "origin", "classes"):
-        add(f"--{name}", help="of weights that don't state it; see convert")
+def add_layer(add) -> None:
+    """Adds --layer, which `read` takes."""
+    add("--layer", default="pre_logits", help=": pre_logits, stem, stage1, stage2 ... or head")
 
 
-add("--weights", required=True, metavar="FILE|WORKDIR")
-add("--split", help="of the data; by default the one that eval takes")
-add("--out", required=True, type=pathlib.Path, metavar="FILE.npz")
-add_source(add)
+add = PARSER.group("input")
+flags.add_weights(add, required=True)
+flags.add_data(add)
+add("--split", help="split of the data (default: the one that eval takes)")
+add = PARSER.group("output")
+add_layer(add)
+add("--out", required=True, type=pathlib.Path, metavar="FILE.npz", help=": a new file")
 
 
 def load(args: argparse.Namespace):
-    """The weights, and the whole config with the data that they are to see."""
+    """Returns the weights, and a config with the data set and its preprocessing."""
     from effnet_jax import weights
     from effnet_jax.imagenet import variants
 
@@ -47,12 +45,14 @@ def load(args: argparse.Namespace):
     found = weights.load(args.weights, args.model, args.origin, args.classes)
     config = variants.choose_data(found, None, args.data, args.data_dir)
     if config.corruptions:
-        raise UserError(f"--data={args.data} is {len(config.corruptions)} sets; give a single one")
+        raise UserError(
+            f"--data={args.data} has {len(config.corruptions)} parts; choose a set that has one"
+        )
     return found, config
 
 
 def read(args: argparse.Namespace, found, config, split: str):
-    """The features of a split's images."""
+    """Computes the features of the images in a split."""
     from effnet_jax import probe
     from effnet_jax.data import sources
     from effnet_jax.imagenet import variants
@@ -78,7 +78,7 @@ def main(args: argparse.Namespace) -> None:
     if args.out.suffix != ".npz":
         raise UserError(f"--out={args.out} must end in .npz")
     if args.out.exists():
-        raise UserError(f"--out={args.out} is there already; choose another file")
+        raise UserError(f"--out={args.out} already exists; choose another file")
     found, config = load(args)
     try:
         args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -1,12 +1,12 @@
-"""Plans a run for TPUs, on a machine without one: memory, traffic, and the hours at best.
+"""Plans a run on TPUs without having one: memory, traffic, and a lower bound on the hours.
 
-As in: effnet-jax plan --config=configs/imagenet.py:b7 --topology=v5e:4x4
-           [--batch=N | --batch_per_chip=N] [--search=batch] [--json]
+Examples:
+  effnet-jax plan --config=configs/imagenet.py:b7 --topology=v5e:4x4 --batch_per_chip=16
+  effnet-jax plan --config=configs/imagenet.py:b0 --topology=v5e:2x2,v5e:4x4 --search=batch
 
-Compiles the real training step for the topology, which takes minutes. This needs libtpu but no TPU:
-pip install -e '.[tpu-plan]', in an environment of its own. Several topologies, separated by commas,
-are shown side by side. --search=batch finds the largest batch that fits. Hours are a bound, not a
-promise: no step is faster than the chip's arithmetic and memory allow.
+Compiles the real training step for the topology, which takes minutes. This needs libtpu, but no
+TPU: pip install -e '.[tpu-plan]' in an environment of its own. The hours are a lower bound: no step
+is faster than the arithmetic and the memory of the chip allow.
 """
 
 import argparse
@@ -20,12 +20,15 @@ from effnet_jax.run import writers
 from effnet_jax.tools import show
 
 PARSER = flags.Parser(__doc__, config="imagenet", computes=False)
-PARSER.add_argument("--topology", required=True, help="as in v5e:4x4; several with commas")
-sizes = PARSER.add_mutually_exclusive_group()
-sizes.add_argument("--batch", type=flags.count, metavar="N", help="instead of config.batch_size")
-sizes.add_argument("--batch_per_chip", type=flags.count, metavar="N", help="the same for each chip")
-PARSER.add_argument("--search", choices=["batch"], help="find the largest batch that fits")
-PARSER.add_argument("--json", action="store_true", help="a list of objects instead of a table")
+add = PARSER.group("hardware")
+topologies = "TPU topology, such as v5e:4x4; several, separated by commas, are shown side by side"
+add("--topology", required=True, help=topologies)
+add = PARSER.group("batch size (default: config.batch_size)", exclusive=True)
+add("--batch", type=flags.count)
+add("--batch_per_chip", type=flags.count, metavar="N", help="images in the batch of each chip")
+add = PARSER.group("plan")
+add("--search", choices=["batch"], help="find the largest batch that fits")
+add("--json", action="store_true", help=" instead of a table")
 
 
 def main(args: argparse.Namespace) -> None:
@@ -33,7 +36,7 @@ def main(args: argparse.Namespace) -> None:
     config, examples, origin = planner.with_data(args.config)
     writers.say(origin)
     if len(config_lib.stages(config)) > 1:
-        writers.say("progressive learning: planned as if all epochs had the largest images")
+        writers.say("progressive learning: the plan assumes the largest images in all epochs")
     model = args.experiment.partition(":")[2] or "model"
     plans = []
     for topology, mesh in meshes.items():
@@ -48,4 +51,4 @@ def main(args: argparse.Namespace) -> None:
         print(json.dumps([planner.to_json(planned) for planned in plans], indent=2))
     else:
         show(planner.table(plans))
-        print("At best: a bound from XLA's count of FLOPs and bytes; nothing was run.")
+        print('"At best" is a bound from XLA\'s count of FLOPs and bytes; nothing was run.')

@@ -1,14 +1,15 @@
-"""The most probable classes of images, by weights of ours or of others.
+"""Lists the most probable classes of images.
 
-As in: effnet-jax predict cat.jpg photos/ 'more/*.png' --weights=lite0.safetensors
+Examples:
+  effnet-jax predict cat.jpg photos/ 'more/*.png' --weights=lite0.safetensors
+  effnet-jax predict photos/ --weights=runs/mine --top=1 --print_csv
 
-IMAGE is a file, a folder, whose images are taken at any depth, a pattern with *, ** or ?, or - for
-an image on the standard input. --weights is a file of weights, the workdir of a run, hf://ORG/NAME,
-or a file of `effnet-jax export`. Crop, resizing, normalisation and classes are the weights' own;
---model, --origin and --classes state what a file doesn't, as for convert. --top=N sets how many
-classes are shown; --json prints an object for each image: image, and predictions, each with label,
-class, name and probability; --csv prints a row for each prediction. An image that can't be read is
-reported on stderr, the others are classified, and the exit code is 1.
+Folders are searched for images at any depth. --weights can also be a file that `effnet-jax export`
+wrote. Crop, resizing, normalisation and classes are those of the weights.
+
+--json prints an object for each image: image, and predictions, each with label, class, name and
+probability. --print_csv prints a row for each prediction. An image that can't be read is reported
+on stderr; the others are classified, and the exit code is 1.
 """
 
 import argparse
@@ -30,21 +31,20 @@ from effnet_jax import flags
 from effnet_jax.errors import ImagesFailed, UserError
 from effnet_jax.tools import show
 
-BATCH = 16  # Most images in a batch.
+BATCH = 16  # Maximum number of images in a batch.
+COLUMNS = ("image", "label", "class", "name", "probability")  # Of --print_csv.
 PARSER = flags.Parser(__doc__)
-PARSER.add_argument("images", nargs="+", metavar="IMAGE")
-PARSER.add_argument("--weights", required=True, metavar="FILE|WORKDIR")
-for name in ("model", "origin", "classes"):
-    PARSER.add_argument(f"--{name}", help="of weights that don't state it; see convert")
-PARSER.add_argument("--top", type=flags.count, default=5, help="classes of each image")
-FORMAT = PARSER.add_mutually_exclusive_group()
-FORMAT.add_argument("--json", action="store_true", help="a line of JSON for each image")
-FORMAT.add_argument("--csv", action="store_true", help="a row for each image and class")
-COLUMNS = ("image", "label", "class", "name", "probability")  # Of --csv.
+add = PARSER.group("input")
+add("images", nargs="+")
+flags.add_weights(add, required=True)
+PARSER.group("output")("--top", type=flags.count, default=5, help=" to list")
+add = PARSER.group("format (default: a table)", exclusive=True)
+add("--json", action="store_true", help=", a line for each image")
+add("--print_csv", action="store_true", help="print CSV, a row for each image and class")
 
 
 def readable(paths: Iterable[str], pixels: Callable[[bytes], np.ndarray], bad: list[str]):
-    """Pairs of a path and its pixels; reports paths that can't be read and adds them to `bad`."""
+    """Yields pairs of a path and its pixels; reports unreadable images and adds them to `bad`."""
     from effnet_jax.data.preprocess import content
 
     for path in paths:
@@ -58,7 +58,10 @@ def readable(paths: Iterable[str], pixels: Callable[[bytes], np.ndarray], bad: l
 def classify_all(
     images: Iterator[tuple[str, np.ndarray]], classify: Callable[[np.ndarray], np.ndarray]
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Pairs of a path and its probabilities, in batches of 1, 2, 4, 8 or 16: few are compiled."""
+    """Yields pairs of a path and its probabilities.
+
+    Batches have 1, 2, 4, 8 or 16 images, so that few programs are compiled.
+    """
     while chunk := list(itertools.islice(images, BATCH)):
         paths, pixels = zip(*chunk, strict=True)
         batch = np.zeros((1 << (len(pixels) - 1).bit_length(), *pixels[0].shape), np.uint8)
@@ -69,9 +72,9 @@ def classify_all(
 def best(
     probabilities: np.ndarray, classes: Sequence[str], titles: dict[str, str], top: int
 ) -> list[dict[str, Any]]:
-    """The most probable classes, best first; raises UserError for probabilities that are NaN."""
+    """The most probable classes, best first; raises UserError if a probability is NaN."""
     if not np.isfinite(probabilities).all():
-        raise UserError("the network's outputs are not finite, as after training diverged")
+        raise UserError("the network's outputs are not finite; its training may have diverged")
     return [
         {
             "label": label,
@@ -84,7 +87,7 @@ def best(
 
 
 def table(results: Iterable[tuple[str, list[dict[str, Any]]]]) -> rich.table.Table:
-    """A section for each image; with a column for the names of classes that have others."""
+    """A table with a section for each image, and a column for English names if there are any."""
     results = list(results)
     named = any(row["name"] != row["class"] for _, rows in results for row in rows)
     columns = ("name", "class") if named else ("class",)
@@ -97,7 +100,7 @@ def table(results: Iterable[tuple[str, list[dict[str, Any]]]]) -> rich.table.Tab
 
 
 def track(paths: Sequence[str], streams: bool) -> Iterable[str]:
-    """The paths, with a display on stderr if they are many and both can be seen."""
+    """The paths, with a progress bar on stderr if they are many and it disturbs no output."""
     shown = len(paths) > BATCH and not (streams and sys.stdout.isatty())
     console = rich.console.Console(stderr=True)
     hidden = not (shown and console.is_terminal)
@@ -105,7 +108,7 @@ def track(paths: Sequence[str], streams: bool) -> Iterable[str]:
 
 
 def open_network(args: argparse.Namespace) -> tuple[Any, Sequence[str], Callable]:
-    """The preprocessing, the classes, and uint8 images -> probabilities."""
+    """Returns the preprocessing, the classes, and a function from uint8 images to probabilities."""
     import jax
 
     from effnet_jax import export, models, weights
@@ -114,7 +117,10 @@ def open_network(args: argparse.Namespace) -> tuple[Any, Sequence[str], Callable
     own = args.model, args.origin, args.classes
     if pathlib.Path(args.weights).suffix in export.FORMATS:
         if own != (None, None, None):
-            raise UserError(f"{args.weights} states its model and classes: leave these flags out")
+            raise UserError(
+                f"{args.weights} contains its model and classes: leave out --model, --origin and "
+                "--classes"
+            )
         exported = export.read(args.weights)
         return exported.preprocess, exported.classes, exported.probabilities
     found = weights.load(args.weights, *own)
@@ -135,13 +141,13 @@ def main(args: argparse.Namespace) -> None:
 
     paths, bad = list_images(args.images), []
     preprocess, classes, classify = open_network(args)
-    tracked = track(paths, streams=args.json or args.csv)
+    tracked = track(paths, streams=args.json or args.print_csv)
     classified = classify_all(readable(tracked, preprocess.pixels, bad), classify)
     results = ((path, best(p, classes, titles(), args.top)) for path, p in classified)
     if args.json:
         for path, rows in results:
             print(json.dumps({"image": path, "predictions": rows}), flush=True)
-    elif args.csv:
+    elif args.print_csv:
         writer = csv.DictWriter(sys.stdout, COLUMNS, lineterminator="\n")
         writer.writeheader()
         for path, rows in results:

@@ -1,16 +1,20 @@
-"""Prepares ImageNet: effnet-jax prepare_imagenet --from=DIR --data_dir=DIR.
+"""Prepares ImageNet for training, from its tar files, its images or a copy made by TFDS.
 
---from is a directory with ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar from image-net.org;
-or with train/WNID/*.JPEG and val/*.JPEG or val/WNID/*.JPEG (also validation/); or one at most 3
-levels above these; or a copy of imagenet2012 by TFDS, in ArrayRecord. The result,
+Examples:
+  effnet-jax prepare_imagenet --from=downloads --data_dir=data
+  effnet-jax prepare_imagenet --from=downloads --data_dir=data --minival=val_split20.txt --size=256
+
+--from is a folder with ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar from image-net.org; or
+with train/WNID/*.JPEG and val/*.JPEG or val/WNID/*.JPEG (also validation/); or at most 3 levels
+above these; or a copy of imagenet2012 made by TFDS, in ArrayRecord. The result,
 DIR/imagenet2012/5.1.0, is what TFDS and configs/imagenet.py read, with the splits train, validation
-and minival. TensorFlow is not needed. A command that was stopped continues when it is given again.
+and minival. TensorFlow is not needed. After an interruption, the same command continues.
 
-minival is held out of training to choose checkpoints by. --minival=FILE names its images, one on
-each line; the reference's 25,022 are in val_split20.txt, at
+minival is held out of training, so that checkpoints can be chosen by it. --minival=FILE names its
+images, one per line; the reference's 25,022 are in val_split20.txt, at
 https://storage.googleapis.com/cloud-tpu-checkpoints/efficientnet/eval_data/val_split20.txt. Without
-it they are the first 25,022 in the order of the Inception script that wrote the reference's files,
-not the same images. --config.data.train_split='train[25022:]' trains on the others.
+--minival they are the first 25,022 in the order of the Inception script that wrote the reference's
+files, which are other images. --config.data.train_split='train[25022:]' trains on the others.
 """
 
 import argparse
@@ -28,22 +32,26 @@ from effnet_jax.run.workers import available_cores
 from effnet_jax.tools import show
 
 PARSER = flags.Parser(__doc__, computes=False)
-add = PARSER.add_argument
-add("--from", required=True, type=pathlib.Path, metavar="DIR", dest="source")
-add("--data_dir", required=True, type=pathlib.Path, metavar="DIR")
-smaller = "shrink images to this many pixels on the shorter side; by default none is changed"
+add = PARSER.group("input and output")
+originals = "folder with the original files"
+add("--from", required=True, type=pathlib.Path, metavar="DIR", dest="source", help=originals)
+add("--data_dir", required=True, type=pathlib.Path, help="; DIR/imagenet2012 is written")
+add = PARSER.group("images")
+smaller = "shrink images to this many pixels on the shorter side"
 add("--size", choices=shards.SIZES, default="original", help=smaller)
-add("--quality", type=int, default=90, help="JPEG quality of images that are shrunk (90)")
-corrupt = "stop at a damaged image, or drop it (stop)"
-add("--on_corrupt", choices=("stop", "drop"), default="stop", help=corrupt)
-add("--subset", action="store_true", help="accept an incomplete ImageNet; don't check counts")
-listed = "names of the training images that are minival, such as val_split20.txt"
+add("--quality", type=int, default=90, metavar="1-100", help="JPEG quality of shrunk images")
+damaged = "stop at a damaged image, or drop it"
+add("--on_corrupt", choices=("stop", "drop"), default="stop", help=damaged)
+add("--subset", action="store_true", help="accept an incomplete ImageNet: don't check the counts")
+listed = "file with the names of the training images in minival (default: the first 25,022)"
 add("--minival", type=pathlib.Path, metavar="FILE", help=listed)
-add("--processes", type=flags.count, dest="workers", metavar="N", help="by default one a core")
+add = PARSER.group("speed")
+workers = "number of worker processes (default: one per core)"
+add("--processes", type=flags.count, dest="workers", metavar="N", help=workers)
 
 
 def table(splits: dict[str, prepare.Made]) -> rich.table.Table:
-    """A row for each split."""
+    """A table with a row for each split."""
     columns = ("split", "images", "classes", "bytes", "repaired", "dropped")
     shown = rich.table.Table(*columns, title="ImageNet")
     for split, pairs in splits.items():
@@ -56,7 +64,7 @@ def table(splits: dict[str, prepare.Made]) -> rich.table.Table:
 
 def main(args: argparse.Namespace) -> None:
     if not 1 <= args.quality <= 100:
-        raise UserError(f"--quality={args.quality} is not between 1 and 100")
+        raise UserError(f"--quality={args.quality} must be between 1 and 100")
     source, data_dir, start = args.source.expanduser(), args.data_dir.expanduser(), time.time()
     workers, minival = args.workers or len(available_cores()), args.minival
     minival = minival and minival.expanduser()
@@ -64,7 +72,7 @@ def main(args: argparse.Namespace) -> None:
     try:
         made = prepare.prepare(source, data_dir, settings, args.subset, workers, minival)
     except KeyboardInterrupt:
-        raise Interrupted("stopped by Ctrl-C; the same command goes on") from None
+        raise Interrupted("stopped by Ctrl-C; the same command continues") from None
     except OSError as error:
         raise UserError(f"{error.filename or data_dir}: {error.strerror}") from None
     splits = prepare.by_split(made)

@@ -1,12 +1,13 @@
-"""Measures a network's features on a data set without training it: logistic regression and
-nearest neighbours.
+"""Measures how well a network's features classify a data set, without training the network.
 
-As in: effnet-jax probe --weights=lite0.safetensors --data_dir=DIR
-       effnet-jax probe train.npz --test=test.npz
+Examples:
+  effnet-jax probe --weights=lite0.safetensors --data_dir=DIR --csv=results/probe.csv
+  effnet-jax probe train.npz --test=test.npz
 
-DIR has train/CLASS and val/CLASS, or CLASS alone, a tenth of which is then the test data; --data
-takes a set as for eval, and --train_split and --test_split name its splits. FEATURES are files of
-the command features; without --test a fifth of each class is the test data. Docs: docs/probe.md.
+Fits logistic regression and nearest neighbours to the features. DIR has train/CLASS and val/CLASS;
+or CLASS alone, and a tenth of each class is then the test data. FEATURES are files that
+`effnet-jax features` wrote; without --test a fifth of each class is the test data. Docs:
+docs/probe.md.
 """
 
 import argparse
@@ -20,43 +21,50 @@ from effnet_jax import flags
 from effnet_jax.errors import UserError
 from effnet_jax.tools import features, show, track
 
+SHARE = 0.2  # Fraction of each class that is test data, for features without a split.
 PARSER = flags.Parser(__doc__, buckets=("csv",))
-add = PARSER.add_argument
-add("features", nargs="?", type=pathlib.Path, metavar="FEATURES", help="of the training data")
-add("--test", type=pathlib.Path, metavar="FEATURES", help="of the test data")
-add("--weights", metavar="FILE|WORKDIR", help="instead of files of features")
-add("--train_split", help="of the data; by default train")
-add("--test_split", help="of the data; by default the one that eval takes")
-add("--metric", choices=("top1", "mean_per_class"), default="top1", help="that chooses the l2")
-add("--csv", type=flags.path, metavar="FILE", help="add a row for each method to this file")
-features.add_source(add)
-SHARE = 0.2  # Of each class that is test data where features have no split.
+add = PARSER.group("files of features")
+training = "features of the training data"
+add("features", nargs="?", type=pathlib.Path, metavar="FEATURES", help=training)
+add("--test", type=pathlib.Path, metavar="FEATURES", help="features of the test data")
+add = PARSER.group("or weights and a data set")
+flags.add_weights(add)
+flags.add_data(add)
+add("--train_split", metavar="SPLIT", help="split of the training data (default: train)")
+add("--test_split", metavar="SPLIT", help="split of the test data (default: the one of eval)")
+features.add_layer(add)
+add = PARSER.group("probe and output")
+chosen_by = "metric that chooses the l2 of the regression"
+add("--metric", choices=("top1", "mean_per_class"), default="top1", help=chosen_by)
+add("--csv", type=flags.path, help=", one per method")
 
 
 def read(args: argparse.Namespace):
-    """The training and the test features."""
+    """Returns the training and the test features."""
     from effnet_jax import probe
 
     if (args.features is None) == (args.weights is None):
-        raise UserError("give either FEATURES, a file of the command features, or --weights")
+        raise UserError(
+            "give either FEATURES, a file that `effnet-jax features` wrote, or --weights"
+        )
     if args.features is None:
         if args.test is not None:
-            raise UserError("--test is a file of features, and --weights makes its own")
+            raise UserError("--test applies to files of features: leave it out with --weights")
         found, config = features.load(args)
-        if config.data.eval_split == ".":  # A folder of classes: some of each are held out.
+        if config.data.eval_split == ".":  # A folder of classes, some of whose images are held out.
             config.data.eval_split = "val"
         splits = args.train_split or config.data.train_split, args.test_split
         train = features.read(args, found, config, splits[0])
         return train, features.read(args, found, config, splits[1] or config.data.eval_split)
     of_data = ("data", "data_dir", "train_split", "test_split", "model", "origin", "classes")
     if given := [name for name in of_data if getattr(args, name) is not None]:
-        raise UserError(f"--{given[0]} applies to --weights; features have their data")
+        raise UserError(f"--{given[0]} applies to --weights: leave it out with files of features")
     train = probe.load(args.features)
     return (train, probe.load(args.test)) if args.test else probe.split(train, SHARE)
 
 
 def row(train, test, score) -> dict:
-    """A row of results, for --csv."""
+    """A row of results for --csv."""
     from effnet_jax import csv_rows
 
     return {

@@ -1,15 +1,18 @@
-"""Evaluates every weights file in a folder next to what was published of it: the paper's Table 2.
+"""Evaluates every weight file in a folder next to its published accuracy: the paper's Table 2.
 
-As in: effnet-jax reproduce --weights=FOLDER --data_dir=DIR [--data=SET] [--csv=FILE]
+Examples:
+  effnet-jax reproduce --weights=FOLDER --data_dir=DIR
+  effnet-jax reproduce --weights=FOLDER --data_dir=DIR --data=imagenet_a --csv=results/a.csv
 
-SET is in configs/evaluation, and by default imagenet. FOLDER has files of weights at any depth:
-.safetensors, .npz, .pth, .pt, .bin, .h5, TensorFlow checkpoints. What was published goes by the
-name of the file, as tf_efficientnet_b0.aa_in1k.safetensors of timm, efficientnet_v2_s-dd5fe13b.pth
-of torchvision or efficientnet-lite0-57934424.pth; or by its folder, as in ckptsaug/efficientnet-b0.
-A file of another name is evaluated all the same.
+FOLDER has weight files at any depth: .safetensors, .npz, .pth, .pt, .bin, .h5 and TensorFlow
+checkpoints. The published accuracy is found by the name of the file, such as timm's
+tf_efficientnet_b0.aa_in1k.safetensors, torchvision's efficientnet_v2_s-dd5fe13b.pth or
+efficientnet-lite0-57934424.pth; or by its folder, such as ckptsaug/efficientnet-b0. Files with
+other names are evaluated too.
 
-FILE gets a row for each. The same command goes on where it stopped: a file whose row is there with
-the same checksum is passed over. One that can't be read is reported, and the exit code is 1.
+The CSV file gets a row for each weight file. After an interruption, the same command continues: a
+file with a row of the same checksum is skipped. A file that can't be read is reported, and the exit
+code is 1.
 """
 
 import argparse
@@ -28,19 +31,22 @@ from effnet_jax.report.tables import down
 from effnet_jax.tools import show
 
 PARSER = flags.Parser(__doc__, buckets=("csv",))
-add = PARSER.add_argument
-add("--weights", required=True, type=pathlib.Path, metavar="FOLDER", help="with files of weights")
-add("--data", default="imagenet", metavar="SET", help="NAME of configs/evaluation, or FILE.py")
-add("--data_dir", metavar="DIR", help="where the data is")
-add("--csv", default="results/reproduced.csv", type=flags.path, metavar="FILE", help="of rows")
-add("--classes", default="imagenet", help="of files that don't state them, as for convert")
+add = PARSER.group("weights")
+folder = ": a folder with weight files"
+add("--weights", required=True, type=pathlib.Path, metavar="FOLDER", help=folder)
+kinds = ": for files that don't state them, as in convert"
+add("--classes", default="imagenet", help=kinds)
+add = PARSER.group("data")
+flags.add_data(add, default="imagenet")
+add = PARSER.group("output")
+add("--csv", default="results/reproduced.csv", type=flags.path)
 
 COLUMNS = ("file", "sha256", "model", "resolution", "top1", "top5", "count")
 COLUMNS += ("published_top1", "published_top5", "difference", "source")
 
 
 def evaluate(path: pathlib.Path, source: Any, args: argparse.Namespace) -> dict[str, Any]:
-    """What an evaluation adds to a row."""
+    """Evaluates a weight file; returns the columns that the result adds to its row."""
     from effnet_jax import evaluation, models
     from effnet_jax.imagenet import variants
     from effnet_jax.report import paper
@@ -79,7 +85,7 @@ def evaluate(path: pathlib.Path, source: Any, args: argparse.Namespace) -> dict[
 def rows(
     paths: list[pathlib.Path], args: argparse.Namespace, failed: list[str]
 ) -> Iterator[dict[str, str]]:
-    """A row of each file, an earlier one or a new one; adds files without one to `failed`."""
+    """Yields a row for each file, earlier or new; adds files that can't be read to `failed`."""
     from effnet_jax import csv_rows
     from effnet_jax.data import sources
     from effnet_jax.imagenet import variants
@@ -88,13 +94,13 @@ def rows(
 
     chosen = variants.load_evaluation_set(args.data)
     if chosen.corruptions:
-        raise UserError(f"--data={args.data} is many data sets; eval.py evaluates weights on it")
+        raise UserError(f"--data={args.data} has several parts; evaluate weights on it by eval.py")
     chosen.data.data_dir = args.data_dir or chosen.data.data_dir
     chosen.data.eval_split = sources.eval_split(chosen.data, None)
     source, machine = variants.open_source(chosen.data), csv_rows.describe_machine()
     if chosen.images and len(source) != chosen.images:
         count = f"{len(source):,} of the {chosen.images:,} images"
-        print(f"{args.data} has {count}, so differences from published accuracies mean little")
+        print(f"{args.data} has {count}: differences from published accuracies mean little")
     place = {"data": args.data, "identity": sources.identity(source)}
     csv_rows.check_append(args.csv, (*place, *COLUMNS, *machine))
     found = csv_rows.read(args.csv)[1] if files.is_file(args.csv) else []
@@ -110,7 +116,7 @@ def rows(
             f"{number} of {len(paths)}: ",
         )
         if tuple(row.values()) in done:
-            print(f"{line}{file} is done")
+            print(f"{line}{file} is done already")
             yield done[tuple(row.values())]
             continue
         try:
@@ -126,7 +132,7 @@ def rows(
 
 
 def table(found: list[dict[str, str]]) -> rich.table.Table:
-    """Measured figures, rounded down, beside the published ones; in percent."""
+    """A table of the measured accuracies, rounded down, and the published ones, in percent."""
     shown = rich.table.Table("model", "file", "px", "top-1", "published", "difference", "source")
     for row in found:
         published, difference = "", ""
@@ -143,14 +149,14 @@ def main(args: argparse.Namespace) -> None:
     from effnet_jax.weights import folder
 
     if not args.weights.is_dir():
-        raise UserError(f"--weights={args.weights} is no folder")
+        raise UserError(f"--weights={args.weights} is not a folder")
     paths, failed = folder.list_files(args.weights), []
     found = list(rows(paths, args, failed))
     if found:
         show(table(found))
     if unknown := [row["file"] for row in found if not row["published_top1"]]:
         print(
-            f"no published accuracy on {args.data} is known, by its name and resolution, of "
+            f"no published accuracy on {args.data} is known for the name and resolution of "
             f"{len(unknown)} files: {', '.join(unknown)}"
         )
     if failed:

@@ -1,10 +1,12 @@
-"""Finds alpha, beta and gamma by the small grid search of the paper.
+"""Searches for alpha, beta and gamma on a small grid, as the paper does.
 
-As in: effnet-jax search_scaling --config=cluttered_digits --workdir=DIR
+Examples:
+  effnet-jax search_scaling --config=cluttered_digits --workdir=runs/grid --dry_run
+  effnet-jax search_scaling --config=digit_pairs --grid_step=0.15 --seeds=3 --workdir=runs/grid
 
 Trains every candidate of the grid (configs/sweeps/grid.py), ranks them by top-1, and proposes the
-best. DIR/scaling.json is then the experiment with these coefficients, whose phi counts from its own
-network: --config=DIR/scaling.json:phi=2. DIR/search.png shows the candidates.
+best. DIR/scaling.json is the experiment with the best coefficients; its phi is relative to the
+network of --config: --config=DIR/scaling.json:phi=2. DIR/search.png shows the candidates.
 """
 
 import argparse
@@ -21,21 +23,24 @@ from effnet_jax.report import drawing, figures, results
 from effnet_jax.tools import show, sweep
 
 PARSER = sweep.parser(__doc__)
-add, same = PARSER.add_argument, argparse.BooleanOptionalAction
-add("--phi", type=float, default=1.0, help="scale of the candidates: 2^phi times the cost")
-add("--step", type=float, default=0.05, help="of the grid")
-add("--tolerance", type=float, default=0.1, help="of alpha * beta^2 * gamma^2 around 2")
+add, same = PARSER.group("search"), argparse.BooleanOptionalAction
+add("--phi", type=float, default=1.0, help="scale of the candidates, at 2^phi times the cost")
+add("--grid_step", type=float, default=0.05, help="distance of neighbouring values in the grid")
+sum_of = "largest difference between alpha * beta^2 * gamma^2 and 2"
+add("--tolerance", type=float, default=0.1, help=sum_of)
 add("--equal", action=same, default=True, help="scale every candidate to the same multiply-adds")
 add("--seeds", type=flags.count, default=1, metavar="N", help="runs of each candidate")
-add("--near", action="store_true", help="only up to two steps from the config's own coefficients")
-add("--rates", metavar="CSV", help="results of a `rates` sweep: each candidate has its best rate")
-add("--evaluation", default=results.EVALUATION, metavar="NAME/WEIGHTS", help="whose top-1 counts")
+near = "try only candidates within two steps of the config's own coefficients"
+add("--near", action="store_true", help=near)
+rates = "results of a `rates` sweep, from which each candidate gets its best learning rate"
+add("--rates", metavar="CSV", help=rates)
+add("--evaluation", default=results.EVALUATION)
 
 
 def found_config(config: ConfigDict, best: results.Run) -> ConfigDict:
-    """The experiment with the coefficients of `best` and its swept settings.
+    """Returns the experiment with the coefficients and swept settings of the run `best`.
 
-    In it phi = 0 is the network that was scaled.
+    Its phi = 0 is the network that was scaled.
     """
     base, dropout = models.coefficients(config.model), models.dropout(config.model)
     values = {"phi": 0.0, "width": None, "depth": None, "resolution": None, "dropout": dropout}
@@ -47,7 +52,7 @@ def found_config(config: ConfigDict, best: results.Run) -> ConfigDict:
 
 
 def ranking(points: list[results.Point]) -> rich.table.Table:
-    """The candidates, best first."""
+    """A table of the candidates, best first."""
     columns = ("alpha", "beta", "gamma", "top-1", "spread", "seeds", "multiply-adds")
     table = rich.table.Table(*columns, title="candidates, best first")
     for point in points:
@@ -65,9 +70,14 @@ def propose(
     root: pathlib.Path,
     sweep: str | None = None,
 ) -> None:
-    """Ranks the candidates in the results of a `sweep` by the top-1 of `evaluation`, "val/ema" say.
+    """Ranks the candidates of a sweep by top-1; writes root/scaling.json and root/search.png.
 
-    Writes root/scaling.json and root/search.png. `config` is the experiment that was scaled.
+    Args:
+      config: the experiment that was scaled.
+      csv: the results of the sweep.
+      evaluation: the evaluation and weights whose top-1 counts, such as "val/ema".
+      root: the folder to write to.
+      sweep: the text that chose the sweep; None: all rows in the CSV file count.
     """
     found = results.read([csv], evaluation, sweep=sweep)
     points = sorted(found.points("the search", "grid"), key=lambda point: -point.mean)
@@ -79,19 +89,20 @@ def propose(
     print(f"alpha={best.alpha:g} beta={best.beta:g} gamma={best.gamma:g}")
     if len(points) > 1 and points[0].sd is not None:
         lead = points[0].mean - points[1].mean
-        print(f"It leads the next by {lead:.2%}; its spread over seeds is {points[0].sd:.2%}.")
-    print(f"--config={path}:phi=1 scales by them; the picture: {root}/search.png")
+        spread = f"its standard deviation over seeds is {points[0].sd:.2%}"
+        print(f"The best candidate leads the next by {lead:.2%}; {spread}.")
+    print(f"--config={path}:phi=1 scales by these coefficients; picture: {root}/search.png")
 
 
 def main(args: argparse.Namespace) -> None:
     entries = args.config.evaluations.items()
     known = [f"{name}/{weights}" for name, entry in entries for weights in entry.weights]
     check_choice("--evaluation", args.evaluation, known)
-    grid = f"step={args.step:g},tolerance={args.tolerance:g},phi={args.phi:g}"
+    grid = f"step={args.grid_step:g},tolerance={args.tolerance:g},phi={args.phi:g}"
     if args.near:
         best = args.config.model
         grid += f",alpha={best.alpha:g},beta={best.beta:g},gamma={best.gamma:g}"
-        grid += f",within={2 * args.step:g}"
+        grid += f",within={2 * args.grid_step:g}"
     search = f"seeds:{args.seeds},grid:{grid},equal={int(args.equal)}"
     search = f"tuned:{args.rates},{search}" if args.rates else search
     if csv := sweep.launch(args, search):

@@ -1,9 +1,12 @@
-"""Pictures of how a recipe changes images: one PNG, each row one image over several epochs.
+"""Draws how a recipe changes training images.
 
-As in: effnet-jax show_batch --config=configs/imagenet.py:b0 --config.data.data_dir=DIR --out=DIR
+Examples:
+  effnet-jax show_batch --config=digits --out=runs/pictures
+  effnet-jax show_batch --config=imagenet:b5,randaugment --config.data.data_dir=DIR --out=pictures
 
-The images are those that training gets, before normalisation; for a run in stages, those of the
-stage with the largest images. Mixup and cutmix, which run on the device, are not shown.
+Writes one PNG, in which each row is an image over several epochs. The images are those that
+training gets, before normalisation. For progressive learning they are
+those of the stage with the largest images. Mixup and CutMix run on the device, and are not shown.
 """
 
 import argparse
@@ -19,16 +22,18 @@ from effnet_jax.report import drawing, pictures
 from effnet_jax.training import progressive
 
 PARSER = flags.Parser(__doc__, config="digits", computes=False)
-add = PARSER.add_argument
-add("--out", required=True, type=pathlib.Path, metavar="DIR", help="folder for the PNG")
-add("--images", type=flags.count, default=6, help="rows: images, spread over the training split")
-add("--epochs", type=flags.count, default=6, help="columns: epochs, after the stored image")
+add = PARSER.group("output")
+add("--out", required=True, type=pathlib.Path, help=": a folder for the PNG")
+add("--num_images", type=flags.count, default=6, help=", each a row")
+epochs = "number of epochs, each a column after the original image"
+add("--epochs", type=flags.count, default=6, metavar="N", help=epochs)
 
 
 def main(args: argparse.Namespace) -> None:
     config_lib.validate(args.config)
     config = progressive.largest(args.config)
-    source = pictures.Few(sources.open_source(config.data, config.data.train_split), args.images)
+    source = sources.open_source(config.data, config.data.train_split)
+    source = pictures.Few(source, args.num_images)
     encoded = (source[index]["image"] for index in range(len(source)))
     originals = [decode_image(image, config.data.exif) for image in encoded]
     path, _, argument = args.experiment.partition(":")

@@ -1,12 +1,14 @@
-"""Shows what models are and cost, without building them.
+"""Lists the size and the cost of models, without building them.
 
-As in: effnet-jax summary b0 phi=1.5 resnet50 mobilenet_v2,w=2,d=1,r=224
+Examples:
+  effnet-jax summary b0 phi=1.5 resnet50 mobilenet_v2,w=2,d=1,r=224
+  effnet-jax summary lite0 --layers --num_classes=10
 
-A model is b0 to b8, l2, lite0 to lite4, edgetpu-s, -m, -l, v2-b0 to v2-b3, v2-s, -m, -l, -xl,
-phi=NUMBER, or w=WIDTH,d=DEPTH,r=PIXELS; or another base network alone, or with a comma and either
-of the last two: efficientnet_lite, _edgetpu, _v2, _v2_s, _v2_m, _v2_l, _v2_xl, mobilenet_v1,
-mobilenet_v2, resnet18 to resnet1001. Or a whole family: v1, lite, edgetpu, v2; or all of them.
---layers adds the table of layers, --json prints a list of objects in the order asked.
+A MODEL is b0 to b8, l2, lite0 to lite4, edgetpu-s, -m, -l, v2-b0 to v2-b3, v2-s, -m, -l, -xl;
+phi=NUMBER, or w=WIDTH,d=DEPTH,r=PIXELS; or another base network, alone or with a comma and one of
+these two: efficientnet_lite, _edgetpu, _v2, _v2_s, _v2_m, _v2_l, _v2_xl, mobilenet_v1,
+mobilenet_v2, resnet18 to resnet1001. v1, lite, edgetpu and v2 stand for a whole family, and all for
+all families.
 """
 
 import argparse
@@ -22,11 +24,14 @@ from effnet_jax.report import paper
 from effnet_jax.tools import show
 
 PARSER = flags.Parser(__doc__, computes=False)
-PARSER.add_argument("models", nargs="+", metavar="MODEL")
-PARSER.add_argument("--layers", action="store_true", help="also every layer with its shapes")
-PARSER.add_argument("--json", action="store_true", help="JSON instead of tables")
-PARSER.add_argument("--num_classes", type=flags.count, default=1000)
-PARSER.add_argument("--stem_stride", type=flags.count, default=2, help="1 for small images")
+add = PARSER.group("models")
+add("models", nargs="+", metavar="MODEL", help="models or families")
+add("--num_classes", type=flags.count, default=1000, metavar="N", help="number of outputs")
+stride = "stride of the first layer; 1 for small images"
+add("--stem_stride", type=flags.count, default=2, metavar="N", help=stride)
+add = PARSER.group("output")
+add("--layers", action="store_true", help="also list every layer with its shapes")
+add("--json", action="store_true", help=" instead of tables")
 
 # Words that stand for several models.
 FAMILIES = {word: [k for k in VARIANTS if k.startswith(word)] for word in ("lite", "edgetpu", "v2")}
@@ -35,7 +40,7 @@ FAMILIES["all"] = list(VARIANTS)
 
 
 def describe(name: str, args: argparse.Namespace) -> dict[str, Any]:
-    """One model as a dict: width, depth, resolution and the exact counts."""
+    """A model as a dict: width, depth, resolution, parameters and multiply-adds."""
     config = config_lib.get_config(name).model
     config.num_classes, config.stem_stride = args.num_classes, args.stem_stride
     layers = models.architecture(config).layers()
@@ -52,7 +57,7 @@ def counts(counted: scaling.Layer | scaling.Cost) -> dict[str, int]:
 def model_table(
     rows: list[dict[str, Any]], published: dict[str, dict[str, str]]
 ) -> rich.table.Table:
-    """A row for each model: counted figures next to the published ones, "" where there are none."""
+    """A table with a row for each model: counted figures, and the published ones if there are."""
     columns = ("model", "width", "depth", "resolution", "parameters", "published", "multiply-adds")
     table = rich.table.Table(*columns, "published")
     for row in rows:
@@ -66,7 +71,7 @@ def model_table(
 
 
 def layer_table(row: dict[str, Any]) -> rich.table.Table:
-    """The layers of one model, with the shapes of their outputs."""
+    """A table of the layers of one model, with the shapes of their outputs."""
     columns = ("layer", "kernel", "stride", "output", "groups", "parameters", "multiply-adds")
     table = rich.table.Table(*columns, title=row["model"])
     for layer in row["layers"]:
@@ -83,7 +88,7 @@ def main(args: argparse.Namespace) -> None:
     if args.json:
         print(json.dumps(rows, indent=2))
         return
-    # Published figures are those of the published network alone.
+    # Figures are published for 1000 classes and the usual stem only.
     as_published = (args.num_classes, args.stem_stride) == (1000, 2)
     published = paper.published() if as_published else {}
     show(model_table(rows, published))

@@ -1,12 +1,13 @@
 """Trains every run of a sweep, and collects the results in one table.
 
-As in: effnet-jax sweep --sweep="optimizer.sgd.learning_rate=0.1,0.2 seed=0,1" --workdir=DIR
-       effnet-jax sweep --sweep=seeds:3,methods:2,4 --workdir=DIR
+Examples:
+  effnet-jax sweep --sweep="optimizer.sgd.learning_rate=0.1,0.2 seed=0,1" --workdir=runs/rates
+  effnet-jax sweep --config=digits --sweep=seeds:3,methods:2,4 --workdir=runs/methods --dry_run
 
---sweep takes values of config keys, of which every combination is a run, or a sweep of
-configs/sweeps by name, or FILE.py with a function get_sweep; both may have an :ARGUMENT. The table
-of runs is printed first, and with --dry_run nothing else happens. The same command continues a
-sweep: finished runs are kept, begun ones resume, failed ones are tried again.
+--sweep takes values of config keys, of which every combination is a run; or the NAME of a sweep in
+configs/sweeps, or FILE.py with a function get_sweep, both with an optional :ARGUMENT. The table of
+runs is printed first. The same command continues a sweep: finished runs are kept, interrupted ones
+resume, and failed ones are tried again.
 """
 
 import argparse
@@ -22,26 +23,31 @@ from effnet_jax.tools import show
 
 
 def parser(doc: str) -> flags.Parser:
-    """The flags of all commands that launch runs."""
+    """The parser of a command that launches the runs of a sweep."""
     parser = flags.Parser(doc, config="cluttered_digits", computes=False, buckets=("csv",))
-    add = parser.add_argument
-    add("--workdir", required=True, metavar="DIR", help="where everything goes")
-    add("--csv", type=flags.path, help="table of results; by default DIR/results.csv")
+    add = parser.group("launch")
+    add("--workdir", required=True)
+    add("--csv", type=flags.path, help=", one per run (default: DIR/results.csv)")
     add("--launcher", choices=("local", "slurm"), default="local", help="where the runs go")
-    add("--parallel", type=flags.count, metavar="N", help="runs at a time (one a GPU or core)")
-    add("--slurm", default="", help="submitit's parameters, as in timeout_min=240,gpus_per_node=1")
+    parallel = "runs at a time (default: one per GPU, or one per core)"
+    add("--parallel", type=flags.count, metavar="N", help=parallel)
+    slurm = "parameters of submitit, such as timeout_min=240,gpus_per_node=1"
+    add("--slurm", default="", metavar="KEY=VALUE,...", help=slurm)
     add("--dry_run", action="store_true", help="print the table of runs and stop")
     return parser
 
 
 PARSER = parser(__doc__)
-PARSER.add_argument("--sweep", required=True, help="KEY=VALUE,... or NAME:ARGUMENT or FILE.py")
+add = PARSER.group("sweep")
+runs = "runs to train: KEY=VALUE,VALUE ... or NAME:ARGUMENT or FILE.py:ARGUMENT"
+add("--sweep", required=True, metavar="SWEEP", help=runs)
 
 
 def launch(args: argparse.Namespace, sweep: str) -> pathlib.Path | None:
-    """Prints the schedule of a sweep and runs it; returns the table of results, if it did.
+    """Prints the schedule of a sweep and runs it.
 
-    Raises UserError before anything starts, RunsFailed where some runs failed and others finished.
+    Returns the file of the results, or None for a dry run. Raises UserError before any run starts,
+    and RunsFailed at the end if some runs failed.
     """
     folder = Folder(args.workdir)
     schedule = make_schedule(args.config, sweep, args.experiment)
@@ -49,7 +55,8 @@ def launch(args: argparse.Namespace, sweep: str) -> pathlib.Path | None:
     shares = launching.slots(args.parallel) if local else []
     show(folder.table(schedule))
     if minutes := folder.estimate(schedule):
-        writers.say(f"left: about {minutes / max(1, len(shares)):.0f} min, by the finished runs")
+        minutes /= max(1, len(shares))
+        writers.say(f"about {minutes:.0f} min left, judging by the finished runs")
     if args.dry_run:
         return None
     csv = args.csv or folder.root / "results.csv"

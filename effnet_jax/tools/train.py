@@ -1,10 +1,15 @@
-"""Trains a model.
+"""Trains a model from scratch or from other weights, or resumes a run.
 
-As in: effnet-jax train --config=configs/imagenet.py:b0 --workdir=DIR [--config.batch_size=4096 ...]
+Examples:
+  effnet-jax train --config=digits --workdir=runs/digits
+  effnet-jax train --config=imagenet:b0 --config.batch_size=4096 --workdir=gs://BUCKET/b0
 
-The same command with the same workdir resumes where it stopped. Exit codes: 0 done, 2 bad input,
-3 the loss was not finite, 75 interrupted and saved, 130 Ctrl-C with nothing to save. To train on
-several machines, run the same command on each: see docs/processes.md.
+The same command with the same workdir resumes the run. To train on several machines, start the same
+command on each of them: see docs/processes.md. In a checkout, `python train.py` is the same
+command.
+
+Exit codes: 0 done, 2 bad input, 3 the loss was not finite, 75 interrupted after saving a
+checkpoint, 130 Ctrl-C with nothing to save.
 """
 
 import argparse
@@ -13,8 +18,8 @@ import pathlib
 from effnet_jax import flags
 
 PARSER = flags.Parser(__doc__, config="digits", joins=True, buckets=("workdir", "config"))
-where = "or gs://BUCKET/FOLDER; by default runs/NAME of the experiment"
-PARSER.add_argument("--workdir", metavar="DIR", help=where)
+place = ", or gs://BUCKET/FOLDER (default: runs/NAME of the experiment)"
+PARSER.group("output")("--workdir", help=place)
 
 
 def main(args: argparse.Namespace) -> None:

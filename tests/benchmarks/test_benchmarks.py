@@ -67,7 +67,13 @@ def test_names_are_checked_before_anything_runs():
 def test_data_is_measured_into_a_row_and_a_picture(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(loading, "WARM_UP", 64)
     config = ["--config=configs/digits.py", "--config.augment.policy=autoaugment"]
-    arguments = [*config, "--images=128", "--repeats=2", f"--picture={tmp_path}/data.png", "--json"]
+    arguments = [
+        *config,
+        "--num_images=128",
+        "--repeats=2",
+        f"--picture={tmp_path}/data.png",
+        "--json",
+    ]
     monkeypatch.chdir(ROOT)
     report("data", *arguments)
     (row,) = json.loads(capsys.readouterr().out)

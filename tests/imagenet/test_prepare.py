@@ -673,7 +673,7 @@ def test_ctrl_c_leaves_what_can_go_on_without_tensorflow(tars, prepared, tmp_pat
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == cli.INTERRUPTED == 75, errors
-    assert errors.endswith("stopped by Ctrl-C; the same command goes on\n")
+    assert errors.endswith("stopped by Ctrl-C; the same command continues\n")
     assert "Traceback" not in errors
     code = (
         "import sys\n"

@@ -131,7 +131,7 @@ def test_ctrl_c_ends_the_wait_for_other_processes():
     finally:
         process.kill()
     assert process.returncode == cli.STOPPED
-    assert lines[-1] == "stopped at once, by Ctrl-C; checkpoints are as they were"
+    assert lines[-1] == "stopped at once by Ctrl-C; the checkpoints are unchanged"
 
 
 def test_a_cluster_is_found_by_its_variables(monkeypatch):

@@ -137,7 +137,7 @@ def test_phi_scales_other_bases_by_number_alone():
     runs = make_schedule(config, "phi")
     assert len(runs) == 8 and {each.config.model.base for each in runs} == {"resnet50"}
     assert runs[0].cost.parameters == 25_557_032
-    with pytest.raises(UserError, match="b0 is no resnet50"):
+    with pytest.raises(UserError, match="b0 is not based on resnet50"):
         make_schedule(config, "phi:b0,1")
 
 
@@ -150,7 +150,7 @@ def test_phi_knows_the_published_models_of_the_config_s_base():
     assert runs[1].cost.parameters == 14_358_406  # reference/param_counts.csv.
     assert runs[1].config.model.dropout == 0.3
     assert {each.config.model.batch_norm_momentum for each in runs} == {0.95}
-    with pytest.raises(UserError, match="v2-s is no efficientnet_v2; name its scales by number"):
+    with pytest.raises(UserError, match="v2-s is not based on efficientnet_v2; give numbers"):
         make_schedule(config, "phi:v2-b0,v2-s")
 
 
@@ -432,7 +432,7 @@ def test_a_saved_config_comes_back_whole_and_scales_from_its_own_base(tmp_path):
     assert models.coefficients(scaled).resolution == pytest.approx(60.5, abs=0.5)  # 50 * 1.1^2
     assert scaled.dropout == 0.0
     assert experiments.read(f"{path}:b3").model.width == 1.2
-    with pytest.raises(UserError, match="lite3 is no efficientnet"):
+    with pytest.raises(UserError, match="lite3 is not based on efficientnet"):
         experiments.read(f"{path}:lite3")
     with pytest.raises(UserError, match="can't read a config"):
         experiments.read(str(tmp_path / "none.json"))

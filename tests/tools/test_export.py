@@ -61,7 +61,7 @@ def test_resolution_and_bad_input(tmp_path, run, photos, capsys):
     exported = export.read(tmp_path / "run.stablehlo")
     assert exported.images[0][1:] == (24, 24, 3) and exported.preprocess.resolution == 24
     assert exported.classes == weights.load(RUN).classes
-    with pytest.raises(UserError, match="leave these flags out"):
+    with pytest.raises(UserError, match="leave out --model, --origin"):
         run(predict, photos, f"--weights={tmp_path / 'run.stablehlo'}", "--model=b0")
     with pytest.raises(UserError, match="is an exported network"):
         weights.load(tmp_path / "run.stablehlo")

@@ -131,7 +131,7 @@ def test_folders_patterns_and_the_standard_input_are_taken(capsys, pictures, tmp
         with pytest.raises(errors.UserError, match=f"no image in {re.escape(str(argument))}"):
             folders.list_images([str(argument)])
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(cat.read_bytes())))
-    flags = [f"--weights={GOLDEN / 'checkpoint_v1'}", "--csv", "--top=2"]
+    flags = [f"--weights={GOLDEN / 'checkpoint_v1'}", "--print_csv", "--top=2"]
     with pytest.raises(errors.ImagesFailed, match="1 of 4 images"):
         run(deep, "-", "https://example.org/cat.jpg?size=9", *flags)
     output = capsys.readouterr()

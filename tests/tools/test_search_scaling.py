@@ -45,7 +45,7 @@ def test_the_best_mean_becomes_a_config_that_phi_scales(tmp_path, capsys, monkey
     out = capsys.readouterr().out
     assert "alpha=1 beta=1.2 gamma=1.2" in out and "81.00%" in out
     # 0.89 leads 0.815, the mean of 0.7 and 0.93; sd of 0.90 and 0.88 is 0.01414.
-    assert "leads the next by 7.50%; its spread over seeds is 1.41%" in out
+    assert "leads the next by 7.50%; its standard deviation over seeds is 1.41%" in out
     assert (tmp_path / "search.png").stat().st_size > 10_000
 
     again = experiments.read(f"{tmp_path}/scaling.json").model

@@ -36,11 +36,11 @@ def test_titles_say_what_the_host_does(tiny):
 
 
 def test_the_command_writes_a_page(tmp_path, capsys):
-    flags = ["--images=2", "--epochs=1", f"--out={tmp_path}"]
+    flags = ["--num_images=2", "--epochs=1", f"--out={tmp_path}"]
     show_batch.main(show_batch.PARSER.parse_args(flags))
     (file,) = tmp_path.iterdir()
     assert file.name == "digits.png"
     assert str(file) in capsys.readouterr().out
     assert matplotlib.image.imread(file).shape[-1] == 4
-    with pytest.raises(UserError, match=r"--images.*1 or more"):
-        show_batch.PARSER.parse_args([*flags, "--images=0"])
+    with pytest.raises(UserError, match=r"--num_images.*1 or more"):
+        show_batch.PARSER.parse_args([*flags, "--num_images=0"])

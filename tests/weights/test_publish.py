@@ -45,7 +45,7 @@ def test_a_folder_goes_there_and_back(tmp_path, model):
     wanted = random_weights(model)
     weights.save(tmp_path / "w.safetensors", wanted)
     folder = tmp_path / "hub"
-    run(tmp_path / "w.safetensors", "--to=hf://org/net", LICENSE, f"--dry_run={folder}")
+    run(tmp_path / "w.safetensors", "--to=hf://org/net", LICENSE, f"--preview={folder}")
     assert_same(weights.load(folder), wanted)
     names = sorted(path.name for path in folder.iterdir())
     assert names == ["README.md", "config.json", "model.safetensors"]
@@ -67,12 +67,12 @@ def test_a_folder_goes_there_and_back(tmp_path, model):
 
 def test_the_card_of_a_run_has_data_recipe_scores_and_commit(tmp_path, workdir):
     folder = tmp_path / "hub"
-    run(workdir, "--to=hf://org/digits", LICENSE, f"--dry_run={folder}")
+    run(workdir, "--to=hf://org/digits", LICENSE, f"--preview={folder}")
     card = (folder / "README.md").read_text()
     assert "Trained on digits, 1,437 images (split train)" in card and "commit 0a1b2c" in card
     assert "| val | 98.75% | 360 |" in card and "ema weights of step 5" in card
     assert "config.batch_size: 2048 -> 256" in card and str(tmp_path) not in card
-    run(workdir, "--to=hf://org/digits", LICENSE, f"--dry_run={tmp_path / 'raw'}", "--weights=raw")
+    run(workdir, "--to=hf://org/digits", LICENSE, f"--preview={tmp_path / 'raw'}", "--weights=raw")
     assert "| val | 50.00% | 360 |" in (tmp_path / "raw" / "README.md").read_text()
 
 
@@ -113,7 +113,7 @@ def test_an_upload_is_asked_for_once_and_refusals_are_told(tmp_path, workdir, mo
     with pytest.raises(UserError, match="can't publish org/net: 409 Client Error"):
         run(workdir, "--to=hf://org/net", LICENSE)
     run(workdir, "--to=hf://org/net", LICENSE, "--overwrite")
-    dry = f"--dry_run={tmp_path / 'hub'}"
+    dry = f"--preview={tmp_path / 'hub'}"
     run(workdir, "--to=hf://org/net", LICENSE, dry)
     assert len(uploaded) == 2
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
@@ -124,7 +124,7 @@ def test_an_upload_is_asked_for_once_and_refusals_are_told(tmp_path, workdir, mo
         (["--to=hf://org/net", LICENSE, dry], "already exists; --overwrite replaces it"),
         (["--to=hf://org/net", LICENSE, dry, "--overwrite", "--names=timm"], "timm has no network"),
         (["--to=hf://org/net", LICENSE, dry, "--names=keras"], "unknown names 'keras'"),
-        ([f"--to={tmp_path / 'x.safetensors'}", LICENSE], "go with --to=hf://ORG/NAME"),
+        ([f"--to={tmp_path / 'x.safetensors'}", LICENSE], "apply to --to=hf://ORG/NAME"),
     ):
         with pytest.raises(UserError, match=text):
             run(workdir, *arguments)
