@@ -17,7 +17,6 @@ import importlib.util
 import json
 import os
 import pathlib
-import re
 import socket
 import sys
 import tempfile
@@ -31,7 +30,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from effnet_jax.errors import RETRY, ProcessLost, UserError
-from effnet_jax.run import buckets
+from effnet_jax.run import buckets, coordinator
 from effnet_jax.run.signals import Signals, metadata
 from effnet_jax.run.workers import abandonable
 
@@ -39,6 +38,7 @@ REPORT_SECONDS = 20  # Between two lines about a wait for processes to join.
 # Only if our own watch fails: JAX's message names no process, and JAX aborts.
 HEARTBEAT_SECONDS = 180
 BEAT_SECONDS = 1.0  # More for hundreds of processes, as each reads the records of all.
+ASK_BEATS = 10  # To see whether a process with the same number is alive.
 END_SECONDS = 300  # Until all processes have come to the end of a run.
 FLAGS = "--coordinator_address=HOST:PORT, --num_processes=N and --process_id=I"
 Notes = dict[int, str]  # By process.
@@ -89,7 +89,9 @@ def join(
     elif not 0 <= process_id < num_processes:
         raise UserError(f"--process_id={process_id} of --num_processes={num_processes} is not one")
     else:
-        _check_address(coordinator_address, bind=process_id == 0)
+        coordinator.check_address(coordinator_address, binds=process_id == 0)
+        beat = max(BEAT_SECONDS, num_processes / 64)
+        coordinator.check_not_running(coordinator_address, process_id, ASK_BEATS * beat)
     joined = threading.Event()
     who = "" if process_id is None else f"process {process_id}: "
     where = f"at {coordinator_address or cluster} for all {num_processes or ''} processes"
@@ -112,32 +114,6 @@ def join(
         raise UserError(f"can't find the other processes ({error}); give {FLAGS}") from None
     finally:
         joined.set()
-
-
-def _check_address(address: str, bind: bool) -> None:
-    """Raises UserError if it is not HOST:PORT, or if the port can't be bound here, where it has to.
-
-    JAX's coordinator would end the process with a segmentation fault.
-    """
-    host, _, port = address.rpartition(":")
-    if not re.fullmatch(r"\[[^]/]+\]|[^]:/\s[]+", host) or not re.fullmatch(r"\d{1,5}", port):
-        raise UserError(f"--coordinator_address={address} is not HOST:PORT, as in 10.0.0.2:9876")
-    if not 0 < int(port) < 2**16:
-        raise UserError(f"--coordinator_address={address}: a port is between 1 and 65535")
-    if not bind:
-        return
-    family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
-    with socket.socket(family) as probe:  # All addresses of this machine, as JAX binds.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        try:
-            probe.bind(("", int(port)))
-        except OSError as error:
-            raise UserError(
-                f"port {port} of --coordinator_address={address} can't be used on this machine, "
-                f"which process 0 has to be on: {error.strerror}. Give all processes another port"
-            ) from None
 
 
 def _report(joined: threading.Event, who: str, where: str, seconds: float) -> None:
@@ -237,7 +213,8 @@ class Processes(Alone):
         self.index, self.count, self.is_first = index, count, index == 0
         self.prefix = f"process {index}: "
         # JAX has no public name for its table.
-        self._client = multihost_utils.distributed.global_state.client
+        state = multihost_utils.distributed.global_state
+        self._client = state.client
         self._limits = self._signals = self._stop_at = None
         self._alarm: Callable[[str], None] = lambda message: None
         # "moves" counts calls of `at`, "asked" answered questions whether to stop; "stop" names a
@@ -255,7 +232,11 @@ class Processes(Alone):
         self._speak()
         self.barrier("join", seconds)
         self._speak()  # Now all names are known.
-        for work in (self._keep_speaking, self._keep_watching):
+        works = [self._keep_speaking, self._keep_watching]
+        if self.is_first:
+            answer = functools.partial(coordinator.answer, state.coordinator_address, self._report)
+            works.append(answer)
+        for work in works:
             threading.Thread(target=work, daemon=True).start()
 
     def watch(
@@ -356,6 +337,10 @@ class Processes(Alone):
                 return f"lost {self.describe(lost)}"
             time.sleep(0.2)
         return None
+
+    def _report(self, index: int) -> tuple[int, str]:
+        """The beat of a process, which grows while it is alive, and its description."""
+        return self._records[index]["beat"], self.describe([index])
 
     def _keep_speaking(self) -> None:
         while not self._left.wait(self._beat):

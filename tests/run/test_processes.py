@@ -3,11 +3,14 @@
 That they compute what one does, whatever happens to them, is in test_soak.py.
 """
 
+import contextlib
 import queue
 import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 
 import jax
 import pytest
@@ -19,14 +22,19 @@ from effnet_jax import cli, parallel
 from effnet_jax import config as config_lib
 from effnet_jax.data import sources
 from effnet_jax.errors import UserError
-from effnet_jax.run import processes, signals
+from effnet_jax.run import coordinator, processes, signals
 
 SCRIPT = [str(ROOT / "tests" / "run" / "two_processes.py")]
 
 
-def test_differences_agreement_and_a_process_that_sleeps(tmp_path):
+def test_differences_agreement_a_late_process_and_one_that_sleeps(tmp_path):
     with Started([*SCRIPT, "--case=together"], tmp_path, devices=1) as two:
         two.wait_for(lambda: two.outputs().count("on the way") == 2)
+        late = subprocess.run(two[1].args, capture_output=True, text=True, timeout=60, env=two.env)
+        assert late.returncode == cli.BAD_INPUT, late.stderr
+        running = f"already has process 1 ({socket.gethostname()}, pid {two[1].pid}), in step "
+        assert running in late.stderr
+        assert two[0].poll() is two[1].poll() is None
         two[1].send_signal(signal.SIGSTOP)
         assert two[0].wait(60) == cli.INTERRUPTED
         pids = [process.pid for process in two.all]
@@ -37,7 +45,7 @@ def test_differences_agreement_and_a_process_that_sleeps(tmp_path):
     asked = first.partition("stopped by SIGTERM on process 1 after ")[2].split()[0]
     assert f"stopped by SIGTERM after {asked}\n" in second
     assert "waited 0.5 s at 'compiled' for process 1 (" in first
-    name = f"process 1 ({processes.socket.gethostname()}, pid {pids[1]})"
+    name = f"process 1 ({socket.gethostname()}, pid {pids[1]})"
     assert f"process 0: error: lost {name}, last heard " in first
     assert "in step " in first
 
@@ -53,6 +61,28 @@ def test_a_process_that_makes_no_progress_or_fails_ends_all(tmp_path, case, code
     with Started([*SCRIPT, f"--case={case}"], tmp_path, devices=1) as two:
         assert two.finish(60) == codes, two.outputs()
         assert message in two.output(0)
+
+
+@pytest.mark.parametrize("alive", [True, False])
+def test_a_number_in_use_is_refused_and_that_of_a_dead_process_is_not(alive):
+    """The first change of a beat may come from before the process died."""
+    address, beats = f"localhost:{free_port()}", iter(range(10**9))
+    last = 10**9 if alive else 2
+
+    def describe(index: int) -> tuple[int, str]:
+        return {7: lambda: (min(next(beats), last - 1), "process 7 (node3, pid 5)")}[index]()
+
+    threading.Thread(target=coordinator.answer, args=(address, describe), daemon=True).start()
+    while not coordinator._ask(address, 7):
+        time.sleep(0.01)
+    refusal = rf"{address} already has process 7 \(node3, pid 5\). A second .* --process_id=7"
+    with pytest.raises(UserError, match=refusal) if alive else contextlib.nullcontext():
+        coordinator.check_not_running(address, 7, seconds=60 if alive else 0.5)
+
+
+def test_without_an_answer_of_the_coordinator_a_process_joins():
+    coordinator.check_not_running("name.invalid:9876", 1, seconds=60)
+    coordinator.check_not_running(f"localhost:{free_port()}", 1, seconds=60)
 
 
 @pytest.mark.parametrize(
