@@ -13,12 +13,9 @@ process leaves the others waiting.
 import collections
 import concurrent.futures
 import contextlib
-import errno
 import itertools
 import os
 import pathlib
-import re
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -32,6 +29,7 @@ from ml_collections import ConfigDict
 from effnet_jax.errors import SaveFailed, UserError
 from effnet_jax.parallel import abstract
 from effnet_jax.run import buckets, files, manifest
+from effnet_jax.run.checkpoint_folders import absolute, open_folder
 from effnet_jax.run.processes import ALONE, Alone, OtherFailed
 from effnet_jax.run.quiet import log_handlers_kept
 from effnet_jax.run.writers import say
@@ -45,10 +43,10 @@ PyTree = Any
 T = TypeVar("T")
 Shapes = dict[str, tuple[int, ...]]
 FOLDER = "checkpoints"
+TEMPORARY = ocp.path.step.TMP_DIR_SUFFIX  # In the name of a folder that is being written.
 VARIABLES = ("params", "batch_stats")
 CONTENT = ("config", "classes")  # Files of a workdir.
 FACTS = ("model", "preprocess", "classes")
-DELETED = ".deleted"
 DELETED_NOW = "it was deleted while it was read"
 TRIES = 20  # To read the newest checkpoint of a run that deletes it meanwhile.
 SECONDS = 1200  # For Orbax to write, and for the first process to read back what was written.
@@ -106,14 +104,14 @@ class Checkpoints:
         A checkpoint in a bucket counts only once `flush` has returned, which copies there what the
         run wrote until its step.
         """
-        self._folder, self._processes, self._flush = _absolute(workdir) / FOLDER, processes, flush
-        self._best, self._in_bucket = config.best_metric, buckets.is_bucket(workdir)
-        if self._in_bucket:
+        self._folder, self._best = absolute(workdir) / FOLDER, config.best_metric
+        self._processes, self._flush = processes, flush
+        self._store = open_folder(self._folder)
+        if buckets.is_bucket(workdir):
             _limit_retries()
         if processes.is_first:
-            if not self._in_bucket:
-                self._folder.parent.mkdir(parents=True, exist_ok=True)
-            self._remove_leftovers()
+            self._store.make_workdir()
+            self._store.remove_leftovers(TEMPORARY)
         best = {"get_metric_fn": lambda score: score, "keep_checkpoints_without_metrics": False}
         self._policy = OnceVerified(
             [policies.LatestN(config.keep_newest), policies.BestN(n=config.keep_best, **best)]
@@ -139,7 +137,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Steps with a whole checkpoint on the disk, oldest first."""
-        return [step for step in _steps(self._folder) if _is_whole(self._folder / str(step))]
+        return [step for step in _steps(self._folder) if self._store.is_whole(str(step))]
 
     def save(self, step: int, state: PyTree, metrics: dict[str, float] | None = None) -> None:
         """Starts to save; returns when the state may be donated.
@@ -156,11 +154,12 @@ class Checkpoints:
         try:
             # Orbax would create a vanished workdir again, without its other files; and if it can't
             # create a folder, the processes wait for each other for minutes.
-            if refused := self._processes.as_first("try the disk", self._try_folder, SECONDS):
+            if refused := self._processes.as_first(
+                "try the disk", self._store.try_to_write, SECONDS
+            ):
                 raise OSError(refused, os.strerror(refused), str(self._folder))
             path, items = self._folder / str(step), ocp.args.Composite(**items)
-            # In a bucket a save that failed may have left objects.
-            self._orbax.save(path, args=items, force=self._in_bucket)
+            self._orbax.save(path, args=items, force=self._store.overwrites)
         except Exception as error:
             self._finish(step, error)
         else:
@@ -219,19 +218,6 @@ class Checkpoints:
             self._move_aside(unreadable)
         return state
 
-    def _try_folder(self) -> int:
-        """The errno of creating a folder next to the checkpoints, or 0; buckets have no folders."""
-        if self._in_bucket:
-            return 0
-        path = self._folder / f"try{DELETED}"
-        try:
-            self._folder.mkdir(exist_ok=True)
-            path.mkdir(exist_ok=True)
-            path.rmdir()
-        except OSError as error:
-            return error.errno or errno.EIO
-        return 0
-
     def _meet(self, key: str, timeout_ms: int) -> None:
         """Lets Orbax's threads wait for those of the other processes, unless one has failed."""
         self._processes.barrier(f"{self._save} {key}", timeout_ms / 1000, unless=self._save)
@@ -262,13 +248,10 @@ class Checkpoints:
                 self._delete_old()
 
     def _is_of_disk(self, error: Exception) -> bool:
-        """Whether a disk, or what is between it and us, refused."""
+        """Whether a disk or a bucket, or what is between it and us, refused."""
         if isinstance(error, TimeoutError | OtherFailed):  # TimeoutError is an OSError.
             return False
-        # TensorStore reports it as text; the libraries for buckets have errors of a dozen kinds.
-        text = r"os_error_code='\d+'" + (r"|gs://|/storage/v1" if self._in_bucket else "")
-        kinds = OSError | buckets.errors() if self._in_bucket else OSError
-        return isinstance(error, kinds) or re.search(text, str(error)) is not None
+        return self._store.refused(error)
 
     def _note_good(self, step: int | None) -> None:
         # `_failure` is why there is no checkpoint of the last save.
@@ -283,7 +266,7 @@ class Checkpoints:
                 break
         if self._processes.is_first:
             with contextlib.suppress(OSError):  # A bucket that is away; the next save does it.
-                self._remove_leftovers()
+                self._store.remove_leftovers(TEMPORARY)
 
     def _age(self, step: int) -> str:
         minutes = (time.monotonic() - self._good_since) / 60
@@ -297,13 +280,9 @@ class Checkpoints:
             saved = [self._describe(step) for step in self.steps()]
             kept = self._policy.should_preserve(saved, context=policies.PreservationContext())
             for each, keep in zip(saved, kept, strict=True):
-                # Half a checkpoint must never look like a whole one.
-                path = self._folder / str(each.step)
-                if not keep and self._in_bucket:
-                    buckets.Folder(path).delete([manifest.NAME])
-                elif not keep:
-                    os.replace(path, path.with_name(path.name + DELETED))
-            self._remove_leftovers()
+                if not keep:
+                    self._store.delete(str(each.step))
+            self._store.remove_leftovers(TEMPORARY)
         except OSError as error:
             say(f"can't delete old checkpoints in {self._folder}: {error}")
 
@@ -313,33 +292,9 @@ class Checkpoints:
             score = float(files.read_json(path / "metrics" / "metrics")[self._best])
         return Saved(step, score, manifest.exists(path))
 
-    def _remove_leftovers(self) -> None:
-        """Removes what killed or failed saves and deletions left."""
-        if self._in_bucket:
-            folder = buckets.Folder(self._folder)
-            names = folder.names(deep=True)
-            whole = {name.partition("/")[0] for name in names if _is_manifest(name)}
-            folder.delete(name for name in names if name.partition("/")[0] not in whole)
-            return
-        for path in self._folder.iterdir() if self._folder.is_dir() else ():
-            if ocp.path.step.TMP_DIR_SUFFIX in path.name or path.name.endswith(DELETED):
-                shutil.rmtree(path, ignore_errors=True)
-
     def _move_aside(self, paths: list[pathlib.Path]) -> None:
         """Makes room for the steps to be saved again; deletes nothing."""
-        if self._in_bucket:
-            workdir = buckets.Folder(self._folder.parent)
-            for path in paths:
-                names = workdir.names(f"{FOLDER}/{path.name}", deep=True)
-                workdir.move(
-                    sorted(names, key=_is_manifest), f"unreadable_{FOLDER}/{time.time():.0f}"
-                )
-            return
-        aside = self._folder.parent / f"unreadable_{FOLDER}"
-        aside.mkdir(exist_ok=True)
-        for path in paths:
-            number = sum(each.name.partition("_")[0] == path.name for each in aside.iterdir())
-            os.replace(path, aside / f"{path.name}_{number}")
+        self._store.move([path.name for path in paths], f"unreadable_{FOLDER}")
 
 
 def read_weights(
@@ -354,7 +309,7 @@ def read_weights(
     if there is no checkpoint, else the step; {"params": ..., "batch_stats": ...} as NumPy arrays;
     and FACTS. Raises UserError if there is no such step, or none can be read.
     """
-    path = _absolute(path)
+    path = absolute(path)
 
     def read(path: pathlib.Path) -> tuple[PyTree, dict[str, Any]]:
         verified = manifest.exists(path)
@@ -385,18 +340,12 @@ def read_weights(
             return int(facts["step"]), variables, {key: facts[key] for key in FACTS}
 
 
-def _absolute(path: str | pathlib.Path) -> pathlib.Path:
-    path = buckets.to_path(path)
-    return path if buckets.is_bucket(path) else path.resolve()
-
-
 def _limit_retries() -> None:
     """Lets TensorStore give up after about a minute; by default it tries for a quarter of an hour.
 
-    The next save waits for the one before.
-
-    Orbax 0.12.8 has no public way: neither its handlers, options and arguments nor ocp.Context take
-    a TensorStore context or retries, and TensorStore reads no environment variable for them.
+    The next save waits for the one before. Orbax 0.12.8 has no public way: no handler, argument or
+    option, including those of ocp.v1.Context, takes a TensorStore context or retries. TensorStore
+    reads no environment variable for them.
     """
     from orbax.checkpoint._src.serialization import tensorstore_utils
 
@@ -432,23 +381,11 @@ def _facts(workdir: pathlib.Path, step: int | str) -> dict[str, Any]:
 
 
 def _steps(folder: pathlib.Path) -> list[int]:
-    if buckets.is_bucket(folder):
-        names = buckets.Folder(folder).names(deep=True)
-        names = [name.partition("/")[0] for name in names if _is_manifest(name)]
-    else:
-        names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    return sorted(int(name) for name in names if name.isdigit())
-
-
-def _is_manifest(name: str) -> bool:
-    """Whether the name of an object is that of a checkpoint's manifest."""
-    return name.endswith(f"/{manifest.NAME}")
+    return sorted(int(name) for name in open_folder(folder).names() if name.isdigit())
 
 
 def _is_whole(path: pathlib.Path) -> bool:
-    """Whether a checkpoint is complete; in a bucket, which renames nothing, once it is verified."""
-    renamed = not buckets.is_bucket(path) and (path / "_CHECKPOINT_METADATA").is_file()
-    return renamed or manifest.exists(path)
+    return open_folder(path.parent).is_whole(path.name)
 
 
 def _candidates(folder: pathlib.Path, step: int | None, processes: Alone) -> list[pathlib.Path]:
