@@ -46,10 +46,10 @@ def cache_folder(name: str) -> pathlib.Path:
 def check_local(what: str, path: str | pathlib.Path) -> None:
     """Raises a UserError, which names `what`, for an address like gs://BUCKET/FOLDER."""
     # A pathlib.Path has dropped the second slash.
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:/", str(path)):
+    if address := re.fullmatch(r"([A-Za-z][A-Za-z0-9+.-]*:)//?(.*)", str(path)):
         raise UserError(
-            f"{what}={path} is not a local path: these files are read and written through the file "
-            "system alone. Mount the bucket, for instance with gcsfuse, or copy the files"
+            f"{what}={'//'.join(address.groups())} is not a local path: these files can't be in a "
+            "bucket. Mount the bucket, for instance with gcsfuse, or copy the files"
         )
 
 

@@ -382,10 +382,8 @@ def test_other_groups_of_batch_norm_at_a_resume_are_reported(
     assert len(said) == (sizes is not None)
     if sizes:
         new, old = sizes
-        start = (
-            f"warning: BatchNorm's groups now have {new} examples on 8 device(s); until now the "
-        )
-        assert said[0].startswith(f"{start}run in {tmp_path} had {old} on {devices}. ")
+        start = f"warning: BatchNorm's groups now have {new} examples, on 8 device(s); the run in "
+        assert said[0].startswith(f"{start}{tmp_path} had groups of {old}, on {devices}. ")
         assert said[0].endswith(f"--config.model.batch_norm_group={old}")
 
 
