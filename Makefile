@@ -24,7 +24,7 @@ train: .venv/ready
 test: lint
 	$(BIN)/python -m pytest
 
-# A run of two processes, one of which is killed 20 times at random.
+# A run of two processes, one of which is killed 20 times at random; and FSDP over two processes.
 soak: .venv/ready
 	SOAK_ROUNDS=20 $(BIN)/python -m pytest -n 0 -s tests/test_soak.py
 
