@@ -1,9 +1,9 @@
-"""The coordinator's address: its checks, and who runs there already.
+"""Checks before a process joins: its coordinator's address, and whether its number is in use.
 
-If a second process registers with a number that is taken, JAX's coordinator ends the whole run
-(jax 0.10.2: "different incarnation"), and it answers no question before that. JAX listens on TCP,
-so process 0 answers questions on the UDP port of the same number, and each process asks there
-before it joins. Without an answer, as behind a firewall that lets only TCP through, it just joins.
+If a second process registers with the number of a running one, JAX's coordinator ends the whole run
+(jax 0.10.2: "different incarnation"). It answers no questions of processes that have not
+registered. Process 0 therefore answers on the UDP port of the same number (JAX uses TCP), and every
+process asks there before it joins. Without an answer, for example behind a firewall, it joins.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ def bind(port: int, kind: socket.SocketKind) -> socket.socket:
     family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
     bound = socket.socket(family, kind)
     try:
-        if kind == socket.SOCK_STREAM:  # With UDP, two processes could then share the port.
+        if kind == socket.SOCK_STREAM:  # With UDP it would let two processes share the port.
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
@@ -53,14 +53,14 @@ def check_address(address: str, binds: bool) -> None:
     except OSError as error:
         raise UserError(
             f"port {port} of --coordinator_address={address} can't be used on this machine, "
-            f"which process 0 has to be on: {error.strerror}. Give all processes another port"
+            f"where process 0 has to run: {error.strerror}. Give all processes another port"
         ) from None
 
 
 def answer(address: str, describe: Callable[[int], tuple[int, str]]) -> None:
-    """Answers, for as long as this process runs, with `describe(index)`: beat and description.
+    """Answers each question about a process with `describe(index)`: its beat and a description.
 
-    Returns at once if the UDP port is in use.
+    Runs until the process ends; returns at once if the UDP port is in use.
     """
     try:
         bound = bind(int(address.rpartition(":")[2]), socket.SOCK_DGRAM)
@@ -68,7 +68,7 @@ def answer(address: str, describe: Callable[[int], tuple[int, str]]) -> None:
         return
     with bound:
         while True:
-            # Any program may send anything here.
+            # Any program may send anything to the port.
             with contextlib.suppress(OSError, ValueError, KeyError):
                 question, sender = bound.recvfrom(100)
                 index = int(question.decode().removeprefix(QUESTION))
@@ -78,8 +78,8 @@ def answer(address: str, describe: Callable[[int], tuple[int, str]]) -> None:
 def check_not_running(address: str, index: int, seconds: float) -> None:
     """Raises UserError if the run at `address` has a live process with this number.
 
-    A process is alive if its beat changes twice: the first change may have been on its way when the
-    process died. Returns after `seconds` without that, or at once without an answer.
+    A process is alive if its beat changes twice, because the first change may have been on its way
+    when the process died. Returns after `seconds`, or as soon as there is no answer.
     """
     beats, end = set(), time.monotonic() + seconds
     while (reply := _ask(address, index)) and time.monotonic() < end:
@@ -97,7 +97,7 @@ def check_not_running(address: str, index: int, seconds: float) -> None:
 def _ask(address: str, index: int) -> tuple[int, str] | None:
     """The beat and the description of a process, from process 0; None without an answer."""
     host, _, port = address.rpartition(":")
-    with contextlib.suppress(OSError):  # A name that is not known, for one.
+    with contextlib.suppress(OSError):  # For example an unknown name.
         found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_DGRAM)
         replies = (_exchange(family, target, index) for family, *_, target in found)
         return next(filter(None, replies), None)

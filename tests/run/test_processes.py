@@ -89,7 +89,7 @@ def test_without_an_answer_of_the_coordinator_a_process_joins():
     "arguments, message",
     [
         (("here:1", None, None), "go together"),
-        (("here:1", 2, 2), "--process_id=2 of --num_processes=2"),
+        (("here:1", 2, 2), "--process_id=2 is not between 0 and 1"),
         (("here", 2, 1), "is not HOST:PORT"),
         (("http://localhost:9876", 2, 1), "http://localhost:9876 is not HOST:PORT"),
         (("10.0.0.2:9876/", 2, 1), "is not HOST:PORT"),
@@ -142,7 +142,9 @@ def test_processes_that_are_not_there_are_waited_for_with_progress_and_a_limit(t
     progress, end = process.stderr.splitlines()
     assert progress == f"process 0: waiting {where}, 1 of 1.5 s"
     limit = "waited 1.5 s (config.processes.start_seconds)"
-    assert end.startswith(f"process 0: error: {limit} {where}. Start each with the same address")
+    assert end.startswith(
+        f"process 0: error: {limit} {where}. Start each process with the same address"
+    )
 
 
 def test_ctrl_c_ends_the_wait_for_other_processes():
