@@ -1,7 +1,7 @@
-"""Where a run's checkpoints are: a folder on a disk, or in a bucket.
+"""The folder of a run's checkpoints, on a disk or in a bucket: everything that differs.
 
-On a disk a checkpoint is a folder that appears by a rename when it is complete. A bucket renames
-nothing: there a checkpoint counts once it has a manifest, which is written last.
+On a disk, a checkpoint is a folder that appears by a rename when it is complete. A bucket can't
+rename a folder, so a checkpoint in a bucket counts once it has a manifest, which is written last.
 """
 
 import errno
@@ -20,7 +20,7 @@ SYSTEM_ERROR = r"os_error_code='\d+'"  # In TensorStore's errors.
 class OnDisk:
     """The folder WORKDIR/checkpoints, which need not exist."""
 
-    overwrites = False  # Whether a save has to replace objects that a failed one left.
+    overwrites = False  # Whether a save may find, and has to replace, files of a failed save.
 
     def __init__(self, path: pathlib.Path):
         self.path = path
@@ -29,7 +29,7 @@ class OnDisk:
         self.path.parent.mkdir(parents=True, exist_ok=True)
 
     def names(self) -> list[str]:
-        """Names of the folders of checkpoints, whole or not, and of other files."""
+        """Names of checkpoints, complete or not, and of other files."""
         return [path.name for path in self.path.iterdir()] if self.path.is_dir() else []
 
     def is_whole(self, name: str) -> bool:
@@ -49,21 +49,21 @@ class OnDisk:
         return 0
 
     def refused(self, error: Exception) -> bool:
-        """Whether an error of a save is the disk's."""
+        """Whether an error of a save comes from the disk."""
         return isinstance(error, OSError) or re.search(SYSTEM_ERROR, str(error)) is not None
 
     def delete(self, name: str) -> None:
-        """Makes a checkpoint one of the leftovers; half a checkpoint must never look whole."""
+        """Turns a checkpoint into leftovers; a half-deleted one must never look complete."""
         os.replace(self.path / name, self.path / f"{name}{DELETED}")
 
     def remove_leftovers(self, temporary: str) -> None:
-        """Removes what killed saves, whose names contain `temporary`, and deletions left."""
+        """Removes the rest of deletions and of failed saves, whose names contain `temporary`."""
         for name in self.names():
             if temporary in name or name.endswith(DELETED):
                 shutil.rmtree(self.path / name, ignore_errors=True)
 
     def move(self, names: list[str], folder: str) -> None:
-        """Moves checkpoints to a folder of the workdir; those moved before stay."""
+        """Moves checkpoints to a folder of the workdir, and replaces none there."""
         aside = self.path.parent / folder
         aside.mkdir(exist_ok=True)
         for name in names:
@@ -72,7 +72,7 @@ class OnDisk:
 
 
 class InBucket:
-    """Objects gs://BUCKET/WORKDIR/checkpoints/*, with the methods of `OnDisk`."""
+    """The objects gs://BUCKET/WORKDIR/checkpoints/*, with the methods of `OnDisk`."""
 
     overwrites = True
 
@@ -94,7 +94,7 @@ class InBucket:
         return 0
 
     def refused(self, error: Exception) -> bool:
-        # The libraries for buckets have a dozen kinds of errors, and TensorStore's are text.
+        # The libraries for buckets raise a dozen types of errors; TensorStore's are only text.
         kinds, text = OSError | buckets.errors(), rf"{SYSTEM_ERROR}|gs://|/storage/v1"
         return isinstance(error, kinds) or re.search(text, str(error)) is not None
 
@@ -115,12 +115,12 @@ class InBucket:
 
 
 def _is_manifest(name: str) -> bool:
-    """Whether the name of an object is that of a checkpoint's manifest."""
+    """Whether an object is the manifest of a checkpoint, by its name."""
     return name.endswith(f"/{manifest.NAME}")
 
 
 def absolute(path: str | os.PathLike) -> pathlib.Path:
-    """A path without ~ and links that holds in every working folder, or an address in a bucket."""
+    """An absolute path without ~ and symbolic links, or an address in a bucket."""
     path = buckets.to_path(path)
     return path if buckets.is_bucket(path) else path.resolve()
 
