@@ -75,8 +75,8 @@ def answer(address: str, describe: Callable[[int], tuple[int, str]]) -> None:
                 bound.sendto(json.dumps(describe(index)).encode(), sender)
 
 
-def check_not_running(address: str, index: int, seconds: float) -> None:
-    """Raises UserError if the run at `address` has a live process with this number.
+def find_running(address: str, index: int, seconds: float) -> str | None:
+    """Describes the live process with this number in the run at `address`; None if there is none.
 
     A process is alive if its beat changes twice, because the first change may have been on its way
     when the process died. Returns after `seconds`, or as soon as there is no answer.
@@ -86,12 +86,9 @@ def check_not_running(address: str, index: int, seconds: float) -> None:
         beat, name = reply
         beats.add(beat)
         if len(beats) > 2:
-            raise UserError(
-                f"the run at --coordinator_address={address} already has {name}. A second process "
-                f"with --process_id={index} would end that run: stop that process first, or give "
-                "the processes of another run another port"
-            )
+            return name
         time.sleep(0.1)
+    return None
 
 
 def _ask(address: str, index: int) -> tuple[int, str] | None:

@@ -79,7 +79,7 @@ def join(
 
     The first three arguments are HOST:PORT of process 0, the number of processes and the index of
     this one; all are None for a single process or a cluster. Exits with RETRY if the others have
-    not joined after `seconds`.
+    not joined after `seconds`, or if a process with this number is running already.
     """
     flags, cluster = (coordinator_address, num_processes, process_id), None
     if flags == (None, None, None):
@@ -93,7 +93,13 @@ def join(
     else:
         coordinator.check_address(coordinator_address, binds=process_id == 0)
         beat = max(BEAT_SECONDS, num_processes / 64)
-        coordinator.check_not_running(coordinator_address, process_id, ASK_BEATS * beat)
+        if name := coordinator.find_running(coordinator_address, process_id, ASK_BEATS * beat):
+            _exit(
+                RETRY,  # A launcher tries again: the other process may be about to end.
+                f"process {process_id}: error: the run at {coordinator_address} has {name}; "
+                "a second process with this number would end that run. Wait for the other one or "
+                "stop it; for another run, give all processes another port",
+            )
     joined = threading.Event()
     who = "" if process_id is None else f"process {process_id}: "
     where = f"at {coordinator_address or cluster} for all {num_processes or ''} processes"
