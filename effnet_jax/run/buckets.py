@@ -150,7 +150,7 @@ class Folder:
             return self._blob(name).exists(retry=self._retry)
 
     def read(self, name: str) -> tuple[bytes, int]:
-        """The content of an object, and its generation: a number that grows with each content."""
+        """The content of an object, and its generation: a number that grows with each write."""
         blob = self._blob(name)
         with _os_errors(f"{self.address}/{name}"):
             return blob.download_as_bytes(retry=self._retry), blob.generation

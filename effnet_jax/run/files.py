@@ -32,7 +32,7 @@ LEFT = {
 
 
 def left_by_download(start: bytes) -> str | None:
-    """Which of LEFT a file is that begins with `start` (64 bytes are enough), or None."""
+    """The entry of LEFT for a file that begins with `start` (64 bytes are enough), or None."""
     start = start.lstrip().lower()
     return next((meaning for first, meaning in LEFT.items() if start.startswith(first)), None)
 
@@ -244,7 +244,7 @@ class Lock:
 
 
 def this_process() -> dict[str, Any]:
-    """The identity of this process in a lock; its start time, because process ids are reused."""
+    """The identity of this process in a lock, with its start time: process ids are reused."""
     started = psutil.Process().create_time()
     return {"host": socket.gethostname(), "pid": os.getpid(), "started": started}
 

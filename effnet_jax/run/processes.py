@@ -186,7 +186,7 @@ class Alone:
         return {0: note}
 
     def as_first(self, name: str, value: Callable[[], Any], seconds: float) -> Any:
-        """Returns the first process's `value()`, a JSON value: each may see other files."""
+        """Returns the first process's `value()`, sent as JSON: file systems may differ."""
         text = json.dumps(value()) if self.is_first else ""
         return json.loads(self.barrier(name, seconds, text)[0])
 
@@ -381,7 +381,7 @@ class Processes(Alone):
             self._agree()
 
     def _agree(self) -> None:
-        """Sets the question to stop at: the first after all that were asked before the answers."""
+        """Sets the question to stop at: the first that no process had asked before its answer."""
         records = [self._records[index] for index in sorted(self._records)]
         answers = [each["asked"] if each["ended"] else each["answer"] for each in records]
         heard = self._mine["answer"] is not None and len(answers) == self.count
