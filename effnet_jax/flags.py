@@ -147,6 +147,7 @@ class Parser(argparse.ArgumentParser):
     def parse_args(self, args: list[str] | None = None, namespace: Any = None) -> Any:
         """Parses the flags. `config` is the config, and `experiment` the text that chose it."""
         args, rest = self.parse_known_args(args, namespace)
+        names = {each.dest: (each.option_strings or [each.dest])[0] for each in self._actions}
         for key, value in vars(args).items():
             several = isinstance(value, list)
             expanded = [_expand_home(each) for each in (value if several else [value])]
@@ -156,7 +157,7 @@ class Parser(argparse.ArgumentParser):
                 is_path = key not in ("coordinator_address", "images")
                 in_bucket = key in self._buckets and is_bucket(each)
                 if is_path and not in_bucket and not str(each).startswith("hf://"):
-                    check_local(key, each)
+                    check_local(names.get(key, key), each)
         if not self.config:
             return self.error(f"unexpected argument {rest[0]!r}") if rest else args
         from effnet_jax import experiments  # Imports JAX, after cli.tune_process.

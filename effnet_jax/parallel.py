@@ -1,7 +1,7 @@
 """The mesh and the shardings of arrays over it.
 
-One axis, "data", over all devices; or two, "data" and "model", where the state is split over
-"model" (FSDP). A batch is always split over all devices.
+The mesh has one axis, "data", over all devices; or two, "data" and "model", with the state split
+over "model" (FSDP). A batch is always split over all devices.
 """
 
 import functools
@@ -19,15 +19,15 @@ PyTree = Any
 
 
 def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """All devices in one axis, "data"; by default this run's."""
+    """A mesh with one axis, "data", over `devices`, by default all of the run."""
     devices = jax.devices() if devices is None else devices
     return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
 
 
 def with_model_axis(mesh: Mesh, config: ConfigDict) -> Mesh:
-    """The mesh with axes "data" and "model" as `config.mesh` says, in the same order of devices.
+    """The mesh with axes "data" and "model" by `config.mesh`, with the devices in the same order.
 
-    With `model` = 1 it is the mesh itself. Raises UserError where the axes aren't all devices.
+    Returns `mesh` itself if `model` is 1. Raises UserError if the axes don't cover all devices.
     """
     data, model, count = config.mesh.data, config.mesh.model, mesh.size
     if model < 1 or count % model or (data or count // model) * model != count:
@@ -35,7 +35,7 @@ def with_model_axis(mesh: Mesh, config: ConfigDict) -> Mesh:
         given = f"config.mesh.data={data} and " if data else ""
         raise UserError(
             f"{given}config.mesh.model={model} do not divide {count} devices; use a model out of "
-            f"{sizes}, and leave out data, which is then the rest"
+            f"{sizes}, and leave out data, which is computed"
         )
     if model > 1 and config.optimizer.sharded:
         raise UserError(
@@ -54,12 +54,12 @@ def splits_state(mesh: Mesh) -> bool:
 
 
 def data_shards(mesh: Mesh) -> int:
-    """How many equal shares a batch is split into."""
+    """The number of equal shards of a batch."""
     return mesh.size
 
 
 def grouped(mesh: Mesh, members: int) -> Mesh:
-    """The mesh with axes "group" and "member" in place of "data": groups of `members` shards."""
+    """The mesh with axes "group" and "member" instead of "data": groups of `members` shards."""
     devices = mesh.devices.reshape(-1, members)
     return Mesh(devices, ("group", "member"), axis_types=(AxisType.Auto,) * 2)
 
@@ -75,13 +75,14 @@ def by_batch(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(axes if len(axes) > 1 else axes[0]))
 
 
-LEAST_SPLIT = 1024  # With fewer numbers a device, communication outweighs the memory saved.
+LEAST_SPLIT = 1024  # With fewer elements per device, communication outweighs the memory saved.
 
 
 def shard_largest_axis(shapes: PyTree, mesh: Mesh) -> PyTree:
-    """Shardings that split each array over the mesh's last axis, along its longest that divides.
+    """Shardings that split each array over the mesh's last axis.
 
-    Small arrays, and those without an axis that divides evenly, are whole on every device.
+    An array is split along its longest axis that divides evenly. Small arrays, and those without
+    such an axis, are whole on every device.
     """
 
     name = mesh.axis_names[-1]
@@ -110,7 +111,7 @@ def state_sharding(shapes: PyTree, mesh: Mesh, sharded: bool) -> PyTree:
 
 
 def describe_mesh(mesh: Mesh) -> list[str]:
-    """A line about a mesh with the axis "model"; none about one axis."""
+    """A line about a mesh with the axis "model"; no line about a mesh of one axis."""
     if not splits_state(mesh):
         return []
     data, model = mesh.shape["data"], mesh.shape["model"]
@@ -118,7 +119,7 @@ def describe_mesh(mesh: Mesh) -> list[str]:
 
 
 def abstract(shapes: PyTree, shardings: PyTree) -> PyTree:
-    """Shapes with their shardings: one for all, or a tree of them."""
+    """Shapes with shardings: one for all, or a tree of them."""
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         shapes,
@@ -127,24 +128,24 @@ def abstract(shapes: PyTree, shardings: PyTree) -> PyTree:
 
 
 def check_batch(key: str, batch_size: int, devices: int, microbatches: int = 1) -> None:
-    """Raises UserError where a global batch can't be split evenly over devices and microbatches."""
+    """Raises UserError if a global batch can't be split evenly over devices and microbatches."""
     pieces = devices * microbatches
     if batch_size < 1 or batch_size % pieces:
         nearest = max(1, round(batch_size / pieces)) * pieces
         each = f" in {microbatches} microbatches each (config.accumulation_steps)"
         raise UserError(
             f"config.{key}={batch_size} is not divisible by {devices} devices"
-            f"{each if microbatches > 1 else ''}; the nearest that is: {nearest}"
+            f"{each if microbatches > 1 else ''}; use {nearest}"
         )
 
 
 def check_processes(examples: int, split: str) -> None:
-    """Raises UserError where there are more processes than records, or they differ in devices."""
+    """Raises UserError if there are more processes than records, or they differ in devices."""
     processes, devices = jax.process_count(), jax.device_count()
     if examples < processes:
         raise UserError(
-            f"the {split} data has {examples} records for {processes} processes; use no more "
-            "processes than records"
+            f"the {split} data has {examples} records for {processes} processes; use at most "
+            f"{examples} processes"
         )
     if devices != processes * jax.local_device_count():
         raise UserError(
@@ -154,13 +155,13 @@ def check_processes(examples: int, split: str) -> None:
 
 
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Puts this process's part of a batch on its devices, as global arrays."""
+    """Puts this process's share of a batch on its devices, as part of global arrays."""
     put = functools.partial(jax.make_array_from_process_local_data, by_batch(mesh))
     return {key: put(value) for key, value in batch.items()}
 
 
 def abstract_batch(batch_size: int, resolution: int, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of what `put_batch` returns for the pipeline's global batches."""
+    """The shapes and shardings of what `put_batch` returns for the pipeline's batches."""
     array = functools.partial(jax.ShapeDtypeStruct, sharding=by_batch(mesh))
     return {
         "image": array((batch_size, resolution, resolution, 3), np.uint8),
@@ -170,12 +171,12 @@ def abstract_batch(batch_size: int, resolution: int, mesh: Mesh) -> dict[str, ja
 
 
 def batch_norm_group(config: ConfigDict, devices: int) -> int:
-    """How many consecutive examples share BatchNorm's statistics in training.
+    """The number of consecutive examples that share BatchNorm's statistics in training.
 
     The scope "reference" is the rule of tensorflow/tpu models/official/efficientnet/utils.py,
     TpuBatchNormalization, and "reference_v2" that of google/automl efficientnetv2/utils.py; their
-    shards are devices here. Raises UserError where the groups of a batch, or of a microbatch,
-    aren't whole, or are neither within a device nor whole devices.
+    shards are devices here. Raises UserError if the size doesn't divide the batch or microbatch, or
+    is neither a divisor nor a multiple of a device's examples.
     """
     scope, group = config.model.batch_norm_scope, config.model.batch_norm_group
     examples = config.batch_size // config.accumulation_steps
@@ -188,8 +189,8 @@ def batch_norm_group(config: ConfigDict, devices: int) -> int:
         if devices % together:
             raise UserError(
                 f"config.model.batch_norm_scope={scope!r} has groups of {together} devices, and "
-                f"{devices} devices do not divide into them; use a multiple of 8 devices, or the "
-                "scope 'group' or 'global'"
+                f"{devices} devices are not divisible by {together}; use a multiple of 8 devices, "
+                "or the scope 'group' or 'global'"
             )
         return together * each
     divisors = (size for size in range(1, examples + 1) if examples % size == 0)
@@ -198,14 +199,14 @@ def batch_norm_group(config: ConfigDict, devices: int) -> int:
         nearest = min(sizes, key=lambda size: abs(size - group))
         raise UserError(
             f"config.model.batch_norm_group={group} does not divide the {each} examples that each "
-            f"of {devices} devices has at a time, and is no whole number of devices that divides "
-            f"all {examples}; the nearest that does is {nearest}"
+            f"of {devices} devices has at a time, and is no multiple of them that divides all "
+            f"{examples}; use {nearest}"
         )
     return group
 
 
 def describe_batch_norm(config: ConfigDict, devices: int) -> list[str]:
-    """A line about the scope that a config results in; none on one device with whole batches."""
+    """A line about the resulting groups; no line for one device with groups of a whole batch."""
     count, scope = config.accumulation_steps, config.model.batch_norm_scope
     group, examples = batch_norm_group(config, devices), config.batch_size // count
     if devices == 1 and group == config.batch_size:

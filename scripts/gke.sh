@@ -1,10 +1,10 @@
 #!/bin/bash
-# Trains on GKE as a JobSet: one pod for each machine, which is started again when it is stopped:
+# Trains on GKE as a JobSet with one pod for each machine; all pods start again after a stop:
 #   NAME=b0 IMAGE=REGISTRY/effnet_jax:tpu ACCELERATOR=tpu-v5-lite-podslice TOPOLOGY=4x4 CLAIM=shared \
 #       scripts/gke.sh --config=configs/imagenet.py:b0 --workdir=/shared/runs/b0
-# For GPUs, ACCELERATOR=nvidia-h100-80gb NODES=2 and no TOPOLOGY. With --dry_run it checks the flags
-# and prints the manifest. Other variables: CHIPS of a machine, 4 for TPUs and 8 for GPUs; CLAIM, a
-# volume claim for /shared; MOST_RESTARTS. docs/gke.md
+# For GPUs give ACCELERATOR=nvidia-h100-80gb NODES=2 and no TOPOLOGY. With --dry_run it checks the
+# flags and prints the manifest. Other variables: CHIPS, the number in a machine, by default 4 for TPUs
+# and 8 for GPUs; CLAIM, a volume claim that is mounted at /shared; MOST_RESTARTS. See docs/gke.md.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit
 source scripts/launch.sh
@@ -19,19 +19,19 @@ if [[ -n ${TOPOLOGY:-} ]]; then
     [[ $TOPOLOGY =~ ^[1-9][0-9]*(x[1-9][0-9]*){1,2}$ ]] || fail "TOPOLOGY=$TOPOLOGY is not like 4x4 or 2x2x4"
     CHIPS=${CHIPS:-4}
     all=$(( ${TOPOLOGY//x/*} ))
-    (( all % CHIPS == 0 )) || fail "TOPOLOGY=$TOPOLOGY has $all chips, which CHIPS=$CHIPS does not divide"
+    (( all % CHIPS == 0 )) || fail "TOPOLOGY=$TOPOLOGY has $all chips, which CHIPS=$CHIPS does not divide; set CHIPS to the chips of a machine"
     NODES=$(( all / CHIPS ))
     resource=google.com/tpu kind=cloud.google.com/gke-tpu-accelerator
 else
     need NODES "the number of machines with GPUs; for TPUs give TOPOLOGY"
     CHIPS=${CHIPS:-8}
     resource=nvidia.com/gpu kind=cloud.google.com/gke-accelerator
-    # On TPUs, GKE tells JAX the place of each pod.
+    # On TPUs, JAX gets the place of each pod from GKE.
     (( NODES == 1 )) || place=("--coordinator_address=$NAME-train-0-0.$NAME:55527"
         "--num_processes=$NODES" "--process_id=\$(JOB_COMPLETION_INDEX)")
 fi
 
-# Words as items of a YAML list.
+# Prints words as items of a YAML list.
 quoted() {
     local each text
     for each in "$@"; do
@@ -41,7 +41,7 @@ quoted() {
     done
 }
 
-# In args, Kubernetes expands $(NAME), and makes $ of $$.
+# In args, Kubernetes expands $(NAME) and turns $$ into $.
 manifest() {
     cat <<END
 apiVersion: jobset.x-k8s.io/v1alpha2
@@ -51,7 +51,7 @@ metadata:
 END
     [[ -z ${TOPOLOGY:-} ]] || cat <<END
   annotations:
-    # One slice for the job, and nothing else on it.
+    # The job gets a whole slice for itself.
     alpha.jobset.sigs.k8s.io/exclusive-topology: cloud.google.com/gke-nodepool
 END
     cat <<END
@@ -63,7 +63,7 @@ spec:
   failurePolicy:
     maxRestarts: $MOST_RESTARTS
     rules:
-    # A code that would only come again; see podFailurePolicy. Other failures start all pods again.
+    # An exit code that would only occur again; see podFailurePolicy. Other failures restart all pods.
     - name: mistake
       action: FailJobSet
       onJobFailureReasons: [PodFailurePolicy]
@@ -75,7 +75,7 @@ spec:
         completionMode: Indexed
         completions: $NODES
         parallelism: $NODES
-        backoffLimit: 0  # A pod alone can't go on: the JobSet starts all of them again.
+        backoffLimit: 0  # A single pod can't resume: the JobSet starts all pods again.
         podFailurePolicy:
           rules:
           - action: FailJob
@@ -86,7 +86,7 @@ spec:
         template:
           spec:
             restartPolicy: Never
-            terminationGracePeriodSeconds: 120  # To save in.
+            terminationGracePeriodSeconds: 120  # Time to save a checkpoint.
             nodeSelector:
               $kind: $ACCELERATOR
 END

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# What the launchers share; they source it from the root of the checkout.
+# Functions of the launchers, which source this file from the root of the checkout.
 PYTHON=${PYTHON:-.venv/bin/python}
 MOST_RESTARTS=${MOST_RESTARTS:-50}
 
@@ -8,7 +8,7 @@ fail() {
     exit 2
 }
 
-# Reads --dry_run; the other arguments, which are train.py's, go to the array ARGS.
+# Reads --dry_run; puts the other arguments, which are those of train.py, into the array ARGS.
 read_arguments() {
     DRY_RUN='' ARGS=()
     local each
@@ -17,24 +17,24 @@ read_arguments() {
     done
 }
 
-# Machines that are given back keep nothing.
+# On storage of the machines, checkpoints would be lost with them.
 need_workdir() {
-    [[ "${ARGS[*]}" == *--workdir* ]] || fail "give --workdir=DIR, on storage that all machines share"
+    [[ "${ARGS[*]}" == *--workdir* ]] || fail "give --workdir=DIR, on storage that all machines share, or in a bucket"
 }
 
-# need NAME MEANING: the environment has to set a variable.
+# need NAME MEANING: fails unless the environment variable NAME is set.
 need() {
     [[ -n ${!1:-} ]] || fail "the variable $1 is not set; give $1=VALUE, $2"
 }
 
-# need_name MEANING: as `need`, of a NAME that Google Cloud and Kubernetes accept.
+# need_name MEANING: fails unless NAME is set and valid for Google Cloud and Kubernetes.
 need_name() {
     need NAME "$1"
     [[ $NAME =~ ^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$ ]] ||
         fail "NAME=$NAME: use at most 40 lower-case letters, digits and hyphens, and a letter first"
 }
 
-# Runs a command, or with --dry_run shows it.
+# Runs a command, or shows it with --dry_run.
 run() {
     if [[ -n $DRY_RUN ]]; then
         local word
@@ -48,7 +48,7 @@ run() {
     fi
 }
 
-# Reads the flags and the config as train.py does, before machines are waited for.
+# Checks the flags and the config as train.py does, before waiting for machines.
 check_arguments() {
     if [[ ! -x $PYTHON ]]; then
         echo "the flags are not checked here, because $PYTHON is missing (make .venv/ready creates .venv)" >&2
@@ -59,9 +59,9 @@ PARSER.joins = False
 cli.run(PARSER.start_seconds, PARSER)' "${ARGS[@]}"
 }
 
-# Whether a run that ended with this exit code goes on when it is started again. 75: saved, or
-# another process was lost. From 128 on: killed by a signal, as by JAX where the first process died,
-# or ssh failed (255); but Ctrl-C (130) is meant. All else would only happen again.
+# Whether a run that ended with this exit code can resume. 75: it saved, or another process was lost.
+# 128 and above: a signal killed it, for example from JAX because process 0 died, or ssh failed (255).
+# Ctrl-C (130) is intended, and any other error would only occur again.
 can_resume() {
     [[ $1 -eq 75 || ( $1 -ge 128 && $1 -ne 130 ) ]]
 }

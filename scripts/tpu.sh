@@ -1,20 +1,20 @@
 #!/bin/bash
-# Trains on a TPU slice from a queued resource: creates it, installs this commit on all workers,
-# runs train.py there, goes on after a preemption, and deletes the slice at the end:
+# Trains on a TPU slice from a queued resource: creates the slice, installs this commit on all
+# workers, runs train.py on them, resumes after a preemption, and deletes the slice at the end:
 #   NAME=b0 ZONE=us-west4-a TYPE=v5litepod-16 scripts/tpu.sh \
 #       --config=configs/imagenet.py:b0 --workdir=/shared/runs/b0
 # With --dry_run it checks the flags and shows the commands. Other variables: RUNTIME, the slice's
-# software; CREATE="--spot", more flags of its creation; SETUP, a command for each worker before the
-# installation; PACKAGES, more to install; KEEP=1 does not delete; MOST_RESTARTS; POLL_SECONDS.
-# docs/tpu.md
+# software version; CREATE="--spot", more flags for its creation; SETUP, a command for each worker
+# before the installation; PACKAGES, more packages to install; KEEP=1, which keeps the slice;
+# MOST_RESTARTS; POLL_SECONDS. See docs/tpu.md.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit
 source scripts/launch.sh
 read_arguments "$@"
 need_workdir
 need_name "the name of the slice"
-need ZONE "its zone, as in us-west4-a"
-need TYPE "its accelerator type, as in v5litepod-16"
+need ZONE "the zone of the slice, as in us-west4-a"
+need TYPE "the accelerator type of the slice, as in v5litepod-16"
 case $TYPE in
     v5litepod-*) software=v2-alpha-tpuv5-lite ;;
     v5p-*) software=v2-alpha-tpuv5 ;;
@@ -28,7 +28,7 @@ tpus() {
     run gcloud --quiet compute tpus "$@" --zone="$ZONE"
 }
 
-# The state of the queued resource; empty: there is none.
+# The state of the queued resource; empty if there is none.
 state() {
     gcloud --quiet compute tpus queued-resources list --zone="$ZONE" --filter="name~/$NAME\$" \
         --format="value(state.state)"
@@ -45,7 +45,7 @@ delete() {
     tpus queued-resources delete "$NAME" --force
 }
 
-# Creates the slice if there is none, or again if it was taken away, and waits until it is there.
+# Creates the slice if there is none or it was preempted, and waits until it is active.
 wait_for_slice() {
     local now='' before=''
     if [[ -z $DRY_RUN ]]; then
@@ -71,7 +71,7 @@ on_all_workers() {
     tpus tpu-vm ssh "$NAME" --worker=all --command="$1"
 }
 
-# The code of this commit, and Python 3.12 with the pinned requirements.
+# Installs the code of this commit, and Python 3.12 with the pinned requirements.
 install() {
     local packages
     read -ra packages <<< "jax[tpu] ${PACKAGES:-}"
@@ -83,19 +83,19 @@ python3 -m uv venv --quiet --allow-existing --python=3.12 .venv &&
 python3 -m uv pip install --quiet -r requirements.txt $(printf '%q ' "${packages[@]}")"
 }
 
-# gcloud connects again where a connection breaks: flock keeps a worker from training twice.
+# gcloud connects again after a connection breaks; flock keeps a worker from training twice.
 train() {
     on_all_workers "cd effnet_jax && flock --timeout 300 --conflict-exit-code 75 .lock .venv/bin/python \
 train.py $(printf '%q ' "${ARGS[@]}")"
 }
 
 left_alone() {
-    echo "slice $NAME is kept and costs money; the same command goes on with it. To delete it:"
+    echo "slice $NAME is kept and costs money; the same command continues with it. To delete it:"
     echo "gcloud compute tpus queued-resources delete $NAME --zone=$ZONE --force"
 }
 
 check_arguments || exit
-git diff --quiet HEAD || echo "changes that are not committed are not installed" >&2
+git diff --quiet HEAD || echo "warning: changes that are not committed are not installed" >&2
 archive=$(mktemp --suffix=.tar) && git archive --output="$archive" HEAD || exit
 trap 'rm -f "$archive"' EXIT
 trap 'left_alone; exit 130' INT TERM
@@ -105,7 +105,7 @@ for (( restarts = 0; ; restarts++ )); do
     wait_for_slice && was_there=yes && install && train
     code=$?
     [[ -z $DRY_RUN ]] || break
-    # A slice that was taken away ends the connection, and with it whatever ran.
+    # After a preemption the connection is lost, and the exit code says nothing about the run.
     if ! can_resume "$code" && [[ $code -eq 0 || -z $was_there || $(state) == ACTIVE ]]; then
         break
     fi
@@ -117,8 +117,8 @@ for (( restarts = 0; ; restarts++ )); do
     sleep "$POLL_SECONDS"
 done
 if [[ -n $DRY_RUN ]]; then
-    echo "after exit code 75, or 128 and more but not 130, or when the slice was taken away, all this"
-    echo "happens again, at most $MOST_RESTARTS times; a slice that was taken away is deleted first"
+    echo "after exit code 75, or 128 and above except 130, or a preemption, all this runs again, at"
+    echo "most $MOST_RESTARTS times; a slice that was preempted is deleted first"
 fi
 if [[ -n ${KEEP:-} ]] || ! delete; then left_alone; fi
 exit "$code"

@@ -37,7 +37,7 @@ class Started:
         flags = os.environ["XLA_FLAGS"].split()
         flags = [flag for flag in flags if "device_count" not in flag]
         flags.append(f"--xla_force_host_platform_device_count={devices}")
-        environment = {**os.environ, "XLA_FLAGS": " ".join(flags), "PYTHONPATH": str(ROOT)}
+        self.env = {**os.environ, "XLA_FLAGS": " ".join(flags), "PYTHONPATH": str(ROOT)}
         address = f"--coordinator_address=127.0.0.1:{free_port()}"
         self._outputs = [folder / f"output_{number}" for number in range(count)]
         self.all = []
@@ -48,7 +48,7 @@ class Started:
                 self.all.append(
                     subprocess.Popen(
                         [sys.executable, *command, *place, *more],
-                        env=environment,
+                        env=self.env,
                         stdout=file,
                         stderr=subprocess.STDOUT,
                     )

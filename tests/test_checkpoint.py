@@ -99,7 +99,7 @@ def test_nothing_saved_is_none_and_a_wrong_step_lists_the_right_ones(tmp_path, c
     save_all(tmp_path, config, {3: None, 7: None})
     with (
         Checkpoints(tmp_path, config) as checkpoints,
-        pytest.raises(UserError, match=r"no checkpoint of step 5 .* there are: 3, 7"),
+        pytest.raises(UserError, match=r"no checkpoint of step 5 .*; available steps: 3, 7"),
     ):
         checkpoints.restore(jax.eval_shape(lambda: state(0)), HERE, step=5)
 
@@ -156,7 +156,7 @@ def test_another_model_or_optimizer_is_told_apart(tmp_path, config):
         with pytest.raises(UserError, match=r"conv/kernel: checkpoint \(3, 4\), model absent"):
             checkpoints.restore(jax.eval_shape(lambda: other), HERE)
         other = state(0).replace(opt_state=({"mu": jnp.ones((3, 4))},))
-        offer = f"--config.init.weights={tmp_path} starts a new run"
+        offer = f"start a new run from these weights, add --config.init.weights={tmp_path}"
         with pytest.raises(UserError, match=f"another optimizer.*{offer}"):
             checkpoints.restore(jax.eval_shape(lambda: other), HERE)
 
@@ -516,7 +516,7 @@ def test_weights_are_read_from_a_workdir_and_from_a_copied_checkpoint(golden, co
 def test_weights_that_are_not_there_or_damaged(golden, tmp_path, said):
     assert checkpoint.read_weights(tmp_path) is None
     path = shutil.copytree(golden_checkpoint.WORKDIR / checkpoint.FOLDER / "5", tmp_path / "best")
-    with pytest.raises(UserError, match=r"no checkpoint of step 4 in .* there are: 5"):
+    with pytest.raises(UserError, match=r"no checkpoint of step 4 in .*; available steps: 5"):
         checkpoint.read_weights(golden_checkpoint.WORKDIR, step=4)
     (path / "default" / "_METADATA").write_text("{}")
     with pytest.raises(UserError, match=r"can be read \(tried best\)"):

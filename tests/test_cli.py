@@ -156,7 +156,10 @@ def test_what_is_not_a_local_path_is_refused_and_makes_no_folder(
     with pytest.raises(SystemExit, match="2"):
         run(monkeypatch, *arguments)
     err = capsys.readouterr().err
-    assert "is not a local path" in err and "gcsfuse" in err and err.startswith("error: ")
+    wrong = next(each for each in arguments if "://" in each)
+    named = wrong.removeprefix("--sweep=").removeprefix("--config.")
+    assert f"{named} is not a local path" in err
+    assert "gcsfuse" in err and err.startswith("error: ")
     assert not any(tmp_path.iterdir())
 
 

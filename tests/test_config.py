@@ -89,7 +89,7 @@ def test_no_number_of_a_config_is_infinite_or_nan(bad):
 def test_a_batch_has_to_divide_among_the_devices():
     config = changed(batch_size=60, eval_batch_size=64)
     config_lib.validate(config)
-    message = "config.batch_size=60 is not divisible by 8 devices; the nearest that is: 64"
+    message = "config.batch_size=60 is not divisible by 8 devices; use 64"
     with pytest.raises(UserError, match=message):
         config_lib.validate(config, devices=8)
 

@@ -51,9 +51,9 @@ def test_examples_in_a_group(scope, group, examples, devices, expected):
 @pytest.mark.parametrize(
     ("group", "message"),
     [
-        (24, "group=24 does not divide the 32 examples .* of 8 devices .* nearest that does is 16"),
-        (96, "no whole number of devices that divides all 256; the nearest that does is 64"),
-        (512, "the nearest that does is 256"),
+        (24, "group=24 does not divide the 32 examples .* of 8 devices .*; use 16$"),
+        (96, "no multiple of them that divides all 256; use 64$"),
+        (512, "; use 256$"),
     ],
 )
 def test_groups_that_are_not_whole_are_refused(group, message):

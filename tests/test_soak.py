@@ -1,6 +1,6 @@
 """Two processes compute what one does, and end in the same bits if they are stopped or killed.
 
-`make soak` kills one of them SOAK_ROUNDS = 20 times at random.
+`make soak` kills one of them SOAK_ROUNDS = 20 times at random, and lets them split parameters.
 """
 
 import os
@@ -9,6 +9,8 @@ import random
 import re
 import signal
 import time
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import jax
 import numpy as np
@@ -26,6 +28,7 @@ from effnet_jax.training import supervisor
 from effnet_jax.training.state import abstract_state
 
 ROUNDS = int(os.environ.get("SOAK_ROUNDS", 0))
+WIDE = "resnet18,w=0.1,d=0.1,r=16"  # Some of its arrays are large enough to be split.
 EXAMPLES, BATCH = 1437, 64
 EVERY = 4  # Steps between two checkpoints.
 STEPS = EVERY * max(ROUNDS + 1, 2)
@@ -44,11 +47,16 @@ TIMED = {"images_per_second", "data_wait", "resident_mib", "seconds_left"}
 TIMED |= {"step_seconds", "step_seconds_max", "own_seconds"}
 
 
-def start(workdir: pathlib.Path, outputs: pathlib.Path) -> Started:
+def start(
+    workdir: pathlib.Path,
+    outputs: pathlib.Path,
+    model: str = QUICK,
+    changes: Mapping[str, float] = MappingProxyType({}),
+) -> Started:
     """Two processes of one run on digits, with 4 devices each."""
     outputs.mkdir(exist_ok=True)
-    config = f"--config={ROOT}/configs/digits.py:{QUICK}"
-    settings = [f"--config.{key}={value}" for key, value in SETTINGS.items()]
+    config = f"--config={ROOT}/configs/digits.py:{model}"
+    settings = [f"--config.{key}={value}" for key, value in {**SETTINGS, **changes}.items()]
     return Started([str(ROOT / "train.py"), config, f"--workdir={workdir}", *settings], outputs)
 
 
@@ -72,6 +80,26 @@ def kill_one(two: Started, victim: int) -> None:
     # JAX itself ends the others where the first process is gone; 0: the kill came too late.
     codes = (0, cli.INTERRUPTED, -signal.SIGABRT)
     assert two[1 - victim].wait(120) in codes, two.outputs()
+
+
+@pytest.mark.skipif(not ROUNDS, reason="half a minute of two cores; a part of `make soak`")
+def test_two_processes_split_parameters_and_one_resumes_on_another_mesh(tmp_path):
+    """Steps 1 and 2 are of two processes, steps 3 and 4 of one."""
+    epochs = [steps * BATCH / EXAMPLES for steps in (2, 4)]
+    split = {"epochs": epochs[0], "mesh.model": 8}
+    with start(tmp_path / "run", tmp_path, WIDE, split) as two:
+        assert two.finish() == [0, 0], two.outputs()
+        assert "mesh: 1 x 8 devices (data x model)" in two.output(0)
+    config = digits.get_config(WIDE)
+    config.update_from_flattened_dict({**SETTINGS, "epochs": epochs[1]})
+    expected, _ = supervisor.train_and_evaluate(config, str(tmp_path / "whole"))
+    config.mesh.model = 2
+    state, _ = supervisor.train_and_evaluate(config, str(tmp_path / "run"))
+    kernel = state.params["stage4"]["block1"]["conv2"]["kernel"]
+    assert kernel.addressable_shards[0].data.nbytes == kernel.nbytes // 2
+    assert int(state.step) == int(expected.step) == 4
+    for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(state), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(a).max())
 
 
 def test_stopped_or_killed_at_random_times_a_run_ends_in_the_same_bits(tmp_path):

@@ -1,7 +1,7 @@
-"""Buckets: the home of addresses like gs://BUCKET/FOLDER, of requests to them, and of retries.
+"""Buckets: addresses like gs://BUCKET/FOLDER, requests to them, and retries.
 
-Every request that may succeed later is tried again, with backoff, by the library that makes it, for
-about a minute. What fails after that is an OSError, as from a disk.
+The library that makes a request retries it with backoff for about a minute if it may succeed later.
+A request that still fails raises OSError, as a disk would.
 """
 
 import concurrent.futures
@@ -19,7 +19,7 @@ from effnet_jax.errors import UserError
 
 PREFIX = "gs://"
 EMULATOR = "STORAGE_EMULATOR_HOST"  # An environment variable that Google's libraries read.
-RETRIES = 60.0  # Seconds that a request which may succeed later is tried again, with backoff.
+RETRIES = 60.0  # Seconds for which a request that may succeed later is retried, with backoff.
 THREADS = 8
 
 
@@ -29,9 +29,9 @@ def is_bucket(path: str | os.PathLike) -> bool:
 
 
 def to_path(path: str | os.PathLike) -> pathlib.Path:
-    """A local path, without its ~, or the address of objects; both have the methods of pathlib.
+    """A local path with ~ expanded, or an address in a bucket; both have the methods of pathlib.
 
-    Raises UserError where a package to reach buckets is missing.
+    Raises UserError if a package for buckets is missing.
     """
     if not is_bucket(path):
         return pathlib.Path(path).expanduser()
@@ -46,7 +46,7 @@ def _normal(path: str | os.PathLike) -> str:
 
 
 def _import() -> Any:
-    """The package google.cloud.storage; sets what gcsfs and etils read when they are first used."""
+    """Returns google.cloud.storage; sets options that gcsfs and etils read at their first use."""
     try:
         import fsspec
         import gcsfs  # noqa: F401  Etils needs it.
@@ -57,7 +57,7 @@ def _import() -> Any:
             "pip install gcsfs google-cloud-storage"
         ) from None
     os.environ.setdefault("EPATH_USE_TF", "0")  # Else etils would read through TensorFlow.
-    # A list that was kept would hide what other processes have written.
+    # A cached listing would hide what other processes have written.
     options = {"use_listings_cache": False, "requests_timeout": RETRIES}
     if EMULATOR in os.environ:
         options["token"] = "anon"
@@ -66,7 +66,7 @@ def _import() -> Any:
 
 
 def errors() -> Any:
-    """The kinds of errors, as a union, with which a request can fail."""
+    """The types of errors with which a request can fail, as a union."""
     import google.api_core.exceptions
     import google.auth.exceptions
     import requests
@@ -79,7 +79,7 @@ def errors() -> Any:
 
 @contextlib.contextmanager
 def _os_errors(where: str) -> Iterator[None]:
-    """Raises what a request can raise as the OSError that a disk would."""
+    """Turns the errors of requests into the OSError that a disk would raise."""
     import google.api_core.exceptions as api
     import google.auth.exceptions
     import requests
@@ -98,8 +98,8 @@ def _os_errors(where: str) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    """What a server said, without the request."""
-    error = getattr(error, "cause", None) or error  # Of what was tried again in vain.
+    """The server's reason, without the request."""
+    error = getattr(error, "cause", None) or error  # The last error of a request with retries.
     with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
         response = error.response
         return f"{response.status_code} {response.json()['error']['message']}"
@@ -117,7 +117,7 @@ def _client(endpoint: str | None) -> Any:
 
 
 class Folder:
-    """What has the name gs://BUCKET/PREFIX: requests that are tried again, and raise OSError."""
+    """The objects gs://BUCKET/PREFIX/*. Requests are retried, and raise OSError."""
 
     def __init__(self, address: str | os.PathLike):
         _import()
@@ -136,21 +136,21 @@ class Folder:
         return self._bucket.blob(f"{self._prefix}{name}")
 
     def names(self, below: str = "", deep: bool = False) -> list[str]:
-        """Names of the objects in this folder, or in one below it; `deep`: in any below that."""
+        """Names of the objects in this folder or its folder `below`; `deep`: also further down."""
         prefix = f"{self._prefix}{below}/" if below else self._prefix
         options = {} if deep else {"delimiter": "/"}
         with _os_errors(self.address):
             found = self._bucket.list_blobs(prefix=prefix, retry=self._retry, **options)
             names = [blob.name.removeprefix(self._prefix) for blob in found]
-        return [name for name in names if not name.endswith("/")]  # Some tools make "folders".
+        return [name for name in names if not name.endswith("/")]  # Some tools make such "folders".
 
     def has(self, name: str) -> bool:
-        """Whether there is an object."""
+        """Whether the object exists."""
         with _os_errors(f"{self.address}/{name}"):
             return self._blob(name).exists(retry=self._retry)
 
     def read(self, name: str) -> tuple[bytes, int]:
-        """The content of an object, and its generation: a number that grows with each content."""
+        """The content of an object, and its generation: a number that grows with each write."""
         blob = self._blob(name)
         with _os_errors(f"{self.address}/{name}"):
             return blob.download_as_bytes(retry=self._retry), blob.generation
@@ -167,12 +167,15 @@ class Folder:
         _at_once(get, names)
 
     def write(self, name: str, data: bytes | str) -> None:
-        """Writes an object, or replaces it."""
+        """Creates or replaces an object."""
         with _os_errors(f"{self.address}/{name}"):
             self._blob(name).upload_from_string(data, retry=self._retry)
 
     def replace(self, name: str, text: bytes | str, generation: int) -> int | None:
-        """Writes an object if its generation is that, 0: if there is none; its new one, or None."""
+        """Writes an object only if it has this generation, or with 0 only if there is none.
+
+        Returns the new generation; None if nothing was written.
+        """
         import google.api_core.exceptions as api
 
         blob = self._blob(name)
@@ -184,7 +187,7 @@ class Folder:
         return blob.generation
 
     def delete(self, names: Iterable[str], generation: int | None = None) -> None:
-        """Deletes objects, if they are there and their generation is still that."""
+        """Deletes the objects that exist and, with `generation`, still have it."""
         import google.api_core.exceptions as api
 
         gone = api.NotFound, api.PreconditionFailed
@@ -196,7 +199,7 @@ class Folder:
         _at_once(remove, names)
 
     def move(self, names: Iterable[str], to: str) -> None:
-        """Moves objects to a folder in this one."""
+        """Moves objects to the folder `to` of this folder."""
         names = list(names)
 
         def copy(name: str) -> None:
@@ -209,7 +212,7 @@ class Folder:
 
 
 def exists(path: pathlib.Path) -> bool:
-    """Whether there is an object; raises UserError if that can't be known."""
+    """Whether an object exists; raises UserError if the bucket can't be read."""
     try:
         return Folder(path.parent).has(path.name)
     except OSError as error:
@@ -218,7 +221,7 @@ def exists(path: pathlib.Path) -> bool:
 
 @contextlib.contextmanager
 def fetched(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A local copy of an object, or of a folder's files; raises UserError if there is none."""
+    """A local copy of an object or of a folder's files; raises UserError if there is neither."""
     with tempfile.TemporaryDirectory(prefix="effnet_jax_") as local:
         try:
             folder = Folder(path.parent)
@@ -237,16 +240,15 @@ def read(path: pathlib.Path) -> bytes:
 
 
 def write(path: pathlib.Path, text: str) -> None:
-    """Writes an object, as a whole; raises OSError."""
+    """Creates or replaces an object; raises OSError."""
     Folder(path.parent).write(path.name, text)
 
 
 def update(path: pathlib.Path, change: Callable[[bytes], bytes]) -> int:
-    """Replaces an object by what `change` makes of its content, b"" where there is none.
+    """Replaces an object with `change(content)`, where content is b"" if there is no object.
 
-    Returns the generation of the new object.
-
-    Where another program writes it meanwhile, `change` gets the newer content. Raises OSError.
+    If another program writes the object meanwhile, `change` is called again with the newer content.
+    Returns the generation of the new object; raises OSError.
     """
     folder, written = Folder(path.parent), None
     while written is None:
@@ -259,7 +261,7 @@ def update(path: pathlib.Path, change: Callable[[bytes], bytes]) -> int:
 
 
 def with_remedy(error: OSError) -> str:
-    """Why a bucket can't be used, and what helps."""
+    """Why a bucket can't be used, and the remedy."""
     remedy = ""
     if isinstance(error, FileNotFoundError):
         remedy = ". Create the bucket, or correct its name"

@@ -1,4 +1,4 @@
-"""What a process runs with: code, versions and machine."""
+"""The code, package versions and machine of a process."""
 
 import datetime
 import hashlib
@@ -17,7 +17,7 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "nump
 
 
 def git_commit() -> str | None:
-    """The commit of this code, with "-dirty" if files differ from it; None outside git."""
+    """The git commit of this code, with "-dirty" if files have changed; None outside git."""
     command = ["git", "-C", str(pathlib.Path(__file__).parent), "describe", "--always", "--dirty"]
     try:
         result = subprocess.run(
@@ -29,7 +29,7 @@ def git_commit() -> str | None:
 
 
 def start_facts(config: ConfigDict, data: dict[str, str]) -> dict[str, Any]:
-    """What must be the same on every process: code, versions, config, and fingerprints of data."""
+    """Facts that must be equal on all processes: code, versions, config, fingerprints of data."""
     root, digest = pathlib.Path(__file__).parents[1], hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
         digest.update(str(path.relative_to(root)).encode() + path.read_bytes())
@@ -42,7 +42,7 @@ def start_facts(config: ConfigDict, data: dict[str, str]) -> dict[str, Any]:
 
 
 def describe_run() -> dict[str, Any]:
-    """When, where and with what a process runs."""
+    """Facts about a run for its log: time, commit, versions, devices and machine."""
     device = jax.devices()[0]
     return {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),

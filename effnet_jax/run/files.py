@@ -1,4 +1,4 @@
-"""Files that people and other programs read: locked, and written whole or not at all."""
+"""Files that people and other programs read: locks, and writes that leave no half-written file."""
 
 import contextlib
 import fcntl
@@ -17,44 +17,44 @@ import psutil
 from effnet_jax.errors import UserError
 from effnet_jax.run import buckets
 
-RUN_LOCK = "run.lock"  # Of a run, in its workdir.
+RUN_LOCK = "run.lock"  # In the workdir of a run.
 BEAT = 5.0  # Seconds between two signs of life of a lock's holder.
-HOLDER = {"host", "pid", "started", "beat"}  # What a lock says.
-PATIENCE = 30.0  # Seconds without one after which a holder on another machine counts as dead.
+HOLDER = {"host", "pid", "started", "beat"}  # Keys of a lock file.
+PATIENCE = 30.0  # Seconds without a sign of life until a holder on another machine counts as dead.
 
 
-# What a download leaves where a file should be, by its first bytes in lower case.
+# What a failed download leaves instead of a file, by its first bytes in lower case.
 LEFT = {
-    b"version https://git-lfs": "a pointer of Git LFS, not the file itself; run git lfs pull there",
-    b"<!doctype html": "a web page, as for an error or a login; download the file itself",
-    b"<html": "a web page, as for an error or a login; download the file itself",
+    b"version https://git-lfs": "a pointer of Git LFS, not the file itself; run git lfs pull",
+    b"<!doctype html": "a web page, such as an error or a login; download the file itself",
+    b"<html": "a web page, such as an error or a login; download the file itself",
 }
 
 
 def left_by_download(start: bytes) -> str | None:
-    """What a file is that starts with `start` (64 bytes are enough), if it is one of LEFT."""
+    """The entry of LEFT for a file that begins with `start` (64 bytes are enough), or None."""
     start = start.lstrip().lower()
     return next((meaning for first, meaning in LEFT.items() if start.startswith(first)), None)
 
 
 def cache_folder(name: str) -> pathlib.Path:
-    """This user's folder for what can be made again, by default ~/.cache/effnet_jax/NAME."""
+    """This user's folder for files that can be made again, by default ~/.cache/effnet_jax/NAME."""
     home = os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
     return pathlib.Path(home, "effnet_jax", name)
 
 
 def check_local(what: str, path: str | pathlib.Path) -> None:
-    """Raises a UserError, which names `what`, for an address like gs://BUCKET/FOLDER."""
-    # A pathlib.Path has dropped the second slash.
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:/", str(path)):
+    """Raises UserError, which names `what`, for an address like gs://BUCKET/FOLDER."""
+    # A pathlib.Path drops the second slash.
+    if address := re.fullmatch(r"([A-Za-z][A-Za-z0-9+.-]*:)//?(.*)", str(path)):
         raise UserError(
-            f"{what}={path} is not a local path: these files are read and written through the file "
-            "system alone. Mount the bucket, for instance with gcsfuse, or copy the files"
+            f"{what}={'//'.join(address.groups())} is not a local path: these files can't be in a "
+            "bucket. Mount the bucket, for instance with gcsfuse, or copy the files"
         )
 
 
 def make_folder(what: str, folder: pathlib.Path) -> None:
-    """Makes a folder; raises a UserError, which names `what`, if no file can be written there."""
+    """Makes a folder; raises UserError, which names `what`, if no file can be written to it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -64,7 +64,7 @@ def make_folder(what: str, folder: pathlib.Path) -> None:
 
 
 def read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
-    """Rows of a .jsonl file, none where it is missing; without lines that a crash cut short."""
+    """Rows of a .jsonl file, without lines that a crash cut short; none if there is no file."""
     rows = []
     for line in path.read_text().splitlines() if path.exists() else ():
         with contextlib.suppress(json.JSONDecodeError):
@@ -73,7 +73,7 @@ def read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def write_atomically(path: pathlib.Path, text: str) -> None:
-    """Writes a file so that a crash leaves the old one or the new one, never half of it."""
+    """Writes a file so that a crash leaves the old one or the new one, never half a file."""
     if buckets.is_bucket(path):
         buckets.write(path, text)
         return
@@ -83,7 +83,7 @@ def write_atomically(path: pathlib.Path, text: str) -> None:
 
 
 def append_whole(path: pathlib.Path, text: str) -> None:
-    """Appends all of a text or, where that raises OSError, nothing of it."""
+    """Appends all of a text, or nothing if it raises OSError."""
     with open(path, "ab", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
         try:
@@ -101,7 +101,7 @@ def read_bytes(path: pathlib.Path) -> bytes:
 
 
 def is_file(path: pathlib.Path) -> bool:
-    """Whether there is a file, local or in a bucket."""
+    """Whether a file exists, local or in a bucket."""
     return buckets.exists(path) if buckets.is_bucket(path) else path.is_file()
 
 
@@ -118,15 +118,15 @@ def write_json(path: pathlib.Path, value: Any) -> None:
 class Lock:
     """Holds a lock file as a context, so that one process at a time works in the file's folder.
 
-    On one machine the kernel keeps the lock and drops it when the process ends, however it ends.
-    Machines may not share a file system's locks, so the holder also writes a growing number to the
-    file as a sign of life. The file is removed when its holder is done; a killed one leaves it.
+    On one machine the kernel keeps the lock, and releases it however the process ends. Machines may
+    not share a file system's locks, so the holder also writes a growing number to the file as a
+    sign of life. A holder removes the file at its end; one that is killed leaves the file behind.
 
     A child process that inherits `descriptor`, as with `subprocess.Popen(pass_fds=[descriptor])`,
     holds the lock too: after its parent was killed, the next Lock waits until the child ends.
 
-    Entering raises UserError where another process, which it names, holds the lock at `path`;
-    `what` works in the folder, and `remedy` is what to do instead of waiting.
+    Entering raises UserError, which names the other process, if one holds the lock at `path`.
+    `what` says what works in the folder, and `remedy` what to do instead of waiting.
     """
 
     def __init__(
@@ -148,14 +148,14 @@ class Lock:
     def __exit__(self, *_: object) -> None:
         self._ended.set()
         self._thread.join()
-        with contextlib.suppress(OSError):  # The disk is gone, and the lock with it.
+        with contextlib.suppress(OSError):  # If the disk is gone, so is the lock.
             os.ftruncate(self.descriptor, 0)
             if self._is_current():
                 self._path.unlink()
         os.close(self.descriptor)
 
     def _open(self) -> bool:
-        """Opens and takes the file; False where its holder removed it in the meantime."""
+        """Opens the file and takes the lock; False if the holder has removed the file meanwhile."""
         self.descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
         taken = False
         try:
@@ -201,7 +201,7 @@ class Lock:
         return True
 
     def _try_kernel(self) -> bool | None:
-        """Whether the kernel gave the lock; None where the file system has no locks."""
+        """Whether the kernel gave the lock; None if the file system has no locks."""
         try:
             fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -209,7 +209,7 @@ class Lock:
         return True
 
     def _shows_life(self, holder: dict[str, Any]) -> bool:
-        # Clocks of two machines differ, so what is watched is that the number grows.
+        # Clocks of two machines differ, so watch whether the number grows.
         end = time.monotonic() + PATIENCE
         while (now := self._read()) == holder and time.monotonic() < end:
             time.sleep(min(BEAT, PATIENCE) / 5)
@@ -223,7 +223,7 @@ class Lock:
         )
 
     def _read(self) -> dict[str, Any] | None:
-        """The holder; the file is opened again, as network file systems cache what was read."""
+        """The holder; opens the file again, because network file systems cache what was read."""
         try:
             holder = read_json(self._path)
             return holder if holder.keys() >= HOLDER else None
@@ -231,7 +231,7 @@ class Lock:
             return None
 
     def _write(self, beat: int) -> None:
-        # The same bytes of the file each time: a full disk accepts that, and none sees half of it.
+        # Overwriting the same bytes works on a full disk, and no reader sees half of them.
         text = json.dumps({**self._own, "beat": f"{beat:012}"}) + "\n"
         os.pwrite(self.descriptor, text.encode(), 0)
 
@@ -239,18 +239,18 @@ class Lock:
         beat = 0
         while not self._ended.wait(BEAT):
             beat += 1
-            with contextlib.suppress(OSError):  # On this machine the kernel's lock still holds.
+            with contextlib.suppress(OSError):  # The kernel's lock still holds on this machine.
                 self._write(beat)
 
 
 def this_process() -> dict[str, Any]:
-    """What names this process in a lock: other processes may get its number later."""
+    """The identity of this process in a lock, with its start time: process ids are reused."""
     started = psutil.Process().create_time()
     return {"host": socket.gethostname(), "pid": os.getpid(), "started": started}
 
 
 def is_running(holder: dict[str, Any]) -> bool:
-    """Whether a process of this machine, by its `this_process()`, has not ended."""
+    """Whether the process of this machine that `this_process()` described is still running."""
     with contextlib.suppress(psutil.Error):
         return psutil.Process(holder["pid"]).create_time() == holder["started"]
     return False

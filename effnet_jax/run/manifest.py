@@ -1,4 +1,4 @@
-"""A folder's manifest.json: facts about it, and the sizes and CRC-32s of its files when whole.
+"""A folder's manifest.json: facts about the folder, and sizes and CRC-32 checksums of its files.
 
 The folder is local or in a bucket.
 """
@@ -17,7 +17,7 @@ FORMAT = 1
 
 
 def write(folder: pathlib.Path, **facts: Any) -> None:
-    """Syncs a folder's files to the disk, reads them back, and writes the manifest with `facts`."""
+    """Syncs a folder's files to disk, reads them back, and writes the manifest with `facts`."""
     is_local = not buckets.is_bucket(folder)
     for path in (folder.parent, folder, *folder.rglob("*")) if is_local else ():
         _sync(path)
@@ -28,7 +28,7 @@ def write(folder: pathlib.Path, **facts: Any) -> None:
 
 
 def exists(folder: pathlib.Path) -> bool:
-    """Whether the folder was verified: it has a manifest."""
+    """Whether the folder has a manifest, which means that it was verified."""
     if buckets.is_bucket(folder):
         return buckets.Folder(folder).has(NAME)
     return (folder / NAME).is_file()
@@ -74,7 +74,7 @@ def _text(content: dict[str, Any]) -> str:
 
 
 def _names(folder: pathlib.Path) -> list[str]:
-    """All files but the manifest and hidden ones, which network file systems leave behind."""
+    """All files except the manifest and hidden files, which network file systems leave behind."""
     if buckets.is_bucket(folder):
         names = buckets.Folder(folder).names(deep=True)
     else:
@@ -94,7 +94,7 @@ def _describe(path: pathlib.Path) -> str:
 
 
 def _sync(path: pathlib.Path) -> None:
-    """Writes a file to the disk and drops it from memory, so that a read gets what the disk has."""
+    """Syncs a file to disk and drops it from memory, so that the next read comes from the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""A command of the user's that is called when a run ends, or when something is wrong with it."""
+"""Calls a command of the user when a run ends or something is wrong with it."""
 
 import contextlib
 import pathlib
@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from effnet_jax.errors import NonFiniteLossError, UserError
 from effnet_jax.run.writers import say
 
-SECONDS = 30.0  # That a run waits for the commands when it ends.
+SECONDS = 30.0  # How long a run waits at its end for the commands.
 
 
 class Notifier:
-    """Calls `command EVENT MESSAGE` on the first process, and goes on without waiting for it.
+    """Calls `command EVENT MESSAGE` on the first process, without waiting for the command.
 
-    Raises UserError if there is no such program. "" calls nothing.
+    Raises UserError if there is no such program. An empty command calls nothing.
     """
 
     def __init__(self, command: str, is_first: bool):
@@ -43,7 +43,7 @@ class Notifier:
 
     @contextlib.contextmanager
     def at_end(self, workdir: pathlib.Path) -> Iterator[None]:
-        """Calls the command with "stop" or "loss" however what is inside ends."""
+        """Calls the command with "stop" or "loss" when the context ends, in whatever way."""
         try:
             yield
         except NonFiniteLossError as error:

@@ -1,11 +1,11 @@
 """How the processes of one run find each other, agree, and notice that one is missing.
 
-`jax.distributed` keeps a table of keys and values, in which each process publishes a line about
-itself: a wait between processes has a name, a limit, and an error that names who is missing.
+`jax.distributed` keeps a table of keys and values, in which each process publishes a record of
+itself. Every wait between processes has a name, a limit, and an error that names who is missing.
 
 JAX's `multihost_utils` was tried (jax 0.10.2). `broadcast_one_to_all` and `process_allgather` run
-on the devices and hang, without a limit or a name, where a process is stuck.
-`reached_preemption_sync_point` sees only SIGTERM, and that only if Python has no handler for it; it
+on the devices, and hang without a limit or a name if a process is stuck.
+`reached_preemption_sync_point` sees only SIGTERM, and only if Python has no handler for it. It
 discards a second SIGTERM, and names neither the signal nor its process.
 """
 
@@ -17,7 +17,6 @@ import importlib.util
 import json
 import os
 import pathlib
-import re
 import socket
 import sys
 import tempfile
@@ -31,27 +30,28 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from effnet_jax.errors import RETRY, ProcessLost, UserError
-from effnet_jax.run import buckets
+from effnet_jax.run import buckets, coordinator
 from effnet_jax.run.signals import Signals, metadata
 from effnet_jax.run.workers import abandonable
 
 REPORT_SECONDS = 20  # Between two lines about a wait for processes to join.
-# Only if our own watch fails: JAX's message names no process, and JAX aborts.
+# Used only if our own watch fails: JAX's message names no process, and JAX aborts.
 HEARTBEAT_SECONDS = 180
-BEAT_SECONDS = 1.0  # More for hundreds of processes, as each reads the records of all.
-END_SECONDS = 300  # Until all processes have come to the end of a run.
+BEAT_SECONDS = 1.0  # Longer for hundreds of processes, because each reads the records of all.
+ASK_BEATS = 10  # How long to watch whether a process with the same number is alive.
+END_SECONDS = 300  # How long to wait for all processes at the end of a run.
 FLAGS = "--coordinator_address=HOST:PORT, --num_processes=N and --process_id=I"
-Notes = dict[int, str]  # By process.
+Notes = dict[int, str]  # By index of a process.
 
 
 class OtherFailed(Exception):
-    """No error on this process: another one failed and will not come to a wait."""
+    """This process has no error, but another one failed and will not reach a wait."""
 
 
 def find_cluster(environment: Mapping[str, str] = os.environ) -> str | None:
-    """What started this process together with others that JAX can find by itself.
+    """The name of the launcher, if JAX can find the other processes by itself.
 
-    None for a process on its own, as in a login shell or in a SLURM job's script outside srun.
+    None for a single process, for example in a login shell or in a SLURM job script outside srun.
     """
     if glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*"):
         workers = environment.get("TPU_WORKER_HOSTNAMES")
@@ -65,7 +65,7 @@ def find_cluster(environment: Mapping[str, str] = os.environ) -> str | None:
     if int(environment.get("OMPI_COMM_WORLD_SIZE", 1)) > 1:
         return "Open MPI"
     indexed = {"KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"} <= environment.keys()
-    # JAX asks Kubernetes for the number of pods with this package, which is an optional one.
+    # JAX needs this optional package to ask Kubernetes for the number of pods.
     return "Kubernetes" if indexed and importlib.util.find_spec("kubernetes") else None
 
 
@@ -75,10 +75,11 @@ def join(
     process_id: int | None,
     seconds: float,
 ) -> "Alone":
-    """Joins the processes of a run, if there are several; call it before anything else of JAX.
+    """Joins the other processes of a run, if any; must be called before any other use of JAX.
 
-    Give HOST:PORT of process 0, the number of processes and the index of this one; or None three
-    times, for one process alone or a cluster. Exits with RETRY after `seconds` without the others.
+    The first three arguments are HOST:PORT of process 0, the number of processes and the index of
+    this one; all are None for a single process or a cluster. Exits with RETRY if the others have
+    not joined after `seconds`, or if a process with this number is running already.
     """
     flags, cluster = (coordinator_address, num_processes, process_id), None
     if flags == (None, None, None):
@@ -87,57 +88,40 @@ def join(
     elif None in flags:
         raise UserError(f"{FLAGS} go together: give all three, or none")
     elif not 0 <= process_id < num_processes:
-        raise UserError(f"--process_id={process_id} of --num_processes={num_processes} is not one")
+        last = f"{num_processes - 1} (--num_processes={num_processes})"
+        raise UserError(f"--process_id={process_id} is not between 0 and {last}")
     else:
-        _check_address(coordinator_address, bind=process_id == 0)
+        coordinator.check_address(coordinator_address, binds=process_id == 0)
+        beat = max(BEAT_SECONDS, num_processes / 64)
+        if name := coordinator.find_running(coordinator_address, process_id, ASK_BEATS * beat):
+            _exit(
+                RETRY,  # A launcher tries again: the other process may be about to end.
+                f"process {process_id}: error: the run at {coordinator_address} has {name}; "
+                "a second process with this number would end that run. Wait for the other one or "
+                "stop it; for another run, give all processes another port",
+            )
     joined = threading.Event()
     who = "" if process_id is None else f"process {process_id}: "
     where = f"at {coordinator_address or cluster} for all {num_processes or ''} processes"
     waiting = threading.Thread(target=_report, args=(joined, who, where, seconds), daemon=True)
     waiting.start()
-    jax.config.update("jax_enable_preemption_service", False)  # It would take SIGTERM.
+    jax.config.update("jax_enable_preemption_service", False)  # It would handle SIGTERM.
     try:
         initialize = functools.partial(
             jax.distributed.initialize,
             *flags,
-            # With detection, a cluster's task gets one device of its node, whatever the flags say.
+            # With detection, a task of a cluster gets only one device of its node despite flags.
             cluster_detection_method=None if cluster else "deactivate",
             initialization_timeout=int(seconds) + 60,
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
         )
-        abandonable(initialize)  # At Ctrl-C.
+        abandonable(initialize)  # Ctrl-C ends the wait.
         index, count = jax.process_index(), jax.process_count()
         return Processes(index, count, seconds) if count > 1 else ALONE
     except (RuntimeError, ValueError) as error:
         raise UserError(f"can't find the other processes ({error}); give {FLAGS}") from None
     finally:
         joined.set()
-
-
-def _check_address(address: str, bind: bool) -> None:
-    """Raises UserError if it is not HOST:PORT, or if the port can't be bound here, where it has to.
-
-    JAX's coordinator would end the process with a segmentation fault.
-    """
-    host, _, port = address.rpartition(":")
-    if not re.fullmatch(r"\[[^]/]+\]|[^]:/\s[]+", host) or not re.fullmatch(r"\d{1,5}", port):
-        raise UserError(f"--coordinator_address={address} is not HOST:PORT, as in 10.0.0.2:9876")
-    if not 0 < int(port) < 2**16:
-        raise UserError(f"--coordinator_address={address}: a port is between 1 and 65535")
-    if not bind:
-        return
-    family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
-    with socket.socket(family) as probe:  # All addresses of this machine, as JAX binds.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        try:
-            probe.bind(("", int(port)))
-        except OSError as error:
-            raise UserError(
-                f"port {port} of --coordinator_address={address} can't be used on this machine, "
-                f"which process 0 has to be on: {error.strerror}. Give all processes another port"
-            ) from None
 
 
 def _report(joined: threading.Event, who: str, where: str, seconds: float) -> None:
@@ -149,99 +133,102 @@ def _report(joined: threading.Event, who: str, where: str, seconds: float) -> No
             _exit(
                 RETRY,
                 f"{who}error: waited {seconds:g} s (config.processes.start_seconds) {where}. Start "
-                "each with the same address and number of processes, and its own --process_id; the "
-                "port has to be free on the first machine, and open to the others",
+                "each process with the same address and number of processes and its own "
+                "--process_id; the port must be free on the first machine and open to the others",
             )
         print(f"{who}waiting {where}, {waited:.0f} of {seconds:g} s", file=sys.stderr, flush=True)
 
 
 class Alone:
-    """The processes of a run that has only one: nothing to agree on or to wait for."""
+    """The only process of its run, which has nothing to agree on or to wait for."""
 
-    # The number of this process, from 0, and of all; whether this one writes for people: logs,
-    # metrics, pictures; and what its error messages begin with.
+    # The index of this process, the number of processes, whether this one writes the logs, metrics
+    # and pictures, and the prefix of its error messages.
     index, count, is_first, prefix = 0, 1, True, ""
 
     def watch(
         self, limits: ConfigDict, alarm: Callable[[str], None] = lambda message: None
     ) -> None:
-        """From now on, a lost or stalled process ends the run, by the limits `config.processes`.
+        """Makes a lost or stalled process end the run, by the limits in `config.processes`.
 
-        `alarm` is called with the message before that.
+        `alarm` is called with the message first.
         """
 
     def at(self, phase: str, step: int = 0) -> None:
-        """Notes progress; all processes note the same phases in the same order.
+        """Records progress; all processes record the same phases in the same order.
 
         "start" and "compile" may take `start_seconds`, other phases `stall_seconds`.
         """
 
     def agreed(self, signals: Signals) -> Callable[[], bool]:
-        """Returns `signals` as a question that all processes ask at the same places.
+        """Returns a function that returns True once all processes have agreed to stop.
 
-        The n-th question has the same answer on all, and once True always True; `signals.name` then
-        names the signal and its process. Nothing is communicated until there was a signal.
+        All processes call it at the same places, and their n-th calls return the same value. Once
+        it is True it stays True, and `signals.name` names the signal and its process. Nothing is
+        communicated until a signal comes.
         """
         return signals
 
     def share(self, value: float) -> dict[int, float]:
-        """Publishes a number; returns the last one heard from each process. Waits for nothing."""
+        """Publishes a number; returns the newest known one of each process, without waiting."""
         return {0: value}
 
     def describe(self, indices: list[int]) -> str:
-        """Processes by number, machine and process id, and what each was last known to do."""
+        """Describes processes by number, machine, process id and last known phase."""
         return ", ".join(f"process {index}" for index in indices)
 
     def barrier(self, name: str, seconds: float, note: str = "", unless: str = "") -> Notes:
         """Waits until all processes are at this barrier; returns the note of each, by index.
 
-        Each thread has its own names. Raises ProcessLost, which names the missing processes, after
-        `seconds`; and OtherFailed once a process is at the barrier `unless` with a note.
+        Each thread has to use its own names. Raises ProcessLost, which names the missing processes,
+        after `seconds`, and OtherFailed if a process is at the barrier `unless` with a note.
         """
         return {0: note}
 
     def as_first(self, name: str, value: Callable[[], Any], seconds: float) -> Any:
-        """Returns the first process's `value()`, for JSON: file systems may differ."""
+        """Returns the first process's `value()`, sent as JSON: file systems may differ."""
         text = json.dumps(value()) if self.is_first else ""
         return json.loads(self.barrier(name, seconds, text)[0])
 
     def check_same(self, name: str, facts: Callable[[], Mapping[str, Any]], seconds: float) -> None:
-        """Raises a UserError on all processes if the `facts()` of one differ from the first's."""
+        """Raises UserError on all processes if the `facts()` of one differ from the first's."""
 
     def check_shared(self, workdir: pathlib.Path, seconds: float) -> None:
-        """Raises a UserError on all processes if one of them does not see the first's folder."""
+        """Raises UserError on all processes if one does not see the first process's folder."""
 
     def who_is_lost(self, error: Exception) -> str | None:
-        """Describes the process whose loss made a wait or a collective fail; None: none is lost."""
+        """Describes the process whose loss made a wait or a collective fail; None if none did."""
 
     def leave(self, code: int = 0, message: str = "") -> None:
-        """Ends the run: with a code at once on all processes, else when all have called this."""
+        """Ends the run: at once on all processes if `code` is not 0, else when all call this."""
 
 
 ALONE = Alone()
 
 
 class Processes(Alone):
-    """This process among the others of its run.
+    """One of several processes of a run.
 
-    One thread publishes a record of this process and reads the others', every second. It gets stuck
-    where process 0, which has the table, is asleep; so a second thread watches the time, and ends
-    the process: a thread that is stuck in a collective can't be interrupted.
+    One thread publishes a record of this process every second and reads those of the others. It
+    hangs while process 0, which keeps the table, is suspended. A second thread therefore watches
+    the time and ends the process, because a main thread that hangs in a collective can't be
+    interrupted.
 
-    Stopping: once a process publishes a signal, every process's thread answers with the number of
-    questions that its loop has asked so far, and the loop waits at the next one until all have
-    answered. The first question after the highest number is the one to stop at.
+    To stop, every process asks in its loop whether to. Once a process publishes a signal, the
+    thread of each answers with the number of questions so far, and the loop waits at its next
+    question until all have answered. All stop at the first question after the highest number.
     """
 
     def __init__(self, index: int, count: int, seconds: float):
         self.index, self.count, self.is_first = index, count, index == 0
         self.prefix = f"process {index}: "
         # JAX has no public name for its table.
-        self._client = multihost_utils.distributed.global_state.client
+        state = multihost_utils.distributed.global_state
+        self._client = state.client
         self._limits = self._signals = self._stop_at = None
         self._alarm: Callable[[str], None] = lambda message: None
-        # "moves" counts calls of `at`, "asked" answered questions whether to stop; "stop" names a
-        # signal that came here; "answer" is "asked" when this process heard of any signal.
+        # "moves" counts calls of `at`, and "asked" the questions whether to stop. "stop" names a
+        # signal to this process. "answer" is what "asked" was when it heard of any signal.
         self._mine = {"name": socket.gethostname(), "pid": os.getpid(), "place": "start"}
         self._mine |= dict.fromkeys(("beat", "moves", "asked"), 0)
         self._mine |= dict.fromkeys(("stop", "answer", "ended"))
@@ -255,7 +242,11 @@ class Processes(Alone):
         self._speak()
         self.barrier("join", seconds)
         self._speak()  # Now all names are known.
-        for work in (self._keep_speaking, self._keep_watching):
+        works = [self._keep_speaking, self._keep_watching]
+        if self.is_first:
+            answer = functools.partial(coordinator.answer, state.coordinator_address, self._report)
+            works.append(answer)
+        for work in works:
             threading.Thread(target=work, daemon=True).start()
 
     def watch(
@@ -297,7 +288,7 @@ class Processes(Alone):
             if time.monotonic() > end:
                 missing = [index for index in range(self.count) if index not in notes]
                 raise ProcessLost(f"waited {seconds:g} s at {name!r} for {self.describe(missing)}")
-            time.sleep(0.02 * max(1, self.count / 8))  # All ask process 0.
+            time.sleep(0.02 * max(1, self.count / 8))  # All processes ask process 0.
         return notes
 
     def _notes(self, key: str) -> Notes:
@@ -357,6 +348,10 @@ class Processes(Alone):
             time.sleep(0.2)
         return None
 
+    def _report(self, index: int) -> tuple[int, str]:
+        """The beat of a process, which grows while it is alive, and its description."""
+        return self._records[index]["beat"], self.describe([index])
+
     def _keep_speaking(self) -> None:
         while not self._left.wait(self._beat):
             # An error means that process 0 is lost; the other thread sees for how long.
@@ -386,7 +381,7 @@ class Processes(Alone):
             self._agree()
 
     def _agree(self) -> None:
-        """Sets the first question that no process had asked when it heard of a signal."""
+        """Sets the question to stop at: the first that no process had asked before its answer."""
         records = [self._records[index] for index in sorted(self._records)]
         answers = [each["asked"] if each["ended"] else each["answer"] for each in records]
         heard = self._mine["answer"] is not None and len(answers) == self.count
@@ -420,7 +415,7 @@ class Processes(Alone):
             self._end(RETRY, f"no progress for {still:.0f} s in {self._mine['place']}; {others}")
 
     def _end(self, code: int, message: str) -> None:
-        """Ends this process and, as it publishes that, the others."""
+        """Ends this process, and the others by publishing the end."""
         if self._left.is_set():
             return
         more = ". Run the same command on all processes to resume"
@@ -437,10 +432,10 @@ class Processes(Alone):
         return [index for index in range(self.count) if index not in ended | {self.index}]
 
     def _lost(self, beats: float) -> list[int]:
-        """The other processes that have not ended, and published nothing for `beats` beats."""
+        """The other processes that have not ended and have published nothing for `beats` beats."""
         before = time.monotonic() - beats * self._beat
         if self._spoke < before and not self.is_first:
-            return [0]  # Without its table nothing is known of the others.
+            return [0]  # Without its table nothing is known about the others.
         return [index for index in self._others() if self._heard[index] < before]
 
     def describe(self, indices: list[int]) -> str:
@@ -456,8 +451,8 @@ class Processes(Alone):
 
 
 def _exit(code: int, message: str = "") -> None:
-    """Ends the process whatever its threads do, and without JAX's wait for the others."""
-    with contextlib.suppress(OSError):  # Nobody reads the output.
+    """Ends the process whatever its threads do, without JAX's wait for the others."""
+    with contextlib.suppress(OSError):  # The output has no reader any more.
         print(message, end="\n" if message else "", file=sys.stderr, flush=True)
         sys.stdout.flush()
     os._exit(code)

@@ -1,4 +1,4 @@
-"""Libraries without their side effects: log handlers of imports, an exit at a closed pipe."""
+"""Removes side effects of libraries: log handlers added by imports, an exit at a closed pipe."""
 
 import contextlib
 import logging
@@ -9,9 +9,10 @@ import rich.console
 
 @contextlib.contextmanager
 def log_handlers_kept() -> Iterator[None]:
-    """Restores the root's log handlers on leaving.
+    """Restores the root logger's handlers on leaving the context.
 
-    Importing Orbax, as Grain does, adds one, after which a user's logging.basicConfig does nothing.
+    Importing Orbax, as Grain does, adds a handler, which makes a user's logging.basicConfig do
+    nothing.
     """
     before = logging.root.handlers[:]
     try:
@@ -21,7 +22,7 @@ def log_handlers_kept() -> Iterator[None]:
 
 
 class Console(rich.console.Console):
-    """Rich's, which raises BrokenPipeError where nobody reads the output any more."""
+    """Rich's console, but it raises BrokenPipeError if nobody reads the output any more."""
 
     def on_broken_pipe(self) -> None:
         raise

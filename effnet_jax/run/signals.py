@@ -12,7 +12,7 @@ from effnet_jax.errors import StoppedEarly
 from effnet_jax.run.writers import say
 
 METADATA = "http://metadata.google.internal/computeMetadata/v1/instance/"
-MAINTENANCE_SECONDS = 5.0  # Between two requests; a notice comes at least a minute ahead.
+MAINTENANCE_SECONDS = 5.0  # Between two requests; a notice comes at least a minute before.
 
 
 def metadata(path: str) -> str | None:
@@ -24,12 +24,12 @@ def metadata(path: str) -> str | None:
 
 
 class Signals:
-    """As a context, notes the first SIGTERM or SIGINT as `name`; a call returns whether one came.
+    """As a context, records the first SIGTERM or SIGINT as `name`; a call returns whether one came.
 
-    A second signal has its usual effect, so that a hanging run can be ended. Outside the main
-    thread, where Python handles no signals, the first one does too. `effect` is what the first one
-    leads to, for people. While there is nothing to save, `early` says where the program is, and the
-    first signal raises at once: SIGTERM StoppedEarly, and SIGINT KeyboardInterrupt.
+    A second signal has its usual effect, so that a hanging run can be ended. So has the first one
+    outside the main thread, where Python handles no signals. `effect` describes the reaction to the
+    first signal, for its message. While there is nothing to save, `early` says where the program
+    is, and the first signal raises at once: StoppedEarly for SIGTERM, KeyboardInterrupt for SIGINT.
     """
 
     def __init__(self, effect: str = "saving a checkpoint, then stopping", early: str = ""):
@@ -37,7 +37,7 @@ class Signals:
         self._effect, self.early = effect, early
         self._name: str | None = None
         self._came = 0.0
-        self.profile_asked = False  # By SIGUSR1, as often as it comes; who profiles unsets it.
+        self.profile_asked = False  # Set by each SIGUSR1; the profiler unsets it.
 
     @property
     def name(self) -> str | None:
@@ -48,7 +48,7 @@ class Signals:
         self._name, self._came = name, time.monotonic()
 
     def seconds(self) -> float:
-        """Time since the signal, which a scheduler limits."""
+        """Seconds since the signal; a scheduler limits this time."""
         return time.monotonic() - self._came
 
     def __call__(self) -> bool:

@@ -1,7 +1,7 @@
 """Metric writers that send to a server: Weights & Biases and MLflow, each an optional package.
 
-What server, project and key they use is set as everywhere else with these packages, by their own
-environment variables and files.
+Server, project and key are set as usual for these packages, by their environment variables and
+files.
 """
 
 import importlib.util
@@ -19,12 +19,12 @@ from effnet_jax.errors import UserError
 from effnet_jax.run import files
 from effnet_jax.run.writers import Writer, say
 
-PROJECT = "effnet_jax"  # Of W&B, and the experiment of MLflow, where their variables name none.
-CLOSE_SECONDS = 60.0  # For what is left to send when a run ends.
+PROJECT = "effnet_jax"  # W&B's project and MLflow's experiment, unless their variables name one.
+CLOSE_SECONDS = 60.0  # How long a run waits at its end for metrics to be sent.
 
 
 class WandB(Writer):
-    """Weights & Biases; a run that resumes goes on there, where the first row of a step is kept."""
+    """W&B. A run that resumes continues its W&B run, where a step keeps its first row."""
 
     package, extra = "wandb", "wandb>=0.31"
 
@@ -35,7 +35,7 @@ class WandB(Writer):
         mode = os.environ.get("WANDB_MODE", "online")
         if mode in ("online", "shared", "run") and not wandb.login(prompt=False, verify=False):
             raise UserError(
-                "config.writers has 'wandb', and there is no key for it: run `wandb login`, set "
+                "config.writers has 'wandb', but no key is set: run `wandb login`, set "
                 "WANDB_API_KEY, or set WANDB_MODE=offline"
             )
 
@@ -60,7 +60,7 @@ class WandB(Writer):
 
 
 class MLflow(Writer):
-    """MLflow; a run that resumes goes on in its run."""
+    """MLflow. A run that resumes continues its MLflow run."""
 
     package, extra = "mlflow", "mlflow-skinny>=3"
 
@@ -70,11 +70,11 @@ class MLflow(Writer):
 
         try:
             MlflowClient().search_experiments(max_results=1)
-        except Exception as error:  # A store that lacks a package raises its own.
+        except Exception as error:  # A store that lacks a package raises an error of its own.
             text = str(error).partition("\n")[0]
             raise UserError(
-                f"config.writers has 'mlflow', which can't be used: {text}. Is MLFLOW_TRACKING_URI "
-                "right, and the server there?"
+                f"config.writers has 'mlflow', which can't be used: {text}. Check "
+                "MLFLOW_TRACKING_URI, and that the server runs"
             ) from None
 
     def __init__(self, workdir: pathlib.Path, config: dict[str, Any]):
@@ -104,7 +104,7 @@ class MLflow(Writer):
 
 
 class Background(Writer):
-    """A writer in a thread of its own: no server makes a step wait, or ends a run."""
+    """Runs a writer in a thread, so that no server delays a step or ends a run."""
 
     def __init__(self, writer: Writer, name: str):
         self._writer, self._name, self._failed = writer, name, False
@@ -120,8 +120,8 @@ class Background(Writer):
         self._thread.join(CLOSE_SECONDS)
         if self._thread.is_alive():
             say(
-                f"{self._name} has not taken all metrics in {CLOSE_SECONDS:g} s; they are not lost "
-                "to metrics.jsonl"
+                f"{self._name} did not accept all metrics within {CLOSE_SECONDS:g} s; "
+                "metrics.jsonl has all of them"
             )
 
     def _work(self) -> None:
@@ -132,7 +132,7 @@ class Background(Writer):
     def _try(self, work: Any) -> None:
         try:
             work()
-        except Exception as error:  # Of any kind: these packages have no common one.
+        except Exception as error:  # These packages have no common type of error.
             if not self._failed:
                 say(f"can't send metrics to {self._name}: {error}. The run goes on")
             self._failed = True
@@ -163,14 +163,14 @@ def open_trackers(
     for name in [name for name in KINDS if name in names]:
         try:
             opened.append(Background(KINDS[name](workdir, config), name))
-        except Exception as error:  # Of any kind: these packages have no common one.
+        except Exception as error:  # These packages have no common type of error.
             text = f"config.writers has {name!r}, which can't be used: {error}"
             raise UserError(text) from error
     return opened
 
 
 def _own_id(workdir: pathlib.Path, name: str) -> str:
-    """What a workdir is called at a server; a file keeps it, for a run that resumes."""
+    """The id of a workdir at a server, kept in a file for when the run resumes."""
     path = workdir / f"{name}_id.txt"
     if not path.exists():
         files.write_atomically(path, uuid.uuid4().hex)

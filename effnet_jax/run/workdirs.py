@@ -1,9 +1,9 @@
-"""Workdirs: a local folder, or the copy of one in a bucket, gs://BUCKET/FOLDER.
+"""Workdirs: a local folder, or a local copy of a folder in a bucket, gs://BUCKET/FOLDER.
 
-An object in a bucket is replaced as a whole, and every request takes tens of milliseconds. A run
-therefore works in a local folder, and one thread copies the files that changed to the bucket: no
-step waits for a bucket, and one that is away for a while gets the files later. Checkpoints alone
-are written to the bucket directly, by Orbax and TensorStore (checkpoint.py).
+An object in a bucket can only be replaced as a whole, and every request takes tens of milliseconds.
+A run therefore works in a local folder, and a thread copies the files that change to the bucket. No
+step waits for the bucket, and a bucket that is unreachable for a while gets the files later. Only
+checkpoints are written to the bucket directly, by Orbax and TensorStore (checkpoint.py).
 """
 
 import contextlib
@@ -25,34 +25,34 @@ from effnet_jax.run.buckets import Folder
 from effnet_jax.run.writers import say
 
 BEAT = 10.0  # Seconds between two signs of life of a lock's holder.
-PATIENCE = 60.0  # Seconds without a sign of life after which a lock's holder counts as dead.
+PATIENCE = 60.0  # Seconds without a sign of life until a lock's holder counts as dead.
 
 
 class Lock:
     """Holds an object, created only if absent, so that one run at a time works in its folder.
 
-    The object names its owner, who writes it again as a sign of life every BEAT seconds. Where none
-    came for PATIENCE seconds, or the owner was a process of this machine that has ended, the lock
-    is taken over. An owner that was asleep meanwhile notices at its next `beat`.
+    The object names its owner, which writes it again every BEAT seconds as a sign of life. The lock
+    is taken over after PATIENCE seconds without one, or if the owner was a process of this machine
+    that has ended. An owner that was suspended meanwhile notices at its next `beat`.
     """
 
     def __init__(self, folder: Folder, name: str = files.RUN_LOCK):
         self._folder, self._name, self._beats = folder, name, 0
         self._own = {**files.this_process(), "owner": uuid.uuid4().hex}
-        self._generation: int | None = None  # Of the object that this owner wrote last.
+        self._generation: int | None = None  # Of the object as this owner wrote it last.
 
     def acquire(self) -> None:
-        """Raises UserError where another run, which it names, holds the lock."""
+        """Takes the lock; raises UserError, which names the other run, if one holds it."""
         generation = 0
         while not self._write(generation):
             generation = self._wait_for_the_dead()
 
     def beat(self) -> None:
-        """Shows life; ends the process if another run holds the lock now."""
+        """Writes a sign of life; ends the process if another run holds the lock now."""
         if not self._write(self._generation):
             where = self._folder.address
             text = f"error: another run has taken over {where}: this process was silent for more"
-            # Whatever this process would write now would mix with what the other one writes.
+            # Anything that this process writes now would mix with the files of the other run.
             print(f"{text} than {PATIENCE:.0f} s", file=sys.stderr, flush=True)
             os._exit(RETRY)
 
@@ -69,7 +69,7 @@ class Lock:
         text = json.dumps({**self._own, "beat": self._beats}) + "\n"
         written = self._folder.replace(self._name, text, generation)
         if written is None:
-            # Perhaps a request that was tried again had been answered, and the answer lost.
+            # An earlier try of this request may have succeeded, with its answer lost.
             holder, found = self._read()
             written = found if holder and holder.get("owner") == self._own["owner"] else None
         if written is not None:
@@ -88,7 +88,7 @@ class Lock:
             return None, generation
 
     def _wait_for_the_dead(self) -> int:
-        """Returns the generation that a dead owner left; raises UserError where it is alive."""
+        """Returns the generation that a dead owner left; raises UserError if it is alive."""
         holder, generation = self._read()
         who = f"process {holder['pid']} on host {holder['host']}" if holder else "an unknown owner"
         if holder and holder["host"] == self._own["host"]:
@@ -100,7 +100,7 @@ class Lock:
             while not alive and time.monotonic() < end:
                 time.sleep(min(BEAT, PATIENCE) / 5)
                 alive = self._read()[1] not in (generation, 0)
-        else:  # It was released in the meantime.
+        else:  # The lock was released meanwhile.
             return 0
         if alive:
             raise UserError(
@@ -111,20 +111,20 @@ class Lock:
 
 
 class Workdir:
-    """Where a run's files are: `folder` on this machine, `address` for people and checkpoints."""
+    """A run's local `folder`, and the `address` that messages and checkpoints use."""
 
     def __init__(self, folder: pathlib.Path):
         self.folder = self.address = folder
 
     def flush(self) -> None:
-        """Returns when the files are also at `address`; raises OSError."""
+        """Copies changed files to `address`; raises OSError."""
 
 
 class Mirror(Workdir):
-    """A local folder, with the files of a folder in a bucket, to which changes are copied."""
+    """A local copy of a folder in a bucket; changes are copied back to the bucket."""
 
     def __init__(self, address: str | os.PathLike, writes: bool = True, locks: bool = False):
-        """Raises UserError if the bucket can't be used; `writes`: copies what changes to it."""
+        """Raises UserError if the bucket can't be used; changes are copied only if `writes`."""
         self._remote, self.address = Folder(address), buckets.to_path(address)
         if len(self.address.parts) < 4:  # /, gs, the bucket.
             raise UserError(f"{address} is a whole bucket: give a folder, as in {address}/b0")
@@ -151,7 +151,11 @@ class Mirror(Workdir):
             self._thread.start()
 
     def close(self, failed: bool = False) -> None:
-        """Copies what is left, and removes the local folder; `failed`: an error is on its way."""
+        """Copies the last changes and removes the local folder.
+
+        If that fails it raises SaveFailed or, if an error is being raised already (`failed`), only
+        prints.
+        """
         self._ended.set()
         error = None
         if self._thread.ident:
@@ -178,7 +182,7 @@ class Mirror(Workdir):
             for name in [name for name in states if self._copied.get(name) != states[name]]:
                 if self._lock:
                     self._lock.beat_if_due()
-                with contextlib.suppress(FileNotFoundError):  # It was renamed meanwhile.
+                with contextlib.suppress(FileNotFoundError):  # The file was renamed meanwhile.
                     self._remote.write(name, (self.folder / name).read_bytes())
                     self._copied[name] = states[name]
 
@@ -206,7 +210,7 @@ class Mirror(Workdir):
                 if not self._failed:
                     say(f"can't write to {self.address}: {error.strerror}. The run goes on")
                 self._failed = True
-            # A slow bucket gets files less often, but signs of life in time.
+            # A slow bucket gets files less often, but still gets signs of life in time.
             pause = min(max(BEAT / 2, time.monotonic() - began), BEAT)
 
     def _give_up(self) -> None:
@@ -223,7 +227,7 @@ class Mirror(Workdir):
 def opened(
     workdir: str | os.PathLike, writes: bool = True, locks: bool = False
 ) -> Iterator[Workdir]:
-    """A workdir, local or in a bucket; see `Mirror`. A local one is locked by its user."""
+    """A workdir, local or in a bucket; see `Mirror`. The caller locks a local one."""
     if not buckets.is_bucket(workdir):
         yield Workdir(pathlib.Path(workdir).expanduser())
         return

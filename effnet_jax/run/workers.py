@@ -1,4 +1,4 @@
-"""The cores that this process may use, worker processes that end with it, and work left alone."""
+"""Cores that this process may use, worker processes that end with it, and interruptible waits."""
 
 import concurrent.futures
 import contextlib
@@ -28,7 +28,7 @@ def end_with_parent() -> None:
 
 @contextlib.contextmanager
 def held_back(*numbers: signal.Signals) -> Iterator[None]:
-    """Blocks signals in the threads and processes started inside, from their first instruction."""
+    """Blocks signals in the threads and processes started inside this context."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     try:
         yield
@@ -37,9 +37,10 @@ def held_back(*numbers: signal.Signals) -> Iterator[None]:
 
 
 def abandonable(work: Callable[[], T]) -> T:
-    """Returns `work()`; an exception of a signal's handler is raised without waiting for its end.
+    """Returns `work()`, which runs in a thread so that signal handlers can raise meanwhile.
 
-    Handlers run between two instructions of Python, and a compiler is a single one, for minutes.
+    Python runs a handler between two of its instructions, and a call of a compiler is a single
+    instruction that takes minutes. After an exception of a handler the work goes on by itself.
     """
     result = concurrent.futures.Future()
 
@@ -54,5 +55,5 @@ def abandonable(work: Callable[[], T]) -> T:
 
 
 def has_abandoned() -> bool:
-    """Whether such work goes on, in which case Python can't end this process in its usual way."""
+    """Whether abandoned work still runs, so that Python can't end this process as usual."""
     return any(thread.name == ABANDONABLE for thread in threading.enumerate())

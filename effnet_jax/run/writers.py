@@ -1,7 +1,7 @@
-"""What a run tells people while it works: a list of metric writers behind one small protocol.
+"""Metric writers, and the other messages of a run.
 
-Another logger is one class with `scalars`, `text` and `close`, and one line in `open_writers`; one
-that talks to a server is in run/trackers.py.
+Another writer is one class with `scalars`, `text` and `close`, and one line in `open_writers`.
+Writers that send to a server are in run/trackers.py.
 """
 
 import contextlib
@@ -27,24 +27,24 @@ console = quiet.Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def say(text: str) -> None:
-    """Prints one plain line for the person who watches; on the first process only."""
+    """Prints one plain line, on the first process only."""
     if jax.process_index() == 0:
         console.print(text, markup=False)
 
 
 def read_metrics(workdir: str | pathlib.Path) -> list[dict[str, float]]:
-    """Rows of metrics.jsonl, in order of steps."""
+    """The rows of metrics.jsonl, in order of steps."""
     return files.read_rows(pathlib.Path(workdir) / METRICS)
 
 
 def read_scores(workdir: pathlib.Path, step: int) -> dict[str, float]:
-    """Results of the evaluations at a step, as NAME/WEIGHTS/METRIC; empty if there were none."""
+    """Results of the evaluations at a step, as NAME/WEIGHTS/METRIC; empty if there are none."""
     rows = [row for row in read_metrics(workdir) if row["step"] == step]
     return {key: row[key] for row in rows for key in row if key.count("/") == 2}
 
 
 class Writer:
-    """The protocol; a writer overrides what it needs. Any method may raise OSError."""
+    """The protocol of writers, which override what they need. Any method may raise OSError."""
 
     def scalars(self, step: int, row: dict[str, float]) -> None: ...  # Metrics by name.
 
@@ -54,7 +54,7 @@ class Writer:
 
 
 class JsonLines(Writer):
-    """metrics.jsonl: a row of JSON for each call, and none of a step after the one resumed from."""
+    """metrics.jsonl: a row of JSON for each call. Rows after the step resumed from are removed."""
 
     def __init__(self, workdir: pathlib.Path, step: int):
         self._path, self._unwritten = workdir / METRICS, []
@@ -62,14 +62,14 @@ class JsonLines(Writer):
         files.write_atomically(self._path, "".join(json.dumps(row) + "\n" for row in rows))
 
     def scalars(self, step: int, row: dict[str, float]) -> None:
-        # Rows that the disk refuses are written with a later one.
+        # Rows that the disk refuses are written with the next one.
         self._unwritten.append(json.dumps({"step": step, **row}) + "\n")
         files.append_whole(self._path, "".join(self._unwritten))
         self._unwritten.clear()
 
 
 class TensorBoard(Writer):
-    """Event files; TensorBoard drops what earlier ones have after the step resumed from."""
+    """Event files; TensorBoard ignores events of earlier files after the step resumed from."""
 
     def __init__(self, workdir: pathlib.Path, step: int):
         self._path, self._events = workdir / "tensorboard" / "events", None
@@ -83,12 +83,12 @@ class TensorBoard(Writer):
 
     def _write(self, step: int, **content: SessionLog | Summary) -> None:
         try:
-            # Not a SummaryWriter: a full disk ends its thread, and the run waits for it forever.
+            # Not a SummaryWriter: a full disk ends its thread, and the run would wait forever.
             self._events = self._events or EventsWriter(str(self._path), f".{step}")
             self._events.write_event(Event(step=step, wall_time=time.time(), **content))
             self._events.flush()
         except OSError:
-            self._events = None  # What follows half an event can't be read: a new file, next time.
+            self._events = None  # Nothing after half an event can be read, so start a new file.
             raise
 
     def close(self) -> None:
@@ -97,7 +97,7 @@ class TensorBoard(Writer):
 
 
 class Console(Writer):
-    """A progress bar on a terminal, plain lines elsewhere."""
+    """A progress bar on a terminal, or plain lines elsewhere."""
 
     def __init__(self, total: int, start: int):
         self._total, self._bar = total, None
@@ -135,7 +135,7 @@ class Console(Writer):
 
 
 class Writers(Writer):
-    """Several writers as one. A disk that refuses does not stop a run: it is reported once."""
+    """Several writers as one. An error of the disk does not stop a run, and is reported once."""
 
     def __init__(self, writers: list[Writer], workdir: pathlib.Path):
         self._writers, self._workdir, self._failed = writers, workdir, False
@@ -171,7 +171,7 @@ def open_writers(
     tensorboard: bool = True,
     others: Sequence[Writer] = (),
 ) -> Writers:
-    """The writers of a run that starts or resumes at `step` of `total`; of process 0 only."""
+    """The writers of a run that starts or resumes at `step` of `total`; only on process 0."""
     writers = []
     if jax.process_index() == 0:
         writers = [JsonLines(workdir, step), Console(total, step), *others]

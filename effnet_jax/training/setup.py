@@ -184,6 +184,7 @@ def prepare(config: ConfigDict, place: Workdir, processes: Alone, clock: Clock) 
         pipeline.check_images(source, config.data.check_images, config.data.threads)
     _check_workdir(place, config, processes)
     _check_data(place, run.source)
+    _check_batch_norm(place, config)
 
     def facts() -> dict[str, Any]:
         data = {"train": run.source, **run.evaluations.sources}
@@ -249,6 +250,21 @@ def _check_data(place: Workdir, source: Source) -> None:
             f"warning: the training images have changed since the run in {where} last started "
             f"(then {known[-1]}, now {now}). Their order, and which of a folder without splits are "
             "held out for evaluation, may be others than before"
+        )
+
+
+def _check_batch_norm(place: Workdir, config: ConfigDict) -> None:
+    """Warns if BatchNorm's groups have another size than before, as on other devices."""
+    runs = files.read_rows(place.folder / "runs.jsonl")
+    if not (known := [row["devices"] for row in runs if "devices" in row]):
+        return
+    before, now = known[-1], jax.device_count()
+    old = parallel.batch_norm_group(config_lib.load(place.folder), before)
+    if (new := parallel.batch_norm_group(config, now)) != old:
+        say(
+            f"warning: BatchNorm's groups now have {new} examples, on {now} device(s); the run in "
+            f"{place.address} had groups of {old}, on {before}. To keep that size, add "
+            f"--config.model.batch_norm_scope=group --config.model.batch_norm_group={old}"
         )
 
 

@@ -8,6 +8,8 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 
 import jax
 import pytest
@@ -19,14 +21,19 @@ from effnet_jax import cli, parallel
 from effnet_jax import config as config_lib
 from effnet_jax.data import sources
 from effnet_jax.errors import UserError
-from effnet_jax.run import processes, signals
+from effnet_jax.run import coordinator, processes, signals
 
 SCRIPT = [str(ROOT / "tests" / "run" / "two_processes.py")]
 
 
-def test_differences_agreement_and_a_process_that_sleeps(tmp_path):
+def test_differences_agreement_a_late_process_and_one_that_sleeps(tmp_path):
     with Started([*SCRIPT, "--case=together"], tmp_path, devices=1) as two:
         two.wait_for(lambda: two.outputs().count("on the way") == 2)
+        late = subprocess.run(two[1].args, capture_output=True, text=True, timeout=60, env=two.env)
+        assert late.returncode == cli.INTERRUPTED, late.stderr
+        running = f" has process 1 ({socket.gethostname()}, pid {two[1].pid}), in step "
+        assert running in late.stderr
+        assert two[0].poll() is two[1].poll() is None
         two[1].send_signal(signal.SIGSTOP)
         assert two[0].wait(60) == cli.INTERRUPTED
         pids = [process.pid for process in two.all]
@@ -37,7 +44,7 @@ def test_differences_agreement_and_a_process_that_sleeps(tmp_path):
     asked = first.partition("stopped by SIGTERM on process 1 after ")[2].split()[0]
     assert f"stopped by SIGTERM after {asked}\n" in second
     assert "waited 0.5 s at 'compiled' for process 1 (" in first
-    name = f"process 1 ({processes.socket.gethostname()}, pid {pids[1]})"
+    name = f"process 1 ({socket.gethostname()}, pid {pids[1]})"
     assert f"process 0: error: lost {name}, last heard " in first
     assert "in step " in first
 
@@ -55,11 +62,33 @@ def test_a_process_that_makes_no_progress_or_fails_ends_all(tmp_path, case, code
         assert message in two.output(0)
 
 
+@pytest.mark.parametrize("alive", [True, False])
+def test_a_live_process_with_a_number_is_found_and_a_dead_one_is_not(alive):
+    """The first change of a beat may come from before the process died."""
+    address, beats = f"localhost:{free_port()}", iter(range(10**9))
+    last = 10**9 if alive else 2
+
+    def describe(index: int) -> tuple[int, str]:
+        return {7: lambda: (min(next(beats), last - 1), "process 7 (node3, pid 5)")}[index]()
+
+    threading.Thread(target=coordinator.answer, args=(address, describe), daemon=True).start()
+    while not coordinator._ask(address, 7):
+        time.sleep(0.01)
+    seconds = 60 if alive else 0.5
+    name = "process 7 (node3, pid 5)" if alive else None
+    assert coordinator.find_running(address, 7, seconds) == name
+
+
+def test_without_an_answer_of_the_coordinator_a_process_joins():
+    assert coordinator.find_running("name.invalid:9876", 1, seconds=60) is None
+    assert coordinator.find_running(f"localhost:{free_port()}", 1, seconds=60) is None
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
         (("here:1", None, None), "go together"),
-        (("here:1", 2, 2), "--process_id=2 of --num_processes=2"),
+        (("here:1", 2, 2), "--process_id=2 is not between 0 and 1"),
         (("here", 2, 1), "is not HOST:PORT"),
         (("http://localhost:9876", 2, 1), "http://localhost:9876 is not HOST:PORT"),
         (("10.0.0.2:9876/", 2, 1), "is not HOST:PORT"),
@@ -112,7 +141,9 @@ def test_processes_that_are_not_there_are_waited_for_with_progress_and_a_limit(t
     progress, end = process.stderr.splitlines()
     assert progress == f"process 0: waiting {where}, 1 of 1.5 s"
     limit = "waited 1.5 s (config.processes.start_seconds)"
-    assert end.startswith(f"process 0: error: {limit} {where}. Start each with the same address")
+    assert end.startswith(
+        f"process 0: error: {limit} {where}. Start each process with the same address"
+    )
 
 
 def test_ctrl_c_ends_the_wait_for_other_processes():

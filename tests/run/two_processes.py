@@ -62,7 +62,7 @@ def main(args) -> None:
     processes.watch(LIMITS if processes.is_first else ConfigDict({**LIMITS, "stall_seconds": 60.0}))
     if case == "together":
         together(processes)
-    for step in range(1, 400):
+    for step in range(1, 2000):
         processes.at("step", step)
         if step == 30:
             print("on the way", flush=True)

@@ -128,7 +128,7 @@ def test_a_slice_is_kept_on_demand_and_where_it_cannot_be_made(tmp_path, checkou
 @pytest.mark.parametrize(
     "kind, changes, flags, message",
     [
-        ("tpu", {"ZONE": ""}, FLAGS, "ZONE is not set; give ZONE=VALUE, its zone"),
+        ("tpu", {"ZONE": ""}, FLAGS, "ZONE is not set; give ZONE=VALUE, the zone of the slice"),
         ("tpu", {}, ["--config=digits"], "give --workdir=DIR, on storage that all machines share"),
         ("gke", {"NAME": "B_0"}, FLAGS, "NAME=B_0: use at most 40 lower-case letters"),
         ("gke", {"NODES": ""}, FLAGS, "NODES is not set"),

@@ -363,6 +363,30 @@ def test_resume_never_wants_an_empty_workdir(tiny, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
+@pytest.mark.parametrize(
+    ("scope", "devices", "sizes"),
+    [("reference", 16, (32, 128)), ("reference", 4, (32, 64)), ("global", 16, None)],
+)
+def test_other_groups_of_batch_norm_at_a_resume_are_reported(
+    tmp_path, monkeypatch, scope, devices, sizes
+):
+    config, said = config_lib.get_config(), []
+    config.batch_size, config.model.batch_norm_scope = 256, scope
+    config_lib.save(config, tmp_path / "config.json")
+    monkeypatch.setattr(setup, "say", said.append)
+    setup._check_batch_norm(Workdir(tmp_path), config)
+    for earlier in (8, devices):
+        with open(tmp_path / "runs.jsonl", "a") as file:
+            file.write(json.dumps({"devices": earlier}) + "\n")
+        setup._check_batch_norm(Workdir(tmp_path), config)
+    assert len(said) == (sizes is not None)
+    if sizes:
+        new, old = sizes
+        start = f"warning: BatchNorm's groups now have {new} examples, on 8 device(s); the run in "
+        assert said[0].startswith(f"{start}{tmp_path} had groups of {old}, on {devices}. ")
+        assert said[0].endswith(f"--config.model.batch_norm_group={old}")
+
+
 def test_a_workdir_that_another_run_has_is_left_alone(tiny, tmp_path):
     with files.Lock(tmp_path / files.RUN_LOCK):
         before = {path.name for path in tmp_path.iterdir()}
