@@ -199,7 +199,14 @@ def demanded_bytes(message: str) -> int | None:
     return round(float(match[1]) * 1024 ** (" KMGT".index(match[2]))) if match else None
 
 
-def plan(config: ConfigDict, name: str, topology: str, examples: int, batch_size: int) -> Plan:
+def plan(
+    config: ConfigDict,
+    name: str,
+    topology: str,
+    examples: int,
+    batch_size: int,
+    memory_mib: int | None = None,
+) -> Plan:
     """Compile the training step for a topology, which takes minutes.
 
     With progressive learning, all epochs are assumed to have the largest images.
@@ -210,6 +217,8 @@ def plan(config: ConfigDict, name: str, topology: str, examples: int, batch_size
       topology: see `check_topology`.
       examples: training images in an epoch.
       batch_size: images per step over all devices.
+      memory_mib: MiB that the program may use on each device; None: all of the chip's. libtpu packs
+        arrays loosely while memory is plentiful, so a program may fit into less than it reserves.
     """
     chip, mesh = check_topology(topology), topology_mesh(topology)
     mesh = parallel.with_model_axis(mesh, config)
@@ -219,13 +228,15 @@ def plan(config: ConfigDict, name: str, topology: str, examples: int, batch_size
     config = progressive.largest(config)
     model, _, shapes = abstract_state(config, examples)
     writers.say(f"compiling {name}, batch {batch_size:,}, for {topology} ...")
+    options = {"xla_tpu_max_hbm_size_mib": str(memory_mib)} if memory_mib else None
     start = time.perf_counter()
     try:
-        compiled = lower_train_step(model, shapes, config, examples, mesh).compile()
-        memory, made = _figures(compiled, chip, config.accumulation_steps)
+        lowered = lower_train_step(model, shapes, config, examples, mesh)
+        compiled = lowered.compile(compiler_options=options)
+        used, made = _figures(compiled, chip, config.accumulation_steps)
     except jax.errors.JaxRuntimeError as error:
-        memory, made = demanded_bytes(str(error)), None
-        if memory is None:
+        used, made = demanded_bytes(str(error)), None
+        if used is None:
             raise
     seconds = time.perf_counter() - start
     writers.say(f"... {'compiled' if made else 'does not fit'}: {seconds:.0f} s")
@@ -240,8 +251,8 @@ def plan(config: ConfigDict, name: str, topology: str, examples: int, batch_size
         parameters=sum(leaf.size for leaf in jax.tree.leaves(shapes.params)),
         epochs=optimizers.epochs(config, examples),
         examples=examples,
-        hbm_bytes=round(chip.hbm * GIB / chip.devices),
-        memory_bytes=memory,
+        hbm_bytes=memory_mib * 2**20 if memory_mib else round(chip.hbm * GIB / chip.devices),
+        memory_bytes=used,
         program=made,
         compile_seconds=round(seconds, 1),
     )

@@ -23,6 +23,8 @@ PARSER = flags.Parser(__doc__, config="imagenet", computes=False)
 add = PARSER.group("hardware")
 topologies = "TPU topology, such as v5e:4x4; several, separated by commas, are shown side by side"
 add("--topology", required=True, help=topologies)
+limit = "memory that the program may use on each device, in MiB (default: all of the chip's)"
+add("--memory", type=flags.count, metavar="MIB", help=limit)
 add = PARSER.group("batch size (default: config.batch_size)", exclusive=True)
 add("--batch", type=flags.count)
 add("--batch_per_chip", type=flags.count, metavar="N", help="images in the batch of each chip")
@@ -40,7 +42,9 @@ def main(args: argparse.Namespace) -> None:
     model = args.experiment.partition(":")[2] or "model"
     plans = []
     for topology, mesh in meshes.items():
-        attempt = functools.partial(planner.plan, config, model, topology, examples)
+        attempt = functools.partial(
+            planner.plan, config, model, topology, examples, memory_mib=args.memory
+        )
         chips = mesh.size // planner.check_topology(topology).devices
         first = args.batch or (args.batch_per_chip or 0) * chips or config.batch_size
         if args.search:

@@ -186,6 +186,27 @@ def test_a_plan_has_what_the_compiled_program_says(tiny, monkeypatch):
     assert planned.memory_bytes >= 4e6 + 8 * 4000 + 4000
 
 
+def test_a_plan_can_be_made_for_less_memory_than_the_chip_has(tiny, monkeypatch):
+    tiny.model.num_classes = 10
+    monkeypatch.setattr(planner, "topology_mesh", lambda name: parallel.data_mesh())
+    asked = []
+
+    class Lowered:
+        def compile(self, compiler_options):
+            asked.append(compiler_options)
+            raise jax.errors.JaxRuntimeError(
+                "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 2.50G of 1.50G hbm"
+            )
+
+    monkeypatch.setattr(planner, "lower_train_step", lambda *args: Lowered())
+    planned = planner.plan(tiny, "tiny", "v5e:2x4", 1437, batch_size=64, memory_mib=1536)
+    assert asked == [{"xla_tpu_max_hbm_size_mib": "1536"}]
+    assert (planned.hbm_bytes, planned.memory_bytes) == (1.5 * GIB, 2.5 * GIB)
+    assert planned.program is None
+    planner.plan(tiny, "tiny", "v5e:2x4", 1437, batch_size=64)
+    assert asked[1:] == [None]
+
+
 def test_imagenet_need_not_be_there():
     from configs import imagenet as experiment
 
