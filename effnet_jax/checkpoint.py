@@ -249,9 +249,7 @@ class Checkpoints:
 
     def _is_of_disk(self, error: Exception) -> bool:
         """Whether an error comes from the disk or the bucket, or from the way to it."""
-        if isinstance(error, TimeoutError | OtherFailed):  # TimeoutError is an OSError.
-            return False
-        return self._store.refused(error)
+        return not isinstance(error, OtherFailed) and self._store.refused(error)
 
     def _note_good(self, step: int | None) -> None:
         # `_failure` says why the last save left no checkpoint.

@@ -50,6 +50,8 @@ class OnDisk:
 
     def refused(self, error: Exception) -> bool:
         """Whether an error of a save comes from the disk."""
+        if isinstance(error, TimeoutError):  # An OSError, but of a wait for Orbax's threads.
+            return False
         return isinstance(error, OSError) or re.search(SYSTEM_ERROR, str(error)) is not None
 
     def delete(self, name: str) -> None:
@@ -94,6 +96,10 @@ class InBucket:
         return 0
 
     def refused(self, error: Exception) -> bool:
+        from fsspec.exceptions import FSTimeoutError
+
+        if isinstance(error, TimeoutError):  # Orbax raises its own from that of a request.
+            return isinstance(error.__cause__ or error, FSTimeoutError)
         # The libraries for buckets raise a dozen types of errors; TensorStore's are only text.
         kinds, text = OSError | buckets.errors(), rf"{SYSTEM_ERROR}|gs://|/storage/v1"
         return isinstance(error, kinds) or re.search(text, str(error)) is not None

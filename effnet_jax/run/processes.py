@@ -244,7 +244,7 @@ class Processes(Alone):
         self._speak()  # Now all names are known.
         works = [self._keep_speaking, self._keep_watching]
         if self.is_first:
-            answer = functools.partial(coordinator.answer, state.coordinator_address, self._report)
+            answer = functools.partial(coordinator.answer, state.coordinator_address, self._answer)
             works.append(answer)
         for work in works:
             threading.Thread(target=work, daemon=True).start()
@@ -348,7 +348,7 @@ class Processes(Alone):
             time.sleep(0.2)
         return None
 
-    def _report(self, index: int) -> tuple[int, str]:
+    def _answer(self, index: int) -> tuple[int, str]:
         """The beat of a process, which grows while it is alive, and its description."""
         return self._records[index]["beat"], self.describe([index])
 
