@@ -242,8 +242,10 @@ docs: .venv-docs/ready
 # The notebook, without the warnings of the compiler.
 .PHONY: tour
 tour: .venv-docs/ready
-	PYTHONPATH=$(CURDIR) TF_CPP_MIN_LOG_LEVEL=3 .venv-docs/bin/jupyter execute --inplace \
-		--NotebookClient.record_timing=False docs/tour.ipynb
+	PYTHONPATH=$(CURDIR) TF_CPP_MIN_LOG_LEVEL=3 .venv-docs/bin/python -c "import nbclient, nbformat; \
+		notebook = nbformat.read('docs/tour.ipynb', 4); \
+		nbclient.NotebookClient(notebook, record_timing=False).execute(); \
+		nbformat.write(notebook, 'docs/tour.ipynb')"
 
 .venv-docs/ready: requirements.txt docs/requirements.txt
 	$(PYTHON) -m venv .venv-docs

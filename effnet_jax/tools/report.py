@@ -64,5 +64,5 @@ def main(args: argparse.Namespace) -> None:
     for line in found.skipped:
         print(f"skipped {line}")
     if found.repeated:
-        print(f"left out {found.repeated} rows: newer rows have the same seed and settings")
+        print(f"left out {found.repeated} rows, replaced by newer ones with the same seed")
     print(f"{index}: {len(found.runs)} runs, {time.perf_counter() - start:.1f} s")

@@ -94,7 +94,7 @@ def rows(
 
     chosen = variants.load_evaluation_set(args.data)
     if chosen.corruptions:
-        raise UserError(f"--data={args.data} has several parts; evaluate weights on it by eval.py")
+        raise UserError(f"--data={args.data} has several parts; evaluate weights on it with eval")
     chosen.data.data_dir = args.data_dir or chosen.data.data_dir
     chosen.data.eval_split = sources.eval_split(chosen.data, None)
     source, machine = variants.open_source(chosen.data), csv_rows.describe_machine()

@@ -57,7 +57,7 @@ def counts(counted: scaling.Layer | scaling.Cost) -> dict[str, int]:
 def model_table(
     rows: list[dict[str, Any]], published: dict[str, dict[str, str]]
 ) -> rich.table.Table:
-    """A table with a row for each model: counted figures, and the published ones if there are."""
+    """A table with a row for each model: counted and, if known, published figures."""
     columns = ("model", "width", "depth", "resolution", "parameters", "published", "multiply-adds")
     table = rich.table.Table(*columns, "published")
     for row in rows:

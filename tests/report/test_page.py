@@ -97,7 +97,7 @@ def test_a_new_report_leaves_nothing_of_the_old_and_spares_what_is_not_its_own(r
 
 def test_out_must_not_be_a_file(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="should be a folder"):
+    with pytest.raises(UserError, match="must be a folder"):
         report.main(report.PARSER.parse_args([f"--out={tmp_path / 'file'}"]))
 
 
@@ -116,7 +116,7 @@ def test_a_sweep_of_the_user_s_own_is_on_the_page_before_the_paper_s(run, tmp_pa
     assert f"{key},source" in (out / "figure_sweeps.csv").read_text()
     for text in (printed, page):
         assert "other.csv (no column" in text
-    assert "repeated by newer ones of equal seed" in printed
+    assert "replaced by newer ones with the same seed" in printed
     assert "replaced by newer ones with the same seed" in page
     out = run(f"--results={write(tmp_path / 'b.csv', [])}")
     assert "Your sweeps" not in (out / "index.html").read_text()
