@@ -29,11 +29,9 @@ def prepare(
 ) -> tuple[ConfigDict, Callable[[], Weights] | None]:
     """Returns the config of a run, adapted to `init.weights`, and a function that loads them.
 
-    The function is None if `init.weights` is not set.
-
-    A run that already exists in the workdir keeps its model and preprocessing, and its weights are
-    loaded only if it has no checkpoint. Raises UserError if the weights can't be read or don't fit
-    the experiment's model.
+    The function is None if `init.weights` is not set. A run that already exists in the workdir
+    keeps its model and preprocessing, and its weights are loaded only if it has no checkpoint.
+    Raises UserError if the weights can't be read or don't fit the experiment's model.
     """
     source, config = config.init.weights, config.copy_and_resolve_references()
     if source is None:
