@@ -35,15 +35,15 @@ def load(
     from effnet_jax import models, weights
     from effnet_jax.data.preprocess import Preprocess
 
-    found = weights.load(source, model, origin, classes)
-    variables = jax.device_put(found.variables)
-    config = found.config.copy_and_resolve_references()
+    loaded = weights.load(source, model, origin, classes)
+    variables = jax.device_put(loaded.variables)
+    config = loaded.config.copy_and_resolve_references()
     if num_classes is not None:
         config.num_classes = num_classes
         old = variables["params"].pop("classifier")
         new = {name: jnp.zeros((*array.shape[:-1], num_classes)) for name, array in old.items()}
         variables["params"]["classifier"] = new
-    return models.build(config), variables, Preprocess(**found.preprocess)
+    return models.build(config), variables, Preprocess(**loaded.preprocess)
 
 
 def create_model(model: str, num_classes: int = 1000, **settings: Any) -> Any:
@@ -121,15 +121,15 @@ def backbone(
         raise UserError("backbone needs the name of a model, or weights")
     if in_channels < 1:
         raise UserError(f"in_channels must be 1 or more; got {in_channels}")
-    found = weights
+    loaded = weights
     if weights is not None and not isinstance(weights, weights_lib.Weights):
-        found = weights_lib.load(weights, model, origin)
-    elif found and (model or origin):
+        loaded = weights_lib.load(weights, model, origin)
+    elif loaded and (model or origin):
         raise UserError("give model and origin with a source of weights, not with loaded ones")
-    config = (found.config if found else ours.config_of(model)).copy_and_resolve_references()
+    config = (loaded.config if loaded else ours.config_of(model)).copy_and_resolve_references()
     with config.unlocked():
         config.dtype = dtype
     made = backbones.make(models.build(config), strides, in_channels=in_channels, frozen=frozen)
-    if not found:
+    if not loaded:
         return made
-    return made.clone(initial=backbones.trained(made, found.variables))
+    return made.clone(initial=backbones.trained(made, loaded.variables))

@@ -54,7 +54,7 @@ def _parse(data: bytes, path: pathlib.Path) -> tuple[list[str], list[tuple[dict[
         file.seek(0)
         reader = csv.DictReader(file, delimiter=delimiter, strict=True)
         columns = [name.strip() for name in reader.fieldnames or ()]
-        found = [(row, f"{path}, line {reader.line_num}") for row in reader]
+        parsed = [(row, f"{path}, line {reader.line_num}") for row in reader]
     except UnicodeError:
         raise UserError(
             f"can't read {path}: it is not UTF-8 text; save it as UTF-8, or use the original file"
@@ -64,7 +64,7 @@ def _parse(data: bytes, path: pathlib.Path) -> tuple[list[str], list[tuple[dict[
     if twice := [name for name in dict.fromkeys(columns) if name and columns.count(name) > 1]:
         raise UserError(f"{path} has the column {twice[0]!r} twice")
     rows = []
-    for row, place in found:
+    for row, place in parsed:
         if any(row.pop(None, ())):
             raise UserError(f"{place} has more cells than the file has columns")
         cells = {name.strip(): (text or "").strip() for name, text in row.items()}

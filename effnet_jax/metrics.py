@@ -59,12 +59,12 @@ def metric_sums(
 
 
 def _among(logits: jax.Array, choices: np.ndarray | None) -> jax.Array:
-    """Sets the logits outside of the choices to the least float; 0 * -inf would be NaN."""
+    """Sets the logits of other classes to the least float, not -inf: 0 * -inf would be NaN."""
     lowest = jnp.finfo(logits.dtype).min
     return logits if choices is None else jnp.where(choices[None], logits, lowest)
 
 
-CONFUSED = 1000  # Largest number of classes with a confusion matrix.
+CONFUSED = 1000  # Most classes with a confusion matrix, whose size is their square.
 MISTAKES = 100  # Number of mistakes that an evaluation keeps.
 
 

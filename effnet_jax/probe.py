@@ -27,7 +27,7 @@ PyTree = Any
 L2 = tuple(np.logspace(-6, 5, 45).tolist())  # As in arXiv 1805.08974, section 3.
 NEIGHBOURS = (1, 3, 5, 10, 20, 50)
 HELD_OUT = 0.2  # Fraction of each training class on which the l2 is chosen.
-ITERATIONS = 300  # Most iterations of L-BFGS for each l2.
+ITERATIONS = 300  # Maximum for L-BFGS, for each l2.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,12 +135,12 @@ def extract(
     step = jax.jit(step, out_shardings=parallel.replicated(mesh))
     variables = jax.device_put(variables, parallel.replicated(mesh))
     batches = pipeline.eval_batches(source, config, resolution)
-    found, labels = [], []
+    outputs, labels = [], []
     for batch in track(batches.read_ahead(config.data), len(batches)):
         real = batch["mask"] > 0
-        found.append((step(variables, parallel.put_batch(batch, mesh)), real))
+        outputs.append((step(variables, parallel.put_batch(batch, mesh)), real))
         labels.append(batch["label"][real])
-    features = np.concatenate([np.asarray(each)[real] for each, real in found])
+    features = np.concatenate([np.asarray(each)[real] for each, real in outputs])
     if not np.isfinite(features).all():
         bad = np.flatnonzero(~np.isfinite(features).all(1))
         raise UserError(
@@ -195,10 +195,10 @@ class Logistic:
 
         options = {"maxiter": ITERATIONS, "maxcor": 20, "gtol": 1e-6, "ftol": 1e-9}
         start, form = self._weights.ravel(), {"jac": True, "method": "L-BFGS-B"}
-        found = scipy.optimize.minimize(self.loss, start, (l2,), options=options, **form)
-        self._weights = found.x.reshape(self._weights.shape)
-        self.converged = found.nit < ITERATIONS
-        return float(found.fun)
+        result = scipy.optimize.minimize(self.loss, start, (l2,), options=options, **form)
+        self._weights = result.x.reshape(self._weights.shape)
+        self.converged = result.nit < ITERATIONS
+        return float(result.fun)
 
     def log_probabilities(self, features: np.ndarray) -> np.ndarray:
         """Returns the log probabilities of the classes, [n, classes]."""
@@ -266,13 +266,13 @@ def fit_logistic(
     out = held_out(labels, HELD_OUT)
     if not out.any():
         raise UserError("each class has one training image, so none can be held out; add images")
-    model, found = Logistic(train.features[~out], labels[~out], len(present)), []
+    model, trials = Logistic(train.features[~out], labels[~out], len(present)), []
     for l2 in track(sorted(L2, reverse=True)):  # Weights start at 0; each fit is close to the last.
         model.fit(l2)
         log_p = model.log_probabilities(train.features[out])
         loss = -float(log_p[np.arange(out.sum()), labels[out]].mean())
-        found.append((getattr(score(labels[out], log_p.argmax(1), "", ""), metric), -loss, l2))
-    l2 = max(found)[2]
+        trials.append((getattr(score(labels[out], log_p.argmax(1), "", ""), metric), -loss, l2))
+    l2 = max(trials)[2]
     model = Logistic(train.features, labels, len(present))
     model.fit(l2)
     notes = [f"l2={l2:.3g} is at the end of the range"] if l2 in (L2[0], L2[-1]) else []

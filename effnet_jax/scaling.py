@@ -33,7 +33,7 @@ def compound(
     base_width: float = 1.0,
     base_depth: float = 1.0,
 ) -> Coefficients:
-    """Applies the paper's equation 3 for any real phi. B1 to B7 are published roundings of it."""
+    """Applies the paper's equation 3 for any real phi. The published B1 to B7 are rounded."""
     width, depth = base_width * beta**phi, base_depth * alpha**phi
     return Coefficients(width, depth, round(base_resolution * gamma**phi))
 
@@ -44,8 +44,9 @@ def dropout_rate(phi: float) -> float:
 
 
 def round_filters(filters: int, width: float, least: float = 0.9) -> int:
-    """Scales filters and rounds to the nearest multiple of 8, or up if that is below `least` of it.
+    """Scales filters and rounds to a multiple of 8.
 
+    It is the nearest one, or the next if the nearest is below `least` times the scaled number.
     Source: tensorflow/tpu models/official/efficientnet/efficientnet_model.py, round_filters.
     """
     scaled = filters * width

@@ -16,7 +16,7 @@ FROZEN = "frozen"  # Collection of the weights that are not trained.
 
 
 class Backbone(nn.Module):
-    """Returns a network's feature maps by stride; `effnet_jax.backbone` creates this module."""
+    """Computes a network's feature maps by stride; `effnet_jax.backbone` creates this module."""
 
     network: Network
     levels: tuple[tuple[int, str, int], ...]  # Stride, name of the feature, channels.
@@ -94,7 +94,10 @@ def adapt(kernel: np.ndarray, channels: int) -> np.ndarray:
 
 
 def trained(backbone: Backbone, variables: dict[str, Any]) -> Callable[[], dict[str, Any]]:
-    """Returns a function that returns the `variables` of a backbone, for its number of channels."""
+    """Returns a function that returns a backbone's part of a network's variables.
+
+    The first convolution is adapted to the backbone's channels.
+    """
     stages = range(1, len(backbone.network.architecture.stages) + 1)
     names = ["stem", *(f"stage{number}" for number in stages)]
     kept = {key: {name: arrays[name] for name in names} for key, arrays in variables.items()}

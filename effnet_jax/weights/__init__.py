@@ -161,13 +161,13 @@ def load(
       UserError: the source can't be read; or an array is missing, left over, of another shape,
         of integers, or not finite.
     """
-    found, stated = files.read(source, weights)
-    found, stated, where = unwrap(found), dict.fromkeys(files.STATED) | stated, str(source)
+    arrays, stated = files.read(source, weights)
+    arrays, stated, where = unwrap(arrays), dict.fromkeys(files.STATED) | stated, str(source)
     if (of_timm := timm.by_name(model or "")) and stated["config"] is None:
         if origin not in (None, of_timm["origin"]):
             raise UserError(f"{model} is a model of origin {of_timm['origin']}, not {origin}")
         stated, model = stated | of_timm, of_timm["model"]
-    key = detect(found, where)
+    key = detect(arrays, where)
     if stated["config"] is None:
         origin = choose(key, origin or stated["origin"], where)
     elif origin in (None, stated["origin"]):
@@ -175,7 +175,7 @@ def load(
     else:
         raise UserError(f"{where} states that its origin is {stated['origin']}, not {origin}")
     names, is_known = NAMES[key], (model, stated["config"]) != (None, None)
-    by_name = {name: found[place] for name, place in names.clean(found, weights).items()}
+    by_name = {name: arrays[place] for name, place in names.clean(arrays, weights).items()}
     model, config = _match(model or stated["model"], stated["config"], names, by_name, where)
     if key == "ours" and not is_known:
         raise UserError(
@@ -184,7 +184,7 @@ def load(
         )
     if stated["config"] is None:
         preprocess = _preprocess(model, config, origin, stated["preprocess"])
-        preprocess |= keras.normalization(found) if key == "keras" else {}
+        preprocess |= keras.normalization(arrays) if key == "keras" else {}
     else:
         preprocess = dict(stated["preprocess"])
     if normalization is not None:
@@ -197,15 +197,15 @@ def load(
     outputs = config.num_classes
     named = _name_classes(classes, stated["classes"], outputs, where)
     _settle(config, len(named), preprocess)
-    arrays = {}
+    flat = {}
     for array in list_arrays(models.architecture(config)):
         value = by_name[names.of(array)]
         value = _valid(array, value, config.batch_norm_epsilon, f"{where}: {names.of(array)}")
         value = names.ours(array, value)
         if array.role == "classifier":
             value = value[..., outputs - len(named) :]  # Without the background, if it is dropped.
-        arrays[array.name] = np.ascontiguousarray(value)
-    variables = flax.traverse_util.unflatten_dict(arrays, sep="/")
+        flat[array.name] = np.ascontiguousarray(value)
+    variables = flax.traverse_util.unflatten_dict(flat, sep="/")
     return Weights(config.lock(), variables, preprocess, named, origin, stated["step"])
 
 
@@ -238,21 +238,21 @@ def _has_hole(value: np.ndarray, length: int = 8192) -> bool:
 
 
 def _match(
-    model: str | None, stated: ConfigDict | None, names: Names, found: Arrays, where: str
+    model: str | None, stated: ConfigDict | None, names: Names, arrays: Arrays, where: str
 ) -> tuple[str | None, ConfigDict]:
     """Returns the name (None if unnamed) and the config of the model that has the arrays.
 
     Args:
       model, stated: name and config, if the user or the source states them.
-      names, found: the format's names, and the arrays by these names.
+      names, arrays: the format's names, and the arrays by these names.
       where: the source, for messages.
     """
-    bias = np.shape(found.get(names.of(CLASSIFIER_BIAS), 0.0))
+    bias = np.shape(arrays.get(names.of(CLASSIFIER_BIAS), 0.0))
 
     def mismatches(config: ConfigDict) -> tuple[int, str]:
         with config.unlocked():
             config.num_classes = bias[0] if bias and bias[0] else 1000
-        return find_mismatches(list_arrays(models.architecture(config)), names, found)
+        return find_mismatches(list_arrays(models.architecture(config)), names, arrays)
 
     if stated is None and model is None:
         tried = {}
@@ -274,14 +274,14 @@ def _match(
     return model, next(iter(candidates.values()))
 
 
-def find_mismatches(wanted: Iterable[Array], names: Names, found: Arrays) -> tuple[int, str]:
+def find_mismatches(wanted: Iterable[Array], names: Names, arrays: Arrays) -> tuple[int, str]:
     """Returns the number of arrays that are missing, left over or misshapen, and a text of them."""
 
     def text(shape: tuple[int, ...]) -> str:
         return "x".join(map(str, shape)) or "one number"
 
     expected = {names.of(array): text(names.shape(array)) for array in wanted}
-    shapes = {name: text(np.shape(array)) for name, array in found.items()}
+    shapes = {name: text(np.shape(array)) for name, array in arrays.items()}
     kinds = {
         "missing": [name for name in expected if name not in shapes],
         "left over": sorted(shapes.keys() - expected.keys()),

@@ -18,15 +18,15 @@ def list_files(folder: pathlib.Path) -> list[pathlib.Path]:
 
     Hidden files and folders, such as the caches of downloads, are skipped.
     """
-    found = [
+    paths = [
         path
         for path in sorted(folder.rglob("*"))
         if path.name.endswith(ENDINGS) and path.is_file() and not SHARD.search(path.name)
         if not any(part.startswith(".") for part in path.relative_to(folder).parts)
     ]
-    if not found:
+    if not paths:
         raise UserError(f"no weights in {folder} (files that end in {', '.join(ENDINGS)})")
-    return found
+    return paths
 
 
 def names(path: pathlib.Path) -> list[str]:
@@ -64,10 +64,10 @@ def load_named(path: pathlib.Path, classes: str, **options: Any) -> Weights:
     `classes` are used if the file does not state its classes.
     """
     try:
-        found = load(path, **options)
+        loaded = load(path, **options)
     except UserError:
         options["model"] = next((name for name in names(path) if timm.by_name(name)), None)
         if options["model"] is None:
             raise
-        found = load(path, **options)
-    return found if found.classes[0] != "class 0" else load(path, classes=classes, **options)
+        loaded = load(path, **options)
+    return loaded if loaded.classes[0] != "class 0" else load(path, classes=classes, **options)

@@ -29,11 +29,9 @@ def prepare(
 ) -> tuple[ConfigDict, Callable[[], Weights] | None]:
     """Returns the config of a run, adapted to `init.weights`, and a function that loads them.
 
-    The function is None if `init.weights` is not set.
-
-    A run that already exists in the workdir keeps its model and preprocessing, and its weights are
-    loaded only if it has no checkpoint. Raises UserError if the weights can't be read or don't fit
-    the experiment's model.
+    The function is None if `init.weights` is not set. A run that already exists in the workdir
+    keeps its model and preprocessing, and its weights are loaded only if it has no checkpoint.
+    Raises UserError if the weights can't be read or don't fit the experiment's model.
     """
     source, config = config.init.weights, config.copy_and_resolve_references()
     if source is None:
@@ -45,9 +43,9 @@ def prepare(
         _copy(config, run.model.to_dict(), run.preprocess.to_dict())
         config.init.checksum = run.init.checksum
         return config, load
-    found = load()
-    _follow(config, found)
-    config.init.checksum = checksum(found)
+    loaded = load()
+    _follow(config, loaded)
+    config.init.checksum = checksum(loaded)
     return config, load
 
 
@@ -59,10 +57,10 @@ def _load(config: ConfigDict) -> Weights:
         raise UserError(f"config.init.weights={init.weights}: {error}") from None
 
 
-def checksum(found: Weights) -> str:
+def checksum(loaded: Weights) -> str:
     """Returns a digest of all arrays and their names."""
     digest = hashlib.sha256()
-    for name, array in sorted(flax.traverse_util.flatten_dict(found.variables, sep="/").items()):
+    for name, array in sorted(flax.traverse_util.flatten_dict(loaded.variables, sep="/").items()):
         digest.update(name.encode() + np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()[:16]
 
@@ -78,9 +76,9 @@ def _name(model: ConfigDict) -> str | None:
     return None
 
 
-def _follow(config: ConfigDict, found: Weights) -> None:
+def _follow(config: ConfigDict, loaded: Weights) -> None:
     """Sets the config values that depend on the weights, and logs them."""
-    own, theirs, defaults = config.model, found.config, config_lib.get_config("phi=0")
+    own, theirs, defaults = config.model, loaded.config, config_lib.get_config("phi=0")
     if config.init.model == "weights":
         chosen = [key for key in SHAPE if own[key] != defaults.model[key]]
         if chosen:
@@ -88,12 +86,12 @@ def _follow(config: ConfigDict, found: Weights) -> None:
                 f"config.init.model='weights' takes the network from {config.init.weights}, but "
                 f"config.model.{chosen[0]} is set too; remove one of them"
             )
-        resolution = own.resolution or found.preprocess["resolution"]
+        resolution = own.resolution or loaded.preprocess["resolution"]
         own.update({key: theirs[key] for key in SHAPE} | {"resolution": resolution})
         if own.dropout is None:
             own.dropout = theirs.dropout
     else:
-        _check_shape(config, found)
+        _check_shape(config, loaded)
     own.update({key: theirs[key] for key in SETTINGS})
     kept = []
     if config.init.preprocess == "weights":
@@ -101,19 +99,19 @@ def _follow(config: ConfigDict, found: Weights) -> None:
         usual = defaults.preprocess.to_dict() | dict(zip(("mean", "std"), base, strict=True))
         for key in IMAGE:
             if config.preprocess[key] in (usual[key], defaults.preprocess[key]):
-                config.preprocess[key] = _as(config.preprocess[key], found.preprocess[key])
-            elif config.preprocess[key] != found.preprocess[key]:
+                config.preprocess[key] = _as(config.preprocess[key], loaded.preprocess[key])
+            elif config.preprocess[key] != loaded.preprocess[key]:
                 kept.append(f"{key}={config.preprocess[key]}")
-    _say(config, found, kept)
+    _say(config, loaded, kept)
 
 
 def _as(like: Any, value: Any) -> Any:
     return tuple(value) if isinstance(like, tuple) else value
 
 
-def _check_shape(config: ConfigDict, found: Weights) -> None:
+def _check_shape(config: ConfigDict, loaded: Weights) -> None:
     ours, theirs = (
-        models.architecture(_with_classes(each)) for each in (config.model, found.config)
+        models.architecture(_with_classes(each)) for each in (config.model, loaded.config)
     )
     same = (ours.stem, ours.stages, ours.head_filters) == (
         theirs.stem,
@@ -121,12 +119,12 @@ def _check_shape(config: ConfigDict, found: Weights) -> None:
         theirs.head_filters,
     )
     if not same:
-        scale, name = models.coefficients(found.config), _name(found.config)
+        scale, name = models.coefficients(loaded.config), _name(loaded.config)
         known = f"{name}, " if name else ""
         text = f"w={scale.width:g},d={scale.depth:g},r={scale.resolution}"
         raise UserError(
             f"config.init.weights={config.init.weights} has the weights of another model: {known}"
-            f"{found.config.base} with {text}. Give --config=EXPERIMENT:{name or text}, or "
+            f"{loaded.config.base} with {text}. Give --config=EXPERIMENT:{name or text}, or "
             "--config.init.model=weights if the experiment does not choose the model"
         )
 
@@ -137,15 +135,15 @@ def _with_classes(model: ConfigDict) -> ConfigDict:
     return model
 
 
-def _say(config: ConfigDict, found: Weights, kept: list[str]) -> None:
+def _say(config: ConfigDict, loaded: Weights, kept: list[str]) -> None:
     is_own = config.init.preprocess == "own"
     whose = "the experiment's" if is_own else "that of the weights"
     but = f", except for {', '.join(kept)}, which the experiment sets" if kept else ""
     values = ", ".join(f"{key} {config.preprocess[key]}" for key in IMAGE[2:4])
     mean = ", ".join(f"{value:.3g}" for value in config.preprocess.mean)
     say(f"preprocessing is {whose}{but}: {values}, mean {mean}")
-    if (size := models.coefficients(config.model).resolution) != found.preprocess["resolution"]:
-        say(f"images have {size} px; the weights are for {found.preprocess['resolution']} px")
+    if (size := models.coefficients(config.model).resolution) != loaded.preprocess["resolution"]:
+        say(f"images have {size} px; the weights are for {loaded.preprocess['resolution']} px")
 
 
 def _copy(config: ConfigDict, model: dict[str, Any], preprocess: dict[str, Any]) -> None:

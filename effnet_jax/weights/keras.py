@@ -68,17 +68,17 @@ def normalization(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
     by its root twice (keras/applications/efficientnet.py, tensorflow issue 49930), that is, by the
     standard deviation. Other files have the variance.
     """
-    found = {}
+    statistics = {}
     for name, value in arrays.items():
         layer, *leaf = _path(name)
         if leaf and layer.startswith("normalization"):
-            found[leaf[0]] = np.ravel(value).astype(np.float64)
-    if not {"mean", "variance"} <= found.keys():
+            statistics[leaf[0]] = np.ravel(value).astype(np.float64)
+    if not {"mean", "variance"} <= statistics.keys():
         return {}
-    variance, std = found["variance"], np.array(NORMALIZATIONS["imagenet"][1])
+    variance, std = statistics["variance"], np.array(NORMALIZATIONS["imagenet"][1])
     is_std = variance.shape == std.shape and np.allclose(variance, std, rtol=1e-3)
     std = std if is_std else np.sqrt(variance)
-    return {"mean": tuple(found["mean"].tolist()), "std": tuple(std.tolist())}
+    return {"mean": tuple(statistics["mean"].tolist()), "std": tuple(std.tolist())}
 
 
 def read(path: pathlib.Path) -> dict[str, np.ndarray]:

@@ -159,12 +159,12 @@ def _leaves(layer: Layer) -> Iterator[tuple[str, str, tuple[int, ...]]]:
             yield f"{collection}/{norm}/{name}", leaf, (outs,)
 
 
-def unwrap(found: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def unwrap(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Removes COUNTS, and removes from the names each of WRAPPERS that all names start with."""
-    found = {name: array for name, array in found.items() if not COUNTS.fullmatch(name)}
-    while found and (shared := [w for w in WRAPPERS if all(n.startswith(w) for n in found)]):
-        found = {name.removeprefix(shared[0]): array for name, array in found.items()}
-    return found
+    arrays = {name: array for name, array in arrays.items() if not COUNTS.fullmatch(name)}
+    while arrays and (shared := [w for w in WRAPPERS if all(n.startswith(w) for n in arrays)]):
+        arrays = {name.removeprefix(shared[0]): array for name, array in arrays.items()}
+    return arrays
 
 
 def by_plain_name(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
