@@ -23,6 +23,7 @@ SHARED = {
     "--csv": ("FILE", "CSV file to add the rows to"),
     "--data": ("SET", "data set"),
     "--data_dir": ("DIR", "folder of the data"),
+    "--dry_run": (None, "only show what would be done"),
     "--dtype": ("DTYPE", "dtype of the computation: float32 or bfloat16"),
     "--evaluation": ("NAME/WEIGHTS", "evaluation and weights whose top-1 counts"),
     "--json": (None, "print JSON"),

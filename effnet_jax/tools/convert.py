@@ -2,7 +2,7 @@
 
 Examples:
   effnet-jax convert efficientnet-lite0.pth --to=lite0.safetensors --classes=imagenet
-  effnet-jax convert runs/mine --to=hf://ORG/NAME --license=apache-2.0 --preview=hub
+  effnet-jax convert runs/mine --to=hf://ORG/NAME --license=apache-2.0 --dry_run --out=hub
 
 SRC is a .safetensors, .npz, .pth or .h5 file, a TensorFlow checkpoint, the workdir or a checkpoint
 of a run, or hf://ORG/NAME. No code in SRC is executed. An array that is missing, left over or of
@@ -41,8 +41,8 @@ add("--to", required=True, metavar="FILE|DIR|hf://ORG/NAME", help=folder)
 names = "names of the arrays: ours or timm (default: ours; on the Hub timm if it has the model)"
 add("--names", help=names)
 add("--license", help="license of the weights, such as apache-2.0; for hf://ORG/NAME")
-preview = "write the files of hf://ORG/NAME to this folder, and upload nothing"
-add("--preview", type=pathlib.Path, metavar="DIR", help=preview)
+add("--dry_run", action="store_true", help=": the files of hf://ORG/NAME, in --out")
+add("--out", type=pathlib.Path, help=" the files with --dry_run")
 add("--overwrite", action="store_true")
 add("--json", action="store_true", help=" instead of lines of text")
 
@@ -55,11 +55,13 @@ def check(args: argparse.Namespace) -> tuple[pathlib.Path | None, str | None]:
             raise UserError(f"--to={args.to} names a revision; leave it out: hf://{repository}")
         if not args.license:
             raise UserError(f"--to={args.to} needs --license, as in --license=apache-2.0")
-        if not args.preview:
+        if args.dry_run != bool(args.out):
+            raise UserError("--dry_run and --out=DIR, the folder that it writes, go together")
+        if not args.dry_run:
             hub.library(args.to)
         return None, repository
-    if args.license or args.preview:
-        raise UserError("--license and --preview apply to --to=hf://ORG/NAME")
+    if args.license or args.dry_run or args.out:
+        raise UserError("--license, --dry_run and --out apply to --to=hf://ORG/NAME")
     path = pathlib.Path(args.to).expanduser()
     if path.suffix == ".safetensors":
         return path, None
@@ -69,13 +71,13 @@ def check(args: argparse.Namespace) -> tuple[pathlib.Path | None, str | None]:
 
 
 def publish(args: argparse.Namespace, found: weights.Weights, repository: str) -> str:
-    """Writes the files of a repository and uploads them, unless --preview is set."""
+    """Writes the files of a repository and uploads them, unless --dry_run is set."""
     from effnet_jax.weights import publish as lib
 
     about = (found, repository, args.license, args.source, args.weights, args.names)
-    if args.preview:
-        lib.write(args.preview.expanduser(), *about, overwrite=args.overwrite)
-        return str(args.preview)
+    if args.dry_run:
+        lib.write(args.out.expanduser(), *about, overwrite=args.overwrite)
+        return str(args.out)
     with tempfile.TemporaryDirectory() as folder:
         lib.write(pathlib.Path(folder), *about)
         return lib.push(pathlib.Path(folder), repository, args.overwrite)

@@ -33,7 +33,7 @@ def parser(doc: str) -> flags.Parser:
     add("--parallel", type=flags.count, metavar="N", help=parallel)
     slurm = "parameters of submitit, such as timeout_min=240,gpus_per_node=1"
     add("--slurm", default="", metavar="KEY=VALUE,...", help=slurm)
-    add("--dry_run", action="store_true", help="print the table of runs and stop")
+    add("--dry_run", action="store_true", help=": the table of runs")
     return parser
 
 

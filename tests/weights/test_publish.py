@@ -45,7 +45,7 @@ def test_a_folder_goes_there_and_back(tmp_path, model):
     wanted = random_weights(model)
     weights.save(tmp_path / "w.safetensors", wanted)
     folder = tmp_path / "hub"
-    run(tmp_path / "w.safetensors", "--to=hf://org/net", LICENSE, f"--preview={folder}")
+    run(tmp_path / "w.safetensors", "--to=hf://org/net", LICENSE, "--dry_run", f"--out={folder}")
     assert_same(weights.load(folder), wanted)
     names = sorted(path.name for path in folder.iterdir())
     assert names == ["README.md", "config.json", "model.safetensors"]
@@ -67,12 +67,13 @@ def test_a_folder_goes_there_and_back(tmp_path, model):
 
 def test_the_card_of_a_run_has_data_recipe_scores_and_commit(tmp_path, workdir):
     folder = tmp_path / "hub"
-    run(workdir, "--to=hf://org/digits", LICENSE, f"--preview={folder}")
+    run(workdir, "--to=hf://org/digits", LICENSE, "--dry_run", f"--out={folder}")
     card = (folder / "README.md").read_text()
     assert "Trained on digits, 1,437 images (split train)" in card and "commit 0a1b2c" in card
     assert "| val | 98.75% | 360 |" in card and "ema weights of step 5" in card
     assert "config.batch_size: 2048 -> 256" in card and str(tmp_path) not in card
-    run(workdir, "--to=hf://org/digits", LICENSE, f"--preview={tmp_path / 'raw'}", "--weights=raw")
+    folder = f"--out={tmp_path / 'raw'}"
+    run(workdir, "--to=hf://org/digits", LICENSE, "--dry_run", folder, "--weights=raw")
     assert "| val | 50.00% | 360 |" in (tmp_path / "raw" / "README.md").read_text()
 
 
@@ -113,17 +114,19 @@ def test_an_upload_is_asked_for_once_and_refusals_are_told(tmp_path, workdir, mo
     with pytest.raises(UserError, match="can't publish org/net: 409 Client Error"):
         run(workdir, "--to=hf://org/net", LICENSE)
     run(workdir, "--to=hf://org/net", LICENSE, "--overwrite")
-    dry = f"--preview={tmp_path / 'hub'}"
-    run(workdir, "--to=hf://org/net", LICENSE, dry)
+    dry = ("--dry_run", f"--out={tmp_path / 'hub'}")
+    run(workdir, "--to=hf://org/net", LICENSE, *dry)
     assert len(uploaded) == 2
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     for arguments, text in (
         (["--to=hf://org/net", LICENSE], "pip install huggingface_hub"),
         (["--to=hf://org/net"], "needs --license"),
-        (["--to=hf://org", LICENSE, dry], "write hf://ORG/NAME"),
-        (["--to=hf://org/net", LICENSE, dry], "already exists; --overwrite replaces it"),
-        (["--to=hf://org/net", LICENSE, dry, "--overwrite", "--names=timm"], "timm has no network"),
-        (["--to=hf://org/net", LICENSE, dry, "--names=keras"], "unknown names 'keras'"),
+        (["--to=hf://org/net", LICENSE, "--dry_run"], "go together"),
+        (["--to=hf://org/net", LICENSE, "--out=hub"], "go together"),
+        (["--to=hf://org", LICENSE, *dry], "write hf://ORG/NAME"),
+        (["--to=hf://org/net", LICENSE, *dry], "already exists; --overwrite replaces it"),
+        (["--to=hf://org/net", LICENSE, *dry, "--overwrite", "--names=timm"], "timm has no net"),
+        (["--to=hf://org/net", LICENSE, *dry, "--names=keras"], "unknown names 'keras'"),
         ([f"--to={tmp_path / 'x.safetensors'}", LICENSE], "apply to --to=hf://ORG/NAME"),
     ):
         with pytest.raises(UserError, match=text):
