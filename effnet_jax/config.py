@@ -1,4 +1,4 @@
-"""Every key of a config with its meaning, default and limits; and the one `validate`.
+"""Every key of a config with its meaning, default and limits; `validate` checks a whole config.
 
 The defaults are the reference's training recipe, tensorflow/tpu models/official/efficientnet
 (main.py, utils.py): TF-style RMSProp, learning rate 0.016 per 256 images with 5 epochs of warm-up
@@ -7,8 +7,9 @@ and x0.97 every 2.4 epochs, L2 1e-5, label smoothing 0.1, an average of the weig
 reference's value: `model.batch_norm_scope="reference"`, `preprocess.interpolation="bicubic_tf1"`
 and `augment.rounding="truncate"`.
 
-An experiment (a file in configs/) calls `get_config` and changes what differs. Derived values, as
-steps or the scaled learning rate, are computed where they are used: an override is never stale.
+An experiment (a file in configs/) calls `get_config` and changes what differs. Derived values, such
+as the number of steps or the scaled learning rate, are computed where they are used, so overrides
+always take effect.
 """
 
 import json
@@ -29,8 +30,9 @@ from effnet_jax.errors import UserError, check_choice
 from effnet_jax.models import operations
 from effnet_jax.run import buckets, files
 
-# Mean and standard deviation (RGB, of pixels in 0..1) that published weights were trained with:
-# ImageNet's own; of 0..255, (x - 127) / 128, (x - 128) / 128, or x / 127.5 - 1, as AdvProp's.
+# Mean and standard deviation (RGB, of pixels in 0..1) with which published weights were trained.
+# For pixels x in 0..255, "127" is (x - 127) / 128, "128" is (x - 128) / 128, and "inception", which
+# AdvProp's weights need, is x / 127.5 - 1.
 NORMALIZATIONS = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "127": ((127 / 255,) * 3, (128 / 255,) * 3),
@@ -51,12 +53,12 @@ FILE = "config.json"  # In a workdir.
 
 
 class Number(NamedTuple):
-    """A number, or a tuple of numbers, with its limits, both allowed. None: not set."""
+    """A number, or a tuple of numbers, from `low` to `high` inclusive; None means not set."""
 
     default: Any
     low: float = 0
     high: float = math.inf
-    kind: type | None = None  # Of a value whose default is None.
+    kind: type | None = None  # Type of the value if the default is None.
 
     def check(self, key: str, value: Any) -> None:
         if value is None and (self.default is None or key in DURATIONS):
@@ -68,7 +70,7 @@ class Number(NamedTuple):
 
 
 class Interval(NamedTuple):
-    """Two numbers above 0, the second no less than the first and at most `high`."""
+    """Two numbers above 0, in ascending order and at most `high`."""
 
     default: tuple[float, float]
     high: float = math.inf
@@ -85,7 +87,7 @@ class Interval(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """One of several names; the first is the default."""
+    """One of several names, of which the first is the default."""
 
     options: tuple[str, ...]
 
@@ -98,7 +100,7 @@ class Choice(NamedTuple):
 
 
 class Several(NamedTuple):
-    """Some of several names, as a tuple."""
+    """A tuple of names, each one of `options`."""
 
     default: tuple[str, ...]
     options: tuple[str, ...]
@@ -108,146 +110,148 @@ class Several(NamedTuple):
             check_choice(f"config.{key}", name, self.options)
 
 
-# A bare type: None by default, and otherwise of this type.
+# A bare type stands for a key that is None by default, and has this type if it is set.
 SCHEMA = {
-    "seed": Number(0, 0, 2**32 - 2),  # All randomness, of data and of training, follows from it.
-    "batch_size": Number(2048, 1),  # Images a step, over all devices and processes.
-    "accumulation_steps": Number(1, 1),  # Microbatches that a step's batch is computed in.
-    # A duration is given in epochs or in steps, and the other key is None.
+    "seed": Number(0, 0, 2**32 - 2),  # Seed of all random numbers, for data and training.
+    "batch_size": Number(2048, 1),  # Images per step over all devices and processes.
+    "accumulation_steps": Number(1, 1),  # Microbatches into which each batch is split.
+    # A duration is set in epochs or in steps; the other key is None.
     "epochs": Number(350.0),  # Length of the run.
     "steps": Number(None, 1, kind=int),
-    "fit_batch_size": False,  # True: the batch is no larger than the training data, which is said.
-    # Steps an epoch: exact, records / batch_size; or whole, that rounded down, as Keras counts. The
-    # stream of records is the same.
+    "fit_batch_size": False,  # True: lowers batch_size to the number of training images.
+    # Steps per epoch: exact is records / batch_size; whole rounds it down, as Keras does. The order
+    # of the records is the same.
     "epoch_steps": Choice(("exact", "whole")),
-    "log_steps": Number(100, 1),  # Steps between two lines of progress and metrics.
-    "eval_epochs": Number(5.0),  # Epochs between two evaluations; there is always one at the end.
+    "log_steps": Number(100, 1),  # Steps between log lines, each with progress and metrics.
+    "eval_epochs": Number(5.0),  # Epochs between evaluations; the last step also has one.
     "eval_steps": Number(None, 1, kind=int),
-    "eval_batch_size": Number(1024, 1),  # Images a step of an evaluation, over all devices.
+    "eval_batch_size": Number(1024, 1),  # Images per evaluation step over all devices.
     "model": {
-        # efficientnet, efficientnet_lite, efficientnet_edgetpu, efficientnet_v2 (its B0), the same
-        # with _s, _m, _l and _xl, mobilenet_v1, mobilenet_v2, or resnet18 to resnet1001. The
-        # model's name sets it, with its own base_resolution, dropout, survival_probability,
-        # batch_norm_momentum, and the mean and std of config.preprocess.
+        # efficientnet, efficientnet_lite, efficientnet_edgetpu, efficientnet_v2 (V2-B0),
+        # efficientnet_v2_s, _m, _l or _xl, mobilenet_v1, mobilenet_v2, or resnet18 to resnet1001.
+        # The name of a model sets it, together with base_resolution, dropout,
+        # survival_probability, batch_norm_momentum, and preprocess.mean and preprocess.std.
         "base": "efficientnet",
-        # Either phi, which gives width, depth and resolution by the law, or these three.
+        # Compound coefficient, which gives width, depth and resolution; None if these are set.
         "phi": Number(None, -models.MOST_PHI, models.MOST_PHI, float),
         "alpha": scaling.ALPHA,  # Depth is base_depth * alpha ** phi.
         "beta": scaling.BETA,  # Width is base_width * beta ** phi.
         "gamma": scaling.GAMMA,  # Resolution is base_resolution * gamma ** phi.
         "base_resolution": 224,  # Pixels at phi = 0.
-        # Width at phi = 0; not 1 where another network than the table's is the base.
+        # Width multiplier at phi = 0. 1 is the network in the table of blocks.
         "base_width": 1.0,
-        "base_depth": 1.0,  # Depth at phi = 0, as base_width.
-        "width": Number(None, kind=float),  # Multiplies every filter count; instead of phi.
-        "depth": Number(None, kind=float),  # Multiplies every stage's blocks; instead of phi.
-        "resolution": Number(None, kind=int),  # Pixels; may be set together with phi.
-        "dropout": Number(None, 0, 0.999, float),  # None: 0.2 + 0.3 phi / 7, or the base's.
-        "survival_probability": 0.8,  # Of the last block; stochastic depth, linear by block.
-        # 1 for small images. ResNet then has a 3x3 stem without pooling, as all its small forms do.
+        "base_depth": 1.0,  # Depth multiplier at phi = 0.
+        "width": Number(None, kind=float),  # Multiplies all filter counts; replaces phi.
+        "depth": Number(None, kind=float),  # Multiplies the blocks of all stages; replaces phi.
+        "resolution": Number(None, kind=int),  # In pixels; can be set together with phi.
+        "dropout": Number(None, 0, 0.999, float),  # None: 0.2 + 0.3 phi / 7, or that of the base.
+        "survival_probability": 0.8,  # Stochastic depth: of the last block; linear from 1.
+        # 1 suits small images. ResNets then have a 3x3 stem without pooling, as they do for CIFAR.
         "stem_stride": 2,
-        # Zeros around an image: same (TensorFlow's, and so all published EfficientNets'), or
-        # symmetric (PyTorch's). They differ under stride 2 and even sizes; weights belong to one.
+        # Zero padding: same (TensorFlow's, which published EfficientNets use) or symmetric
+        # (PyTorch's). They differ for stride 2 and even sizes, and weights fit only one of them.
         "padding": Choice(operations.PADDINGS),
         "batch_norm_momentum": Number(0.99, 0, 1),  # Fraction of the running statistics kept.
         "batch_norm_epsilon": Number(1e-3, 0, 1),  # Added to the variance.
-        # Who shares BatchNorm's statistics in training: global, the batch (or microbatch); group,
-        # `batch_norm_group` consecutive examples; reference, the reference's rule: each device
-        # alone up to 8 devices, else groups of max(8, devices / 8) devices; or reference_v2, that
-        # of EfficientNetV2: groups of min(8, devices) devices.
+        # Examples that share BatchNorm's statistics in training. global: the batch, or microbatch;
+        # group: `batch_norm_group` consecutive examples; reference: those of a device, or with more
+        # than 8 devices those of max(8, devices / 8) devices, as in the reference; reference_v2:
+        # those of min(8, devices) devices, as in EfficientNetV2.
         "batch_norm_scope": Choice(("global", "group", "reference", "reference_v2")),
-        "batch_norm_group": Number(32, 1),  # Examples; for the scope "group" alone.
-        # block: recompute the inside of each block for its gradient. Less memory, more time.
+        "batch_norm_group": Number(32, 1),  # In examples; only for the scope "group".
+        # block recomputes the inside of each block for its gradient: less memory, more time.
         "remat": Choice(("none", "block")),
-        "dtype": Choice(("float32", "bfloat16")),  # Of the computation.
-        # plain: lax and automatic differentiation, forward mode included; cpu: forms for CPUs, in
-        # reverse mode only; auto: the best one on the platform that JAX runs on.
+        "dtype": Choice(("float32", "bfloat16")),  # Data type of the computation.
+        # Set of operations. auto: the fastest one for the platform; plain: lax with automatic
+        # differentiation, including forward mode; fused: blocks that move fewer bytes on TPUs;
+        # cpu: fast on CPUs, reverse mode only.
         "operations": Choice(("auto", *operations.SETS)),
-        # The reference's first weights have variance 1 / (3 classes), whatever the features: with
-        # few classes that makes large random logits, larger in wider networks. True: start at 0.
+        # True starts the classifier at 0. The reference draws it with variance 1 / (3 classes) for
+        # any number of features, which makes large random logits if there are few classes.
         "zero_classifier": False,
-        # True: the last BatchNorm of a residual branch starts at scale 0, and the block as its skip
-        # (1706.02677, section 5.1), which deep networks need in short runs. ResNets always do.
+        # True starts the last BatchNorm of each residual branch at scale 0, so that a block starts
+        # as the identity (1706.02677, section 5.1), which helps deep networks in short runs.
+        # ResNets always start so.
         "zero_residual": False,
-        "num_classes": Number(None, 1, kind=int),  # None: as many as the data has.
+        "num_classes": Number(None, 1, kind=int),  # None: as in the data.
     },
     "data": {
-        # split_files: images in a folder, and their authors' lists; data/split_files.py has them.
-        # parquet: a Hugging Face data set on disk; webdataset: tars.
+        # split_files: a folder of images with the split lists of its authors (data/split_files.py);
+        # parquet: a Hugging Face data set on disk; webdataset: tar files.
         "source": Choice(("tfds", "folder", "digits", "split_files", "parquet", "webdataset")),
-        "name": "imagenet2012",  # TFDS name, "dataset" or "dataset/config".
-        "data_dir": str,  # None: TFDS's own default.
-        # TFDS split, or folder under data_dir; of parquet and webdataset see docs/data.md.
+        "name": "imagenet2012",  # TFDS name: "dataset" or "dataset/config".
+        "data_dir": str,  # Folder of the data; None: TFDS's default.
+        # TFDS split, or folder under data_dir; docs/data.md for parquet and webdataset.
         "train_split": "train",
-        "eval_split": "validation",  # The split or folder of evaluation.
-        # The TFDS feature that is the class; for evaluation also a sequence of right classes. The
-        # column of parquet, the key in .json of webdataset.
+        "eval_split": "validation",  # Split or folder for evaluation.
+        # Name of the label: the TFDS feature (for evaluation it may be a sequence of correct
+        # classes), the column of parquet, or the key in webdataset's .json.
         "label": "label",
-        "label_count": Number(None, 1, kind=int),  # Classes of a label that has numbers alone.
-        # The TFDS feature that is the image, a nested one as "image/encoded"; the column of
-        # parquet; of webdataset the ending of its files, or "image" for that of any image.
+        "label_count": Number(None, 1, kind=int),  # Number of classes of integer labels.
+        # Name of the image: the TFDS feature, such as "image/encoded" for a nested one, the column
+        # of parquet, or webdataset's file extension; "image" accepts any image extension.
         "image": "image",
-        "eval_classes": (),  # The classes, by name, that evaluation chooses from; (): all.
-        # Folder or split files without a validation split: fraction of each class held out for it.
+        "eval_classes": (),  # Names of the classes among which evaluation predicts; (): all.
+        # Fraction of each class held out if a folder or split files have no validation split.
         "holdout": Number(0.1, 0.001, 0.5),
-        "check_images": Number(1000),  # Images of each split decoded before step 1; 0: none.
-        # The orientation that a camera writes beside the pixels: ignore, as pipelines of ImageNet
-        # do; or apply, so that an image is as viewers show it.
+        "check_images": Number(1000),  # Images per split decoded before step 1; 0: none.
+        # EXIF orientation: ignore, as ImageNet pipelines do, or apply, as image viewers do.
         "exif": Choice(("ignore", "apply")),
-        "on_corrupt": Choice(("stop", "skip")),  # At a training image that can't be read.
+        "on_corrupt": Choice(("stop", "skip")),  # If a training image can't be read.
         "threads": Number(16, 1, 1024),  # Threads that read, decode and augment.
-        "processes": Number(0, 0, 1024),  # Worker processes, of `threads` threads each; 0: none.
-        "prefetch_batches": Number(4, 1, 1024),  # Batches ready or in work ahead of the step.
-        "prefetch_gib": Number(4.0, 0.01),  # Most memory that these batches may take.
-        # One made-up batch of 1,000 classes again and again: the device's speed alone.
+        "processes": Number(0, 0, 1024),  # Worker processes with `threads` threads each; 0: none.
+        "prefetch_batches": Number(4, 1, 1024),  # Batches prepared ahead of the step.
+        "prefetch_gib": Number(4.0, 0.01),  # Maximum memory of these batches.
+        # True repeats one random batch with 1,000 classes, to measure the device without loading.
         "synthetic": False,
     },
-    "evaluations": {},  # By name: see `evaluation`.
-    "init": {  # A new run starts from weights; one that resumes doesn't need them again.
-        # A file, the workdir of a run or a checkpoint in it, hf://ORG/NAME: all that `weights.load`
-        # takes. The classifier's outputs are matched by the names of the classes; those of new
-        # classes start afresh. None: random weights.
+    "evaluations": {},  # Evaluations by name; see `evaluation`.
+    "init": {  # Weights from which a new run starts. A run that resumes doesn't need them.
+        # A file, a workdir, a checkpoint, hf://ORG/NAME, or any other source that `weights.load`
+        # accepts. Outputs of the classifier are matched by class name, and new classes start at
+        # their initial values. None: random weights.
         "weights": str,
-        "which": Choice(("ema", "raw")),  # The averaged weights of a run, or the others.
-        "origin": str,  # As for effnet-jax convert, where a file doesn't state it.
-        "classes": str,  # The names of the outputs, where a file doesn't state them.
-        # weights: the network and its resolution are those of the weights, as far as the experiment
-        # leaves them open; own: the experiment's, which the weights have to fit.
+        "which": Choice(("ema", "raw")),  # Averaged or raw weights of a run.
+        "origin": str,  # Needed if a file doesn't state it; see effnet-jax convert.
+        "classes": str,  # Class names, needed if a file doesn't state them.
+        # own: the network is the experiment's, and the weights have to fit; weights: network and
+        # resolution are those of the weights, unless the experiment sets them.
         "model": Choice(("own", "weights")),
-        # weights: crop, resizing and normalisation are those that the weights go with, except for
-        # values that differ from the defaults; own: the experiment's.
+        # weights: crop, resizing and normalisation are those of the weights, except for values that
+        # differ from the defaults; own: those of the experiment.
         "preprocess": Choice(("weights", "own")),
-        "checksum": str,  # A digest of the arrays, which the program sets.
+        "checksum": str,  # Digest of the arrays; set by the program.
     },
     "preprocess": {
-        "mean": (0.0,) * 3,  # RGB, of pixels in 0..1; the base network's own.
-        "std": (1.0,) * 3,  # RGB, as the mean.
-        # See effnet_jax/data/resizing.py. The reference's is bicubic_tf1, which takes the CPU five
-        # times as long.
+        "mean": (0.0,) * 3,  # RGB, of pixels in 0..1; set by the model's name.
+        "std": (1.0,) * 3,  # RGB, of pixels in 0..1; set by the model's name.
+        # See effnet_jax/data/resizing.py. The reference uses bicubic_tf1, which takes five times as
+        # much CPU time.
         "interpolation": Choice(("bicubic", *(i for i in INTERPOLATIONS if i != "bicubic"))),
-        # Evaluation's part of the image: padding, the central size / (size + crop_padding) of it;
-        # fraction, the central crop_fraction; resize, the same cut out of the resized image, as by
-        # timm and torchvision; squash, as resize of both sides to one length, timm's; or whole,
-        # squeezed to a square. See effnet_jax/data/preprocess.py.
+        # Crop of evaluation, of the shorter side. padding: the central
+        # resolution / (resolution + crop_padding); fraction: the central crop_fraction; resize: the
+        # same, cut out after resizing, as timm and torchvision do; squash: like resize, but both
+        # sides become equal, as timm does; whole: the whole image, its sides made equal. See
+        # effnet_jax/data/preprocess.py.
         "crop_rule": Choice(CROP_RULES),
-        "crop_padding": 32,  # Pixels; for the rule padding.
-        "crop_fraction": 0.875,  # Of the shorter side; for fraction, resize and squash.
-        "crop_area": Interval((0.08, 1.0), 1),  # Training: fraction of the image in a random crop.
-        "crop_aspect": Interval((3 / 4, 4 / 3)),  # Training: width of that crop over its height.
-        "crop_min_covered": Number(0.1, 0, 1),  # A crop with less of the image is drawn again.
-        "crop_attempts": Number(10, 1, 1000),  # Most draws of a crop; then evaluation's is taken.
-        "flip": True,  # Training: mirror every other image, left to right.
-        "flip_vertical": False,  # Every other image upside down too: cells, tissue, aerial images.
+        "crop_padding": 32,  # In pixels; for the rule padding.
+        "crop_fraction": 0.875,  # For the rules fraction, resize and squash.
+        "crop_area": Interval((0.08, 1.0), 1),  # Training: area of a random crop.
+        "crop_aspect": Interval((3 / 4, 4 / 3)),  # Training: width over height of a crop.
+        "crop_min_covered": Number(0.1, 0, 1),  # Crops with less of the image are redrawn.
+        "crop_attempts": Number(10, 1, 1000),  # Maximum draws; then evaluation's crop.
+        "flip": True,  # Training: mirror left to right, with probability 0.5.
+        "flip_vertical": False,  # Training: mirror top to bottom, with probability 0.5.
     },
-    "augment": {  # Of training images, after crop, resize and flip.
-        "policy": Choice(("none", "autoaugment", "randaugment")),  # How images are changed.
-        # Of resized pixels before a policy: nearest; or truncate, as the references do, which makes
-        # images darker by half a grey level.
+    "augment": {  # Augmentation of training images, after crop, resize and flip.
+        "policy": Choice(("none", "autoaugment", "randaugment")),  # Augmentation policy.
+        # Rounding of resized pixels before a policy. The references truncate, which makes images
+        # darker by half a grey level.
         "rounding": Choice(("nearest", "truncate")),
-        "randaugment_layers": Number(2, 0, 16),  # Operations an image.
-        "randaugment_magnitude": Number(10.0, 0, 30),  # Level of all; 10 is AutoAugment's highest.
-        # What the reference's operations do differently from Pillow's; the reference's first.
-        # Contrast blends with a grey: the number of pixels / 256, at most 255; or the mean.
+        "randaugment_layers": Number(2, 0, 16),  # Operations per image.
+        "randaugment_magnitude": Number(10.0, 0, 30),  # Level of all; AutoAugment's maximum is 10.
+        # Differences between the reference's operations, which are the default, and Pillow's.
+        # Contrast blends with a grey: min(pixels / 256, 255) in the reference; the image's mean.
         "contrast_mean": Choice(("pixel_count", "image")),
         # Posterize shifts by 8 bits at levels below 2.5, and by -1 to -4 from 22.5 on. TensorFlow
         # makes both 7, which leaves one bit; Pillow's rule gives black, and the image unchanged.
@@ -255,31 +259,31 @@ SCHEMA = {
         # Solarize's threshold is 256 at level 10, more above. TensorFlow compares in uint8, where
         # 256 is 0 and inverts everything, and 435 (level 17) is 179; in Pillow no pixel reaches it.
         "solarize_threshold": Choice(("wrap", "no_op")),
-        # RandAugment draws a probability of 0.2 to 0.8 for each operation and doesn't use it.
+        # The reference draws a probability of 0.2 to 0.8 for each operation, but doesn't use it.
         "randaugment_probability": Choice(("ignored", "used")),
-        # Cutout (1708.04552): the side of a square of noise over the image's side; 0.0: none. Its
-        # middle is anywhere and its noise in the upper half of the grey levels, as by google/automl
-        # efficientnetv2/preprocessing.py, preprocess_for_finetune.
+        # Cutout (1708.04552): side of a square of noise as a fraction of the image's side; 0.0:
+        # none. Its centre is anywhere in the image, and the noise is in the upper half of the grey
+        # levels (google/automl efficientnetv2/preprocessing.py, preprocess_for_finetune).
         "cutout": Number(0.0, 0, 1),
-        "erase_probability": Number(0.0, 0, 1),  # Random erasing (1708.04896), last on the CPU.
-        "erase_area": Interval((0.02, 1 / 3), 1),  # Fraction of the image.
-        "erase_aspect": Interval((0.3, 3.3)),  # Height over width; log-uniform.
+        "erase_probability": Number(0.0, 0, 1),  # Random erasing (1708.04896), the last operation.
+        "erase_area": Interval((0.02, 1 / 3), 1),  # As a fraction of the image.
+        "erase_aspect": Interval((0.3, 3.3)),  # Height over width, log-uniform.
         "erase_fill": Choice(("mean", "noise")),  # config.preprocess.mean, or uniform noise.
         "mixup_alpha": Number(0.0),  # Beta(alpha, alpha) of mixup, on the device; 0.0: none.
         "cutmix_alpha": Number(0.0),  # Beta(alpha, alpha) of cutmix, on the device; 0.0: none.
-        # Where both are set: each image draws one of them; or of every `mix_group` images the first
-        # half gets mixup and the second cutmix, as in EfficientNetV2.
+        # If both are set. drawn: each image draws one of them; halves: in each `mix_group` the
+        # first half of the images gets mixup and the second half cutmix, as in EfficientNetV2.
         "mixing": Choice(("drawn", "halves")),
-        # What weighs an image's labels after cutmix: its own pasted area; or the mean of all such
-        # images in its group, or half, as in EfficientNetV2.
+        # Weight of the labels after cutmix: the image's own pasted area, or the mean area over the
+        # images with cutmix in its group, as in EfficientNetV2.
         "cutmix_labels": Choice(("own_area", "mean_area")),
-        # Consecutive images that mix among each other. None: the batch; the reference's is a
-        # device's share of it.
+        # Consecutive images that are mixed with each other; None: the batch. In the reference they
+        # are a device's share of the batch.
         "mix_group": Number(None, 1, kind=int),
     },
-    # Progressive learning (2104.00298): a value for each stage of the run in place of its own, the
-    # same number of values for each key; (): its own value in all stages. Stages are equally long
-    # and begin at whole epochs. Evaluation is at model.resolution.
+    # Progressive learning (2104.00298). Each key has one value per stage, or () to keep the value
+    # of the key that it replaces. All keys that are set have the same number of values. Stages are
+    # equally long and start at whole epochs. Evaluation uses model.resolution.
     "progressive": {
         "resolution": Number((), 1),  # Of training images, in pixels.
         "randaugment_magnitude": Number((), 0, 30),  # As augment.randaugment_magnitude.
@@ -288,42 +292,42 @@ SCHEMA = {
         "dropout": Number((), 0, 0.999),  # As model.dropout.
     },
     "loss": {
-        # Of the training loss only; evaluation reports plain cross-entropy.
+        # Only in the training loss; evaluation reports cross-entropy without it.
         "label_smoothing": Number(0.1, 0, 0.999),
     },
     "optimizer": {
-        "name": Choice(("rmsprop", "sgd", "adamw", "lion")),  # Each with its own settings below.
-        "sharded": False,  # True: each device keeps a share of its state and of the averages.
-        # Learning rates are for 256 images a step and scale with the batch.
+        "name": Choice(("rmsprop", "sgd", "adamw", "lion")),  # Settings of each are below.
+        "sharded": False,  # True splits its state and the averages over the devices.
+        # Learning rates are for 256 images per step and are scaled by batch_size / 256.
         "rmsprop": {
-            "learning_rate": Number(0.016),  # At the peak, for 256 images a step.
-            "decay": Number(0.9, 0, 1),  # Of the average of squared gradients.
+            "learning_rate": Number(0.016),  # Peak, for 256 images per step.
+            "decay": Number(0.9, 0, 1),  # Decay of the average of squared gradients.
             "momentum": Number(0.9, 0, 1),  # Fraction of the last update added to the next.
-            "epsilon": Number(1e-3),  # Inside the root.
-            "accumulator": Number(1.0),  # Its value at the start: TensorFlow 1's; Keras's is 0.
+            "epsilon": Number(1e-3),  # Added inside the square root.
+            "accumulator": Number(1.0),  # Initial value: 1 in TensorFlow 1, 0 in Keras.
             "weight_decay": Number(1e-5),  # Times optimizer.weight_decay_rules.
         },
         "sgd": {
-            "learning_rate": Number(0.1),  # At the peak, for 256 images a step.
+            "learning_rate": Number(0.1),  # Peak, for 256 images per step.
             "momentum": Number(0.9, 0, 1),  # Fraction of the last update added to the next.
             "nesterov": True,  # False: plain momentum.
             "weight_decay": Number(5e-5),  # Times optimizer.weight_decay_rules.
         },
         "adamw": {
-            "learning_rate": Number(2.5e-4),  # At the peak, for 256 images a step.
+            "learning_rate": Number(2.5e-4),  # Peak, for 256 images per step.
             "b1": Number(0.9, 0, 1),  # Decay of the average of gradients.
             "b2": Number(0.999, 0, 1),  # Decay of the average of squared gradients.
-            "epsilon": Number(1e-8),  # Outside the root.
+            "epsilon": Number(1e-8),  # Added outside the square root.
             "weight_decay": Number(0.05),  # Times optimizer.weight_decay_rules.
         },
-        # 2302.06675: a rate of a third to a tenth of AdamW's, and as many times its weight decay.
+        # 2302.06675 advises a 3 to 10 times lower rate than AdamW's, and as much more weight decay.
         "lion": {
-            "learning_rate": Number(2.5e-5),  # At the peak, for 256 images a step.
+            "learning_rate": Number(2.5e-5),  # Peak, for 256 images per step.
             "b1": Number(0.9, 0, 1),  # Weight of the momentum in the update.
             "b2": Number(0.99, 0, 1),  # Decay of the momentum.
             "weight_decay": Number(0.5),  # Times optimizer.weight_decay_rules.
         },
-        # The gradient is scaled down to this norm, over all arrays; None: as it is.
+        # Maximum norm of the gradient over all arrays, to which it is scaled down; None: no limit.
         "clip_norm": Number(None, 1e-9, kind=float),
         # Regexes over the slash-joined parameter name; the first full match gives the multiplier.
         "weight_decay_rules": ((r".*norm/(scale|bias)", 0.0), (r".*", 1.0)),

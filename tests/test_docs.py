@@ -110,7 +110,7 @@ def test_the_reference_explains_every_key_and_public_name():
             # A comment that runs on into the next one reads as nonsense here.
             assert meaning.rstrip().endswith((".", ":", ")")) and not meaning.endswith(","), row
     assert '<a id="optimizer.rmsprop.epsilon"></a>`optimizer.rmsprop.epsilon` | ' in keys
-    assert "<code>0.001</code> | 0 or more | Inside the root. |" in keys
+    assert "<code>0.001</code> | 0 or more | Added inside the square root. |" in keys
     text = generate.api_reference()
     for module, names in generate.public_names():
         assert names and f"\n## {module}\n" in text

@@ -62,7 +62,7 @@ class OnDisk:
         """Removes the rest of deletions and of failed saves, whose names contain `temporary`."""
         for name in self.names():
             if temporary in name or name.endswith(DELETED):
-                shutil.rmtree(self.path / name, ignore_errors=True)
+                _remove(self.path / name)
 
     def move(self, names: list[str], folder: str) -> None:
         """Moves checkpoints to a folder of the workdir, and replaces none there."""
@@ -118,6 +118,15 @@ class InBucket:
         for name in names:
             objects = workdir.names(f"{self.path.name}/{name}", deep=True)
             workdir.move(sorted(objects, key=_is_manifest), f"{folder}/{time.time():.0f}")
+
+
+def _remove(path: pathlib.Path) -> None:
+    """Removes a folder, to which writes of a failed save may still add files for a moment."""
+    for _ in range(20):
+        shutil.rmtree(path, ignore_errors=True)
+        if not path.exists():
+            return
+        time.sleep(0.05)
 
 
 def _is_manifest(name: str) -> bool:

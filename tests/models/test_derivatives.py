@@ -313,5 +313,5 @@ def test_the_line_of_the_docs_that_compiles_a_model_runs():
 
 def test_integers_are_refused_by_the_network():
     images = inputs()[3]
-    with pytest.raises(ValueError, match="normalised images in floats, not uint8"):
+    with pytest.raises(ValueError, match="images must be normalised floats, not uint8"):
         tiny("plain").apply({}, images.astype(jnp.uint8), train=False)

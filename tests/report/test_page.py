@@ -288,7 +288,7 @@ def test_figure_7_shows_networks_side_by_side_for_one_class_an_image(run, tmp_pa
         (["--networks", str(copy)], "is not the workdir of a run with images"),
         (["--networks", str(plain), "--layer=stage9"], "this network has: stem"),
         (["--networks", str(plain), f"--images={tmp_path / 'no.png'}"], "no.png"),
-        (["--networks", str(plain), f"--images={tmp_path / 'none.csv'}"], "none.csv.*no image"),
+        (["--networks", str(plain), f"--images={tmp_path / 'none.csv'}"], "none.csv.*not an image"),
         ([f"--images={image}"], "needs --networks"),
     ):
         with pytest.raises(UserError, match=message):

@@ -47,7 +47,7 @@ def test_a_family_s_word_prints_it_beside_what_is_published(capsys):
             assert f" {int(row['trainable_params']):,} " in lines[name]
             assert f" {int(row['multiply_adds_at_res(conv+se+fc)']):,} " in lines[name]
     assert "│ 407" not in lines["lite0"] and "│ 0.407 B" in lines["lite0"]
-    assert "lite3, lite4: the size is the official builder's" in text
+    assert "lite3, lite4: the resolution is the official builder's" in text
     text = run(capsys, "edgetpu", "--num_classes=1001")
     assert "5,439,673" in text and "5.44 M" not in text
     rows = json.loads(run(capsys, "lite", "v2", "--json"))

@@ -328,7 +328,7 @@ def test_bad_input_is_refused_before_the_workdir_is_touched(tiny, tmp_path, monk
 
     fails("batch_size=60 is not divisible by 8 devices", batch_size=60)
     fails("eval_batch_size=12 .* 8 devices", eval_batch_size=12)
-    fails("8 devices in 3 microbatches each .* nearest that is: 72", accumulation_steps=3)
+    fails("8 devices in 3 microbatches each .* use 72", accumulation_steps=3)
     group = {"model.batch_norm_scope": "group", "model.batch_norm_group": 3}
     fails("batch_norm_group=3 does not divide the 8 examples", **group)
     fails("config.model.remat", **{"model.remat": "blocks"})
