@@ -331,83 +331,84 @@ SCHEMA = {
         "clip_norm": Number(None, 1e-9, kind=float),
         # Regexes over the slash-joined parameter name; the first full match gives the multiplier.
         "weight_decay_rules": ((r".*norm/(scale|bias)", 0.0), (r".*", 1.0)),
-        # At 0.0 a parameter has gradients and optimizer state; `fine_tune.freeze` spares these.
+        # A parameter with 0.0 still costs a gradient and optimizer state, unlike one that
+        # `fine_tune.freeze` names.
         "learning_rate_rules": ((r".*", 1.0),),
     },
     "fine_tune": {
-        # Parameters that keep their values, with spaces between: parts of the network, as stem,
-        # stage3, head or stem..stage4, or regexes over the whole slash-joined name.
+        # Parameters that are not trained, separated by spaces: parts of the network, such as stem,
+        # stage3, head or stem..stage4, or regexes that match the whole slash-joined name.
         "freeze": "",
-        # BatchNorm in training: train, by the batch; frozen, by its running statistics, which stay;
-        # or frozen_below, so in the parts whose parameters are all frozen.
+        # Statistics of BatchNorm in training. train: the batch's; frozen: the running statistics,
+        # which don't change; frozen_below: frozen in the parts whose parameters are all frozen.
         "batch_norm": Choice(("train", "frozen", "frozen_below")),
         "head_rate": Number(1.0),  # Multiplies the classifier's learning rate.
-        # Multiplies it once for each block between a parameter and the classifier.
+        # Multiplies the rate once for each block between a parameter and the classifier.
         "layer_decay": Number(1.0, 1e-9, 1),
-        # The classifier alone is trained for so long at first, on frozen features (2202.10054).
-        # Warm-up and decay then begin again.
+        # Time at the start in which only the classifier is trained, on frozen features
+        # (2202.10054). Warm-up and decay then start again.
         "head_epochs": Number(0.0),
         "head_steps": Number(None, 0, kind=int),
-        "head_done": False,  # Whether that is over, which the program sets.
+        "head_done": False,  # Whether this time is over; set by the program.
     },
     "schedule": {
-        "name": Choice(("staircase", "cosine", "constant")),  # The decay after the warm-up.
+        "name": Choice(("staircase", "cosine", "constant")),  # Decay after the warm-up.
         "warmup_epochs": Number(5.0),  # Linear from 0.
         "warmup_steps": Number(None, 0, kind=int),
         "min_rate": Number(0.0, 0, 1),  # The decay ends at this fraction of the peak.
-        "decay_rate": Number(0.97, 1e-9, 1),  # Staircase: multiplies the rate at each stair.
-        "decay_epochs": Number(2.4, 1e-9),  # Epochs of a stair, counted from step 0.
+        "decay_rate": Number(0.97, 1e-9, 1),  # Staircase: factor of each stair.
+        "decay_epochs": Number(2.4, 1e-9),  # Staircase: length of a stair, from step 0.
         "decay_steps": Number(None, 1, kind=int),
     },
     "ema": {
-        # min(decay, (1 + n) / (10 + n)) at update n; 0.0: no averaging.
+        # The decay at update n is min(decay, (1 + n) / (10 + n)); 0.0: no averaging.
         "decay": Number(0.9999, 0, 1),
-        # Instead: average over about this fraction of the run's steps n, with decay 1 - 1 / n.
+        # Replaces decay by 1 - 1 / n, where n is this fraction of the run's steps.
         "fraction": Number(None, 0.0001, 1, kind=float),
     },
     "checkpoint": {
-        "save_epochs": Number(1.0),  # Epochs between two saves; every evaluation saves as well.
+        "save_epochs": Number(1.0),  # Epochs between saves; each evaluation saves too.
         "save_steps": Number(None, 1, kind=int),
-        "keep_newest": Number(2, 1),  # Newest checkpoints that are kept.
-        "keep_best": Number(1),  # Best checkpoints that are kept, also when they are older.
-        "best_metric": "val/ema/top1",  # EVALUATION/WEIGHTS/METRIC, of top1, top5, mean_per_class.
-        "resume": Choice(("auto", "never")),  # auto: go on from the workdir; never: must be empty.
+        "keep_newest": Number(2, 1),  # Number of newest checkpoints to keep.
+        "keep_best": Number(1),  # Number of best checkpoints to keep, of any age.
+        "best_metric": "val/ema/top1",  # EVALUATION/WEIGHTS/METRIC; top1, top5 or mean_per_class.
+        "resume": Choice(("auto", "never")),  # never: the workdir must be empty.
     },
     "early_stopping": {
-        # Evaluations without a rise of `checkpoint.best_metric` after which a run ends; 0: never.
+        # Evaluations without a rise of `checkpoint.best_metric` that end a run; 0: never.
         "patience": Number(0),
     },
     "nonfinite": {  # A loss, gradient or weight that is NaN or infinite.
-        # stop; or rollback: to the last checkpoint, and on without the data of the steps since.
+        # rollback returns to the last checkpoint and skips the data of the steps since then.
         "action": Choice(("stop", "rollback")),
-        "max_rollbacks": Number(3),  # Most roll-backs of a run; then it stops.
+        "max_rollbacks": Number(3),  # Maximum number of roll-backs in a run.
     },
-    # Where metrics go beside metrics.jsonl and the console: tensorboard, wandb, mlflow.
+    # Metric writers in addition to metrics.jsonl and the console: tensorboard, wandb, mlflow.
     "writers": Several(("tensorboard",), ("tensorboard", "wandb", "mlflow")),
     "notify": {
-        # A program that is called with an event and a message: `stop`, the run has ended or was
-        # stopped; `loss`, it was not finite; `alarm`, no checkpoint can be saved, or a process
-        # makes the others wait. "": none.
+        # Program that is called with an event and a message. Events: `stop`, the run has ended or
+        # was stopped; `loss`, the loss was not finite; `alarm`, no checkpoint can be saved, or a
+        # process makes the others wait. "": none.
         "command": "",
     },
     "profile": {
-        # Steps to trace, FIRST:STOP, as in "100:105" for steps 100 to 104; "": none. SIGUSR1 asks a
-        # running process for a trace. docs/slow_runs.md shows what comes of it.
+        # Steps to trace, as FIRST:STOP: "100:105" traces steps 100 to 104; "": none. SIGUSR1 starts
+        # a trace in a running process. See docs/slow_runs.md.
         "steps": "",
     },
-    # Devices as data x model: the batch is split over all of them, and parameters, the optimizer's
-    # state and averages over `model`, each array along its longest axis that divides (FSDP).
+    # Devices form a mesh of data x model. The batch is split over all devices, and parameters,
+    # optimizer state and averages over `model`, each along its longest divisible axis (FSDP).
     "mesh": {
-        "data": Number(None, 1, kind=int),  # None: all devices that `model` leaves.
-        "model": Number(1, 1),  # 1: parameters are whole on every device.
+        "data": Number(None, 1, kind=int),  # None: number of devices / model.
+        "model": Number(1, 1),  # 1: every device has all parameters.
     },
-    "processes": {  # In a run with several: how long one waits for another.
+    "processes": {  # How long processes of a run wait for each other.
         "start_seconds": Number(1800.0, 1),  # While they start, restore and compile.
         "stall_seconds": Number(600.0, 1),  # Without a step, or a batch of an evaluation.
-        "lost_seconds": Number(60.0, 3, 150),  # Without a sign of life: asleep, dead or cut off.
+        "lost_seconds": Number(60.0, 3, 150),  # Without a heartbeat: suspended, dead or cut off.
     },
 }
-# Durations in epochs, and the same in steps.
+# Keys of durations in epochs, and the same in steps.
 DURATIONS = {
     "epochs": "steps",
     "eval_epochs": "eval_steps",
@@ -417,20 +418,20 @@ DURATIONS = {
     "fine_tune.head_epochs": "fine_tune.head_steps",
 }
 EVALUATION = {
-    "epochs": Number(None, kind=float),  # Epochs between two; None: config.eval_epochs.
-    "weights": ("raw", "ema"),  # Which are evaluated.
-    "data": {},  # What differs from config.data, as {"eval_split": "minival"}.
-    "preprocess": {},  # What differs from config.preprocess.
+    "epochs": Number(None, kind=float),  # Epochs between evaluations; None: config.eval_epochs.
+    "weights": ("raw", "ema"),  # Weights that are evaluated.
+    "data": {},  # Changes of config.data, such as {"eval_split": "minival"}.
+    "preprocess": {},  # Changes of config.preprocess.
 }
 
 
 def evaluation(
     weights: tuple[str, ...] = ("raw", "ema"), epochs: float | None = None, **data: Any
 ) -> ConfigDict:
-    """An entry of `config.evaluations`, whose results are named NAME/WEIGHTS/METRIC.
+    """Returns an entry of `config.evaluations`, whose results are named NAME/WEIGHTS/METRIC.
 
-    As in `config.evaluations.minival = evaluation(epochs=1.0, eval_split="minival")`: weights and
-    epochs as in EVALUATION, and what differs from `config.data`.
+    Example: `config.evaluations.minival = evaluation(epochs=1.0, eval_split="minival")`. For
+    `weights` and `epochs` see EVALUATION; `data` has the changes of `config.data`.
     """
     entry = _build(EVALUATION)
     entry.weights, entry.epochs = tuple(weights), epochs
@@ -453,8 +454,8 @@ def _build(schema: dict[str, Any]) -> ConfigDict:
 
 
 def get_config(model: str = "b0") -> ConfigDict:
-    """The defaults for a model: b0, lite4, edgetpu-s, v2-m, phi=1.5, w=1.2,d=1.4,r=291, resnet50,
-    mobilenet_v2,phi=1.5 and so on; see `models.parse_variant`.
+    """Returns the defaults for a model, such as b0, lite4, edgetpu-s, v2-m, phi=1.5, resnet50,
+    w=1.2,d=1.4,r=291 or mobilenet_v2,phi=1.5; see `models.parse_variant`.
     """
     config = _build(SCHEMA)
     config.evaluations.val = evaluation()
