@@ -58,7 +58,6 @@ class Set(NamedTuple):
     source: str = "tfds"
 
 
-LISTED = ("train", "validation")  # Splits in split files.
 # Numbers of images: 1905.11946, table 6. Where the authors have no validation split, it is a tenth
 # of the training images, because 1805.08974 doesn't publish its own.
 SETS = {

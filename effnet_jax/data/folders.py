@@ -278,8 +278,9 @@ def list_classes(
         name: _list_images(by_name[name], left_out, {*by_name} - {name}) for name in sorted(by_name)
     }
     if empty := [name for name, paths in found.items() if not paths]:
+        others = f" and {len(empty) - 1} other class folders" if len(empty) > 1 else ""
         raise UserError(
-            f"no image in {folder / empty[0]} and {len(empty) - 1} other class folders; remove the "
+            f"no image in {folder / empty[0]}{others}; remove the "
             f"empty folder or add images ({', '.join(IMAGES)}){list_endings(left_out)}"
         )
     imagenet_names.check_names((name, path) for name, paths in found.items() for path in paths)

@@ -71,8 +71,7 @@ def prepare(
     """
     final, work = places(data_dir)
     exists = UserError(
-        f"{final} is there already, and is never overwritten; remove it, or choose another "
-        "--data_dir"
+        f"{final} already exists and is never overwritten; remove it, or choose another --data_dir"
     )
     if final.exists() and not work.exists():
         raise exists

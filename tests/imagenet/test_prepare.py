@@ -483,7 +483,7 @@ def test_a_disk_that_gets_full_is_told(tars, tmp_path):
 
 def test_a_finished_set_is_kept(tars, prepared):
     before = contents(prepared)
-    with pytest.raises(UserError, match=r"5\.1\.0 is there already"):
+    with pytest.raises(UserError, match=r"5\.1\.0 already exists"):
         prepare.prepare(tars, prepared, ORIGINAL, subset=True)
     assert contents(prepared) == before
 
